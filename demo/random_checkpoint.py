@@ -1,0 +1,154 @@
+"""Makes a random checkpoint in the published layout: any size, seeded, with a 256-byte vocabulary.
+
+`python -m demo.random_checkpoint DIR` writes the one that `make serve` starts with; benchmarks use other sizes.
+It talks nonsense, but it loads, batches and streams like a real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Numbers of a checkpoint; defaults are the demo's.
+
+    Attributes:
+        vocab_size: rows of embedding and head; the 256 bytes and 208 control tokens need 464.
+    """
+
+    num_layers: int = 4
+    hidden_size: int = 256
+    num_heads: int = 4
+    intermediate_size: int = 1376
+    vocab_size: int = 512
+    seq_length: int = 2048
+    dtype: str = "float32"
+
+
+SHAPES = {
+    "demo": Shape(),
+    "1.8b": Shape(
+        num_layers=24,
+        hidden_size=2048,
+        num_heads=16,
+        intermediate_size=11008,
+        vocab_size=151936,
+        seq_length=8192,
+        dtype="bfloat16",
+    ),
+}
+
+
+def write(folder: Path, shape: Shape, seed: int = 0) -> None:
+    """Writes the checkpoint; the folder appears complete or not at all.
+
+    Args:
+        folder: must not exist, or is replaced.
+        shape: of the checkpoint.
+        seed: of its weights.
+    """
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_tensors(shape, seed), str(partial / "model.safetensors"), metadata={"format": "pt"})
+    for name, content in _json_files(shape).items():
+        (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+    vocabulary = "".join(f"{base64.b64encode(bytes([b])).decode()} {b}\n" for b in range(256))
+    (partial / "qwen.tiktoken").write_text(vocabulary)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = _DTYPES[shape.dtype]
+
+    def normal(*size: int, scale: float) -> torch.Tensor:
+        return (torch.randn(*size, generator=generator) * scale).to(dtype)
+
+    hidden, inner = shape.hidden_size, shape.intermediate_size // 2
+    tensors = {
+        "transformer.wte.weight": normal(shape.vocab_size, hidden, scale=1.0),
+        "transformer.ln_f.weight": torch.ones(hidden, dtype=dtype),
+        "lm_head.weight": normal(shape.vocab_size, hidden, scale=2.0 * hidden**-0.5),
+    }
+    for layer in range(shape.num_layers):
+        prefix = f"transformer.h.{layer}."
+        tensors |= {
+            prefix + "ln_1.weight": torch.ones(hidden, dtype=dtype),
+            prefix + "ln_2.weight": torch.ones(hidden, dtype=dtype),
+            prefix + "attn.c_attn.weight": normal(3 * hidden, hidden, scale=hidden**-0.5),
+            prefix + "attn.c_attn.bias": normal(3 * hidden, scale=0.1),
+            prefix + "attn.c_proj.weight": normal(hidden, hidden, scale=hidden**-0.5),
+            prefix + "mlp.w1.weight": normal(inner, hidden, scale=hidden**-0.5),
+            prefix + "mlp.w2.weight": normal(inner, hidden, scale=hidden**-0.5),
+            prefix + "mlp.c_proj.weight": normal(hidden, inner, scale=inner**-0.5),
+        }
+    return tensors
+
+
+def _json_files(shape: Shape) -> dict[str, dict[str, object]]:
+    config: dict[str, object] = {
+        "model_type": "qwen",
+        "architectures": ["QWenLMHeadModel"],
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "kv_channels": shape.hidden_size // shape.num_heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": 4 * shape.seq_length,
+        "seq_length": shape.seq_length,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 1.0,
+        "layer_norm_epsilon": 1e-06,
+        "no_bias": True,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+        "tie_word_embeddings": False,
+        "bf16": shape.dtype == "bfloat16",
+        "fp16": shape.dtype == "float16",
+        "fp32": shape.dtype == "float32",
+    }
+    generation: dict[str, object] = {
+        "chat_format": "chatml",
+        "do_sample": True,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+        "max_new_tokens": 512,
+        "max_window_size": 6144,
+        "top_k": 0,
+        "top_p": 0.8,
+        "repetition_penalty": 1.1,
+    }
+    tokenizer: dict[str, object] = {"model_max_length": 4 * shape.seq_length, "tokenizer_class": "QWenTokenizer"}
+    return {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--if-missing", action="store_true", help="leave an existing folder as it is")
+    arguments = parser.parse_args()
+    if arguments.if_missing and (arguments.folder / "model.safetensors").exists():
+        return
+    write(arguments.folder, SHAPES[arguments.shape], arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

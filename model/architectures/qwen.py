@@ -1,0 +1,123 @@
+"""The first-generation Qwen transformer over a flat token batch.
+
+Attributes are named as the checkpoint's keys, so loading is by name. The arithmetic is that of the published
+modeling_qwen.py; what a device does with it is the backend's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.backends.base import Backend
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.layers.embedding import Embedding
+from model.layers.linear import Linear, MakeLinear
+from model.layers.norm import RMSNorm
+
+
+class QWenAttention(nn.Module):
+    """Multi-head attention; q, k and v come from one projection with a bias."""
+
+    def __init__(self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend) -> None:
+        super().__init__()
+        self.c_attn = make_linear(config.hidden_size, 3 * config.hidden_size, bias=True)
+        self.c_proj = make_linear(config.hidden_size, config.hidden_size, bias=config.has_bias)
+        self._layer = layer
+        self._backend = backend
+
+    def forward(self, x: torch.Tensor, batch: ForwardBatch, plan: Any) -> torch.Tensor:
+        """Maps [T, hidden] to [T, hidden]; writes this layer's keys and values."""
+        out: torch.Tensor = self.c_proj(self._backend.attention(self.c_attn(x), self._layer, batch, plan))
+        return out
+
+
+class QWenMLP(nn.Module):
+    """`c_proj(w1(x) * silu(w2(x)))`; w1 and w2 have half of `intermediate_size` outputs each."""
+
+    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend) -> None:
+        super().__init__()
+        inner = config.intermediate_size // 2
+        self.w1 = make_linear(config.hidden_size, inner, bias=config.has_bias)
+        self.w2 = make_linear(config.hidden_size, inner, bias=config.has_bias)
+        self.c_proj = make_linear(inner, config.hidden_size, bias=config.has_bias)
+        self._backend = backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [T, hidden] to [T, hidden]."""
+        out: torch.Tensor = self.c_proj(self._backend.silu_mul(self.w2(x), self.w1(x)))
+        return out
+
+
+class QWenBlock(nn.Module):
+    """`x += attention(ln_1(x))`, then `x += mlp(ln_2(x))`."""
+
+    def __init__(
+        self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.ln_1 = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
+        self.attn = QWenAttention(config, layer, make_linear, backend)
+        self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
+        self.mlp = QWenMLP(config, make_linear, backend)
+
+    def forward(self, x: torch.Tensor, batch: ForwardBatch, plan: Any) -> torch.Tensor:
+        """Maps [T, hidden] to [T, hidden]."""
+        x = x + self.attn(self.ln_1(x), batch, plan)
+        out: torch.Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class QWenModel(nn.Module):
+    """Embedding, blocks and the final norm."""
+
+    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.wte = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.h = nn.ModuleList(
+            QWenBlock(config, layer, make_linear, backend, dtype) for layer in range(config.num_layers)
+        )
+        self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
+
+
+class QWenLMHeadModel(nn.Module):
+    """The whole checkpoint.
+
+    Args:
+        config: its numbers.
+        make_linear: makes the five linears of each block (`lm_head` is never quantised).
+        backend: does the device work.
+        dtype: of activations and unquantised weights.
+    """
+
+    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.transformer = QWenModel(config, make_linear, backend, dtype)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, backend=backend, dtype=dtype)
+        self._backend = backend
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Runs the step's new tokens.
+
+        Args:
+            batch: T new tokens.
+            cache: keys and values of everything before them; theirs are added.
+
+        Returns:
+            the final hidden states [T, hidden_size] of all new tokens, normalised.
+        """
+        plan = self._backend.plan_attention(batch, cache)
+        x: torch.Tensor = self.transformer.wte(batch.token_ids)
+        for block in self.transformer.h:
+            x = block(x, batch, plan)
+        out: torch.Tensor = self.transformer.ln_f(x)
+        return out
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Maps [R, hidden_size] to [R, vocab_size] float32."""
+        out: torch.Tensor = self.lm_head(hidden)
+        return out.float()

@@ -1,0 +1,83 @@
+"""What the model asks of a device. One implementation a kind of device; the rest of `model/` never names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+
+LinearKernel = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Backend(Protocol):
+    """Device operations. Implementations hold no state of a request; a plan is made anew each step.
+
+    Attributes:
+        name: for logs.
+        device: where parameters, cache and activations live.
+    """
+
+    name: str
+    device: torch.device
+
+    def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
+        """Chooses the activation dtype.
+
+        Args:
+            requested: "auto" or a dtype's name.
+            declared: what the checkpoint says of itself, if anything.
+
+        Raises:
+            ConfigError: the device cannot compute in the requested dtype.
+        """
+        ...
+
+    def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
+        """Bytes that the KV cache may take now that the weights are loaded."""
+        ...
+
+    def default_max_num_batched_tokens(self) -> int:
+        """A step's token budget when none is asked for."""
+        ...
+
+    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel:
+        """Lays out a weight for multiplying.
+
+        Args:
+            weight: [N, K]; the caller keeps no reference, so its memory can be reused.
+            bias: [N] or None.
+
+        Returns:
+            a function from [T, K] to [T, N].
+        """
+        ...
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """[T, hidden] normalised in float32, cast back, times weight [hidden]."""
+        ...
+
+    def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`up * silu(gate)`, both [T, N]."""
+        ...
+
+    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> Any:
+        """Works out, once a step, what `attention` needs in every layer."""
+        ...
+
+    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: Any) -> torch.Tensor:
+        """Rotates queries and keys, writes keys and values to the cache, attends causally.
+
+        Args:
+            qkv: [T, 3 * num_heads * head_dim], q, k and v side by side.
+            layer: whose cache.
+            batch: the step.
+            plan: of `plan_attention` for this batch.
+
+        Returns:
+            [T, num_heads * head_dim].
+        """
+        ...

@@ -1,0 +1,231 @@
+"""Reads a checkpoint's tensors from disk into a model built without storage.
+
+Strict: a tensor that is missing, unexpected, misshapen or of a foreign kind stops the load with one line that says
+what and where. One tensor is in flight at a time, so memory peaks at the weights plus the largest tensor. Nothing
+in a checkpoint is executed: safetensors, or torch's weights-only reader for `.bin` files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from model.config import read_json
+from model.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# Buffers that some releases saved along; all of them are computed, none is a weight.
+_STRAY_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".logn_tensor")
+
+ProgressCallback = Callable[[int, int], None]
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """Lists the files that hold a checkpoint's tensors; safetensors win over `.bin`.
+
+    Raises:
+        CheckpointError: there are none, or a shard named by the index is missing.
+    """
+    for name in (_INDEX_FILES[0], _SINGLE_FILES[0], _INDEX_FILES[1], _SINGLE_FILES[1]):
+        path = folder / name
+        if path.is_file():
+            return _shards_of_index(path) if name in _INDEX_FILES else [path]
+    if loose := sorted(folder.glob("*.safetensors")):
+        return loose
+    raise CheckpointError(
+        f"{folder}: no weights found; expected {_SINGLE_FILES[0]}, {_INDEX_FILES[0]}, "
+        f"{_SINGLE_FILES[1]} or {_INDEX_FILES[1]}"
+    )
+
+
+def _shards_of_index(index_path: Path) -> list[Path]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index_path}: 'weight_map' is missing or malformed")
+    paths = []
+    for name in sorted(set(weight_map.values())):
+        path = index_path.parent / name
+        if path.parent != index_path.parent:
+            raise CheckpointError(f"{index_path}: shard {name!r} lies outside the checkpoint folder")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file, but {index_path.name} names it; is the download complete?")
+        paths.append(path)
+    if not paths:
+        raise CheckpointError(f"{index_path}: names no shards")
+    return paths
+
+
+def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of one file on the CPU, in their stored dtype; each may be a view of the file.
+
+    Raises:
+        CheckpointError: the file is truncated, corrupt or holds something other than tensors.
+    """
+    if path.suffix == ".safetensors":
+        yield from _iterate_safetensors(path)
+    else:
+        yield from _iterate_bin(path)
+
+
+def _iterate_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys(), key=_load_order)
+        for name in names:
+            # Opened anew for each tensor: the mapping, and with it the file's pages, goes when the tensor does.
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(name)
+            yield name, tensor
+            del tensor
+    except (SafetensorError, OSError, RuntimeError, ValueError) as e:
+        raise CheckpointError(f"{path}: truncated or corrupt safetensors file ({e})") from e
+
+
+def _iterate_bin(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    state, is_mapped = _load_bin(path)
+    names = sorted(state, key=_load_order)
+    window_bytes = max((tensor.nbytes for tensor in state.values()), default=0)
+    mapped_bytes = 0
+    for name in names:
+        if is_mapped and mapped_bytes + state[name].nbytes > window_bytes:
+            # The file is mapped as one piece: the pages read so far would stay until its last tensor is read.
+            state.clear()
+            state, _ = _load_bin(path)
+            mapped_bytes = 0
+        tensor = state.pop(name)
+        mapped_bytes += tensor.nbytes
+        yield name, tensor
+        del tensor
+
+
+def _load_bin(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """Returns the tensors of a `.bin` file, and whether they are views of the mapped file."""
+    is_mapped = True
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as e:
+            if "mmap" not in str(e):
+                raise
+            is_mapped = False
+            state = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except Exception as e:  # whatever a garbled pickle makes of the reader
+        raise CheckpointError(f"{path}: truncated, corrupt or not a file of weights only ({_reason(e)})") from e
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+        for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path}: holds something other than named tensors")
+    return state, is_mapped
+
+
+def _reason(error: Exception) -> str:
+    """The telling line of an error of torch.load, without its advice to trust the file and execute it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 2 and lines[-1].startswith("Check the documentation"):
+        return lines[-2]
+    return lines[0].split(". ")[0] if lines else type(error).__name__
+
+
+def _load_order(name: str) -> tuple[str, ...]:
+    """Tensors of one layer next to each other, so that it is packed before the next one is read."""
+    return tuple(part.zfill(5) if part.isdigit() else part for part in name.split("."))
+
+
+def load_weights(
+    model: nn.Module, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
+) -> int:
+    """Fills a model whose tensors have no storage yet.
+
+    A tensor takes the dtype that the model gave its placeholder. A submodule with a `finish_loading` method is told
+    as soon as its last tensor is there.
+
+    Args:
+        model: built on the meta device, attributes named as the checkpoint's keys.
+        folder: of the checkpoint.
+        device: where the tensors go.
+        on_progress: called with (bytes read, bytes in all).
+
+    Returns:
+        Bytes of all parameters as loaded.
+
+    Raises:
+        CheckpointError: anything is missing, unexpected or misshapen.
+    """
+    paths = find_weight_files(folder)
+    target = _Target(model, device)
+    total_bytes = sum(path.stat().st_size for path in paths)
+    read_bytes = 0
+    for path in paths:
+        for name, tensor in iterate_tensors(path):
+            read_bytes += tensor.nbytes
+            target.put(name, tensor, path)
+            del tensor
+            if on_progress is not None:
+                on_progress(min(read_bytes, total_bytes), total_bytes)
+    target.check_complete(folder)
+    return target.num_bytes
+
+
+class _Target:
+    """The model being filled: which tensors it still waits for."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._waiting: dict[str, tuple[nn.Module, str]] = {}
+        self._missing_of: dict[nn.Module, int] = {}
+        self._loaded: set[str] = set()
+        self.num_bytes = 0
+        for prefix, module in model.named_modules():
+            tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for attribute, _ in tensors:
+                self._waiting[f"{prefix}.{attribute}" if prefix else attribute] = (module, attribute)
+            if tensors:
+                self._missing_of[module] = len(tensors)
+
+    def put(self, name: str, tensor: torch.Tensor, path: Path) -> None:
+        if name not in self._waiting:
+            if name in self._loaded:
+                raise CheckpointError(f"{path}: tensor {name!r} is stored twice")
+            if name.endswith(_STRAY_SUFFIXES):
+                return
+            raise CheckpointError(
+                f"{path}: unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
+            )
+        module, attribute = self._waiting.pop(name)
+        self._loaded.add(name)
+        placeholder: torch.Tensor = getattr(module, attribute)
+        if placeholder.shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, "
+                f"but config.json asks for {list(placeholder.shape)}"
+            )
+        if placeholder.dtype.is_floating_point != tensor.dtype.is_floating_point:
+            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.dtype}, expected {placeholder.dtype}")
+        # copy=True: a view of the mapped file would die with the file.
+        own = tensor.to(device=self._device, dtype=placeholder.dtype, copy=True, memory_format=torch.contiguous_format)
+        self.num_bytes += own.nbytes
+        if attribute in module._parameters:
+            module._parameters[attribute] = nn.Parameter(own, requires_grad=False)
+        else:
+            module._buffers[attribute] = own
+        self._missing_of[module] -= 1
+        finish_loading = getattr(module, "finish_loading", None)
+        if self._missing_of[module] == 0 and callable(finish_loading):
+            del own
+            finish_loading()
+
+    def check_complete(self, folder: Path) -> None:
+        if self._waiting:
+            names = list(self._waiting)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(f"{folder}: missing tensors: {', '.join(names[:3])}{more}")

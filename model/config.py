@@ -1,0 +1,212 @@
+"""What a checkpoint says of itself: `config.json` in both published spellings, read into one shape.
+
+Pure: no tensors. Every number of the architecture comes from here; nothing is assumed from a model's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.errors import CheckpointError
+
+MODEL_TYPE = "qwen"
+MAX_DEFAULT_MODEL_LEN = 32768
+
+# today's name -> the first release's
+_FIRST_RELEASE_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "ffn_hidden_size",
+    "max_position_embeddings": "n_positions",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationConfig:
+    """How a GPTQ checkpoint was quantised (`quantization_config` or `quantize_config.json`)."""
+
+    quant_method: str
+    bits: int
+    group_size: int
+    desc_act: bool
+    sym: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The architecture's numbers.
+
+    Attributes:
+        vocab_size: rows of the embedding and the output layer, padding included.
+        head_dim: `kv_channels`.
+        intermediate_size: as in the file: w1 and w2 have half of it each.
+        seq_length: the trained length; NTK and LogN are relative to it.
+        rotary_dim: how much of `head_dim` is rotated (all of it in the published checkpoints).
+        declared_dtype: "bfloat16", "float16", "float32", or None when the file leaves it to the device.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    seq_length: int
+    rotary_base: float
+    rotary_dim: int
+    layer_norm_epsilon: float
+    use_dynamic_ntk: bool
+    use_logn_attn: bool
+    has_bias: bool
+    declared_dtype: str | None
+    quantization: QuantizationConfig | None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> ModelConfig:
+        """Reads `config.json` (and `quantize_config.json`) of a checkpoint folder.
+
+        Raises:
+            CheckpointError: missing, not JSON, another architecture, or numbers that do not fit together.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        raw = read_json(path)
+        if raw.get("model_type") != MODEL_TYPE:
+            raise CheckpointError(
+                f"{path}: model_type is {raw.get('model_type')!r}; this server runs first-generation Qwen "
+                f"checkpoints only (model_type {MODEL_TYPE!r})"
+            )
+        quantization = raw.get("quantization_config")
+        quantize_path = folder / "quantize_config.json"
+        if quantization is None and quantize_path.exists():
+            quantization = {"quant_method": "gptq", **read_json(quantize_path)}
+        return _from_raw(_Fields(raw, path), quantization)
+
+    def rope_alpha(self, num_prompt_tokens: int) -> float:
+        """The dynamic NTK factor of a request, fixed when its prompt is known.
+
+        `max(1, 2 ** ceil(log2(L / seq_length) + 1) - 1)`, as the published `get_ntk_alpha`; always 1 without NTK.
+        """
+        if not self.use_dynamic_ntk or num_prompt_tokens <= self.seq_length:
+            return 1.0
+        return max(1.0, float(2 ** math.ceil(math.log2(num_prompt_tokens / self.seq_length) + 1) - 1))
+
+    @property
+    def default_max_model_len(self) -> int:
+        """The trained length; with dynamic NTK up to four times that, at most 32768."""
+        if not self.use_dynamic_ntk:
+            return self.seq_length
+        return max(self.seq_length, min(4 * self.seq_length, MAX_DEFAULT_MODEL_LEN))
+
+
+class _Fields:
+    """Typed access to `config.json` that knows both spellings and names the file in its errors."""
+
+    def __init__(self, raw: dict[str, Any], path: Path) -> None:
+        self.raw = raw
+        self.path = path
+
+    def get(self, name: str, default: Any = None) -> Any:
+        for spelling in (name, _FIRST_RELEASE_NAMES.get(name)):
+            if spelling is not None and self.raw.get(spelling) is not None:
+                return self.raw[spelling]
+        return default
+
+    def positive_int(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if value is None:
+            old = _FIRST_RELEASE_NAMES.get(name)
+            raise CheckpointError(f"{self.path}: {name!r}{f' (or {old!r})' if old else ''} is missing")
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise CheckpointError(f"{self.path}: {name!r} must be a positive whole number, not {value!r}")
+        return value
+
+    def positive_float(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{self.path}: {name!r} must be a positive number, not {value!r}")
+        return float(value)
+
+
+def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
+    hidden_size = fields.positive_int("hidden_size")
+    num_heads = fields.positive_int("num_attention_heads")
+    head_dim = fields.positive_int("kv_channels", hidden_size // num_heads or None)
+    intermediate_size = fields.positive_int("intermediate_size")
+    if num_heads * head_dim != hidden_size:
+        raise CheckpointError(
+            f"{fields.path}: num_attention_heads {num_heads} x kv_channels {head_dim} is not hidden_size {hidden_size}"
+        )
+    if intermediate_size % 2 or head_dim % 2:
+        raise CheckpointError(f"{fields.path}: intermediate_size and kv_channels must be even")
+    if fields.get("tie_word_embeddings", False):
+        raise CheckpointError(f"{fields.path}: tie_word_embeddings is not part of this architecture")
+    rotary_pct = fields.positive_float("rotary_pct", 1.0)
+    if rotary_pct > 1.0:
+        raise CheckpointError(f"{fields.path}: rotary_pct must be in (0, 1], not {rotary_pct}")
+    return ModelConfig(
+        vocab_size=fields.positive_int("padded_vocab_size", fields.positive_int("vocab_size")),
+        hidden_size=hidden_size,
+        num_layers=fields.positive_int("num_hidden_layers"),
+        num_heads=num_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        seq_length=fields.positive_int("seq_length", fields.positive_int("max_position_embeddings", 2048)),
+        rotary_base=fields.positive_float("rotary_emb_base", 10000.0),
+        rotary_dim=head_dim if rotary_pct == 1.0 else int(head_dim * rotary_pct) // 2 * 2,
+        layer_norm_epsilon=fields.positive_float("layer_norm_epsilon", 1e-6),
+        use_dynamic_ntk=bool(fields.get("use_dynamic_ntk", False)),
+        use_logn_attn=bool(fields.get("use_logn_attn", False)),
+        has_bias=not fields.get("no_bias", True),
+        declared_dtype=_declared_dtype(fields),
+        quantization=_quantization(quantization, fields.path),
+    )
+
+
+def _declared_dtype(fields: _Fields) -> str | None:
+    for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
+        if fields.get(flag, False):
+            return dtype
+    return None
+
+
+def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, dict) or raw.get("quant_method", "gptq") != "gptq":
+        method = raw.get("quant_method") if isinstance(raw, dict) else raw
+        raise CheckpointError(f"{path}: quantisation {method!r} is not supported; only GPTQ checkpoints are")
+    try:
+        return QuantizationConfig(
+            quant_method="gptq",
+            bits=int(raw["bits"]),
+            group_size=int(raw.get("group_size", -1)),
+            desc_act=bool(raw.get("desc_act", False)),
+            sym=bool(raw.get("sym", True)),
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: no such file; is {path.parent} a checkpoint folder?") from e
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: is not valid JSON ({e})") from e
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return value

@@ -1,0 +1,210 @@
+"""The loop itself, synchronous: add requests, abort them, step.
+
+It joins the scheduler (which knows sequences) and the model runner (which knows tensors), and turns what a step did
+into the messages that cross the pipe. It must not know how those travel, nor anything of text or HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+
+from llguidance import LLMatcher
+
+from model.block_manager import BlockManager
+from model.checkpoint import ProgressCallback
+from model.engine_config import EngineConfig
+from model.errors import InvalidRequestError
+from model.grammar import GrammarCompiler
+from model.grammar_compiler import GrammarError
+from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
+from model.model_runner import ModelRunner, StepResult
+from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
+from model.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_NOT_NUMBERS = (
+    "The model's output is not a number for this prompt; the checkpoint may be damaged, or needs --dtype float32."
+)
+
+
+class Engine:
+    """Continuous batching over one checkpoint.
+
+    Args:
+        config: settings.
+        on_progress: called with (bytes read, bytes in all) while the checkpoint loads.
+
+    Raises:
+        StartupError: the checkpoint or a setting is wrong.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
+        started = time.monotonic()
+        self._runner = ModelRunner(config, on_progress)
+        self._scheduler = Scheduler(
+            BlockManager(self._runner.num_blocks, config.block_size, config.enable_prefix_caching),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=self._runner.max_num_batched_tokens,
+            max_model_len=self._runner.max_model_len,
+        )
+        self._has_reported_first: set[int] = set()
+        self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        self._refused: list[SequenceOutput] = []
+        self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
+        self._compiling: list[tuple[Future[LLMatcher], list[Sequence]]] = []
+        self._load_s = time.monotonic() - started
+
+    @property
+    def ready(self) -> EngineReady:
+        """What clients need to know about the loaded checkpoint."""
+        runner = self._runner
+        return EngineReady(
+            max_model_len=runner.max_model_len,
+            vocab_size=runner.model_config.vocab_size,
+            num_blocks=runner.num_blocks,
+            block_size=runner.block_size,
+            kv_cache_bytes=runner.kv_cache_bytes,
+            weights_bytes=runner.weights_bytes,
+            dtype=str(runner.dtype).removeprefix("torch."),
+            device=str(runner.backend.device),
+            load_s=self._load_s,
+        )
+
+    def has_work(self) -> bool:
+        """Whether a step would do or report anything."""
+        return bool(self._refused or self._compiling) or self._scheduler.has_work()
+
+    def is_waiting_for_grammars(self) -> bool:
+        """Whether all there is to do is to wait for compilations: a step now would do nothing."""
+        return bool(self._compiling) and not (self._refused or self._scheduler.has_work() or self._compiled_some())
+
+    def _compiled_some(self) -> bool:
+        return any(future.done() for future, _ in self._compiling)
+
+    def add_request(self, request: AddRequest) -> None:
+        """Queues a request's choices. One that can never run ends with an "error" output of the next step."""
+        alpha = self._runner.model_config.rope_alpha(len(request.prompt_ids))
+        sequences = [
+            Sequence(
+                seq_id,
+                request.request_id,
+                request.prompt_ids,
+                request.sampling,
+                priority=request.priority,
+                choice_index=index,
+                rope_alpha=alpha,
+            )
+            for index, seq_id in enumerate(request.seq_ids)
+        ]
+        if request.sampling.grammar is not None:
+            self._compiling.append((self._grammar_compiler.compile(request.sampling.grammar), sequences))
+        else:
+            self._schedule(sequences)
+
+    def _schedule(self, sequences: list[Sequence]) -> None:
+        try:
+            self._scheduler.add(sequences)
+        except InvalidRequestError as e:
+            self._refuse(sequences, e.message)
+
+    def _refuse(self, sequences: list[Sequence], message: str) -> None:
+        self._refused += [SequenceOutput(seq.seq_id, [], "error", error=message) for seq in sequences]
+        self._forget([seq.seq_id for seq in sequences])
+
+    def _admit_compiled(self) -> None:
+        """Schedules the requests whose grammars are ready by now."""
+        if not self._compiled_some():
+            return
+        compiling, self._compiling = self._compiling, []
+        for future, sequences in compiling:
+            if not future.done():
+                self._compiling.append((future, sequences))
+                continue
+            error = future.exception()
+            if error is not None:
+                if not isinstance(error, GrammarError):
+                    logger.error("a grammar failed to compile", exc_info=error)
+                self._refuse(sequences, f"The grammar cannot be used: {error}")
+                continue
+            for seq in sequences:
+                self._runner.grammars.start(seq.seq_id, future.result())
+            self._schedule(sequences)
+
+    def abort(self, seq_ids: Iterable[int]) -> None:
+        """Forgets sequences and frees their blocks at once; no output comes for them any more."""
+        ids = set(seq_ids)
+        self._scheduler.abort(ids)
+        self._forget(list(ids))
+        compiling = [(future, [seq for seq in seqs if seq.seq_id not in ids]) for future, seqs in self._compiling]
+        self._compiling = [(future, seqs) for future, seqs in compiling if seqs]
+
+    def step(self) -> StepOutputs:
+        """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
+        self._admit_compiled()
+        outputs, self._refused = self._refused, []
+        batch = self._scheduler.schedule()
+        if batch:
+            result = self._runner.execute(batch)
+            outputs += self._commit(batch, result)
+        stats = self._scheduler.stats()
+        num_compiling = sum(len(sequences) for _, sequences in self._compiling)
+        return StepOutputs(outputs, stats._replace(num_waiting=stats.num_waiting + num_compiling))
+
+    def _commit(self, batch: ScheduledBatch, result: StepResult) -> list[SequenceOutput]:
+        outputs: list[SequenceOutput] = []
+        tokens = {}
+        broken: list[int] = []
+        for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
+            seq_id = entry.seq.seq_id
+            if scores is not None:
+                self._keep_scores(seq_id, entry.start, scores)
+            if token is not None:
+                tokens[seq_id] = token
+                if not token.is_valid:
+                    broken.append(seq_id)
+        for seq in self._scheduler.abort(broken):
+            logger.error("request %s: logits are not numbers", seq.request_id)
+            outputs.append(SequenceOutput(seq.seq_id, [], "error", error=_NOT_NUMBERS))
+            self._forget([seq.seq_id])
+        sampled = [None if token is None else token.token_id for token in result.tokens]
+        for update in self._scheduler.update(batch, sampled, result.completed):
+            token = tokens.get(update.seq.seq_id)
+            logprob = None if token is None or token.logprob is None else [token.logprob]
+            outputs.append(self._output(update, logprob))
+            if update.finish_reason is not None:
+                self._forget([update.seq.seq_id])
+        return outputs
+
+    def _output(self, update: SequenceUpdate, logprobs: list[TokenLogprob] | None) -> SequenceOutput:
+        seq = update.seq
+        token_ids = [] if update.token_id is None else [update.token_id]
+        if seq.seq_id in self._has_reported_first:
+            return SequenceOutput(seq.seq_id, token_ids, update.finish_reason, update.stop_token_id, logprobs)
+        self._has_reported_first.add(seq.seq_id)
+        assert seq.first_scheduled_time_s is not None
+        return SequenceOutput(
+            seq.seq_id,
+            token_ids,
+            update.finish_reason,
+            update.stop_token_id,
+            logprobs,
+            num_cached_tokens=seq.num_cached_tokens,
+            prompt_logprobs=self._prompt_logprobs.pop(seq.seq_id, None),
+            queue_time_s=seq.first_scheduled_time_s - seq.arrival_time_s,
+        )
+
+    def _keep_scores(self, seq_id: int, start: int, scores: list[TokenLogprob]) -> None:
+        kept = self._prompt_logprobs.setdefault(seq_id, [])
+        # A preempted prefill begins again; what it computes twice is the same.
+        del kept[start:]
+        kept += scores
+
+    def _forget(self, seq_ids: list[int]) -> None:
+        self._runner.forget(seq_ids)
+        for seq_id in seq_ids:
+            self._has_reported_first.discard(seq_id)
+            self._prompt_logprobs.pop(seq_id, None)

@@ -1,0 +1,59 @@
+"""Everything the engine process is told at its start; built once by server/settings, never changed.
+
+Pure. It crosses to the engine process as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of the engine.
+
+    Attributes:
+        checkpoint_path: a local folder (hub ids are resolved before).
+        device: "auto", "cpu" or "cuda[:N]".
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        kv_cache_dtype: "auto" (that of the activations) or one of the dtypes.
+        max_model_len: prompt and reply together; None derives it from the checkpoint.
+        max_num_seqs: the most sequences in one step.
+        max_num_batched_tokens: the most tokens in one step (prefill chunks and decodes together);
+            None chooses by device (512 on a CPU, 4096 on a GPU).
+        block_size: tokens in a KV cache block.
+        kv_cache_memory_bytes: None takes what is free (`gpu_memory_utilization` on a GPU).
+        gpu_memory_utilization: share of a GPU's memory that weights, activations and cache may take.
+        enable_prefix_caching: reuse the KV blocks of equal prompt starts.
+        num_threads: CPU threads for tensor work; None lets torch choose.
+        log_level: least severe log line written.
+        log_format: "text" or "json" lines.
+        seed: of the random streams of requests without one; None is from the operating system.
+    """
+
+    checkpoint_path: str
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.90
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+    seed: int | None = None
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def to_json(self) -> bytes:
+        """Returns the JSON that `from_json` reads back."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> EngineConfig:
+        """Reads what `to_json` wrote."""
+        return cls(**orjson.loads(text))

@@ -1,0 +1,43 @@
+"""The errors this project raises on purpose, each with a message that says what to do.
+
+Pure: imports nothing. The server maps `InvalidRequestError` to HTTP 400; everything under
+`StartupError` stops the start with one line.
+"""
+
+from __future__ import annotations
+
+
+class QwenServerError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class StartupError(QwenServerError):
+    """The server cannot start; the message is the one line shown to the person who started it."""
+
+
+class ConfigError(StartupError):
+    """A setting is wrong, unknown or contradicts another."""
+
+
+class CheckpointError(StartupError):
+    """A checkpoint is missing, incomplete, corrupt or not of a kind we serve."""
+
+
+class InvalidRequestError(QwenServerError):
+    """A request cannot be served as asked.
+
+    Args:
+        message: what is wrong and what to do about it.
+        param: the request field at fault, or None.
+        code: the machine-readable code, such as `context_length_exceeded`, or None.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class EngineUnavailableError(QwenServerError):
+    """The engine is loading, recovering, draining or gone."""

@@ -1,0 +1,62 @@
+"""Turns a grammar's text into an automaton over a vocabulary, within bounds on time and memory.
+
+No tensors here: the HTTP process compiles too, to refuse a grammar before its request is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from model.tokenizer import PATTERN, Tokenizer
+
+# The largest grammar text taken: beyond it compiling may take seconds, and no real schema comes near.
+MAX_GRAMMAR_CHARS = 256 * 1024
+
+# A quarter of llguidance's default, which lets a hostile grammar compile for eight seconds.
+_MAX_GRAMMAR_SYMBOLS = 125_000
+
+
+class GrammarError(Exception):
+    """A grammar cannot be compiled; the message says why."""
+
+
+def make_ll_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
+    """Builds llguidance's view of a vocabulary (half a second for 151,643 ranks).
+
+    Args:
+        tokenizer: of the checkpoint.
+        vocab_size: rows of the output layer; those without a token are never allowed.
+    """
+    encoding = tokenizer.encoding
+    from_tiktoken: Callable[..., LLTokenizer] = LLTokenizer.from_tiktoken  # type: ignore[attr-defined]  # no stub
+    return from_tiktoken(
+        encoder=encoding._mergeable_ranks,
+        special_tokens=encoding._special_tokens,
+        pattern=PATTERN,
+        eos_token=[tokenizer.endoftext_id, tokenizer.im_end_id, tokenizer.im_start_id],
+        n_vocab=max(vocab_size, tokenizer.num_tokens),
+    )
+
+
+def _limits() -> LLParserLimits:
+    return LLParserLimits(max_grammar_size=_MAX_GRAMMAR_SYMBOLS, verbose_errors=False)
+
+
+def compile_grammar(ll_tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """Compiles a grammar within llguidance's resource limits.
+
+    Raises:
+        GrammarError: it is malformed, impossible or too large.
+    """
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        raise GrammarError(f"it is longer than {MAX_GRAMMAR_CHARS} characters")
+    matcher = LLMatcher(ll_tokenizer, grammar, log_level=0, limits=_limits())
+    if not matcher.is_error():
+        # The first mask is where an over-large lexer shows; better here than in a step.
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        lines = matcher.get_error().strip().splitlines()
+        raise GrammarError(lines[0] if lines else "it cannot be compiled")
+    return matcher

@@ -1,0 +1,1 @@
+"""Layers of the transformer, free of any device."""

@@ -1,0 +1,60 @@
+"""The linear layer of unquantised checkpoints, and the signature of whatever makes one.
+
+The architecture never names a class: it is given `make_linear`, so a GPTQ checkpoint is built with GPTQ layers
+from the start and nothing is swapped afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from model.backends.base import Backend, LinearKernel
+
+
+class MakeLinear(Protocol):
+    """Makes one linear layer of a block."""
+
+    def __call__(self, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        """Returns a layer mapping [..., in_features] to [..., out_features], its tensors still without storage."""
+        ...
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias` with the weight in whatever layout the backend reads fastest.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether the checkpoint has one.
+        backend: lays out the weight once loaded, and multiplies.
+        dtype: of weight and activations.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, backend: Backend, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None = nn.Parameter(
+            torch.empty(out_features, in_features, dtype=dtype, device="meta"), requires_grad=False
+        )
+        self.bias: nn.Parameter | None = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype, device="meta"), requires_grad=False)
+        self._backend = backend
+        self._kernel: LinearKernel | None = None
+
+    def finish_loading(self) -> None:
+        """Hands the loaded tensors to the backend and lets go of them, so that no second copy stays."""
+        assert self.weight is not None
+        weight, bias = self.weight.data, None if self.bias is None else self.bias.data
+        self.weight = None
+        self.bias = None
+        self._kernel = self._backend.prepare_linear(weight, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
+        assert self._kernel is not None, "forward before finish_loading"
+        return self._kernel(x)

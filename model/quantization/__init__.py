@@ -1,0 +1,1 @@
+"""Quantised linear layers, made by an injected `make_linear`."""

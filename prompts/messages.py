@@ -1,0 +1,111 @@
+"""A conversation as prompts see it: who said what, which functions were called, which tools exist.
+
+It exists so that rendering does not depend on any wire format. It must not know HTTP, OpenAI's
+field rules (the server maps `developer` to `system` and `function` to `tool`), tokens or models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+# What a function without `parameters` takes: an object with nothing in it.
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One call an assistant made.
+
+    Args:
+        name: of the function, as the model wrote it.
+        arguments: as the model wrote them, usually a JSON text.
+        id: pairs the call with the tool message that answers it; None in the legacy form.
+    """
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    Args:
+        role: who speaks; "tool" is the result of a function.
+        content: the text; empty where the wire had null.
+        name: of the speaker, or of the function whose result this is. Never rendered by ChatML.
+        calls: functions the assistant called in this message.
+        tool_call_id: of a tool message, the call it answers; None in the legacy form.
+    """
+
+    role: Role
+    content: str = ""
+    name: str | None = None
+    calls: tuple[FunctionCall, ...] = ()
+    tool_call_id: str | None = None
+
+    def stripped(self) -> Message:
+        """Returns the message without newlines before and without whitespace after its content.
+
+        The published API server treats every message so; its `chat()` method does not.
+        Spaces in front stay: they may be indentation.
+        """
+        return replace(self, content=strip_content(self.content))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as the model is told about it; every field is text and goes into the prompt as it stands.
+
+    Args:
+        name_for_model: what the model writes after `Action:`.
+        name_for_human: what the tool is called in the sentence that introduces it.
+        description: what it is for.
+        parameters_json: its parameters, rendered.
+    """
+
+    name_for_model: str
+    name_for_human: str
+    description: str
+    parameters_json: str
+
+    @classmethod
+    def from_dict(cls, function: Mapping[str, Any]) -> ToolSpec:
+        """Reads an OpenAI-style or a Qwen-style function description, or a mixture of both.
+
+        `name_for_model` and `name_for_human` default to `name`, `description_for_model` to
+        `description`; absent and null mean the same, and absent parameters mean none.
+
+        Args:
+            function: {name, description, parameters}, or {name_for_model, name_for_human,
+                description_for_model, parameters}. Key order of the parameters is kept.
+
+        Raises:
+            ValueError: it has no name.
+        """
+        name = function.get("name") or function.get("name_for_model")
+        if not name:
+            raise ValueError("a function description needs a 'name' or a 'name_for_model'")
+        name_for_model = function.get("name_for_model") or name
+        description = function.get("description_for_model")
+        if description is None:
+            description = function.get("description") or ""
+        parameters = function.get("parameters")
+        return cls(
+            name_for_model=str(name_for_model),
+            name_for_human=str(function.get("name_for_human") or name),
+            description=str(description),
+            # As it is, not escaped: the model read Chinese descriptions as characters when it was trained.
+            parameters_json=json.dumps(_NO_PARAMETERS if parameters is None else parameters, ensure_ascii=False),
+        )
+
+
+def strip_content(text: str) -> str:
+    """Drops newlines before and whitespace after a message's text, as the published API server does."""
+    return text.lstrip("\n").rstrip()

@@ -1,0 +1,1 @@
+"""The HTTP process: speaks OpenAI's API and knows text; never imports torch."""

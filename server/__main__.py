@@ -1,0 +1,94 @@
+"""The command `qwen-server`; `python -m server` is the same.
+
+Only reads arguments: each subcommand lives in a module of its own, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from model.errors import StartupError
+from server.settings import Settings, flag_name, is_repeatable, load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: without the program's name; None takes the process's.
+
+    Returns:
+        The exit status.
+    """
+    arguments = vars(build_parser().parse_args(argv))
+    command = arguments.pop("command")
+    try:
+        return int(command(arguments))
+    except StartupError as error:
+        print(f"qwen-server: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command and its subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="qwen-server", description="An OpenAI-compatible server for first-generation Qwen checkpoints."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = subparsers.add_parser(
+        "serve",
+        help="serve a checkpoint",
+        description="Serve a checkpoint. Every flag is also an environment variable (QWEN_SERVER_MAX_MODEL_LEN for"
+        " --max-model-len) and a key of the configuration file (max_model_len); a flag beats a variable, a variable"
+        " beats the file.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_settings(serve)
+    serve.set_defaults(command=_serve)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each setting; values are validated together with those of the other sources."""
+    parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings")
+    for name, field in Settings.model_fields.items():
+        text = (field.description or "").replace("%", "%%")
+        if name == "model":
+            parser.add_argument("model", metavar="MODEL", nargs="?", help=text)
+        elif field.annotation is bool:
+            parser.add_argument(flag_name(name), dest=name, action="store_true", help=text)
+        else:
+            if field.default not in (None, ()) and "default" not in text:
+                text += f" (default: {field.default})"
+            action = "append" if is_repeatable(name) else "store"
+            parser.add_argument(
+                flag_name(name), dest=name, action=action, metavar=_metavar(field.annotation), help=text
+            )
+
+
+def _metavar(annotation: Any) -> str:
+    """Shows the choices of a setting, or what kind of value it takes."""
+    choices = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(choices) + "}"
+    numeric = {int, float}.intersection((annotation, *choices))
+    return "N" if numeric else "VALUE"
+
+
+def _serve(arguments: dict[str, Any]) -> int:
+    config_file = arguments.pop("config", None)
+    settings = load_settings(arguments, os.environ, config_file)
+    from server.serve import serve
+
+    serve(settings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

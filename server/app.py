@@ -1,0 +1,81 @@
+"""Builds the web application out of its parts; holds no state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from model.tokenizer import Tokenizer
+from server.auth import AuthMiddleware
+from server.conversion import Converter
+from server.engine_client import EngineClient
+from server.errors import install_error_handlers
+from server.generation_defaults import GenerationDefaults
+from server.limits import BodyLimitMiddleware
+from server.metrics import Metrics
+from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware
+from server.openapi import install_openapi
+from server.prompt_encoding import PromptEncoder
+from server.routes import chat, completions, health, models, tokenize
+from server.server_config import ServerConfig
+from server.services import Services
+
+
+def create_app(
+    config: ServerConfig, tokenizer: Tokenizer, defaults: GenerationDefaults, engine: EngineClient
+) -> FastAPI:
+    """Returns the application; its lifespan starts and stops the engine.
+
+    Args:
+        config: of the HTTP side.
+        tokenizer: of the checkpoint.
+        defaults: of the checkpoint.
+        engine: not started yet.
+    """
+    metrics = Metrics(config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts)
+    engine.on_step(metrics.observe_step)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(
+        title="qwen-server",
+        version=health.package_version(),
+        summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        strict_content_type=False,  # `curl -d` without a header says it sends a form; what it sends is JSON
+    )
+    app.state.services = Services(
+        config=config,
+        tokenizer=tokenizer,
+        converter=Converter(PromptEncoder(tokenizer, defaults, config.chat_format)),
+        engine=engine,
+        metrics=metrics,
+    )
+    install_error_handlers(app)
+    install_openapi(app)
+    for module in (chat, completions, models, tokenize, health):
+        app.include_router(module.router)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
+    if config.credentials.required:
+        app.add_middleware(AuthMiddleware, credentials=config.credentials)
+    if config.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
+        )
+    app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    return app

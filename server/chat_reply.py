@@ -1,0 +1,135 @@
+"""Chat completions as OpenAI writes them: chunks made from deltas, and the unstreamed reply folded from those chunks.
+
+Objects are plain dicts built by hand: thousands of them are made a second.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from model.tokenizer import Tokenizer
+from server.generation_request import GenerationRequest
+from server.output_processor import ChoiceDelta
+from server.token_text import TokenEntry
+
+JsonDict = dict[str, Any]
+
+
+class ChatReply:
+    """The reply to one chat request.
+
+    Args:
+        request: it answers.
+        model: the name the request asked for.
+        tokenizer: names tokens in log-probabilities.
+    """
+
+    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._head: JsonDict = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._begun = [False] * request.num_choices
+        self._choices = [self._new_choice(index) for index in range(request.num_choices)]
+        self._contents: list[list[str]] = [[] for _ in self._choices]
+        self._prompt_token_ids: list[int] | None = None
+
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+        """Yields the chunks of one delta: who speaks (once), content, and how it ended."""
+        index = delta.index
+        if not self._begun[index]:
+            self._begun[index] = True
+            chunk = self._chunk(index, {"role": "assistant", "content": ""})
+            if self._request.return_token_ids:
+                chunk["prompt_token_ids"] = self._request.prompt_of(index).ids
+            yield chunk
+        token_ids = delta.token_ids if self._request.return_token_ids else []
+        if delta.text or delta.logprobs or (token_ids and delta.finish_reason is None):
+            chunk = self._chunk(index, {"content": delta.text})
+            if delta.logprobs:
+                chunk["choices"][0]["logprobs"] = self._logprobs(delta.logprobs)
+            if self._request.return_token_ids:
+                chunk["choices"][0]["token_ids"] = token_ids
+                token_ids = []
+            yield chunk
+        if delta.finish_reason is not None:
+            chunk = self._chunk(index, {}, delta.finish_reason)
+            chunk["choices"][0]["stop_reason"] = delta.stop_reason
+            if token_ids:
+                chunk["choices"][0]["token_ids"] = token_ids
+            yield chunk
+
+    def usage_chunk(self, usage: JsonDict) -> JsonDict:
+        """Returns the chunk that ends a stream whose request asked for the usage."""
+        return {**self._head, "choices": [], "usage": usage}
+
+    def _chunk(self, index: int, delta: JsonDict, finish_reason: str | None = None) -> JsonDict:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
+
+    def _logprobs(self, entries: list[TokenEntry]) -> JsonDict:
+        content = [self._logprob(entry, entry.shown) for entry in entries if entry.shown is not None]
+        return {"content": content, "refusal": None}
+
+    def _logprob(self, entry: TokenEntry, shown: bytes) -> JsonDict:
+        tokenizer = self._tokenizer
+        whole = shown == tokenizer.token_bytes(entry.token_id)
+        count = self._request.num_top_logprobs or 0
+        return {
+            "token": tokenizer.token_name(entry.token_id) if whole else shown.decode("utf-8", errors="replace"),
+            "logprob": entry.logprob.logprob,
+            "bytes": list(shown),
+            "top_logprobs": [
+                {
+                    "token": tokenizer.token_name(token_id),
+                    "logprob": logprob,
+                    "bytes": list(tokenizer.token_bytes(token_id)),
+                }
+                for token_id, logprob in zip(
+                    entry.logprob.top_ids[:count], entry.logprob.top_logprobs[:count], strict=True
+                )
+            ],
+        }
+
+    def add(self, chunk: JsonDict) -> None:
+        """Takes the next chunk of the stream into the reply that is not streamed."""
+        if "prompt_token_ids" in chunk:
+            self._prompt_token_ids = chunk["prompt_token_ids"]
+        piece = chunk["choices"][0]
+        choice = self._choices[piece["index"]]
+        self._contents[piece["index"]].append(piece["delta"].get("content", ""))
+        if piece["logprobs"] is not None:
+            choice["logprobs"]["content"] += piece["logprobs"]["content"]
+        if "token_ids" in piece:
+            choice["token_ids"] += piece["token_ids"]
+        if piece["finish_reason"] is not None:
+            choice["finish_reason"] = piece["finish_reason"]
+            choice["stop_reason"] = piece["stop_reason"]
+
+    def result(self, usage: JsonDict) -> JsonDict:
+        """Returns the reply that is not streamed, once all chunks were added."""
+        for choice, content in zip(self._choices, self._contents, strict=True):
+            choice["message"]["content"] = "".join(content)
+        reply = {**self._head, "object": "chat.completion", "choices": self._choices, "usage": usage}
+        if self._prompt_token_ids is not None:
+            reply["prompt_token_ids"] = self._prompt_token_ids
+        return reply
+
+    def _new_choice(self, index: int) -> JsonDict:
+        choice: JsonDict = {
+            "index": index,
+            "message": {"role": "assistant", "content": "", "refusal": None},
+            "logprobs": None if self._request.num_top_logprobs is None else {"content": [], "refusal": None},
+            "finish_reason": None,
+            "stop_reason": None,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = []
+        return choice

@@ -1,0 +1,233 @@
+"""From wire requests to what the engine and the text side need: ids, sampling, stops.
+
+The one place that knows what a field of a request means. Knows no HTTP: bad demands are InvalidRequestErrors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.errors import InvalidRequestError
+from model.messages import EngineReady
+from model.sampling_params import SamplingParams
+from server.engine_client import Prompt
+from server.generation_request import GenerationRequest
+from server.prompt_encoding import PromptEncoder, check_ids
+from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
+from server.unsupported import refuse_unsupported
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_CHOICES_PER_REQUEST = 4096
+_SEED_MASK = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """Understands requests for one checkpoint.
+
+    Args:
+        encoder: of the checkpoint.
+    """
+
+    encoder: PromptEncoder
+
+    async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
+        """Understands a chat request.
+
+        Raises:
+            InvalidRequestError: it cannot be served as asked.
+        """
+        refuse_unsupported(request)
+        _check_stream_options(request)
+        if request.top_logprobs is not None and not request.logprobs:
+            raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        ids = await self.encoder.chat(request.messages, continue_final=request.continue_final_message)
+        newer_name = request.max_completion_tokens is not None
+        max_tokens = budget(
+            len(ids),
+            request.max_completion_tokens if newer_name else request.max_tokens,
+            engine.max_model_len,
+            param="max_completion_tokens" if newer_name else "max_tokens",
+            prompt_param="messages",
+        )
+        num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        sampling = self._sampling(request, engine, max_tokens=max_tokens, num_logprobs=num_top_logprobs)
+        return _generation_request(request, [Prompt(ids, sampling)], num_top_logprobs)
+
+    async def completion(self, request: CompletionRequest, engine: EngineReady) -> GenerationRequest:
+        """Understands a legacy completion request.
+
+        Raises:
+            InvalidRequestError: it cannot be served as asked.
+        """
+        refuse_unsupported(request)
+        _check_stream_options(request)
+        n = request.n or 1
+        if request.suffix:
+            raise InvalidRequestError("'suffix' is not supported: these models only continue a text.", param="suffix")
+        if request.best_of is not None and request.best_of != n:
+            raise InvalidRequestError("'best_of' is supported only where it equals 'n'.", param="best_of")
+        texts, id_lists = await self._completion_prompts(request, engine)
+        if len(id_lists) * n > MAX_CHOICES_PER_REQUEST:
+            raise InvalidRequestError(
+                f"{len(id_lists)} prompts times n = {n} is more than the {MAX_CHOICES_PER_REQUEST} choices a request"
+                " may have; send several requests.",
+                param="n",
+            )
+        prompts = []
+        for ids in id_lists:
+            sampling = self._sampling(
+                request,
+                engine,
+                max_tokens=budget(
+                    len(ids), request.max_tokens, engine.max_model_len, default=DEFAULT_COMPLETION_TOKENS
+                ),
+                num_logprobs=request.logprobs,
+                num_prompt_logprobs=request.logprobs if request.echo else None,
+            )
+            prompts.append(Prompt(ids, sampling))
+        return _generation_request(request, prompts, request.logprobs, echo_texts=texts if request.echo else ())
+
+    async def _completion_prompts(
+        self, request: CompletionRequest, engine: EngineReady
+    ) -> tuple[Sequence[str], list[list[int]]]:
+        """Returns each prompt as echo shows it (ids: only with echo), and as ids."""
+        prompt = request.prompt
+        if prompt is None or isinstance(prompt, str):
+            prompt = [prompt or ""]
+        elif isinstance(prompt[0], int):
+            prompt = [prompt]
+        if isinstance(prompt[0], str):
+            return prompt, await self.encoder.texts(prompt, with_special_tokens=bool(request.add_special_tokens))
+        for number, ids in enumerate(prompt):
+            check_ids(ids, engine.vocab_size, param="prompt" if len(prompt) == 1 else f"prompt[{number}]")
+        decode = self.encoder.tokenizer.decode
+        return [decode(ids, show_special_tokens=True) for ids in prompt] if request.echo else (), prompt
+
+    def _sampling(
+        self,
+        request: SamplingFields,
+        engine: EngineReady,
+        *,
+        max_tokens: int,
+        num_logprobs: int | None,
+        num_prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
+        defaults = self.encoder.defaults
+        stop_token_ids = tuple(request.stop_token_ids or ())
+        check_ids(stop_token_ids, engine.vocab_size, param="stop_token_ids")
+        min_tokens = request.min_tokens or 0
+        if min_tokens > max_tokens:
+            raise InvalidRequestError(
+                f"'min_tokens' ({min_tokens}) is more than the {max_tokens} tokens a choice may have.",
+                param="min_tokens",
+            )
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            temperature=_or(request.temperature, defaults.temperature),
+            top_p=_or(request.top_p, defaults.top_p),
+            top_k=max(0, defaults.top_k if request.top_k is None else request.top_k),
+            min_p=_or(request.min_p, 0.0),
+            presence_penalty=_or(request.presence_penalty, 0.0),
+            frequency_penalty=_or(request.frequency_penalty, 0.0),
+            repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
+            logit_bias=_logit_bias(request.logit_bias, engine.vocab_size),
+            seed=None if request.seed is None else request.seed & _SEED_MASK,
+            num_logprobs=num_logprobs,
+            num_prompt_logprobs=num_prompt_logprobs,
+            eos_token_ids=self._eos_token_ids(engine.vocab_size),
+            stop_token_ids=stop_token_ids,
+            ignore_eos=bool(request.ignore_eos),
+        )
+
+    def _eos_token_ids(self, vocab_size: int) -> tuple[int, ...]:
+        tokenizer = self.encoder.tokenizer
+        ids = [tokenizer.endoftext_id, *self.encoder.defaults.eos_token_ids]
+        if self.encoder.speaks_chatml:
+            ids += [tokenizer.im_end_id, tokenizer.im_start_id]
+        return tuple(dict.fromkeys(i for i in ids if i < vocab_size))
+
+
+def _generation_request(
+    request: SamplingFields,
+    prompts: Sequence[Prompt],
+    num_top_logprobs: int | None,
+    *,
+    echo_texts: Sequence[str] = (),
+) -> GenerationRequest:
+    stop = request.stop
+    return GenerationRequest(
+        prompts=tuple(prompts),
+        n=request.n or 1,
+        stops=tuple(dict.fromkeys([stop] if isinstance(stop, str) and stop else stop or ())),
+        include_stop=bool(request.include_stop_str_in_output),
+        priority=request.priority or 0,
+        num_top_logprobs=num_top_logprobs,
+        return_token_ids=bool(request.return_token_ids),
+        echo_texts=tuple(echo_texts),
+    )
+
+
+def budget(
+    num_prompt_tokens: int,
+    asked: int | None,
+    max_model_len: int,
+    *,
+    default: int | None = None,
+    param: str = "max_tokens",
+    prompt_param: str = "prompt",
+) -> int:
+    """Returns how many tokens may be generated.
+
+    Args:
+        num_prompt_tokens: of the prompt.
+        asked: what the request asks for, or None.
+        max_model_len: prompt and reply together.
+        default: where nothing is asked for; None is what is left of the context.
+        param: the field that asked.
+        prompt_param: the field that holds the prompt.
+
+    Raises:
+        InvalidRequestError: it does not fit, with code `context_length_exceeded`.
+    """
+    left = max_model_len - num_prompt_tokens
+    if left < (0 if asked == 0 else 1):
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
+            f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
+            param=prompt_param,
+            code="context_length_exceeded",
+        )
+    if asked is None:
+        return left if default is None else min(default, left)
+    if asked > left:
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested"
+            f" {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {prompt_param}, {asked} in the"
+            f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return asked
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _logit_bias(bias: dict[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, value in (bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 12 and int(key) < vocab_size):
+            raise InvalidRequestError(
+                f"'logit_bias' keys are token ids from 0 to {vocab_size - 1}, not {key[:40]!r}.", param="logit_bias"
+            )
+        pairs.append((int(key), float(value)))
+    return tuple(pairs)
+
+
+def _check_stream_options(request: SamplingFields) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")

@@ -1,0 +1,213 @@
+"""The one shape of every error: `{"error": {"message", "type", "param", "code"}}`.
+
+Knows how each failure is told to a client and nothing about where it arises. Messages say what to do;
+no internals leave through here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from model.errors import EngineUnavailableError, InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_S = 60
+
+
+class ApiError(HTTPException):
+    """An error reply, complete.
+
+    Args:
+        status_code: of the HTTP reply.
+        message: what is wrong and what to do about it.
+        type: OpenAI's error class, such as `invalid_request_error`.
+        code: machine-readable, or None.
+        param: the request field at fault, or None.
+        headers: extra headers of the reply.
+    """
+
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status_code, detail=message, headers=dict(headers or {}))
+        self.message = message
+        self.type = type
+        self.code = code
+        self.param = param
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """Returns the wire object; also what a broken stream ends with."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """Returns the HTTP reply."""
+        return JsonResponse(self.body(), status_code=self.status_code, headers=self.headers)
+
+
+class JsonResponse(Response):
+    """A reply rendered by orjson; lone surrogates echoed from a request cannot break it."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Returns the body."""
+        return dump_json(content)
+
+
+def dump_json(content: Any) -> bytes:
+    """Serialises wire objects; text that is not valid Unicode is repaired first."""
+    try:
+        return orjson.dumps(content)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_repaired(content))
+
+
+def _repaired(content: Any) -> Any:
+    if isinstance(content, str):
+        return content.encode("utf-8", errors="replace").decode("utf-8")
+    if isinstance(content, dict):
+        return {_repaired(key): _repaired(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_repaired(item) for item in content]
+    return content
+
+
+def engine_unavailable(message: str, *, retry_after_s: int = 5) -> ApiError:
+    """503: the engine is loading, recovering, draining or gone."""
+    return ApiError(
+        503,
+        message,
+        type="engine_unavailable",
+        code="engine_unavailable",
+        headers={"Retry-After": str(min(retry_after_s, MAX_RETRY_AFTER_S))},
+    )
+
+
+def server_overloaded(message: str, *, retry_after_s: int) -> ApiError:
+    """429: more requests wait than may."""
+    return ApiError(
+        429,
+        message,
+        type="rate_limit_exceeded",
+        code="server_overloaded",
+        headers={"Retry-After": str(max(1, min(retry_after_s, MAX_RETRY_AFTER_S)))},
+    )
+
+
+def server_error() -> ApiError:
+    """500: our own fault; the log has the details."""
+    return ApiError(
+        500,
+        "The server had an error while processing the request; its log has the details under this x-request-id.",
+        type="server_error",
+        code="server_error",
+    )
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Turns any failure into what the client is told; what is not expected becomes a plain 500."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequestError():
+            return ApiError(400, error.message, code=error.code, param=error.param)
+        case EngineUnavailableError():
+            return engine_unavailable(str(error))
+        case StarletteHTTPException():
+            return _from_http_exception(error)
+    return server_error()
+
+
+def _from_http_exception(error: StarletteHTTPException) -> ApiError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return ApiError(404, "No such route; GET /docs lists those there are.", code="not_found", headers=headers)
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another one"
+        message = f"This route does not take that method; use {allowed}."
+        return ApiError(405, message, code="method_not_allowed", headers=headers)
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    return ApiError(error.status_code, str(error.detail), type=kind, headers=headers)
+
+
+def validation_error(errors: Sequence[Any], body: Any) -> ApiError:
+    """Names the first field at fault and everything that was wrong with it."""
+    first = errors[0]
+    if first.get("type") == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "malformed")
+        return ApiError(400, f"The body is not valid JSON: {reason}. Send one JSON object.")
+    paths = [_field_path(error["loc"], body) for error in errors]
+    path = paths[0]
+    for other in paths:  # of a union's branches, the one that got furthest is the one that was meant
+        if other[: len(path)] == path:
+            path = other
+    if not path:
+        return ApiError(400, "Send one JSON object as the body, with the header 'Content-Type: application/json'.")
+    messages: list[str] = []
+    for error, place in zip(errors, paths, strict=True):
+        message = _message(error)
+        if place == path and message not in messages:
+            messages.append(message)
+    param = _dotted(path)
+    return ApiError(400, f"'{param}': {'; or '.join(messages)}.", param=param)
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+    return message[:1].lower() + message[1:]
+
+
+def _field_path(loc: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
+    """The part of a pydantic location that exists in the body: the names of union branches are left out."""
+    path: list[str | int] = []
+    place = body
+    steps = loc[1:] if loc and loc[0] in ("body", "query", "path") else loc
+    for step in steps:
+        if isinstance(place, dict) and isinstance(step, str):
+            if step in place:
+                place = place[step]
+                path.append(step)
+            elif step is steps[-1]:
+                path.append(step)  # a missing field
+        elif isinstance(place, list) and isinstance(step, int) and step < len(place):
+            place = place[step]
+            path.append(step)
+    return tuple(path)
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the app's routes leave in the one shape."""
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_error(error.errors(), error.body).response()
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    for kind in (StarletteHTTPException, InvalidRequestError, EngineUnavailableError):
+        app.add_exception_handler(kind, on_error)

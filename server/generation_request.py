@@ -1,0 +1,46 @@
+"""A request to generate, understood: what conversion makes and generation serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine_client import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to generate, free of any wire format.
+
+    Attributes:
+        prompts: one or more, each continued n times.
+        n: choices a prompt; choice p * n + i continues prompt p.
+        stops: strings that end a choice.
+        include_stop: leave what ended a choice in its text.
+        priority: lower is served first.
+        num_top_logprobs: alternatives to report a token; None reports no log-probabilities.
+        return_token_ids: report ids too.
+        echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
+    """
+
+    prompts: tuple[Prompt, ...]
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    priority: int = 0
+    num_top_logprobs: int | None = None
+    return_token_ids: bool = False
+    echo_texts: tuple[str, ...] = ()
+
+    @property
+    def num_choices(self) -> int:
+        """Of all prompts together."""
+        return len(self.prompts) * self.n
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts together, each counted once."""
+        return sum(len(prompt.ids) for prompt in self.prompts)
+
+    def prompt_of(self, choice: int) -> Prompt:
+        """Returns the prompt a choice continues."""
+        return self.prompts[choice // self.n]

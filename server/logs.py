@@ -1,0 +1,68 @@
+"""How log lines look: text for people, JSON for machines, each with the id of its request."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import orjson
+
+from server.request_context import request_id_var
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-01 12:00:00,000 INFO module [request id] message key=value ...`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line (several when there is a traceback)."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        line = (
+            f"{stamp},{int(record.msecs):03d} {record.levelname} {record.name} "
+            f"[{request_id_var.get()}] {record.getMessage()}"
+        )
+        fields = _fields(record)
+        if fields:
+            line += " " + " ".join(f"{key}={value}" for key, value in fields.items())
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the object as text."""
+        entry: dict[str, Any] = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": request_id_var.get(),
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry, default=str).decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Sends the lines of the whole process to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("asyncio", "sse_starlette", "httpx", "httpx2", "httpcore", "filelock", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(max(logging.INFO, root.level))
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))

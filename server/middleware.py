@@ -1,0 +1,78 @@
+"""What surrounds every HTTP request: its id, its metrics, its line in the log, and the last catch.
+
+Pure ASGI: nothing here may stand between a stream and the news that its client has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import server_error
+from server.metrics import Metrics
+from server.request_context import choose_request_id, request_id_var
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+# Asked for all the time by machines; their good answers are not worth a line.
+_QUIET = frozenset({"/health", "/ready", "/metrics"})
+
+
+class RequestContextMiddleware:
+    """Gives each request an id, counts it, and turns what nothing else caught into a plain 500.
+
+    Args:
+        app: everything inside.
+        metrics: told of each request.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        token = request_id_var.set(request_id)
+        scope.setdefault("state", {})["arrived"] = started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("unexpected failure")
+            if status == 0:
+                await server_error().response()(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.monotonic() - started)
+            request_id_var.reset(token)
+
+    def _record(self, scope: Scope, status: int, duration_s: float) -> None:
+        route = scope.get("route")
+        handler = getattr(route, "path", None) or "none"
+        self._metrics.observe_http(scope["method"], handler, status, duration_s)
+        level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
+        if scope["path"] in _QUIET and status != 500:
+            level = logging.DEBUG
+        logger.log(
+            level,
+            "%s %s %d",
+            scope["method"],
+            scope["path"].encode("ascii", errors="backslashreplace").decode()[:200],
+            status,
+            extra={"fields": {"duration_s": round(duration_s, 4)}},
+        )

@@ -1,0 +1,151 @@
+"""From the token ids of one choice to the pieces of text a client may see.
+
+Detokenizer, then stop strings; the text of a choice is decided here and nowhere else, for streams and for
+unstreamed replies alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from model.detokenizer import Detokenizer
+from model.messages import SequenceOutput, TokenLogprob
+from model.tokenizer import Tokenizer
+from prompts.stop import StopMatcher
+from server.token_text import TokenAligner, TokenEntry
+
+STOP = "stop"
+LENGTH = "length"
+
+
+@dataclass(slots=True)
+class ChoiceDelta:
+    """What is new of one choice.
+
+    Attributes:
+        index: of the choice.
+        text: to append.
+        token_ids: generated since the last delta, an ending id included; not those after a stop string.
+        logprobs: of the tokens whose text is in `text`, when asked for.
+        prompt_logprobs: of the prompt's tokens but the first, in the first delta, when asked for.
+        finish_reason: None while it goes on, else "stop" or "length".
+        stop_reason: the stop string, or the id from `stop_token_ids`, that ended it.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenEntry] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def extend(self, later: ChoiceDelta) -> None:
+        """Appends a later delta of the same choice."""
+        self.text += later.text
+        self.token_ids = [*self.token_ids, *later.token_ids]  # the first list is the engine message's own
+        if later.logprobs is not None:
+            self.logprobs = [*(self.logprobs or ()), *later.logprobs]
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+
+
+class ChoiceProcessor:
+    """The text of one choice.
+
+    Args:
+        index: of the choice.
+        tokenizer: of the checkpoint.
+        stops: strings that end it.
+        include_stop: leave what ended it (a stop string, or an ordinary token) in the text.
+        min_tokens: text of this many first tokens cannot end it.
+        stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
+        with_logprobs: pair the text with its tokens.
+
+    Attributes:
+        num_tokens: generated so far; those after a stop string do not count.
+        finished: nothing more will come.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        *,
+        stops: tuple[str, ...] = (),
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        stop_token_ids: tuple[int, ...] = (),
+        with_logprobs: bool = False,
+    ) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._matcher = StopMatcher(stops, include_stop) if stops else None
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
+        self._stop_token_ids = stop_token_ids
+        self._aligner = TokenAligner() if with_logprobs else None
+        self._num_chars_out = 0
+        self.num_tokens = 0
+        self.finished = False
+
+    def push(self, output: SequenceOutput) -> ChoiceDelta:
+        """Takes what a step did for this choice. Sets `finished`, also when a stop string was found.
+
+        Args:
+            output: with a finish reason of "stop" or "length", or none.
+        """
+        delta = ChoiceDelta(self._index, prompt_logprobs=output.prompt_logprobs)
+        if self._aligner is not None:
+            delta.logprobs = []
+        num_ids = len(output.token_ids)
+        ends_by_token = output.finish_reason == STOP
+        text = ""
+        for position, token_id in enumerate(output.token_ids):
+            is_ending = ends_by_token and position == num_ids - 1
+            logprob = output.logprobs[position] if output.logprobs is not None else None
+            text += self._push_token(token_id, is_ending, logprob)
+            if self._matcher is not None and self._matcher.matched is not None:
+                delta.token_ids = output.token_ids[: position + 1]
+                return self._finish(delta, text, STOP, self._matcher.matched)
+        delta.token_ids = output.token_ids
+        if output.finish_reason is None:
+            delta.text = text
+            self._num_chars_out += len(text)
+            if self._aligner is not None:
+                delta.logprobs = self._aligner.release(self._num_chars_out)
+            return delta
+        text += self._flush()
+        if self._matcher is not None and self._matcher.matched is not None:
+            return self._finish(delta, text, STOP, self._matcher.matched)
+        stopped_by = output.stop_token_id if output.stop_token_id in self._stop_token_ids else None
+        return self._finish(delta, text, output.finish_reason, stopped_by)
+
+    def _push_token(self, token_id: int, is_ending: bool, logprob: TokenLogprob | None) -> str:
+        self.num_tokens += 1
+        shown = not is_ending or self._include_stop
+        if self._aligner is not None and logprob is not None:
+            self._aligner.push(token_id, self._tokenizer.token_bytes(token_id) if shown else None, logprob)
+        text = self._detokenizer.push(token_id) if shown else ""
+        if self._matcher is None or self.num_tokens <= self._min_tokens:
+            return text
+        return self._matcher.push(text)
+
+    def _flush(self) -> str:
+        text = self._detokenizer.flush()
+        if self._matcher is None or self.num_tokens <= self._min_tokens:
+            return text
+        text = self._matcher.push(text)
+        return text if self._matcher.matched is not None else text + self._matcher.flush()
+
+    def _finish(self, delta: ChoiceDelta, text: str, finish_reason: str, stop_reason: str | int | None) -> ChoiceDelta:
+        self.finished = True
+        self._num_chars_out += len(text)
+        delta.text = text
+        delta.finish_reason = finish_reason
+        delta.stop_reason = stop_reason
+        if self._aligner is not None:
+            delta.logprobs = self._aligner.finish(self._num_chars_out)
+        return delta

@@ -1,0 +1,139 @@
+"""From what a request says to the token ids a model sees.
+
+Text from a request only ever becomes ordinary tokens here, unless a completion opts in to control tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from model.errors import InvalidRequestError
+from model.tokenizer import Tokenizer
+from prompts import react, segments
+from prompts.messages import Message, Role
+from server.generation_defaults import CHATML, GenerationDefaults
+from server.protocol import ChatMessage
+
+# Above this many characters encoding takes long enough to be felt by other requests: it goes to a thread.
+_LONG_TEXT_CHARS = 8192
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoder:
+    """Encodes prompts for one checkpoint.
+
+    Args:
+        tokenizer: of the checkpoint.
+        defaults: of the checkpoint.
+        chat_format: "auto", "chatml" or "raw", as configured.
+    """
+
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    chat_format: str = "auto"
+
+    @property
+    def speaks_chatml(self) -> bool:
+        """Whether the model can chat."""
+        return (self.defaults.chat_format if self.chat_format == "auto" else self.chat_format) == CHATML
+
+    async def chat(
+        self, messages: Sequence[ChatMessage], *, continue_final: bool | None = None, open_turn: bool = True
+    ) -> list[int]:
+        """Returns the ids the model sees for a conversation.
+
+        Args:
+            messages: at least one.
+            continue_final: whether a last message of the assistant is continued; None is yes.
+            open_turn: end with the assistant's turn open.
+
+        Raises:
+            InvalidRequestError: a base model, or a message that cannot be rendered.
+        """
+        if not self.speaks_chatml:
+            raise InvalidRequestError(
+                "This is a base model and does not chat: use /v1/completions, or start the server with"
+                " --chat-format chatml.",
+                param="messages",
+            )
+        if continue_final and messages[-1].role != "assistant":
+            raise InvalidRequestError(
+                "'continue_final_message' needs a last message of role assistant.", param="continue_final_message"
+            )
+        turns = [read_message(message, index) for index, message in enumerate(messages)]
+        rendered = react.render(turns, open_turn=open_turn, continue_final=continue_final is not False).segments
+        return await _off_loop_if_long(
+            sum(len(turn.content) for turn in turns),
+            lambda: segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id),
+        )
+
+    async def texts(self, texts: Sequence[str], *, with_special_tokens: bool = False) -> list[list[int]]:
+        """Returns the ids of each text; one without any token starts where a document starts.
+
+        Args:
+            texts: to encode.
+            with_special_tokens: names of control tokens in them stand for the tokens.
+        """
+        encode = self.tokenizer.encode_with_special_tokens if with_special_tokens else self.tokenizer.encode
+        start = self.tokenizer.endoftext_id
+        return await _off_loop_if_long(sum(map(len, texts)), lambda: [encode(text) or [start] for text in texts])
+
+
+def read_message(message: ChatMessage, index: int) -> Message:
+    """Reads one message of a request.
+
+    Raises:
+        InvalidRequestError: content that is missing or is not text.
+    """
+    where = f"messages[{index}]"
+    content = message.content
+    if content is None:
+        if message.role != "assistant" or not (message.tool_calls or message.function_call):
+            raise InvalidRequestError(
+                f"'{where}.content' is missing: a {message.role} message needs a text or a list of text parts.",
+                param=f"{where}.content",
+            )
+        content = ""
+    if not isinstance(content, str):
+        parts = []
+        for number, part in enumerate(content):
+            text = part.text if part.type in ("text", "input_text", "output_text") else None
+            if part.type == "refusal":
+                text = part.refusal
+            if text is None:
+                raise InvalidRequestError(
+                    f"'{where}.content[{number}]' of type {part.type[:40]!r} cannot be read: these models read text"
+                    ' only; send parts of the form {"type": "text", "text": "..."}.',
+                    param=f"{where}.content[{number}]",
+                )
+            parts.append(text)
+        content = "".join(parts)
+    return Message(_ROLES[message.role], content, name=message.name, tool_call_id=message.tool_call_id)
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:
+    """Refuses ids that the model does not have. Those of padding rows, which have no token, are allowed.
+
+    Raises:
+        InvalidRequestError: naming the first.
+    """
+    if ids and max(ids) >= vocab_size:
+        bad = next(i for i in ids if i >= vocab_size)
+        raise InvalidRequestError(f"There is no token {bad}: ids go from 0 to {vocab_size - 1}.", param=param)
+
+
+async def _off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()

@@ -1,0 +1,231 @@
+"""Requests as they come over the wire.
+
+Types and bounds only: what a field means is decided in conversion. Unknown fields are accepted and ignored, an
+explicit null means the default, and fields that OpenAI has but that do nothing here are listed so that /docs shows it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+MAX_CHOICES = 128
+MAX_PROMPTS = 2048
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+_INT64 = 1 << 63
+
+JsonObject = dict[str, Any]
+
+
+class WireModel(BaseModel):
+    """Accepts unknown fields; refuses NaN and infinity."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+def _check_stop(value: str | list[str] | None) -> str | list[str] | None:
+    stops = [value] if isinstance(value, str) else value or []
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+    if any(len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"a stop string may have at most {MAX_STOP_CHARS} characters")
+    if isinstance(value, list) and not all(stops):
+        raise ValueError("a stop string must not be empty")
+    return value
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INT64
+
+
+def _check_prompt(value: object) -> object:
+    """Checked by hand: a union would try every branch on every one of many thousand ids."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("must not be an empty list")
+        if all(_is_id(item) for item in value):
+            return value
+        if len(value) > MAX_PROMPTS:
+            raise ValueError(f"at most {MAX_PROMPTS} prompts are allowed in one request")
+        if all(isinstance(item, str) for item in value):
+            return value
+        if all(isinstance(item, list) and item and all(_is_id(i) for i in item) for item in value):
+            return value
+    raise ValueError("should be a text, a list of texts, a list of token ids, or a list of lists of token ids")
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Stop = Annotated[str | list[str] | None, AfterValidator(_check_stop)]
+PromptField = Annotated[
+    Any,
+    PlainValidator(_check_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+TokenIds = Annotated[
+    list[int],
+    PlainValidator(lambda v: _check_ids(v)),
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
+]
+
+
+def _check_ids(value: object) -> object:
+    if isinstance(value, list) and all(_is_id(item) for item in value):
+        return value
+    raise ValueError("should be a list of token ids")
+
+
+class StreamOptions(WireModel):
+    """Options of a streamed reply."""
+
+    include_usage: bool | None = Field(None, description="end the stream with a chunk that carries the usage")
+
+
+class SamplingFields(WireModel):
+    """What both generating routes take."""
+
+    model: str | None = Field(None, description="a served name; the first of /v1/models when absent")
+    stream: bool | None = Field(None, description="send the reply as server-sent events while it is generated")
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="independent choices; the prompt is computed once"
+    )
+    max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
+    min_tokens: int | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
+    temperature: Number | None = Field(None, ge=0, le=2, description="0 is greedy")
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
+    min_p: Number | None = Field(None, ge=0, le=1)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Number | None = Field(None, gt=0, le=1e6, description="1 is off")
+    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
+        None, description="token id (as a text) to what is added to its logit"
+    )
+    seed: int | None = Field(
+        None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"
+    )
+    stop: Stop = Field(None, description=f"text, or up to {MAX_STOPS} texts, at which a choice ends")
+    stop_token_ids: TokenIds | None = Field(None, description="token ids at which a choice ends")
+    include_stop_str_in_output: bool | None = Field(None, description="leave what ended the choice in its text")
+    ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
+    priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="lower is served first")
+    return_token_ids: bool | None = Field(None, description="add the token ids of prompt and choices to the reply")
+    structured_outputs: JsonObject | None = None
+    user: str | None = Field(None, description="accepted; does nothing")
+
+
+class ContentPart(WireModel):
+    """A piece of a message's content; only text can be read."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCallField(WireModel):
+    """A function and its arguments as the model wrote them."""
+
+    name: str
+    arguments: str | None = None
+
+
+class ToolCallField(WireModel):
+    """A call an assistant made."""
+
+    id: str | None = None
+    type: str | None = None
+    function: FunctionCallField
+
+
+class ChatMessage(WireModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = Field(None, description="of the speaker; accepted, and needed by role function")
+    tool_calls: list[ToolCallField] | None = None
+    function_call: FunctionCallField | None = None
+    tool_call_id: str | None = None
+
+
+class ChatCompletionRequest(SamplingFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, description="the conversation, oldest first")
+    max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
+    max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="needs logprobs")
+    continue_final_message: bool | None = Field(
+        None, description="whether a last message of the assistant is continued (the default) or answered"
+    )
+    response_format: JsonObject | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[JsonObject] | None = None
+    function_call: str | JsonObject | None = None
+    truncation: str | None = None
+    modalities: list[str] | None = None
+    audio: JsonObject | None = None
+    web_search_options: JsonObject | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions."""
+
+    prompt: PromptField = Field(None, description="text or token ids, or a list of either")
+    logprobs: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+        None, ge=0, le=5, description="report each token's log-probability and this many alternatives"
+    )
+    echo: bool | None = Field(None, description="repeat the prompt in front of the text")
+    suffix: str | None = Field(None, description="not supported by these models")
+    best_of: int | None = Field(None, description="accepted where it equals n")
+    add_special_tokens: bool | None = Field(
+        None, description="read the names of control tokens in a text prompt as the tokens; trusted text only"
+    )
+
+
+class TokenizeRequest(WireModel):
+    """POST /tokenize: either `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = Field(None, description="as in /v1/completions")
+    add_generation_prompt: bool | None = Field(None, description="open the assistant's turn (the default)")
+    continue_final_message: bool | None = None
+    return_token_strs: bool | None = None
+    tools: list[JsonObject] | None = None
+    functions: list[JsonObject] | None = None
+
+
+class DetokenizeRequest(WireModel):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds = Field(description="token ids")

@@ -1,0 +1,192 @@
+"""The shapes of replies, for the OpenAPI document. Replies themselves are built by hand, not validated."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ReplyModel(BaseModel):
+    """A documented reply."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ErrorDetail(ReplyModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(ReplyModel):
+    """Every error."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(ReplyModel):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(ReplyModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(ReplyModel):
+    """One alternative."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TopLogprob):
+    """One token of the content."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(ReplyModel):
+    """The tokens of the content; their bytes join to it."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(ReplyModel):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+
+
+class ChatChoice(ReplyModel):
+    """One answer."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | int | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(ReplyModel):
+    """The reply of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionLogprobs(ReplyModel):
+    """Tokens of the text, in step."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(ReplyModel):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | int | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(ReplyModel):
+    """The reply of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class Model(ReplyModel):
+    """A name of the model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+
+
+class ModelList(ReplyModel):
+    """All names."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokenized(ReplyModel):
+    """Token ids of a text or a conversation."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(ReplyModel):
+    """Text of token ids."""
+
+    prompt: str
+
+
+class State(ReplyModel):
+    """State of the engine."""
+
+    status: str
+
+
+class Version(ReplyModel):
+    """Version of the server."""
+
+    version: str
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _error(status: int, description: str) -> Responses:
+    return {status: {"model": ErrorReply, "description": description}}
+
+
+BAD_REQUEST = _error(400, "The request cannot be served as asked") | _error(413, "The body is too large")
+NOT_FOUND = _error(404, "No such model")
+UNAVAILABLE = _error(503, "The engine is loading, recovering, draining or gone")
+COMMON_ERRORS = _error(401, "A key is missing or wrong") | _error(500, "The server failed")
+GENERATION_ERRORS = (
+    BAD_REQUEST
+    | NOT_FOUND
+    | UNAVAILABLE
+    | COMMON_ERRORS
+    | _error(429, "Too many requests wait")
+    | _error(504, "The request took longer than the server allows")
+)

@@ -1,0 +1,37 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.chat_reply import ChatReply
+from server.protocol import ChatCompletionRequest
+from server.reply_types import GENERATION_ERRORS, ChatCompletion
+from server.services import ServicesDep
+from server.streaming import respond
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The reply, or with `stream` its chunks as server-sent events",
+            "model": ChatCompletion,
+            "content": {"text/event-stream": {}},
+        },
+        **GENERATION_ERRORS,
+    },
+)
+async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
+    """Answers a conversation with one or more choices."""
+    model = services.resolve_model(body.model)
+    services.admit()
+    understood = await services.converter.chat(body, services.engine.require_ready())
+    generation = services.generate(request, understood)
+    reply = ChatReply(understood, model, services.tokenizer)
+    return await respond(request, generation, reply, body, services.config.ping_interval_s)

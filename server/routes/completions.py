@@ -1,0 +1,37 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.completion_reply import CompletionReply
+from server.protocol import CompletionRequest
+from server.reply_types import GENERATION_ERRORS, Completion
+from server.services import ServicesDep
+from server.streaming import respond
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue a text",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The reply, or with `stream` its chunks as server-sent events",
+            "model": Completion,
+            "content": {"text/event-stream": {}},
+        },
+        **GENERATION_ERRORS,
+    },
+)
+async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+    """Continues one or more prompts, each with one or more choices."""
+    model = services.resolve_model(body.model)
+    services.admit()
+    understood = await services.converter.completion(body, services.engine.require_ready())
+    generation = services.generate(request, understood)
+    reply = CompletionReply(understood, model, services.tokenizer)
+    return await respond(request, generation, reply, body, services.config.ping_interval_s)

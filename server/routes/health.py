@@ -1,0 +1,79 @@
+"""How the server is: /health, /ready, /metrics, /version, and a page for people at /."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import HTMLResponse, Response
+
+from server.engine_supervisor import EngineState
+from server.errors import JsonResponse
+from server.reply_types import UNAVAILABLE, State, Version
+from server.services import ServicesDep
+
+router = APIRouter(tags=["server"])
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>qwen-server</title>
+<h1>qwen-server</h1>
+<p>An OpenAI-compatible API for first-generation Qwen checkpoints: point your client's base URL at <code>/v1</code>.</p>
+<p><a href="docs">API documentation</a> · <a href="v1/models">models</a> · <a href="ready">state</a> ·
+<a href="metrics">metrics</a>. The project's README tells the rest.</p></html>
+"""
+
+
+@router.get(
+    "/health",
+    summary="Whether the process can be left running",
+    response_class=Response,
+    responses={200: {"model": State}, **UNAVAILABLE},
+)
+async def health(services: ServicesDep) -> Response:
+    """200 while the process lives, 503 once its engine cannot be brought back."""
+    if services.engine.state is EngineState.DEAD:
+        services.engine.require_ready()
+    return JsonResponse({"status": services.engine.state.value})
+
+
+@router.get(
+    "/ready",
+    summary="Whether a request would be served now",
+    response_class=Response,
+    responses={200: {"model": State}, **UNAVAILABLE},
+)
+async def ready(services: ServicesDep) -> Response:
+    """200 only when a request would be served now; 503 while loading, recovering or draining."""
+    services.engine.require_ready()
+    return JsonResponse({"status": services.engine.state.value})
+
+
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(services: ServicesDep) -> Response:
+    """Returns the Prometheus text format."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version", summary="Version of the server", response_class=Response, responses={200: {"model": Version}})
+async def get_version() -> Response:
+    """Returns the version of this package."""
+    return JsonResponse({"version": package_version()})
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """Points people at the documentation."""
+    return HTMLResponse(_PAGE)
+
+
+def package_version() -> str:
+    """Returns the installed version, or "unknown" in a bare checkout."""
+    try:
+        return version("qwen-server")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,48 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from server.errors import JsonResponse
+from server.reply_types import COMMON_ERRORS, NOT_FOUND, Model, ModelList
+from server.services import Services, ServicesDep
+
+router = APIRouter(tags=["models"])
+
+
+def _model(services: Services, name: str) -> dict[str, Any]:
+    ready = services.engine.ready
+    return {
+        "id": name,
+        "object": "model",
+        "created": services.created,
+        "owned_by": "qwen-server",
+        "max_model_len": None if ready is None else ready.max_model_len,
+    }
+
+
+@router.get(
+    "/v1/models",
+    summary="The names of the model",
+    response_class=Response,
+    responses={200: {"model": ModelList}, **COMMON_ERRORS},
+)
+async def list_models(services: ServicesDep) -> Response:
+    """Lists the names a request's `model` may be."""
+    data = [_model(services, name) for name in services.config.served_names]
+    return JsonResponse({"object": "list", "data": data})
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="One name of the model",
+    response_class=Response,
+    responses={200: {"model": Model}, **NOT_FOUND, **COMMON_ERRORS},
+)
+async def get_model(model_id: str, services: ServicesDep) -> Response:
+    """Describes one name; it may hold slashes."""
+    return JsonResponse(_model(services, services.resolve_model(model_id)))

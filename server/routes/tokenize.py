@@ -1,0 +1,57 @@
+"""POST /tokenize and /detokenize: what the model sees, as ids and as text."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from model.errors import InvalidRequestError
+from server.errors import JsonResponse
+from server.protocol import DetokenizeRequest, TokenizeRequest
+from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized
+from server.services import ServicesDep
+from server.unsupported import refuse_unsupported
+
+router = APIRouter(tags=["tokens"])
+
+
+@router.post(
+    "/tokenize",
+    summary="Text or a conversation to token ids",
+    response_class=Response,
+    responses={200: {"model": Tokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
+)
+async def tokenize(body: TokenizeRequest, services: ServicesDep) -> Response:
+    """Returns the ids the model would see."""
+    services.resolve_model(body.model)
+    refuse_unsupported(body)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
+    encoder = services.converter.encoder
+    if body.messages is not None:
+        open_turn = body.add_generation_prompt is not False
+        ids = await encoder.chat(body.messages, continue_final=body.continue_final_message, open_turn=open_turn)
+    elif body.prompt:
+        (ids,) = await encoder.texts([body.prompt], with_special_tokens=bool(body.add_special_tokens))
+    else:
+        ids = []
+    reply: dict[str, object] = {
+        "count": len(ids),
+        "max_model_len": services.engine.require_ready().max_model_len,
+        "tokens": ids,
+    }
+    if body.return_token_strs:
+        reply["token_strs"] = [services.tokenizer.token_name(token_id) for token_id in ids]
+    return JsonResponse(reply)
+
+
+@router.post(
+    "/detokenize",
+    summary="Token ids to text",
+    response_class=Response,
+    responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **COMMON_ERRORS},
+)
+async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> Response:
+    """Returns the text of the ids, control tokens shown by name; ids without a token add nothing."""
+    services.resolve_model(body.model)
+    return JsonResponse({"prompt": services.tokenizer.decode(body.tokens, show_special_tokens=True)})

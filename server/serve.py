@@ -1,0 +1,154 @@
+"""`qwen-server serve`: from settings to a listening server, and its orderly end.
+
+A first SIGTERM or Ctrl-C drains: /ready says 503, new requests are refused, running ones finish. A second one
+ends the process now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+from model.errors import ConfigError, StartupError
+from model.tokenizer import Tokenizer
+from server.app import create_app
+from server.engine_client import EngineClient
+from server.generation_defaults import GenerationDefaults
+from server.hub import resolve_checkpoint
+from server.logs import configure_logging
+from server.server_config import ServerConfig
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ALIVE_S = 75  # longer than the pools of usual clients and proxies keep idle connections
+_LAST_WORDS_S = 2  # for streams that were cut to send their error
+_POLL_S = 0.05
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but a signal first lets running requests finish while /ready says 503.
+
+    Args:
+        config: of uvicorn.
+        engine: whose requests are waited for.
+        shutdown_timeout_s: the longest wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: EngineClient, shutdown_timeout_s: float) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remembers the loop, for the signal handler."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes a signal: the first drains, the second ends what runs, a third does not wait even for that."""
+        if self._loop is None or self.should_exit:
+            self.force_exit = self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain_or_end)
+
+    def _drain_or_end(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        else:
+            self._draining.cancel()
+            self._end("The server was told to shut down at once.")
+
+    def _end(self, reason: str) -> None:
+        """Ends open requests with an error, and the server."""
+        self._engine.fail_open_requests(reason)
+        self.should_exit = True
+
+    async def _drain(self) -> None:
+        num_open = self._engine.num_open_requests
+        logger.info("draining: %d open requests have %g s to finish", num_open, self._shutdown_timeout_s)
+        self._engine.drain()
+        try:
+            async with asyncio.timeout(self._shutdown_timeout_s):
+                while self._engine.num_open_requests:
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            logger.warning("drain timed out; ending %d requests", self._engine.num_open_requests)
+        self._end("The server is shutting down and could not finish this request in time.")
+
+    def exit_now(self) -> None:
+        """Ends the server without draining: its engine is gone for good."""
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serves until told to stop.
+
+    Args:
+        settings: validated.
+
+    Raises:
+        StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
+    """
+    config = settings.server_config()
+    configure_logging(config.log_level, config.log_format)
+    checkpoint = resolve_checkpoint(config.model)
+    tokenizer = Tokenizer.from_folder(checkpoint)
+    defaults = GenerationDefaults.from_folder(checkpoint)
+    fatal: list[str] = []
+
+    def on_fatal(message: str) -> None:
+        fatal.append(message)
+        server.exit_now()
+
+    engine = EngineClient(
+        settings.engine_config(checkpoint),
+        start_timeout_s=config.engine_start_timeout_s,
+        on_fatal=on_fatal,
+    )
+    # Streams end when they are finished or the drain is over, not because a signal came.
+    AppStatus.enable_automatic_graceful_drain = False
+    server = DrainingServer(
+        uvicorn.Config(
+            create_app(config, tokenizer, defaults, engine),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+            lifespan="on",
+            ws="none",
+        ),
+        engine,
+        config.shutdown_timeout_s,
+    )
+    listener = _listen(config)
+    with listener:
+        host, port = listener.getsockname()[:2]
+        shown_host = f"[{host}]" if ":" in host else host
+        logger.info("listening on http://%s:%d (model %s)", shown_host, port, ", ".join(config.served_names))
+        server.run(sockets=[listener])
+    if fatal:
+        raise StartupError(fatal[0])
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """Opens the port first: a port in use is one clear line, not a model loaded in vain."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port") from error
+    return listener

@@ -1,0 +1,46 @@
+"""Everything the HTTP process is told at its start; built once by settings, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from server.auth import Credentials
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of the HTTP side.
+
+    Attributes:
+        model: the checkpoint as given: a folder or a hub id.
+        served_names: what a request's `model` may be; replies carry the one asked for.
+        host: address to listen on.
+        port: 0 lets the system choose.
+        chat_format: "auto" (what the checkpoint says), "chatml" or "raw".
+        credentials: who may use the API.
+        max_body_bytes: the largest request body.
+        max_queue_requests: requests that may wait for their first token; more are refused.
+        request_timeout_s: the longest a request may take; None is no limit.
+        shutdown_timeout_s: how long running requests may take to finish after SIGTERM.
+        engine_start_timeout_s: the longest silence of a loading engine.
+        ping_interval_s: between comments that keep an idle stream open; 0 sends none.
+        cors_allow_origins: web origins whose pages may call the API.
+        log_level: of LOG_LEVELS.
+        log_format: "text" or "json".
+    """
+
+    model: str
+    served_names: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    chat_format: str = "auto"
+    credentials: Credentials = field(default_factory=Credentials)
+    max_body_bytes: int = 16 << 20
+    max_queue_requests: int = 1024
+    request_timeout_s: float | None = None
+    shutdown_timeout_s: float = 30.0
+    engine_start_timeout_s: float = 600.0
+    ping_interval_s: float = 10.0
+    cors_allow_origins: tuple[str, ...] = ()
+    log_level: str = "info"
+    log_format: str = "text"

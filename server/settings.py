@@ -1,0 +1,227 @@
+"""The one reader of flags, environment and configuration file; a flag beats a variable beats the file.
+
+The fields below are the single list of settings: each is the flag `--its-name`, the variable
+`QWEN_SERVER_ITS_NAME` and the key `its_name` of the file. The result is two frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from model.engine_config import EngineConfig
+from model.errors import ConfigError
+from server.auth import Credentials
+from server.hub import served_names
+from server.server_config import ServerConfig
+from server.sizes import parse_size
+
+ENV_PREFIX = "QWEN_SERVER_"
+CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+def _one_or_more(value: object) -> object:
+    """A variable or a file may hold a single value; in a variable commas separate several."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+
+
+class Settings(BaseModel):
+    """All settings, validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: str = Field(min_length=1, description="the checkpoint: a folder, or a hub id such as Qwen/Qwen-7B-Chat")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    served_model_name: Texts = Field((), description="name requests may use for the model (repeatable)")
+    dtype: Dtype = Field("auto", description="of weights and activations")
+    kv_cache_dtype: Dtype = Field("auto", description="of cached keys and values; auto is that of the activations")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    max_model_len: int | None = Field(
+        None, ge=2, description="most tokens of prompt and reply together (default: from the checkpoint)"
+    )
+    max_num_seqs: int = Field(256, ge=1, description="most sequences in one step")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="most tokens in one step (default: 512 on a CPU, 4096 on a GPU)"
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of the KV cache")
+    kv_cache_memory: Size | None = Field(
+        None, description="of the KV cache, such as 512MiB or 2GB (default: what is free)"
+    )
+    gpu_memory_utilization: float = Field(0.90, gt=0, le=1, description="share of a GPU's memory to use")
+    no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
+    threads: int | None = Field(None, ge=1, description="CPU threads for tensor work (default: all cores)")
+    seed: int | None = Field(None, ge=0, lt=1 << 63, description="of the random streams of requests without a seed")
+    chat_format: Literal["auto", "chatml", "raw"] = Field(
+        "auto", description="auto takes the checkpoint's; chatml also lets a base model chat"
+    )
+    api_key: Texts = Field((), description="key that lets a caller in (repeatable; better in the environment)")
+    api_key_file: Path | None = Field(None, description="file with one key a line")
+    api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
+    max_body_bytes: Size = Field(16 << 20, description="largest request body")
+    max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a first token; more get 429")
+    request_timeout_s: float | None = Field(None, gt=0, description="longest time for a request (default: no limit)")
+    shutdown_timeout_s: float = Field(30.0, ge=0, description="time for running requests to finish after SIGTERM")
+    engine_start_timeout_s: float = Field(600.0, gt=0, description="longest silence of a loading engine")
+    ping_interval_s: float = Field(10.0, ge=0, description="between comments on idle streams; 0 sends none")
+    cors_allow_origin: Texts = Field((), description="web origin whose pages may call the API, * for all (repeatable)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    log_format: Literal["text", "json"] = Field("text", description="of log lines")
+
+    def engine_config(self, checkpoint: Path) -> EngineConfig:
+        """Returns what the engine process is told.
+
+        Args:
+            checkpoint: the folder `model` stands for.
+        """
+        return EngineConfig(
+            checkpoint_path=str(checkpoint),
+            device=self.device,
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            kv_cache_memory_bytes=self.kv_cache_memory,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            enable_prefix_caching=not self.no_prefix_caching,
+            num_threads=self.threads,
+            seed=self.seed,
+            log_level=self.log_level,
+            log_format=self.log_format,
+        )
+
+    def server_config(self) -> ServerConfig:
+        """Returns what the HTTP side is told.
+
+        Raises:
+            ConfigError: the key file cannot be read or is empty.
+        """
+        keys = (*self.api_key, *_read_keys(self.api_key_file))
+        return ServerConfig(
+            model=self.model,
+            served_names=served_names(self.model, self.served_model_name),
+            host=self.host,
+            port=self.port,
+            chat_format=self.chat_format,
+            credentials=Credentials.from_secrets(keys, self.api_auth),
+            max_body_bytes=self.max_body_bytes,
+            max_queue_requests=self.max_queue_requests,
+            request_timeout_s=self.request_timeout_s,
+            shutdown_timeout_s=self.shutdown_timeout_s,
+            engine_start_timeout_s=self.engine_start_timeout_s,
+            ping_interval_s=self.ping_interval_s,
+            cors_allow_origins=self.cors_allow_origin,
+            log_level=self.log_level,
+            log_format=self.log_format,
+        )
+
+
+def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> Settings:
+    """Merges the sources and validates the result.
+
+    Args:
+        flags: only those given, by field name.
+        environ: the process environment.
+        config_file: of `--config`; the variable QWEN_SERVER_CONFIG stands in for it.
+
+    Raises:
+        ConfigError: an unknown key, a bad value or a missing one, naming where it came from.
+    """
+    known = Settings.model_fields.keys()
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    path = config_file or environ.get(CONFIG_VARIABLE)
+    if path:
+        for key, value in _read_file(Path(path)).items():
+            name = _known(key.replace("-", "_"), known, f"{path}: unknown setting {key!r}", str)
+            merged[name], origins[name] = value, f"{path}: {key}"
+    for variable, text in environ.items():
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+            name = _known(
+                variable.removeprefix(ENV_PREFIX).lower(), known, f"unknown variable {variable}", _variable_name
+            )
+            merged[name], origins[name] = text, variable
+    for name, value in flags.items():
+        merged[name], origins[name] = value, "MODEL" if name == "model" else flag_name(name)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origins)) from error
+
+
+def flag_name(field: str) -> str:
+    """Returns the flag of a setting."""
+    return "--" + field.replace("_", "-")
+
+
+def is_repeatable(field: str) -> bool:
+    """Whether the flag of a setting may be given several times."""
+    annotation = Settings.model_fields[field].annotation
+    return get_origin(annotation) is tuple
+
+
+def _variable_name(field: str) -> str:
+    return ENV_PREFIX + field.upper()
+
+
+def _known(name: str, known: Iterable[str], complaint: str, show: Any) -> str:
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, list(known), n=1)
+    raise ConfigError(complaint + (f"; did you mean {show(near[0])}?" if near else ""))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration file ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {reason}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: must hold settings, one `name: value` each")
+    return data
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot read the key file ({error})") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path}: holds no key; put one on each line")
+    return keys
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return str(first["msg"]).removeprefix("Value error, ")
+    name = str(first["loc"][0])
+    if first["type"] == "missing":
+        return f"{'MODEL' if name == 'model' else name} is missing: name a checkpoint folder or a hub id"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    secret = name.startswith("api_")
+    return f"{origins.get(name, name)}: {message}" + ("" if secret else f", not {first['input']!r}")

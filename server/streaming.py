@@ -1,0 +1,151 @@
+"""A generation as a reply: server-sent events, or one JSON object folded from the same chunks.
+
+Both free the engine at once when the client goes away, whatever the request was doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import JsonResponse, as_api_error, dump_json
+from server.generation import Generation
+from server.output_processor import ChoiceDelta
+from server.protocol import SamplingFields
+
+logger = logging.getLogger(__name__)
+
+DONE_EVENT = b"data: [DONE]\n\n"
+# What nginx and others write in their logs for a client that hung up; nobody reads the reply.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Reply(Protocol):
+    """How one route writes its replies."""
+
+    def chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """Yields the stream's chunks of one delta."""
+
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """Returns the chunk with the usage."""
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Takes the next chunk into the unstreamed reply."""
+
+    def result(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """Returns the unstreamed reply."""
+
+
+class GenerationEventResponse(EventSourceResponse):
+    """The event stream of a generation; however it ends, the generation is closed.
+
+    Args:
+        generation: already submitted.
+        reply: writes the chunks.
+        include_usage: end with a chunk of usage.
+        ping_interval_s: between comments while nothing else is sent; 0 sends none.
+    """
+
+    def __init__(self, generation: Generation, reply: Reply, *, include_usage: bool, ping_interval_s: float) -> None:
+        super().__init__(
+            stream_events(generation, reply, include_usage=include_usage),
+            sep="\n",
+            ping=ping_interval_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            headers={"Cache-Control": "no-cache"},
+        )
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.close()  # also if the client left before the first event was asked for
+
+
+async def stream_events(generation: Generation, reply: Reply, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    """Yields the events of a stream, as bytes; what is ready together is yielded together."""
+    try:
+        async with aclosing(generation.deltas()) as all_deltas:
+            async for deltas in all_deltas:
+                chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
+                if include_usage:
+                    for chunk in chunks:
+                        chunk["usage"] = None
+                if chunks:
+                    yield b"".join(map(_event, chunks))
+        if include_usage:
+            yield _event(reply.usage_chunk(generation.usage()))
+        yield DONE_EVENT
+    except Exception as error:
+        api_error = as_api_error(error)
+        if api_error.status_code == 500:
+            logger.exception("a stream broke")
+        yield b"data: " + dump_json(api_error.body()) + b"\n\n"
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + dump_json(chunk) + b"\n\n"
+
+
+async def respond(
+    request: Request, generation: Generation, reply: Reply, wishes: SamplingFields, ping_interval_s: float
+) -> Response:
+    """Answers a generating request in the way it asks for.
+
+    Args:
+        request: whose body has been read.
+        generation: already submitted.
+        reply: writes the chunks.
+        wishes: whether to stream, and with what options.
+        ping_interval_s: between comments while a stream is idle; 0 sends none.
+    """
+    if not wishes.stream:
+        return await whole_reply(request, generation, reply)
+    include_usage = wishes.stream_options is not None and bool(wishes.stream_options.include_usage)
+    return GenerationEventResponse(generation, reply, include_usage=include_usage, ping_interval_s=ping_interval_s)
+
+
+async def whole_reply(request: Request, generation: Generation, reply: Reply) -> Response:
+    """Waits for the end of a generation, or for its client to leave.
+
+    Args:
+        request: whose body has been read.
+        generation: already submitted.
+        reply: writes the chunks that are folded.
+    """
+    work = asyncio.create_task(_fold(generation, reply))
+    gone = asyncio.create_task(_client_gone(request.receive))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return JsonResponse(work.result())
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+        generation.close()
+
+
+async def _fold(generation: Generation, reply: Reply) -> dict[str, Any]:
+    async with aclosing(generation.deltas()) as all_deltas:
+        async for deltas in all_deltas:
+            for delta in deltas:
+                for chunk in reply.chunks(delta):
+                    reply.add(chunk)
+    return reply.result(generation.usage())
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

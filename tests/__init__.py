@@ -1,0 +1,1 @@
+"""The tests; packages, so that `tests/server` is never mistaken for `server`."""

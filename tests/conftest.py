@@ -1,0 +1,52 @@
+"""Fixtures for everything that needs a checkpoint or a running server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.support.server_process import ROOT, ServerProcess, running_server
+
+SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small random checkpoint with a 256-byte vocabulary."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "Qwen-Demo"
+    subprocess.run([sys.executable, "-m", "demo.random_checkpoint", str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for all tests that do not harm it."""
+    log_file = tmp_path_factory.mktemp("server") / "log"
+    with running_server(demo_checkpoint, log_file, *SMALL, "--max-model-len", "2048") as process:
+        yield process
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    """The official SDK, without retries."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official SDK, asynchronous, without retries."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
+        yield sdk
+
+
+@pytest.fixture(scope="session")
+def max_model_len(server: ServerProcess) -> int:
+    """Context of the shared server."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as sdk:
+        return int(sdk.models.list().data[0].model_dump()["max_model_len"])

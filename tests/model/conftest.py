@@ -1,0 +1,26 @@
+"""Checkpoints that several tests of the engine's rooms share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo.random_checkpoint import Shape, write
+
+TINY = Shape(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64, vocab_size=300, seq_length=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 checkpoint that runs a step in a millisecond; NTK and LogN on, seq_length 64."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write(folder, TINY, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors gain nothing from a second thread, and lose much to it on a busy machine."""
+    torch.set_num_threads(1)

@@ -1,0 +1,266 @@
+"""prompts/react.py against the prompts of the published server, and beyond what it accepts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prompts.messages import FunctionCall, Message, Role, ToolSpec
+from prompts.react import Named, ToolChoice, forced_opening, render
+from prompts.segments import display
+
+PING = ToolSpec.from_dict({"name": "ping", "description": "d"})
+PONG = ToolSpec.from_dict({"name": "pong"})
+
+
+def _user(text: str) -> Message:
+    return Message("user", text)
+
+
+def _assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def _call(name: str, arguments: str = "{}", content: str = "", id: str | None = None) -> Message:
+    return Message("assistant", content, calls=(FunctionCall(name, arguments, id),))
+
+
+def _result(text: str, id: str | None = None) -> Message:
+    return Message("tool", text, tool_call_id=id)
+
+
+def _reply_so_far(messages: list[Message], tools: list[ToolSpec] | None = None, **options: Any) -> str:
+    """The text of the assistant's last turn, which must be open."""
+    tools = [PING, PONG] if tools is None else tools
+    text = display(render(messages, tools, **options).segments)
+    return text.rpartition("<|im_start|>assistant\n")[2]
+
+
+def _from_wire(message: dict[str, Any]) -> Message:
+    call = message.get("function_call")
+    roles: dict[str, Role] = {"function": "tool"}
+    return Message(
+        roles.get(message["role"], message["role"]),
+        message["content"] or "",
+        name=message.get("name"),
+        calls=(FunctionCall(call["name"], call["arguments"]),) if call else (),
+    )
+
+
+def test_published_prompts(react_cases: dict[str, Any]) -> None:
+    for case in react_cases["prompts"]:
+        messages = [_from_wire(message) for message in case["messages"]]
+        tools = [ToolSpec.from_dict(function) for function in case["functions"] or []]
+        prompt = render(messages, tools)
+        assert display(prompt.segments) == case["prompt"]
+        assert prompt.reads_react == prompt.allow_calls == bool(tools)
+        assert prompt.opening == ("Thought:" if messages[-1].role == "tool" else "")
+
+
+# -- where the instruction stands
+
+
+def _questions(messages: list[Message]) -> list[str]:
+    """The user turns that carry the instruction."""
+    turns = display(render(messages, [PING]).segments).split("<|im_start|>user\n")[1:]
+    return [t.partition("Question: ")[2].partition("Question: ")[2].partition("<|im_end|>")[0] for t in turns]
+
+
+@pytest.mark.parametrize(
+    ("messages", "questions"),
+    [
+        ([_user("1"), _user("2")], ["", "2"]),
+        ([_user("1"), _user("2"), _assistant("a"), _user("3")], ["", "2", ""]),
+        ([_user("1"), Message("system", "s"), _assistant("a"), _user("2")], ["1", ""]),
+        ([_user("1"), _assistant("a"), _user("2"), _assistant("b")], ["", "2"]),
+        ([_assistant("a"), _user("1")], ["1"]),
+    ],
+)
+def test_the_instruction_stands_once(messages: list[Message], questions: list[str]) -> None:
+    assert _questions(messages) == questions
+
+
+def test_without_a_question_the_instruction_is_a_turn_of_its_own() -> None:
+    text = display(render([Message("system", "s")], [PING]).segments)
+    assert text.startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nAnswer the following")
+    assert text.endswith("Begin!<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_braces_in_descriptions_are_text() -> None:
+    text = display(render([_user("q")], [replace(PING, description="{tools} {0} {")]).segments)
+    assert "useful for? {tools} {0} { Parameters:" in text
+
+
+# -- steps
+
+
+def test_a_multi_step_episode() -> None:
+    messages = [
+        _user("q"),
+        _call("ping", '{"a": 1}', "t"),
+        _result("r"),
+        _call("pong"),
+        _result("s"),
+        _assistant("done"),
+    ]
+    assert _reply_so_far([*messages, _user("next")]) == ""
+    text = display(render([*messages, _user("next")], [PING]).segments)
+    assert (
+        'assistant\nThought: t\nAction: ping\nAction Input: {"a": 1}\nObservation: r\n'
+        "Thought: \nAction: pong\nAction Input: {}\nObservation: s\n"
+        "Thought: I now know the final answer.\nFinal Answer: done<|im_end|>"
+    ) in text
+
+
+def test_several_results_in_a_row() -> None:
+    step = "Thought: \nAction: ping\nAction Input: {}\n"
+    assert _reply_so_far([_user("q"), _call("ping"), _result("1"), _result("2")]) == (
+        step + "Observation: 1\nObservation: 2\nThought:"
+    )
+
+
+PARALLEL = Message("assistant", "t", calls=(FunctionCall("ping", "1", "a"), FunctionCall("pong", "2", "b")))
+
+
+@pytest.mark.parametrize(
+    ("results", "observations"),
+    [
+        ([_result("x", "a"), _result("y", "b")], ("x", "y")),
+        ([_result("y", "b"), _result("x", "a")], ("x", "y")),
+        ([_result("x"), _result("y")], ("x", "y")),
+        ([_result("y", "b"), _result("x", "unknown")], ("x", "y")),
+        ([_result("y", "b")], ("", "y")),
+        ([_result("x", "a")], ("x", "")),
+        ([_result("x"), _result("y"), _result("z")], ("x", "y\nObservation: z")),
+    ],
+)
+def test_results_of_several_calls_stand_behind_their_calls(
+    results: list[Message], observations: tuple[str, str]
+) -> None:
+    assert _reply_so_far([_user("q"), PARALLEL, *results]) == (
+        f"Thought: t\nAction: ping\nAction Input: 1\nObservation: {observations[0]}\n"
+        f"Thought: \nAction: pong\nAction Input: 2\nObservation: {observations[1]}\nThought:"
+    )
+
+
+def test_a_result_without_a_call_opens_a_turn() -> None:
+    assert _reply_so_far([_user("q"), _result("r")]) == "Observation: r\nThought:"
+
+
+def test_a_call_that_was_never_answered() -> None:
+    step = "Thought: \nAction: ping\nAction Input: {}"
+    assert _reply_so_far([_user("q"), _call("ping")]) == step + "\nObservation: \nThought:"
+    closed = display(render([_user("q"), _call("ping"), _user("r")], [PING]).segments)
+    assert f"assistant\n{step}<|im_end|>\n<|im_start|>user\nr" in closed
+    closed = display(render([_user("q"), _call("ping")], [PING], open_turn=False).segments)
+    assert closed.endswith(step + "<|im_end|>")
+
+
+def test_answers_in_a_row_are_one_turn_as_published() -> None:
+    text = display(render([_user("q"), _assistant("a"), _assistant("b"), _user("r")]).segments)
+    assert "assistant\na\nb<|im_end|>" in text
+
+
+def test_a_thought_is_not_labelled_twice() -> None:
+    assert _reply_so_far([_user("q"), _call("ping", content="Thought: t"), _result("r")]).startswith(
+        "Thought: t\nAction"
+    )
+
+
+# -- how the turn opens
+
+
+FRESH = [_user("q")]
+AFTER_RESULT = [_user("q"), _call("ping"), _result("r")]
+
+
+@pytest.mark.parametrize(
+    ("tool_choice", "written"),
+    [
+        ("auto", ""),
+        ("none", ""),
+        ("required", "Thought: \nAction:"),
+        (Named("pong"), "Thought: \nAction: pong\nAction Input:"),
+    ],
+)
+def test_a_fresh_turn(tool_choice: ToolChoice, written: str) -> None:
+    assert _reply_so_far(FRESH, tool_choice=tool_choice) == written
+    assert render(FRESH, [PING], tool_choice=tool_choice).opening == written
+
+
+@pytest.mark.parametrize(
+    ("tool_choice", "written"),
+    [
+        ("auto", "Thought:"),
+        ("none", "Thought: I now know the final answer.\nFinal Answer:"),
+        ("required", "Thought: \nAction:"),
+        (Named("pong"), "Thought: \nAction: pong\nAction Input:"),
+    ],
+)
+def test_a_turn_after_a_result(tool_choice: ToolChoice, written: str) -> None:
+    assert _reply_so_far(AFTER_RESULT, tool_choice=tool_choice).endswith("\nObservation: r\n" + written)
+    assert render(AFTER_RESULT, [PING], tool_choice=tool_choice).opening == written
+
+
+def test_a_forced_step_is_shaped_like_one_in_the_history() -> None:
+    forced = "Thought:" + forced_opening(Named("ping"))
+    assert _reply_so_far(AFTER_RESULT).startswith(forced + " {}")
+
+
+@pytest.mark.parametrize(
+    ("tool_choice", "written"),
+    [
+        ("auto", "Thought: I now know the final answer.\nFinal Answer: so far"),
+        ("required", "Thought: so far\nAction:"),
+        (Named("pong"), "Thought: so far\nAction: pong\nAction Input:"),
+        ("none", "so far"),
+    ],
+)
+def test_a_continued_turn(tool_choice: ToolChoice, written: str) -> None:
+    assert _reply_so_far([*FRESH, _assistant("so far \n")], tool_choice=tool_choice) == written
+
+
+@pytest.mark.parametrize(("content", "last"), [("so far \n", "r"), ("a\nAction: f", "f"), ("", "")])
+def test_the_parser_learns_only_whether_an_answer_has_begun(content: str, last: str) -> None:
+    opening = render([*FRESH, _assistant(content)], [PING]).opening
+    assert opening == "Thought: I now know the final answer.\nFinal Answer: " + last
+
+
+def test_a_continued_turn_after_a_result() -> None:
+    messages = [*AFTER_RESULT, _assistant("so far")]
+    assert _reply_so_far(messages).endswith(
+        "Observation: r\nThought: I now know the final answer.\nFinal Answer: so far"
+    )
+    assert _reply_so_far(messages, tool_choice="required").endswith("Observation: r\nThought: so far\nAction:")
+
+
+def test_the_last_answer_is_closed_if_it_shall_not_be_continued() -> None:
+    text = display(render([*FRESH, _assistant("a")], [PING], continue_final=False).segments)
+    assert text.endswith("Final Answer: a<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_looking_only() -> None:
+    prompt = render(AFTER_RESULT, [PING], tool_choice="required", open_turn=False)
+    assert display(prompt.segments).endswith("\nObservation: r<|im_end|>")
+    assert prompt.opening == ""
+
+
+def test_no_call_can_be_forced_without_tools() -> None:
+    for choice in ("required", Named("f")):
+        with pytest.raises(ValueError, match="without tools"):
+            render(FRESH, tool_choice=choice)
+
+
+def test_choice_none_leaves_the_tools_out_and_the_history_in() -> None:
+    prompt = render([*AFTER_RESULT, _assistant("a"), _user("r")], [PING], tool_choice="none")
+    text = display(prompt.segments)
+    assert "Answer the following" not in text
+    assert "Thought: \nAction: ping\nAction Input: {}\nObservation: r\na<|im_end|>" in text
+    assert (prompt.reads_react, prompt.allow_calls) == (True, False)
+
+
+def test_without_tools_or_steps_the_reply_is_not_react() -> None:
+    prompt = render([_user("q"), _assistant("Thought: x"), _user("r")])
+    assert (prompt.opening, prompt.reads_react, prompt.allow_calls) == ("", False, False)

@@ -1,0 +1,93 @@
+"""prompts/react_parser.py: when a client gets to see what, and when a reply is over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompts.react_parser import CallArguments, CallEnd, CallStart, Content, ReActParser, Thought, fold
+
+LABELS = ("Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:")
+
+
+def test_a_named_call_starts_with_the_first_piece() -> None:
+    parser = ReActParser("Thought: \nAction: f\nAction Input:")
+    assert parser.push("") == [CallStart("f")]
+    assert parser.push(' {"a"') == [CallArguments('{"a"')]
+    assert parser.push(": 1} ") == [CallArguments(": 1}")]
+    assert parser.flush() == [CallEnd()]
+
+
+def test_a_thought_waits_for_what_it_leads_to() -> None:
+    parser = ReActParser()
+    assert parser.push("Thought: t") == []
+    assert parser.push("\nAction: f\nAction Input:") == [Content("t"), CallStart("f")]
+    parser = ReActParser()
+    assert parser.push("Thought: t\nFinal Answer: a") == [Thought("t"), Content("a")]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "shown"),
+    [
+        (["Th", "is ", "is", "\n", "A", "ll"], ["", "This", " is", "", "", "\nAll"]),
+        (["Final Answer: ", "4", "2", "\nThough", "t"], ["", "4", "2", "", ""]),
+        (["Plan:\nAction:", " go", "\n", "home"], ["Plan:", "", "", "\nAction: go\nhome"]),
+    ],
+)
+def test_text_flows(chunks: list[str], shown: list[str]) -> None:
+    parser = ReActParser()
+    assert [fold(parser.push(chunk)).content for chunk in chunks] == shown
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("aAct:io \nTF", max_size=40), st.sampled_from(["", "Thought: t\nFinal Answer:"]))
+def test_only_scaffolding_and_whitespace_are_held_back(text: str, opening: str) -> None:
+    parser = ReActParser(opening)
+    shown = ""
+    for end, character in enumerate(text, start=1):
+        shown += fold(parser.push(character)).content or ""
+        read = text[:end].lstrip()
+        assert read.startswith(shown)
+        held = read[len(shown) :].lstrip()
+        assert any(label.startswith(held) for label in LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "done"),
+    [
+        ("Thought: t\nAction: f\nAction Input: {}", False),
+        ("Thought: t\nAction: f\nAction Input: {}\nObservation:", True),
+        ("Thought: t\nAction: f\nAction Input: {}\nThought:", True),
+        ("Final Answer: a\n\n", False),
+        ("Final Answer: a\nObservation:", True),
+        ("plain", False),
+        ("Observation:", True),
+    ],
+)
+def test_done(text: str, done: bool) -> None:
+    parser = ReActParser()
+    parser.push(text)
+    assert parser.done is done
+    if done:
+        assert parser.push("\nAction: g\nAction Input: {}") == []
+        assert parser.flush() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "unfinished"),
+    [
+        ("Thought: t\nAction: f", True),
+        ("Action: f\nAction Input:", True),
+        ('Action: f\nAction Input: {"a": ', True),
+        ('Action: f\nAction Input: {"a": 1}', False),
+        ("Action: f\nAction Input: x\nObservation:", False),
+        ("Thought: t", False),
+        ("plain", False),
+    ],
+)
+def test_unfinished_call(text: str, unfinished: bool) -> None:
+    parser = ReActParser()
+    parser.push(text)
+    parser.flush()
+    assert parser.unfinished_call is unfinished

@@ -1,0 +1,81 @@
+"""Keys: who gets in, and what is compared."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from server.auth import AuthMiddleware, Credentials
+
+BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("Bearer key-1", True),
+        ("bearer key-1", True),
+        ("Bearer  key-1 ", True),
+        ("Bearer ключ", True),
+        (basic("user:pass:word"), True),
+        ("Bearer key-", False),
+        ("Bearer key-11", False),
+        ("Bearer ", False),
+        ("Bearer", False),
+        ("key-1", False),
+        ("Bearer user:pass:word", False),
+        (basic("key-1"), False),
+        (basic("user:pass"), False),
+        ("Basic !!!", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_what_lets_a_caller_in(header: str | None, accepted: bool) -> None:
+    assert BOTH.accepts(header) is accepted
+
+
+def test_secrets_are_kept_as_hashes_only() -> None:
+    assert "key-1" not in repr(BOTH)
+    assert "pass" not in repr(BOTH)
+
+
+def test_without_credentials_nothing_is_required() -> None:
+    assert not Credentials().required
+    assert Credentials.from_secrets((), "a:b").required
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/models", 401),
+        ("/v1/chat/completions", 401),
+        ("/v1", 401),
+        ("//v1/models", 401),
+        ("/tokenize", 401),
+        ("/detokenize", 401),
+        ("/anything/new", 401),
+        ("/health", 200),
+        ("/ready", 200),
+        ("/metrics", 200),
+        ("/health/../v1/models", 401),
+    ],
+)
+async def test_only_named_routes_are_open(path: str, status: int) -> None:
+    statuses = []
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        statuses.append(200)
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "path": path, "headers": [], "method": "GET"}
+    await AuthMiddleware(app, BOTH)(scope, None, send)  # type: ignore[arg-type]
+    assert statuses == [status]

@@ -1,0 +1,86 @@
+"""Where a checkpoint is, and what its generation_config.json says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import CheckpointError
+from server.generation_defaults import GenerationDefaults
+from server.hub import resolve_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(folder: Path, data: Any) -> GenerationDefaults:
+    (folder / "generation_config.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    return GenerationDefaults.from_folder(folder)
+
+
+def test_no_file_means_the_published_defaults(tmp_path: Path) -> None:
+    defaults = GenerationDefaults.from_folder(tmp_path)
+    assert (defaults.temperature, defaults.top_p, defaults.top_k) == (1.0, 0.8, 0)
+    assert (defaults.chat_format, defaults.eos_token_ids) == ("chatml", ())
+
+
+def test_the_file_is_read(tmp_path: Path) -> None:
+    defaults = read(tmp_path, {"do_sample": False, "top_k": 3, "eos_token_id": [1, 2], "chat_format": "raw"})
+    assert (defaults.temperature, defaults.top_k, defaults.eos_token_ids) == (0.0, 3, (1, 2))
+    assert defaults.chat_format == "raw"
+    assert read(tmp_path, {"eos_token_id": 7, "stop_words_ids": [[7], [8], [1, 2]]}).eos_token_ids == (7, 8)
+    assert read(tmp_path, {"top_k": -1, "top_p": None}).top_k == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["{", "[]", {"top_p": "x"}, {"top_p": 0}, {"eos_token_id": "x"}, {"eos_token_id": [True]}, {"chat_format": "v9"}],
+)
+def test_a_broken_file_stops_the_start_and_is_named(tmp_path: Path, data: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        read(tmp_path, data)
+
+
+def test_a_golden_checkpoint() -> None:
+    defaults = GenerationDefaults.from_folder(ROOT / "tests/data/golden/ntk_logn_fp32")
+    assert (defaults.top_p, defaults.repetition_penalty, defaults.eos_token_ids) == (0.8, 1.1, (256,))
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_checkpoint(str(tmp_path)) == tmp_path
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, words in (
+        (str(file), "is a file"),
+        (str(tmp_path / "none"), "no such folder"),
+        ("./a/b/c", "no such folder"),
+        ("just-a-name", "no such folder"),
+        (f"{tmp_path}/x", "no such folder"),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            resolve_checkpoint(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
+    """In a process of its own: the hub library reads its environment when it is imported."""
+    import subprocess
+    import sys
+
+    snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.bin").write_text("")
+    refs = tmp_path / "hub" / "models--me--tiny" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    code = "from server.hub import resolve_checkpoint as r; print(r('me/tiny')); print(r('me/other'))"
+    environ = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert result.stdout.strip() == str(snapshot)
+    assert "CheckpointError: me/other: not a folder here, not in the local hub cache, and offline mode is on" in (
+        result.stderr
+    )

@@ -1,0 +1,47 @@
+"""Golden continuations and their log-probabilities, asked for over HTTP: one by one and all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import SMALL
+from tests.support.server_process import ROOT, running_server
+
+GOLDEN = ROOT / "tests" / "data" / "golden"
+
+
+async def ask(http: httpx.AsyncClient, case: dict[str, Any]) -> dict[str, Any]:
+    body = {
+        "model": "Qwen",
+        "prompt": case["prompt"],
+        "max_tokens": len(case["greedy"]),
+        "temperature": 0,
+        "repetition_penalty": 1,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "logprobs": 1,
+    }
+    response = await http.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json()["choices"][0])
+
+
+@pytest.mark.parametrize("folder", ["ntk_logn_fp32"])
+async def test_greedy_ids_and_logprobs(folder: str, tmp_path: Path) -> None:
+    cases = json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]
+    flags = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32", "--max-model-len", "512")
+    with running_server(GOLDEN / folder, tmp_path / "log", *flags) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            alone = [await ask(http, case) for case in cases]
+            together = await asyncio.gather(*(ask(http, case) for case in cases))
+    for case, *choices in zip(cases, alone, together, strict=True):
+        for choice in choices:
+            assert choice["token_ids"] == case["greedy"], case["name"]
+            assert choice["prompt_token_ids"] == case["prompt"]
+            assert choice["logprobs"]["token_logprobs"] == pytest.approx(case["greedy_logprobs"], abs=1e-4)

@@ -1,0 +1,116 @@
+"""What surrounds a request, spoken to directly as ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model.messages import EngineStats
+from server.limits import BodyLimitMiddleware
+from server.metrics import Metrics
+from server.middleware import RequestContextMiddleware
+from server.request_context import request_id_var
+
+
+async def call(app: ASGIApp, *bodies: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Sends a request in pieces; returns status, headers and body of the reply."""
+    pieces = list(bodies)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not pieces:
+            return {"type": "http.disconnect"}
+        body = pieces.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(pieces)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await app({"type": "http", "method": "POST", "path": "/x", "headers": raw}, receive, send)
+    start, *rest = sent
+    reply_headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    return start["status"], reply_headers, b"".join(m.get("body", b"") for m in rest)
+
+
+async def echo_size(scope: Scope, receive: Receive, send: Send) -> None:
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "length", "status"),
+    [
+        ([b"x" * 10], "10", 200),
+        ([b"x" * 5, b"x" * 5], None, 200),
+        ([b"x" * 11], "11", 413),
+        ([b"x" * 6, b"x" * 6, b"x"], None, 413),
+        ([b"x"] * 40, "40", 413),
+        ([b"x"], "9" * 40, 413),
+        ([b"x"], "nonsense", 200),
+    ],
+)
+async def test_body_limit(pieces: list[bytes], length: str | None, status: int) -> None:
+    headers = {} if length is None else {"content_length": length}
+    got, reply_headers, body = await call(BodyLimitMiddleware(echo_size, 10), *pieces, **headers)
+    assert got == status
+    if status == 413:
+        assert json.loads(body)["error"]["code"] == "request_too_large"
+        assert reply_headers["connection"] == "close"
+
+
+async def test_an_unexpected_failure_is_a_plain_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("the secret reason")
+
+    metrics = Metrics("m", EngineStats, lambda: 0)
+    with caplog.at_level(logging.ERROR):
+        status, headers, body = await call(RequestContextMiddleware(broken, metrics), x_request_id="mine")
+    assert (status, headers["x-request-id"]) == (500, "mine")
+    assert json.loads(body)["error"]["type"] == "server_error"
+    assert b"secret" not in body
+    assert "the secret reason" in caplog.text
+    assert 'status="500"' in metrics.render().decode()
+
+
+async def test_each_request_has_its_own_id() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0)
+        seen.append(await asyncio.create_task(read_id()))
+        await echo_size(scope, receive, send)
+
+    async def read_id() -> str:
+        return request_id_var.get()
+
+    middleware = RequestContextMiddleware(app, Metrics("m", EngineStats, lambda: 0))
+    replies = await asyncio.gather(*(call(middleware, b"", x_request_id=f"id-{i}") for i in range(5)))
+    assert sorted(seen) == [headers["x-request-id"] for _, headers, _ in replies] == [f"id-{i}" for i in range(5)]
+
+
+def test_totals_go_on_over_a_restart() -> None:
+    stats: dict[str, Any] = {"now": EngineStats()}
+    metrics = Metrics("m", lambda: stats["now"], lambda: 1)
+
+    def step(**values: int) -> None:
+        stats["now"] = EngineStats(**values)
+        metrics.observe_step(stats["now"])
+
+    step(num_steps_total=5, num_preemptions_total=2, num_blocks=10, num_free_blocks=4)
+    assert 'vllm:kv_cache_usage_perc{model_name="m"} 0.6' in metrics.render().decode()
+    step(num_steps_total=1, num_preemptions_total=1, num_blocks=10, num_free_blocks=10)
+    text = metrics.render().decode()
+    assert 'vllm:num_preemptions_total{model_name="m"} 3.0' in text
+    assert 'qwen:engine_steps_total{model_name="m"} 6.0' in text

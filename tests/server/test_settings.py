@@ -1,0 +1,119 @@
+"""Flags, variables and files: precedence, validation, messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.errors import ConfigError
+from server.__main__ import build_parser
+from server.settings import Settings, flag_name, load_settings
+from server.sizes import parse_size
+
+
+def test_a_flag_beats_a_variable_beats_a_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('model = "from-file"\nport = 1\nhost = "h"\nmax-num-seqs = 7\n')
+    environ = {"QWEN_SERVER_PORT": "2", "QWEN_SERVER_MODEL": "from-env", "PATH": "x"}
+    settings = load_settings({"port": "3"}, environ, str(file))
+    assert (settings.port, settings.model, settings.host, settings.max_num_seqs) == (3, "from-env", "h", 7)
+    assert settings.block_size == 16
+
+
+def test_yaml_and_the_variable_that_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: m\nserved_model_name: [a, b]\nkv_cache_memory: 2GB\nno_prefix_caching: true\n")
+    settings = load_settings({}, {"QWEN_SERVER_CONFIG": str(file)})
+    config = settings.engine_config(tmp_path)
+    assert settings.server_config().served_names == ("a", "b")
+    assert config.kv_cache_memory_bytes == 2_000_000_000
+    assert config.enable_prefix_caching is False
+
+
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", "--help"])
+    text = capsys.readouterr().out
+    assert all(flag_name(name) in text for name in Settings.model_fields if name != "model")
+
+
+def test_flags_and_lists() -> None:
+    argv = ["serve", "m", "--port", "9", "--api-key", "a", "--api-key", "b,c", "--no-prefix-caching"]
+    arguments = vars(build_parser().parse_args(argv))
+    arguments.pop("command")
+    settings = load_settings(arguments, {})
+    assert (settings.port, settings.api_key, settings.no_prefix_caching) == (9, ("a", "b,c"), True)
+    assert load_settings({"model": "m"}, {"QWEN_SERVER_API_KEY": "a, b"}).api_key == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "words"),
+    [
+        ({}, {}, "MODEL is missing"),
+        ({"model": "m", "port": "99999"}, {}, "--port: .*65535, not '99999'"),
+        ({"model": "m", "dtype": "int3"}, {}, "--dtype: .*bfloat16"),
+        ({"model": "m"}, {"QWEN_SERVER_DTYPE": "int3"}, "QWEN_SERVER_DTYPE: "),
+        ({"model": "m"}, {"QWEN_SERVER_PRT": "1"}, "QWEN_SERVER_PRT; did you mean QWEN_SERVER_PORT"),
+        ({"model": "m", "kv_cache_memory": "lots"}, {}, "--kv-cache-memory: should be a number of bytes"),
+        ({"model": "m", "kv_cache_memory": "0"}, {}, "--kv-cache-memory: .*greater than 0"),
+        ({"model": "m", "gpu_memory_utilization": "nan"}, {}, "--gpu-memory-utilization: "),
+        ({"model": "m", "api_auth": "nocolon"}, {}, "--api-auth: "),
+        ({"model": "m", "device": "tpu"}, {}, "--device: "),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_place(flags: dict[str, str], environ: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_settings(flags, environ)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_secret_is_never_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"model": "m", "api_auth": "hunter2"}, {})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    for text, words in (("port = ", "not valid TOML"), ("colour = 1", "unknown setting 'colour'")):
+        bad.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_settings({"model": "m"}, {}, str(bad))
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_settings({"model": "m"}, {}, str(tmp_path / "none.toml"))
+    listing = tmp_path / "list.yaml"
+    listing.write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold settings"):
+        load_settings({"model": "m"}, {}, str(listing))
+
+
+def test_keys_from_a_file(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nalpha\n\nbeta\n")
+    config = load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
+    assert config.credentials.accepts("Bearer beta")
+    assert not config.credentials.accepts("Bearer # ours")
+    assert "alpha" not in repr(config)
+    keys.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1048576", 1 << 20), ("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("8g", 8 << 30), ("1.5 KiB", 1536), ("7B", 7)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_names_of_a_model(tmp_path: Path) -> None:
+    def names(model: str, *given: str) -> tuple[str, ...]:
+        return load_settings({"model": model, "served_model_name": list(given)}, {}).server_config().served_names
+
+    assert names("Qwen/Qwen-7B-Chat") == ("Qwen/Qwen-7B-Chat", "Qwen-7B-Chat", "Qwen")
+    assert names("Qwen/Qwen-7B-Chat", "mine", "gpt", "mine") == ("mine", "gpt")
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    assert names(f"{folder}/") == (str(folder), "my-model", "Qwen")

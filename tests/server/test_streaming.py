@@ -1,0 +1,246 @@
+"""One path: the joined stream is the unstreamed reply, for any outputs in any grouping."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.errors import EngineUnavailableError
+from model.messages import EngineStats, SequenceOutput
+from model.sampling_params import SamplingParams
+from server.chat_reply import ChatReply
+from server.completion_reply import CompletionReply
+from server.engine_client import Prompt
+from server.generation import Generation
+from server.generation_request import GenerationRequest
+from server.metrics import Metrics
+from server.request_handle import RequestHandle
+from server.streaming import Reply, _fold, stream_events
+from tests.support.vocabulary import byte_tokenizer, score
+
+TOKENIZER = byte_tokenizer()
+
+
+class Script:
+    """Plays the engine for one request: batches of outputs, each delivered at once."""
+
+    def __init__(self, request: GenerationRequest, batches: list[list[SequenceOutput]]) -> None:
+        self.aborted: list[int] = []
+        self.batches = batches
+        self.handle = RequestHandle("test", range(request.num_choices), lambda _, ids: self.aborted.extend(ids))
+        metrics = Metrics("test", EngineStats, lambda: 0)
+        self.generation = Generation(request, self.handle, TOKENIZER, metrics, arrived=time.monotonic())
+
+    async def play(self) -> None:
+        for batch in self.batches:
+            for output in batch:
+                self.handle.deliver(output)
+            await asyncio.sleep(0)
+
+
+def request_for(n: int = 1, **wishes: Any) -> GenerationRequest:
+    sampling = SamplingParams(max_tokens=100, stop_token_ids=(ord("!"),))
+    return GenerationRequest(prompts=(Prompt(list(b"Hi"), sampling),), n=n, **wishes)
+
+
+async def streamed(script: Script, reply: Reply) -> list[dict[str, Any]]:
+    playing = asyncio.create_task(script.play())
+    data = b"".join([piece async for piece in stream_events(script.generation, reply, include_usage=True)])
+    await playing
+    events = data.decode().split("\n\n")
+    assert events.pop() == ""
+    assert all(event.startswith("data: ") for event in events)
+    payloads = [event.removeprefix("data: ") for event in events]
+    assert payloads.pop() == "[DONE]"
+    return [json.loads(payload) for payload in payloads]
+
+
+async def whole(script: Script, reply: Reply) -> dict[str, Any]:
+    playing = asyncio.create_task(script.play())
+    result = await _fold(script.generation, reply)
+    await playing
+    return json.loads(json.dumps(result))
+
+
+def join_chat(chunks: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """What a client makes of a chat stream."""
+    choices: list[dict[str, Any]] = [
+        {"role": "", "content": "", "logprobs": [], "ids": [], "end": None} for _ in range(n)
+    ]
+    for chunk in chunks:
+        for piece in chunk["choices"]:
+            choice, delta = choices[piece["index"]], piece["delta"]
+            assert choice["end"] is None, "a chunk after the end"
+            if "role" in delta:
+                assert (choice["role"], delta["content"]) == ("", "")
+            choice["role"] += delta.get("role", "")
+            choice["content"] += delta.get("content", "")
+            choice["logprobs"] += (piece["logprobs"] or {"content": []})["content"]
+            choice["ids"] += piece.get("token_ids", [])
+            choice["end"] = piece["finish_reason"]
+            if choice["end"]:
+                assert delta == {}
+    return choices
+
+
+def check_chat(n: int, batches: list[list[SequenceOutput]], **wishes: Any) -> None:
+    request = request_for(n, num_top_logprobs=1, return_token_ids=True, **wishes)
+
+    async def both() -> None:
+        chunks = await streamed(Script(request, batches), ChatReply(request, "m", TOKENIZER))
+        reply = await whole(Script(request, batches), ChatReply(request, "m", TOKENIZER))
+        *rest, last = chunks
+        assert last["choices"] == []
+        assert last["usage"] == reply["usage"]
+        assert all(chunk["usage"] is None for chunk in rest)
+        assert len({(c["id"], c["created"], c["model"], c["object"]) for c in chunks}) == 1
+        for joined, choice in zip(join_chat(rest, n), reply["choices"], strict=True):
+            assert joined["role"] == "assistant"
+            assert joined["content"] == choice["message"]["content"]
+            assert joined["logprobs"] == choice["logprobs"]["content"]
+            assert joined["ids"] == choice["token_ids"]
+            assert joined["end"] == choice["finish_reason"]
+            shown = bytes(b for entry in joined["logprobs"] for b in entry["bytes"])
+            assert shown.decode(errors="replace") == joined["content"]
+
+    asyncio.run(both())
+
+
+def outputs_of(ids: list[int], index: int, finish: str, sizes: list[int]) -> list[SequenceOutput]:
+    """One choice's outputs, in steps of the given sizes."""
+    result = []
+    position = 0
+    for size in [*sizes, len(ids)]:
+        piece = ids[position : position + size]
+        position += size
+        last = position >= len(ids)
+        stopped = last and finish == "stop"
+        result.append(
+            SequenceOutput(
+                index,
+                piece,
+                finish_reason=finish if last else None,
+                stop_token_id=piece[-1] if stopped else None,
+                logprobs=[score(i) for i in piece],
+                num_cached_tokens=0 if not result else None,
+                queue_time_s=0.01 if not result else None,
+            )
+        )
+        if last:
+            break
+    return result
+
+
+# Few characters, so that stop strings and broken characters are frequent.
+IDS = st.lists(st.sampled_from([*b"ab!", 0xE4, 0xB8, 0xAD, 256, 300, 500]), min_size=1, max_size=14)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(IDS, st.sampled_from(["stop", "length"]), st.lists(st.integers(1, 5), max_size=6)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.lists(st.sampled_from(["a", "ab", "bab", "中", "a中", "�"]), max_size=3, unique=True),
+    st.booleans(),
+    st.integers(1, 4),
+)
+def test_joined_stream_equals_unstreamed_reply(
+    choices: list[tuple[list[int], str, list[int]]], stops: list[str], include_stop: bool, batch_size: int
+) -> None:
+    scripts = [outputs_of(ids, index, end, sizes) for index, (ids, end, sizes) in enumerate(choices)]
+    everything = [o for step in itertools.zip_longest(*scripts) for o in step if o is not None]
+    batches = [everything[i : i + batch_size] for i in range(0, len(everything), batch_size)]
+    check_chat(len(choices), batches, stops=tuple(stops), include_stop=include_stop)
+
+
+def test_completion_stream_equals_unstreamed_reply_with_echo_and_scores() -> None:
+    sampling = SamplingParams(max_tokens=9)
+    request = GenerationRequest(
+        prompts=(Prompt(list(b"Hi"), sampling), Prompt(list(b"yo"), sampling)),
+        n=2,
+        num_top_logprobs=1,
+        return_token_ids=True,
+        echo_texts=("Hi", "yo"),
+        stops=("zz",),
+    )
+    batches = []
+    for index in range(4):
+        first, *rest = outputs_of(list(b"abczz!"), index, "length", [1, 2, 1])
+        batches += [[first._replace(prompt_logprobs=[score(105)])], rest]
+
+    async def both() -> None:
+        chunks = await streamed(Script(request, batches), CompletionReply(request, "m", TOKENIZER))
+        reply = await whole(Script(request, batches), CompletionReply(request, "m", TOKENIZER))
+        assert chunks.pop()["usage"] == reply["usage"]
+        assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
+        for choice in reply["choices"]:
+            pieces = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == choice["index"]]
+            assert "".join(p["text"] for p in pieces) == choice["text"] == ("Hi", "yo")[choice["index"] // 2] + "abc"
+            assert pieces[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+            for key, values in choice["logprobs"].items():
+                assert [v for p in pieces for v in p["logprobs"][key]] == values
+            logprobs = choice["logprobs"]
+            assert logprobs["text_offset"] == [0, 1, 2, 3, 4]
+            assert "".join(logprobs["tokens"]) == choice["text"]
+            assert logprobs["token_logprobs"][0] is None
+            assert logprobs["top_logprobs"][0] is None
+            assert pieces[-1]["finish_reason"] == choice["finish_reason"] == "stop"
+
+    asyncio.run(both())
+
+
+async def test_a_stop_string_ends_the_sequence_in_the_engine() -> None:
+    request = request_for(stops=("b",))
+    script = Script(request, [[SequenceOutput(0, [97])], [SequenceOutput(0, [98])], [SequenceOutput(0, [99])]])
+    reply = await whole(script, ChatReply(request, "m", TOKENIZER))
+    assert script.aborted == [0]
+    assert reply["choices"][0]["message"]["content"] == "a"
+    assert reply["usage"]["completion_tokens"] == 2
+
+
+async def test_a_failure_in_a_stream_is_its_last_event() -> None:
+    request = request_for()
+    script = Script(request, [[SequenceOutput(0, [97])]])
+
+    async def fail_later() -> None:
+        await script.play()
+        script.handle.fail(EngineUnavailableError("gone"))
+
+    failing = asyncio.create_task(fail_later())
+    data = b"".join(
+        [e async for e in stream_events(script.generation, ChatReply(request, "m", TOKENIZER), include_usage=False)]
+    )
+    await failing
+    *_, last = data.decode().strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"] == {
+        "message": "gone",
+        "type": "engine_unavailable",
+        "param": None,
+        "code": "engine_unavailable",
+    }
+    assert "[DONE]" not in data.decode()
+
+
+async def test_a_closed_generation_is_aborted_once() -> None:
+    request = request_for(n=2)
+    script = Script(request, [])
+    script.generation.close()
+    script.generation.close()
+    assert script.aborted == [0, 1]
+
+
+async def test_an_engine_error_for_one_sequence_is_a_500() -> None:
+    request = request_for()
+    script = Script(request, [[SequenceOutput(0, [], finish_reason="error", error="no room")]])
+    with pytest.raises(Exception, match="no room") as caught:
+        await whole(script, ChatReply(request, "m", TOKENIZER))
+    assert getattr(caught.value, "status_code", None) == 500

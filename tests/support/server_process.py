@@ -1,0 +1,120 @@
+"""A real server in a process of its own, for tests that speak HTTP to it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+_LISTENING = re.compile(r"listening on (http://\S+)")
+
+
+class ServerProcess:
+    """`python -m server serve`, on a port the system chose."""
+
+    def __init__(self, model: Path | str, log_file: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+        self.log_file = log_file
+        with log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server", "serve", str(model), "--port", "0", *flags],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+            )
+        self.url = self._wait_for_url()
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def _wait_for_url(self) -> str:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            match = _LISTENING.search(self.log())
+            if match:
+                return match.group(1)
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log()}")
+            time.sleep(0.02)
+        self.kill()
+        raise TimeoutError(f"the server does not listen:\n{self.log()}")
+
+    def status(self, path: str) -> int:
+        """HTTP status of a GET; 0 where nobody listens."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.status("/ready") != 200:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server is not ready:\n{self.log()}")
+            time.sleep(0.05)
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric over its labels."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=10) as response:
+            text = response.read().decode()
+        values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if re.match(rf"{re.escape(name)}[ {{]", line)]
+        return sum(map(float, values))
+
+    def wait_idle(self, timeout_s: float = 5) -> None:
+        """Waits until the engine holds no sequence and every block is free or cached."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            busy = {
+                name: self.metric(name)
+                for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+            }
+            if not any(busy.values()):
+                return
+            assert time.monotonic() < deadline, f"still busy: {busy}"
+            time.sleep(0.02)
+
+    def engine_pid(self) -> int:
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "model.engine_process" in child.cmdline():
+                    return int(child.pid)
+        raise RuntimeError("no engine process")
+
+    def terminate(self, timeout_s: float = 20) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running_server(
+    model: Path | str, log_file: Path, *flags: str, env: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """A server that is ready; ended by its process id afterwards."""
+    server = ServerProcess(model, log_file, *flags, env=env)
+    try:
+        server.wait_ready()
+        yield server
+        if server.process.poll() is None:
+            server.terminate()
+    finally:
+        server.kill()
