@@ -7,6 +7,7 @@ into the messages that cross the pipe. It must not know how those travel, nor an
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -139,6 +140,7 @@ class Engine:
         ids = set(seq_ids)
         self._scheduler.abort(ids)
         self._forget(list(ids))
+        self._refused = [output for output in self._refused if output.seq_id not in ids]
         compiling = [(future, [seq for seq in seqs if seq.seq_id not in ids]) for future, seqs in self._compiling]
         self._compiling = [(future, seqs) for future, seqs in compiling if seqs]
 
@@ -162,6 +164,8 @@ class Engine:
             seq_id = entry.seq.seq_id
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
+                if any(math.isnan(score.logprob) for score in scores):
+                    broken.append(seq_id)
             if token is not None:
                 tokens[seq_id] = token
                 if not token.is_valid:

@@ -58,6 +58,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._poller = select.poll()  # not select(): a server with many clients hands down a descriptor above 1023
+        self._poller.register(sock, select.POLLIN)
         self._buffer = bytearray()
         self._frames: deque[bytes] = deque()
 
@@ -77,17 +79,21 @@ class Connection:
         Raises:
             ConnectionClosed: the other end went away.
         """
-        if block and not self._frames:
-            self._read()
-        while select.select([self._socket], [], [], 0)[0]:
-            self._read()
+        try:
+            while block and not self._frames:
+                self._read()
+            while self._poller.poll(0):
+                self._read()
+        except ConnectionClosed:
+            if not self._frames:  # else what came before the end counts, and the next call tells of it
+                raise
         messages = [decode(frame) for frame in self._frames]
         self._frames.clear()
         return messages
 
     def wait(self, timeout_s: float) -> None:
         """Returns when something has arrived, or after the timeout."""
-        select.select([self._socket], [], [], timeout_s)
+        self._poller.poll(timeout_s * 1000)
 
     def send(self, message: FromEngine) -> None:
         """Writes one message, waiting while the other end is behind.
