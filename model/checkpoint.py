@@ -146,8 +146,9 @@ def load_weights(
 ) -> int:
     """Fills a model whose tensors have no storage yet.
 
-    A tensor takes the dtype that the model gave its placeholder. A submodule with a `finish_loading` method is told
-    as soon as its last tensor is there.
+    A tensor takes the dtype that the model gave its placeholder, unless its module lists it in `stored_dtype_tensors`.
+    A submodule with a `finish_loading` method is told as soon as its last tensor is there, and returns how many bytes
+    it holds then; those it lists in `optional_tensors` may be absent.
 
     Args:
         model: built on the meta device, attributes named as the checkpoint's keys.
@@ -156,7 +157,7 @@ def load_weights(
         on_progress: called with (bytes read, bytes in all).
 
     Returns:
-        Bytes of all parameters as loaded.
+        Bytes that the model's weights take.
 
     Raises:
         CheckpointError: anything is missing, unexpected or misshapen.
@@ -184,7 +185,7 @@ class _Target:
         self._waiting: dict[str, tuple[nn.Module, str]] = {}
         self._missing_of: dict[nn.Module, int] = {}
         self._loaded: set[str] = set()
-        self.num_bytes = 0
+        self._bytes_of: dict[nn.Module, int] = {}
         for prefix, module in model.named_modules():
             tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             for attribute, _ in tensors:
@@ -211,20 +212,33 @@ class _Target:
             )
         if placeholder.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise CheckpointError(f"{path}: tensor {name!r} is {tensor.dtype}, expected {placeholder.dtype}")
+        keeps_dtype = attribute in getattr(module, "stored_dtype_tensors", ())
+        dtype = tensor.dtype if keeps_dtype else placeholder.dtype
         # copy=True: a view of the mapped file would die with the file.
-        own = tensor.to(device=self._device, dtype=placeholder.dtype, copy=True, memory_format=torch.contiguous_format)
-        self.num_bytes += own.nbytes
+        own = tensor.to(device=self._device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+        self._bytes_of[module] = self._bytes_of.get(module, 0) + own.nbytes
         if attribute in module._parameters:
             module._parameters[attribute] = nn.Parameter(own, requires_grad=False)
         else:
             module._buffers[attribute] = own
+        del own
+        self._arrived(module)
+
+    def _arrived(self, module: nn.Module) -> None:
         self._missing_of[module] -= 1
         finish_loading = getattr(module, "finish_loading", None)
         if self._missing_of[module] == 0 and callable(finish_loading):
-            del own
-            finish_loading()
+            self._bytes_of[module] = finish_loading()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._bytes_of.values())
 
     def check_complete(self, folder: Path) -> None:
+        for name, (module, attribute) in list(self._waiting.items()):
+            if attribute in getattr(module, "optional_tensors", ()):
+                del self._waiting[name]
+                self._arrived(module)
         if self._waiting:
             names = list(self._waiting)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

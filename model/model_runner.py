@@ -19,12 +19,12 @@ from model.backends.torch_backend import require_known_dtype
 from model.checkpoint import ProgressCallback, load_weights
 from model.config import ModelConfig
 from model.engine_config import EngineConfig
-from model.errors import CheckpointError, ConfigError
+from model.errors import ConfigError
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.grammar import GrammarStates
 from model.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
-from model.layers.linear import Linear, MakeLinear
 from model.messages import TokenLogprob
+from model.quantization import linear_maker
 from model.sampler import SampledToken, Sampler, SamplingRow, prompt_logprobs, stream_key
 from model.scheduler import ScheduledBatch, ScheduledSequence
 
@@ -80,7 +80,9 @@ class ModelRunner:
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
-            self.model = QWenLMHeadModel(self.model_config, self._linear_maker(folder), self.backend, self.dtype)
+            self.model = QWenLMHeadModel(
+                self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
+            )
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self._cache = self._make_cache(config)
         self.num_blocks = self._cache.num_blocks
@@ -92,18 +94,6 @@ class ModelRunner:
         self.grammars = GrammarStates(self.model_config.vocab_size)
         # Requests without a seed draw from streams named by it and their sequence's id.
         self._seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
-
-    def _linear_maker(self, folder: Path) -> MakeLinear:
-        if (quantization := self.model_config.quantization) is not None:
-            raise CheckpointError(
-                f"{folder}: is quantised ({quantization.quant_method}, {quantization.bits} bits), which this version "
-                "cannot run yet; use the BF16 checkpoint it was made from"
-            )
-
-        def make_linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
-            return Linear(in_features, out_features, bias=bias, backend=self.backend, dtype=self.dtype)
-
-        return make_linear
 
     def _make_cache(self, config: EngineConfig) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
@@ -153,13 +143,18 @@ class ModelRunner:
             str(self.dtype).removeprefix("torch."),
             self.backend.device,
         )
-        return allocate_kv_cache(
-            model_config,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            dtype=dtype,
-            device=self.backend.device,
-        )
+        try:
+            return allocate_kv_cache(
+                model_config,
+                num_blocks=num_blocks,
+                block_size=config.block_size,
+                dtype=dtype,
+                device=self.backend.device,
+            )
+        except RuntimeError as e:  # torch has no narrower error for memory that cannot be had
+            raise ConfigError(
+                f"a KV cache of {num_blocks * block_bytes:,} bytes cannot be allocated; lower --kv-cache-memory"
+            ) from e
 
     def forget(self, seq_ids: list[int]) -> None:
         """Drops what is kept for sequences that will not run again."""

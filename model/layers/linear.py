@@ -46,13 +46,19 @@ class Linear(nn.Module):
         self._backend = backend
         self._kernel: LinearKernel | None = None
 
-    def finish_loading(self) -> None:
-        """Hands the loaded tensors to the backend and lets go of them, so that no second copy stays."""
+    def finish_loading(self) -> int:
+        """Hands the loaded tensors to the backend and lets go of them, so that no second copy stays.
+
+        Returns:
+            Bytes of the weight and bias.
+        """
         assert self.weight is not None
         weight, bias = self.weight.data, None if self.bias is None else self.bias.data
         self.weight = None
         self.bias = None
+        num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
         self._kernel = self._backend.prepare_linear(weight, bias)
+        return num_bytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [num_tokens, in_features] to [num_tokens, out_features]."""

@@ -1,1 +1,37 @@
-"""Quantised linear layers, made by an injected `make_linear`."""
+"""Which linear layers a checkpoint is built of: chosen once, before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from model.backends.base import Backend
+from model.config import ModelConfig
+from model.layers.linear import Linear, MakeLinear
+from model.quantization.gptq import GPTQLinear, check_supported
+
+
+def linear_maker(config: ModelConfig, backend: Backend, dtype: torch.dtype) -> MakeLinear:
+    """Returns what makes the linears of a checkpoint's blocks.
+
+    Args:
+        config: of the checkpoint.
+        backend: keeps the weights and multiplies.
+        dtype: of the activations.
+
+    Raises:
+        CheckpointError: it is quantised in a way that is not supported.
+    """
+    quantization = config.quantization
+    if quantization is None:
+
+        def make_linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
+            return Linear(in_features, out_features, bias=bias, backend=backend, dtype=dtype)
+
+        return make_linear
+    check_supported(quantization)
+
+    def make_gptq_linear(in_features: int, out_features: int, *, bias: bool) -> GPTQLinear:
+        # Whether the unquantised layer has a bias says nothing: quantised ones store one, often of zeros.
+        return GPTQLinear(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype)
+
+    return make_gptq_linear

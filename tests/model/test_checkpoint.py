@@ -359,13 +359,6 @@ def test_another_architecture(folder: Path, tensors: Tensors) -> None:
         Engine(EngineConfig(checkpoint_path=str(folder), device="cpu"))
 
 
-def test_gptq_is_refused_by_name(folder: Path, tensors: Tensors) -> None:
-    write_safetensors(folder, tensors)
-    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
-    with pytest.raises(CheckpointError, match="gptq, 4 bits"):
-        Engine(EngineConfig(checkpoint_path=str(folder), device="cpu"))
-
-
 # --- memory
 
 
@@ -407,9 +400,7 @@ print(num_bytes, status_bytes("VmHWM") - before)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's view of a process's memory")
 @pytest.mark.parametrize("layout", ["one safetensors", "one bin"])
-def test_memory_peaks_at_the_weights_and_the_largest_tensor(
-    tiny_checkpoint: Path, tmp_path: Path, layout: str
-) -> None:
+def test_memory_peaks_at_the_weights_and_the_largest_tensor(tiny_checkpoint: Path, tmp_path: Path, layout: str) -> None:
     folder = tmp_path / "big"
     shape = Shape(
         num_layers=8, hidden_size=768, num_heads=8, intermediate_size=4096, vocab_size=32000, dtype="bfloat16"

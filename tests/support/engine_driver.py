@@ -19,8 +19,8 @@ from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
-from model.layers.linear import Linear
 from model.messages import AddRequest, EngineStats, TokenLogprob
+from model.quantization import linear_maker
 from model.sampling_params import SamplingParams
 from model.sequence import Sequence
 
@@ -32,15 +32,11 @@ class LoadedModel:
         self.config = ModelConfig.from_folder(folder)
         self.backend = TorchBackend(torch.device("cpu"))
         self.dtype = dtype
-
-        def make_linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
-            return Linear(in_features, out_features, bias=bias, backend=self.backend, dtype=dtype)
-
+        make_linear = linear_maker(self.config, self.backend, dtype)
         self.model = QWenLMHeadModel(self.config, make_linear, self.backend, dtype)
         with torch.inference_mode():
             self.num_bytes = load_weights(self.model, folder, self.backend.device)
 
-    @torch.inference_mode()
     def logits(self, token_ids: list[int], num_prompt_tokens: int | None = None) -> torch.Tensor:
         """[T, vocab_size] float32, all positions in one chunk; alpha is that of the prompt."""
         config = self.config
@@ -51,7 +47,9 @@ class LoadedModel:
         alpha = config.rope_alpha(num_prompt_tokens or len(token_ids))
         span = SequenceSpan(token_ids, 0, alpha, list(range(num_blocks)), len(token_ids))
         batch = ForwardBatch.build([span], config, 16, self.backend.device)
-        return self.model.logits(self.model(batch, cache)).clone()
+        with torch.inference_mode():
+            logits = self.model.logits(self.model(batch, cache))
+        return logits.clone()
 
 
 @dataclass

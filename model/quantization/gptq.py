@@ -1,0 +1,169 @@
+"""GPTQ linears: the published layout, read exactly.
+
+A weight of K inputs and N outputs is stored as small integers packed into int32 words, with a scale and a zero for
+each group of inputs and each output. Nothing here names a device: how the numbers are kept and multiplied once they
+are loaded is the backend's business; this file knows what they mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.backends.base import Backend, LinearKernel
+from model.config import QuantizationConfig
+from model.errors import CheckpointError
+
+SUPPORTED_BITS = (4, 8)
+_WORD_BITS = 32
+
+
+def check_supported(quantization: QuantizationConfig) -> None:
+    """Refuses what `GPTQLinear` cannot hold.
+
+    Raises:
+        CheckpointError: naming what is not supported.
+    """
+    if quantization.bits not in SUPPORTED_BITS:
+        raise CheckpointError(f"GPTQ with {quantization.bits} bits is not supported; 4 and 8 are")
+    if quantization.group_size != -1 and quantization.group_size <= 0:
+        raise CheckpointError(f"GPTQ with group_size {quantization.group_size} is not supported; use -1 or above 0")
+
+
+class GPTQLinear(nn.Module):
+    """A quantised linear layer in the layout of the published Int4 and Int8 checkpoints.
+
+    `weight[n, k] = (q[k, n] - zero[g, n]) * scale[g, n]` with `g = g_idx[k]`. Input k sits in word `k // per` of
+    `qweight` at bit `(k % per) * bits`, output n likewise in `qzeros`, per = 32 / bits; zeros are stored minus one.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        quantization: bits and group size.
+        backend: keeps the weight and multiplies.
+        dtype: of the activations.
+
+    Raises:
+        CheckpointError: the shape does not divide into words or groups.
+    """
+
+    # Files without act-order may leave g_idx out; a bias is stored even where the unquantised layer has none.
+    optional_tensors = frozenset({"g_idx", "bias"})
+    # float16 in the published files; other tools write others, and rounding them would change the weights.
+    stored_dtype_tensors = frozenset({"scales"})
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        quantization: QuantizationConfig,
+        backend: Backend,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        per_word = _WORD_BITS // quantization.bits
+        group_size = in_features if quantization.group_size == -1 else quantization.group_size
+        if in_features % per_word or out_features % per_word:
+            raise CheckpointError(
+                f"a GPTQ layer of {in_features} x {out_features} does not divide into words of {per_word} values"
+            )
+        num_groups = -(-in_features // group_size)
+        self._bits = quantization.bits
+        self._group_size = group_size
+        self._in_features = in_features
+        self._backend = backend
+        self._dtype = dtype
+        self._kernel: LinearKernel | None = None
+        self.qweight = _placeholder(in_features // per_word, out_features, dtype=torch.int32)
+        self.qzeros = _placeholder(num_groups, out_features // per_word, dtype=torch.int32)
+        self.scales = _placeholder(num_groups, out_features, dtype=torch.float16)
+        self.g_idx = _placeholder(in_features, dtype=torch.int32)
+        self.bias = _placeholder(out_features, dtype=dtype)
+
+    def finish_loading(self) -> int:
+        """Hands the loaded tensors to the backend and lets go of them.
+
+        Returns:
+            Bytes of what is kept in their place.
+
+        Raises:
+            CheckpointError: `g_idx` names a group that does not exist.
+        """
+        qweight, qzeros, scales, g_idx, bias = self.qweight, self.qzeros, self.scales, self.g_idx, self.bias
+        assert qweight is not None and qzeros is not None and scales is not None
+        self.qweight = self.qzeros = self.scales = self.g_idx = self.bias = None
+        if g_idx is None or g_idx.is_meta:
+            groups = torch.arange(self._in_features, device=qweight.device) // self._group_size
+        else:
+            groups = g_idx.data.to(torch.int64)
+            # Some tools wrote groups from the end, as negative numbers.
+            groups = torch.where(groups < 0, groups + scales.shape[0], groups)
+            if int(groups.min()) < 0 or int(groups.max()) >= scales.shape[0]:
+                raise CheckpointError(f"g_idx names groups beyond the {scales.shape[0]} there are")
+        weight = dequantize(qweight.data, qzeros.data, scales.data, groups, self._bits, self._dtype)
+        kept_bias = None if bias is None or bias.is_meta or not bool(bias.any()) else bias.data
+        num_bytes = weight.nbytes + (0 if kept_bias is None else kept_bias.nbytes)
+        self._kernel = self._backend.prepare_linear(weight, kept_bias)
+        return num_bytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
+        assert self._kernel is not None, "forward before finish_loading"
+        return self._kernel(x)
+
+
+def dequantize(
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    groups: torch.Tensor,
+    bits: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The weight a GPTQ layer stands for; products in float32, rounded once.
+
+    Args:
+        qweight: [K / per, N] int32.
+        qzeros: [G, N / per] int32, zeros minus one.
+        scales: [G, N] float16.
+        groups: [K] int64, the group of each input.
+        bits: 4 or 8.
+        dtype: of the result.
+
+    Returns:
+        [N, K], contiguous.
+    """
+    values = unpack_rows(qweight, bits)
+    zeros = unpack_rows(qzeros.t().contiguous(), bits).t() + 1
+    num_inputs, num_outputs = values.shape
+    weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=qweight.device)
+    scales = scales.float()
+    # A slice of inputs at a time: the float32 products of a whole layer would be twice its bfloat16 size.
+    for low in range(0, num_inputs, _INPUTS_PER_PASS):
+        rows = slice(low, low + _INPUTS_PER_PASS)
+        group = groups[rows]
+        weight[:, rows] = ((values[rows] - zeros[group]).float() * scales[group]).t().to(dtype)
+    return weight
+
+
+_INPUTS_PER_PASS = 1024
+
+
+def unpack_rows(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unpacks integers that are packed along the first dimension.
+
+    Args:
+        words: [R, C] int32, each with 32 / bits values, the first in the lowest bits.
+        bits: of a value.
+
+    Returns:
+        [R * 32 / bits, C] int16, values from 0 to 2 ** bits - 1.
+    """
+    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
+    values = (words[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
+    return values.to(torch.int16).flatten(0, 1)
+
+
+def _placeholder(*shape: int, dtype: torch.dtype) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
