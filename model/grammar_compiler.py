@@ -58,5 +58,8 @@ def compile_grammar(ll_tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
         matcher.compute_bitmask()
     if matcher.is_error():
         lines = matcher.get_error().strip().splitlines()
-        raise GrammarError(lines[0] if lines else "it cannot be compiled")
+        # Where in our own wrapping a schema fails is no news to whoever wrote the schema.
+        raise GrammarError(
+            lines[0].rpartition("failed to compile JSON schema: ")[2] if lines else "it cannot be compiled"
+        )
     return matcher

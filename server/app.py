@@ -14,6 +14,7 @@ from server.conversion import Converter
 from server.engine_client import EngineClient
 from server.errors import install_error_handlers
 from server.generation_defaults import GenerationDefaults
+from server.grammar_check import GrammarChecker
 from server.limits import BodyLimitMiddleware
 from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware
@@ -37,13 +38,16 @@ def create_app(
     """
     metrics = Metrics(config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts)
     engine.on_step(metrics.observe_step)
+    grammars = GrammarChecker(tokenizer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        grammars.start()
         try:
             yield
         finally:
+            grammars.close()
             await engine.stop()
 
     app = FastAPI(
@@ -57,7 +61,7 @@ def create_app(
     app.state.services = Services(
         config=config,
         tokenizer=tokenizer,
-        converter=Converter(PromptEncoder(tokenizer, defaults, config.chat_format)),
+        converter=Converter(PromptEncoder(tokenizer, defaults, config.chat_format), grammars),
         engine=engine,
         metrics=metrics,
     )

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from model.tokenizer import Tokenizer
+from prompts.react_parser import CallArguments, CallStart, Content
 from server.generation_request import GenerationRequest
-from server.output_processor import ChoiceDelta
+from server.output_processor import TOOL_CALLS, ChoiceDelta
 from server.token_text import TokenEntry
 
 JsonDict = dict[str, Any]
@@ -36,6 +37,7 @@ class ChatReply:
             "created": int(time.time()),
             "model": model,
         }
+        self._is_legacy = request.reading is not None and request.reading.is_legacy
         self._begun = [False] * request.num_choices
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._contents: list[list[str]] = [[] for _ in self._choices]
@@ -51,20 +53,54 @@ class ChatReply:
                 chunk["prompt_token_ids"] = self._request.prompt_of(index).ids
             yield chunk
         token_ids = delta.token_ids if self._request.return_token_ids else []
-        if delta.text or delta.logprobs or (token_ids and delta.finish_reason is None):
-            chunk = self._chunk(index, {"content": delta.text})
-            if delta.logprobs:
-                chunk["choices"][0]["logprobs"] = self._logprobs(delta.logprobs)
+        pieces = self._pieces(delta)
+        if not pieces and (delta.logprobs or (token_ids and delta.finish_reason is None)):
+            pieces = [{"content": ""}]  # nothing to show yet, but something to tell of the tokens
+        logprobs = delta.logprobs
+        for piece in pieces:
+            chunk = self._chunk(index, piece)
+            if logprobs:
+                chunk["choices"][0]["logprobs"] = self._logprobs(logprobs)
+                logprobs = None
             if self._request.return_token_ids:
                 chunk["choices"][0]["token_ids"] = token_ids
                 token_ids = []
             yield chunk
         if delta.finish_reason is not None:
-            chunk = self._chunk(index, {}, delta.finish_reason)
+            chunk = self._chunk(index, {}, self._finish_reason(delta.finish_reason))
             chunk["choices"][0]["stop_reason"] = delta.stop_reason
             if token_ids:
                 chunk["choices"][0]["token_ids"] = token_ids
             yield chunk
+
+    def _pieces(self, delta: ChoiceDelta) -> list[JsonDict]:
+        """The `delta` objects of what is new: content, and calls in OpenAI's form."""
+        if delta.events is None:
+            return [{"content": delta.text}] if delta.text else []
+        pieces: list[JsonDict] = []
+        for event in delta.events:
+            match event:
+                case Content(text):
+                    if pieces and "content" in pieces[-1]:
+                        pieces[-1]["content"] += text
+                    else:
+                        pieces.append({"content": text})
+                case CallStart(name):
+                    pieces.append(self._call({"name": name, "arguments": ""}, is_first=True))
+                case CallArguments(text):
+                    pieces.append(self._call({"arguments": text}, is_first=False))
+        return pieces
+
+    def _call(self, function: JsonDict, *, is_first: bool) -> JsonDict:
+        if self._is_legacy:
+            return {"function_call": function}
+        call: JsonDict = {"index": 0, "function": function}
+        if is_first:
+            call = {"index": 0, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        return {"tool_calls": [call]}
+
+    def _finish_reason(self, reason: str) -> str:
+        return "function_call" if reason == TOOL_CALLS and self._is_legacy else reason
 
     def usage_chunk(self, usage: JsonDict) -> JsonDict:
         """Returns the chunk that ends a stream whose request asked for the usage."""
@@ -104,7 +140,9 @@ class ChatReply:
             self._prompt_token_ids = chunk["prompt_token_ids"]
         piece = chunk["choices"][0]
         choice = self._choices[piece["index"]]
-        self._contents[piece["index"]].append(piece["delta"].get("content", ""))
+        delta = piece["delta"]
+        self._contents[piece["index"]].append(delta.get("content", ""))
+        _add_call(choice["message"], delta)
         if piece["logprobs"] is not None:
             choice["logprobs"]["content"] += piece["logprobs"]["content"]
         if "token_ids" in piece:
@@ -116,7 +154,9 @@ class ChatReply:
     def result(self, usage: JsonDict) -> JsonDict:
         """Returns the reply that is not streamed, once all chunks were added."""
         for choice, content in zip(self._choices, self._contents, strict=True):
-            choice["message"]["content"] = "".join(content)
+            message = choice["message"]
+            has_call = "tool_calls" in message or "function_call" in message
+            message["content"] = "".join(content) or (None if has_call else "")
         reply = {**self._head, "object": "chat.completion", "choices": self._choices, "usage": usage}
         if self._prompt_token_ids is not None:
             reply["prompt_token_ids"] = self._prompt_token_ids
@@ -133,3 +173,21 @@ class ChatReply:
         if self._request.return_token_ids:
             choice["token_ids"] = []
         return choice
+
+
+def _add_call(message: JsonDict, delta: JsonDict) -> None:
+    """Adds a piece of a call to the folded message; these models make one call a turn, so it belongs to that one."""
+    if "function_call" in delta:
+        function = message.setdefault("function_call", {"name": "", "arguments": ""})
+        piece = delta["function_call"]
+    elif "tool_calls" in delta:
+        (call,) = delta["tool_calls"]
+        if "id" in call:
+            function = {"name": "", "arguments": ""}
+            message["tool_calls"] = [{"id": call["id"], "type": call["type"], "function": function}]
+        function = message["tool_calls"][0]["function"]
+        piece = call["function"]
+    else:
+        return
+    function["name"] += piece.get("name", "")
+    function["arguments"] += piece["arguments"]

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
 from model.sampling_params import SamplingParams
+from prompts.react import FINAL_ANSWER, Named
+from prompts.schema import Opening, arguments_grammar, tool_call_grammar
 from server.engine_client import Prompt
-from server.generation_request import GenerationRequest
-from server.prompt_encoding import PromptEncoder, check_ids
+from server.function_calling import FunctionCalling, read_function_calling
+from server.generation_request import GenerationRequest, ReplyReading
+from server.grammar_check import GrammarChecker
+from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
-from server.unsupported import refuse_unsupported
+from server.response_format import AnswerFormat, read_answer_format
+from server.unsupported import refuse_impossible
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES_PER_REQUEST = 4096
+_SHORT_REPLY_TOKENS = 512
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -28,9 +34,11 @@ class Converter:
 
     Args:
         encoder: of the checkpoint.
+        grammars: compiles what replies are held to.
     """
 
     encoder: PromptEncoder
+    grammars: GrammarChecker
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a chat request.
@@ -38,22 +46,75 @@ class Converter:
         Raises:
             InvalidRequestError: it cannot be served as asked.
         """
-        refuse_unsupported(request)
+        refuse_impossible(request)
         _check_stream_options(request)
         if request.top_logprobs is not None and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-        ids = await self.encoder.chat(request.messages, continue_final=request.continue_final_message)
+        calling = read_function_calling(request)
+        answer = read_answer_format(request)
         newer_name = request.max_completion_tokens is not None
+        asked = request.max_completion_tokens if newer_name else request.max_tokens
+        prompt = await self.encoder.chat(
+            request.messages,
+            calling,
+            continue_final=request.continue_final_message,
+            window=_window(request.truncation, asked, engine.max_model_len),
+        )
         max_tokens = budget(
-            len(ids),
-            request.max_completion_tokens if newer_name else request.max_tokens,
+            len(prompt.ids),
+            asked,
             engine.max_model_len,
             param="max_completion_tokens" if newer_name else "max_tokens",
             prompt_param="messages",
         )
         num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        sampling = self._sampling(request, engine, max_tokens=max_tokens, num_logprobs=num_top_logprobs)
-        return _generation_request(request, [Prompt(ids, sampling)], num_top_logprobs)
+        sampling = self._sampling(
+            request,
+            engine,
+            max_tokens=max_tokens,
+            num_logprobs=num_top_logprobs,
+            grammar=await self._chat_grammar(calling, prompt, answer),
+        )
+        reading = None
+        if prompt.react.reads_react:
+            reading = ReplyReading(prompt.react.opening, prompt.react.allow_calls, calling.is_legacy)
+        return _generation_request(request, [Prompt(prompt.ids, sampling)], num_top_logprobs, reading=reading)
+
+    async def _chat_grammar(
+        self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None
+    ) -> str | None:
+        """Returns what the reply is held to: arguments to the schemas of their tools, answers to their format."""
+        react = prompt.react
+        # Where an answer is continued, no call can follow any more.
+        if not react.allow_calls or FINAL_ANSWER in react.opening:
+            return await self._answer_grammar(answer)
+        if answer is not None and answer.rule is None:
+            raise InvalidRequestError(
+                "A grammar of your own and tools cannot be combined; use a JSON schema, a regex or choices.",
+                param=answer.param,
+            )
+        opening: Opening = "turn"
+        schemas = calling.schemas
+        if isinstance(calling.choice, Named):
+            opening = "arguments"
+            schemas = tuple(entry for entry in schemas if entry[0] == calling.choice.name)
+        elif calling.choice == "required":
+            opening = "action"
+        elif react.opening:
+            opening = "thought"
+        grammar = tool_call_grammar(schemas, opening=opening, answer=None if answer is None else answer.rule)
+        param = "functions" if calling.is_legacy else "tools"
+        # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
+        parts = {arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in calling.schemas}
+        await self.grammars.check(parts | {grammar: f"'{param}'"}, param=param)
+        return grammar
+
+    async def _answer_grammar(self, answer: AnswerFormat | None) -> str | None:
+        if answer is None:
+            return None
+        grammar = answer.as_grammar()
+        await self.grammars.check({grammar: f"'{answer.param}'"}, param=answer.param)
+        return grammar
 
     async def completion(self, request: CompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a legacy completion request.
@@ -61,7 +122,6 @@ class Converter:
         Raises:
             InvalidRequestError: it cannot be served as asked.
         """
-        refuse_unsupported(request)
         _check_stream_options(request)
         n = request.n or 1
         if request.suffix:
@@ -75,6 +135,7 @@ class Converter:
                 " may have; send several requests.",
                 param="n",
             )
+        grammar = await self._answer_grammar(read_answer_format(request))
         prompts = []
         for ids in id_lists:
             sampling = self._sampling(
@@ -85,6 +146,7 @@ class Converter:
                 ),
                 num_logprobs=request.logprobs,
                 num_prompt_logprobs=request.logprobs if request.echo else None,
+                grammar=grammar,
             )
             prompts.append(Prompt(ids, sampling))
         return _generation_request(request, prompts, request.logprobs, echo_texts=texts if request.echo else ())
@@ -113,6 +175,7 @@ class Converter:
         max_tokens: int,
         num_logprobs: int | None,
         num_prompt_logprobs: int | None = None,
+        grammar: str | None = None,
     ) -> SamplingParams:
         defaults = self.encoder.defaults
         stop_token_ids = tuple(request.stop_token_ids or ())
@@ -140,6 +203,7 @@ class Converter:
             eos_token_ids=self._eos_token_ids(engine.vocab_size),
             stop_token_ids=stop_token_ids,
             ignore_eos=bool(request.ignore_eos),
+            grammar=grammar,
         )
 
     def _eos_token_ids(self, vocab_size: int) -> tuple[int, ...]:
@@ -156,6 +220,7 @@ def _generation_request(
     num_top_logprobs: int | None,
     *,
     echo_texts: Sequence[str] = (),
+    reading: ReplyReading | None = None,
 ) -> GenerationRequest:
     stop = request.stop
     return GenerationRequest(
@@ -167,7 +232,21 @@ def _generation_request(
         num_top_logprobs=num_top_logprobs,
         return_token_ids=bool(request.return_token_ids),
         echo_texts=tuple(echo_texts),
+        reading=reading,
     )
+
+
+def _window(truncation: str | None, asked: int | None, max_model_len: int) -> int | None:
+    """Returns how many tokens of prompt to keep, or None to keep all.
+
+    Room is left for the tokens asked for; where none are, for a short reply.
+    """
+    if truncation in (None, "disabled"):
+        return None
+    if truncation != "auto":
+        raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
+    room = min(_SHORT_REPLY_TOKENS, max_model_len // 4) if asked is None else asked
+    return max(1, max_model_len - room)
 
 
 def budget(

@@ -14,10 +14,11 @@ from typing import Any
 from model.errors import EngineUnavailableError
 from model.messages import SequenceOutput
 from model.tokenizer import Tokenizer
+from prompts.react_parser import ReActParser
 from server.errors import ApiError
-from server.generation_request import GenerationRequest
+from server.generation_request import GenerationRequest, ReplyReading
 from server.metrics import Metrics
-from server.output_processor import ChoiceDelta, ChoiceProcessor
+from server.output_processor import STOP, TOOL_CALLS, ChoiceDelta, ChoiceProcessor
 from server.request_handle import RequestHandle
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Generation:
             min_tokens=sampling.min_tokens,
             stop_token_ids=sampling.stop_token_ids,
             with_logprobs=request.num_top_logprobs is not None,
+            parser=None if request.reading is None else _parser(request.reading),
         )
 
     @property
@@ -155,7 +157,7 @@ class Generation:
         self._metrics.generation_tokens.inc(processor.num_tokens - before)
         if delta.finish_reason is not None:
             self._finish_reasons[index] = delta.finish_reason
-            self._metrics.count_finished(delta.finish_reason)
+            self._metrics.count_finished(STOP if delta.finish_reason == TOOL_CALLS else delta.finish_reason)
             if output.finish_reason is None:
                 self._handle.abort_choice(index)
         return delta
@@ -214,3 +216,7 @@ class Generation:
         if self._failure:
             fields["error"] = self._failure
         logger.info("finished", extra={"fields": fields})
+
+
+def _parser(reading: ReplyReading) -> ReActParser:
+    return ReActParser(reading.opening, allow_calls=reading.allow_calls)

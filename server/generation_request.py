@@ -7,6 +7,21 @@ from dataclasses import dataclass
 from server.engine_client import Prompt
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyReading:
+    """How a chat reply in ReAct form is read.
+
+    Attributes:
+        opening: what of the reply's first step stands in the prompt already.
+        allow_calls: whether it may call functions.
+        is_legacy: write a call as `function_call`, not `tool_calls`.
+    """
+
+    opening: str
+    allow_calls: bool
+    is_legacy: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """What to generate, free of any wire format.
@@ -20,6 +35,7 @@ class GenerationRequest:
         num_top_logprobs: alternatives to report a token; None reports no log-probabilities.
         return_token_ids: report ids too.
         echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
+        reading: how replies are read for calls; None shows them as they are.
     """
 
     prompts: tuple[Prompt, ...]
@@ -30,6 +46,7 @@ class GenerationRequest:
     num_top_logprobs: int | None = None
     return_token_ids: bool = False
     echo_texts: tuple[str, ...] = ()
+    reading: ReplyReading | None = None
 
     @property
     def num_choices(self) -> int:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from model.detokenizer import Detokenizer
 from model.messages import SequenceOutput, TokenLogprob
 from model.tokenizer import Tokenizer
+from prompts.react_parser import CallStart, Event, ReActParser
 from prompts.stop import StopMatcher
 from server.token_text import TokenAligner, TokenEntry
 
 STOP = "stop"
 LENGTH = "length"
+TOOL_CALLS = "tool_calls"
 
 
 @dataclass(slots=True)
@@ -25,15 +27,17 @@ class ChoiceDelta:
     Attributes:
         index: of the choice.
         text: to append.
+        events: what the reader of calls made of `text`; None where replies are shown as they are.
         token_ids: generated since the last delta, an ending id included; not those after a stop string.
         logprobs: of the tokens whose text is in `text`, when asked for.
         prompt_logprobs: of the prompt's tokens but the first, in the first delta, when asked for.
-        finish_reason: None while it goes on, else "stop" or "length".
+        finish_reason: None while it goes on, else "stop", "length" or "tool_calls".
         stop_reason: the stop string, or the id from `stop_token_ids`, that ended it.
     """
 
     index: int
     text: str = ""
+    events: list[Event] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenEntry] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
@@ -43,6 +47,8 @@ class ChoiceDelta:
     def extend(self, later: ChoiceDelta) -> None:
         """Appends a later delta of the same choice."""
         self.text += later.text
+        if later.events is not None:
+            self.events = [*(self.events or ()), *later.events]
         self.token_ids = [*self.token_ids, *later.token_ids]  # the first list is the engine message's own
         if later.logprobs is not None:
             self.logprobs = [*(self.logprobs or ()), *later.logprobs]
@@ -62,6 +68,7 @@ class ChoiceProcessor:
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
         with_logprobs: pair the text with its tokens.
+        parser: reads calls out of the text; None shows it as it is.
 
     Attributes:
         num_tokens: generated so far; those after a stop string do not count.
@@ -78,6 +85,7 @@ class ChoiceProcessor:
         min_tokens: int = 0,
         stop_token_ids: tuple[int, ...] = (),
         with_logprobs: bool = False,
+        parser: ReActParser | None = None,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
@@ -87,6 +95,8 @@ class ChoiceProcessor:
         self._min_tokens = min_tokens
         self._stop_token_ids = stop_token_ids
         self._aligner = TokenAligner() if with_logprobs else None
+        self._parser = parser
+        self._has_call = False
         self._num_chars_out = 0
         self.num_tokens = 0
         self.finished = False
@@ -101,7 +111,7 @@ class ChoiceProcessor:
         if self._aligner is not None:
             delta.logprobs = []
         num_ids = len(output.token_ids)
-        ends_by_token = output.finish_reason == STOP
+        ends_by_token = output.stop_token_id is not None
         text = ""
         for position, token_id in enumerate(output.token_ids):
             is_ending = ends_by_token and position == num_ids - 1
@@ -113,6 +123,9 @@ class ChoiceProcessor:
         delta.token_ids = output.token_ids
         if output.finish_reason is None:
             delta.text = text
+            delta.events = self._read(text)
+            if self._parser is not None and self._parser.done:
+                return self._finish(delta, text, STOP, None, events=delta.events)
             self._num_chars_out += len(text)
             if self._aligner is not None:
                 delta.logprobs = self._aligner.release(self._num_chars_out)
@@ -140,10 +153,33 @@ class ChoiceProcessor:
         text = self._matcher.push(text)
         return text if self._matcher.matched is not None else text + self._matcher.flush()
 
-    def _finish(self, delta: ChoiceDelta, text: str, finish_reason: str, stop_reason: str | int | None) -> ChoiceDelta:
+    def _read(self, text: str) -> list[Event] | None:
+        if self._parser is None:
+            return None
+        events = self._parser.push(text)
+        self._has_call = self._has_call or any(isinstance(event, CallStart) for event in events)
+        return events
+
+    def _finish(
+        self,
+        delta: ChoiceDelta,
+        text: str,
+        finish_reason: str,
+        stop_reason: str | int | None,
+        *,
+        events: list[Event] | None = None,
+    ) -> ChoiceDelta:
+        """Ends the choice; `events` are of `text`, if it was read already."""
         self.finished = True
         self._num_chars_out += len(text)
         delta.text = text
+        if self._parser is not None:
+            events = events if events is not None else self._read(text) or []
+            last = self._parser.flush()
+            self._has_call = self._has_call or any(isinstance(event, CallStart) for event in last)
+            delta.events = events + last
+            if finish_reason == STOP and self._has_call and not self._parser.unfinished_call:
+                finish_reason = TOOL_CALLS
         delta.finish_reason = finish_reason
         delta.stop_reason = stop_reason
         if self._aligner is not None:

@@ -12,8 +12,11 @@ from typing import TypeVar
 
 from model.errors import InvalidRequestError
 from model.tokenizer import Tokenizer
-from prompts import react, segments
+from prompts import chatml, react, segments
 from prompts.messages import Message, Role
+from prompts.react import ReActPrompt
+from prompts.segments import Segment
+from server.function_calling import FunctionCalling, check_results, read_calls
 from server.generation_defaults import CHATML, GenerationDefaults
 from server.protocol import ChatMessage
 
@@ -29,6 +32,19 @@ _ROLES: dict[str, Role] = {
     "function": "tool",
 }
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model sees it.
+
+    Attributes:
+        ids: the prompt.
+        react: how it was rendered, and how the reply is to be read.
+    """
+
+    ids: list[int]
+    react: ReActPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +67,22 @@ class PromptEncoder:
         return (self.defaults.chat_format if self.chat_format == "auto" else self.chat_format) == CHATML
 
     async def chat(
-        self, messages: Sequence[ChatMessage], *, continue_final: bool | None = None, open_turn: bool = True
-    ) -> list[int]:
-        """Returns the ids the model sees for a conversation.
+        self,
+        messages: Sequence[ChatMessage],
+        calling: FunctionCalling,
+        *,
+        continue_final: bool | None = None,
+        open_turn: bool = True,
+        window: int | None = None,
+    ) -> ChatPrompt:
+        """Returns what the model sees for a conversation.
 
         Args:
             messages: at least one.
+            calling: tools, and the choice among them.
             continue_final: whether a last message of the assistant is continued; None is yes.
             open_turn: end with the assistant's turn open.
+            window: drop whole oldest turns until the prompt has at most this many tokens; None keeps all.
 
         Raises:
             InvalidRequestError: a base model, or a message that cannot be rendered.
@@ -74,11 +98,40 @@ class PromptEncoder:
                 "'continue_final_message' needs a last message of role assistant.", param="continue_final_message"
             )
         turns = [read_message(message, index) for index, message in enumerate(messages)]
-        rendered = react.render(turns, open_turn=open_turn, continue_final=continue_final is not False).segments
-        return await _off_loop_if_long(
-            sum(len(turn.content) for turn in turns),
-            lambda: segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id),
-        )
+        check_results(turns, [message.role for message in messages], must_be_answered=open_turn)
+
+        def render(kept: Sequence[Message]) -> ChatPrompt:
+            prompt = react.render(
+                kept,
+                calling.tools,
+                tool_choice=calling.choice,
+                open_turn=open_turn,
+                continue_final=continue_final is not False,
+            )
+            return ChatPrompt(self._encode(prompt.segments), prompt)
+
+        def work() -> ChatPrompt:
+            kept = turns
+            if window is not None:
+                kept = self._newest_turns(turns, window, lambda some: len(render(some).ids))
+            return render(kept)
+
+        return await _off_loop_if_long(sum(len(turn.content) for turn in turns), work)
+
+    def _encode(self, rendered: Sequence[Segment]) -> list[int]:
+        return segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id)
+
+    def _newest_turns(
+        self, turns: list[Message], window: int, count: Callable[[Sequence[Message]], int]
+    ) -> list[Message]:
+        """Drops oldest turns as the published chat() does, and then as many more as the context asks for."""
+        if not any(turn.calls or turn.role == "tool" for turn in turns):
+            turns = chatml.drop_oldest_turns(
+                turns,
+                max_window_size=self.defaults.max_window_size,
+                count_tokens=lambda rendered: len(self._encode(rendered)),
+            )
+        return chatml.keep_newest_turns(turns, lambda kept: count(kept) <= window)
 
     async def texts(self, texts: Sequence[str], *, with_special_tokens: bool = False) -> list[list[int]]:
         """Returns the ids of each text; one without any token starts where a document starts.
@@ -121,7 +174,8 @@ def read_message(message: ChatMessage, index: int) -> Message:
                 )
             parts.append(text)
         content = "".join(parts)
-    return Message(_ROLES[message.role], content, name=message.name, tool_call_id=message.tool_call_id)
+    calls = read_calls(message, index)
+    return Message(_ROLES[message.role], content, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:

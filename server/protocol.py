@@ -134,7 +134,9 @@ class SamplingFields(WireModel):
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
     priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="lower is served first")
     return_token_ids: bool | None = Field(None, description="add the token ids of prompt and choices to the reply")
-    structured_outputs: JsonObject | None = None
+    structured_outputs: JsonObject | None = Field(
+        None, description="hold the reply to one of {json, regex, choice, grammar, json_object}, as in vLLM"
+    )
     user: str | None = Field(None, description="accepted; does nothing")
 
 
@@ -183,13 +185,19 @@ class ChatCompletionRequest(SamplingFields):
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )
-    response_format: JsonObject | None = None
-    tools: list[JsonObject] | None = None
-    tool_choice: str | JsonObject | None = None
-    parallel_tool_calls: bool | None = None
-    functions: list[JsonObject] | None = None
-    function_call: str | JsonObject | None = None
-    truncation: str | None = None
+    response_format: JsonObject | None = Field(
+        None, description='{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", ...}; enforced'
+    )
+    tools: list[JsonObject] | None = Field(
+        None, description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema'
+    )
+    tool_choice: str | JsonObject | None = Field(
+        None, description="none, auto, required, one function, or allowed_tools"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="accepted; these models make one call a turn")
+    functions: list[JsonObject] | None = Field(None, description="older form of tools, OpenAI's or Qwen's")
+    function_call: str | JsonObject | None = Field(None, description="older form of tool_choice")
+    truncation: str | None = Field(None, description="auto drops whole oldest turns that do not fit the context")
     modalities: list[str] | None = None
     audio: JsonObject | None = None
     web_search_options: JsonObject | None = None
@@ -221,7 +229,9 @@ class TokenizeRequest(WireModel):
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
     tools: list[JsonObject] | None = None
+    tool_choice: str | JsonObject | None = Field(None, description="as in /v1/chat/completions: a forced call opens")
     functions: list[JsonObject] | None = None
+    function_call: str | JsonObject | None = None
 
 
 class DetokenizeRequest(WireModel):

@@ -64,12 +64,29 @@ class ChatLogprobs(ReplyModel):
     refusal: None = None
 
 
+class CalledFunction(ReplyModel):
+    """A function and its arguments, a JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(ReplyModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(ReplyModel):
     """What the model said."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = None
 
 
 class ChatChoice(ReplyModel):
@@ -78,7 +95,7 @@ class ChatChoice(ReplyModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
     stop_reason: str | int | None
     token_ids: list[int] | None = None
 

@@ -7,10 +7,10 @@ from starlette.responses import Response
 
 from model.errors import InvalidRequestError
 from server.errors import JsonResponse
+from server.function_calling import read_function_calling
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized
 from server.services import ServicesDep
-from server.unsupported import refuse_unsupported
 
 router = APIRouter(tags=["tokens"])
 
@@ -24,13 +24,18 @@ router = APIRouter(tags=["tokens"])
 async def tokenize(body: TokenizeRequest, services: ServicesDep) -> Response:
     """Returns the ids the model would see."""
     services.resolve_model(body.model)
-    refuse_unsupported(body)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
     encoder = services.converter.encoder
     if body.messages is not None:
         open_turn = body.add_generation_prompt is not False
-        ids = await encoder.chat(body.messages, continue_final=body.continue_final_message, open_turn=open_turn)
+        prompt = await encoder.chat(
+            body.messages,
+            read_function_calling(body),
+            continue_final=body.continue_final_message,
+            open_turn=open_turn,
+        )
+        ids = prompt.ids
     elif body.prompt:
         (ids,) = await encoder.texts([body.prompt], with_special_tokens=bool(body.add_special_tokens))
     else:

@@ -35,10 +35,9 @@ def test_sdk_exceptions(client: openai.OpenAI, max_model_len: int) -> None:
             model="Qwen", messages=[{"role": "user", "content": "x" * max_model_len}], stream=True
         )
     assert long.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="not supported yet"):
-        client.chat.completions.create(
-            model="Qwen", messages=HI, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        )
+    with pytest.raises(openai.BadRequestError, match="'tool_choice' needs 'tools'") as choice:
+        client.chat.completions.create(model="Qwen", messages=HI, tool_choice="required")
+    assert choice.value.param == "tool_choice"
     with pytest.raises(openai.BadRequestError, match="suffix"):
         client.completions.create(model="Qwen", prompt="a", suffix="b")
 

@@ -14,9 +14,11 @@ from server.generation_defaults import GenerationDefaults
 from server.generation_request import GenerationRequest
 from server.prompt_encoding import PromptEncoder
 from server.protocol import ChatCompletionRequest, CompletionRequest
+from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
+
 ENGINE = EngineReady(
     max_model_len=200, vocab_size=512, num_blocks=9, block_size=16, kv_cache_bytes=1, weights_bytes=1, dtype="float32",
     device="cpu", load_s=0.1,
@@ -26,7 +28,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def converter(chat_format: str = "auto", defaults: GenerationDefaults = DEFAULTS) -> Converter:
-    return Converter(PromptEncoder(TOKENIZER, defaults, chat_format))
+    return Converter(PromptEncoder(TOKENIZER, defaults, chat_format), GRAMMARS)
 
 
 async def chat(**body: Any) -> GenerationRequest:
@@ -126,12 +128,9 @@ async def test_a_last_assistant_message_is_continued_or_answered() -> None:
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
-        ({"truncation": "auto"}, "truncation"),
+        *(({"tool_choice": choice}, "tool_choice") for choice in ("none", "auto", "required")),
+        ({"tool_choice": "auto", "tools": []}, "tool_choice"),
+        ({"truncation": "sometimes"}, "truncation"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -152,8 +151,6 @@ async def test_impossible_demands_name_their_field(body: dict[str, Any], param: 
     "body",
     [
         {"tools": []},
-        {"tool_choice": "auto"},
-        {"tool_choice": "none"},
         {"response_format": {"type": "text"}},
         {"modalities": ["text"]},
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"},

@@ -1,0 +1,151 @@
+"""Grammars of what a reply may be: a tool call whose arguments fit the tool's schema, or a format that was asked for.
+
+It exists so that "valid by construction" is one text handed to the engine. A grammar is written in llguidance's Lark
+dialect; this file only writes it, and knows neither that library nor tokens. Schemas are embedded, not interpreted:
+whether one makes sense is found out by whoever compiles the grammar.
+
+Free text stays free: in a reply with tools the grammar begins where the model begins a call (the line `Action:`), so
+thoughts, plain replies and final answers are not touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from prompts.react import ACTION, ACTION_INPUT, FINAL_ANSWER, THOUGHT
+
+# JSON on one line, as these models saw it in training (a space after a comma or a colon, or none). White space that
+# JSON would allow without end is a place where models lose themselves.
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": r",\x20?", "key_separator": r":\x20?"}
+
+Opening = Literal["turn", "thought", "action", "arguments"]
+
+
+def tool_call_grammar(
+    tools: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    opening: Opening = "turn",
+    answer: str | None = None,
+) -> str:
+    """The grammar of a reply that may call tools.
+
+    Args:
+        tools: (name, JSON schema of its arguments) of each tool that may be called; at least one.
+        opening: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:`
+            ("action": a call must follow), or after `Action Input:` ("arguments": of the only tool).
+        answer: rule body that an answer must match, be it a final answer or the whole reply; None leaves both free.
+
+    Returns:
+        Lark text; the grammar ends with the arguments of a call.
+    """
+    calls = []
+    rules = []
+    for index, (name, schema) in enumerate(tools):
+        if opening == "arguments":
+            return arguments_grammar(schema)
+        calls.append(f"call_{index}")
+        head = _literal(f" {name}\n{ACTION_INPUT}")
+        rules.append(f"call_{index}: {head} {_arguments(schema)}")
+    call = " | ".join(calls)
+    if opening == "action":
+        return whole_grammar("\n".join([call, *rules]))
+    # A reply without a thought has no end to its free text; where its form matters, it has to begin with one.
+    before = f"{THOUGHT}(.|\\n)*" if answer is not None and opening == "turn" else r"(.|\n)*"
+    lines = [
+        "%llguidance {}",
+        f"call: to_action ({call})",
+        f"to_action[lazy]: {_up_to(ACTION, before)}",
+        f"to_answer[lazy]: {_up_to(FINAL_ANSWER, before)}",
+    ]
+    if answer is None:
+        lines += ["start: call | to_answer TEXT | TEXT", r"TEXT: /(.|\n)*/"]
+    else:
+        whole = " | answer" if opening == "turn" else ""
+        lines += [f'start: call | to_answer " " answer{whole}', f"answer: {answer}"]
+    return "\n".join([*lines, *rules, ""])
+
+
+def arguments_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of what follows `Action Input:`."""
+    return whole_grammar(_arguments(schema))
+
+
+def _arguments(schema: Mapping[str, Any]) -> str:
+    return f'" " {json_rule(schema, is_lenient=True)}'
+
+
+def whole_grammar(rule: str) -> str:
+    """The grammar of a reply that matches a rule's body from end to end."""
+    return f"%llguidance {{}}\nstart: {rule}\n"
+
+
+def json_rule(schema: Mapping[str, Any], *, is_lenient: bool = False) -> str:
+    """A rule body: one JSON value of a schema.
+
+    Args:
+        schema: JSON schema.
+        is_lenient: ignore keywords that cannot be enforced instead of refusing them: a tool whose schema uses one
+            is still better called with most of it enforced than not at all.
+    """
+    own = schema.get("x-guidance")
+    options = {**_JSON_STYLE, **(own if isinstance(own, Mapping) else {})}
+    if is_lenient:
+        options["lenient"] = True
+    return f"%json {json.dumps({**schema, 'x-guidance': options}, ensure_ascii=True)}"
+
+
+def regex_rule(pattern: str) -> str:
+    """A rule body: text that a regular expression matches from end to end."""
+    out = []
+    is_escaped = False
+    for character in pattern:
+        written = {"/": "/", "\n": "n"}.get(character)
+        out.append(character if written is None else written if is_escaped else f"\\{written}")
+        is_escaped = character == "\\" and not is_escaped
+    return f"/{''.join(out)}/"
+
+
+def choice_rule(choices: Sequence[str]) -> str:
+    """A rule body: one of some texts."""
+    return "(" + " | ".join(map(_literal, choices)) + ")"
+
+
+def arguments_schema(parameters: Any) -> Mapping[str, Any]:
+    """The JSON schema of a tool's arguments.
+
+    Args:
+        parameters: a JSON schema (OpenAI style), a list of {name, description, required, schema} (Qwen style), or
+            None for a tool without parameters.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if isinstance(parameters, Mapping):
+        # What OpenAI means by {}: any object.
+        return parameters if "type" in parameters or "$ref" in parameters else {"type": "object", **parameters}
+    if not isinstance(parameters, Sequence) or isinstance(parameters, str):
+        raise ValueError("'parameters' must be a JSON schema")
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for parameter in parameters:
+        if not isinstance(parameter, Mapping) or not isinstance(parameter.get("name"), str):
+            raise ValueError("each of 'parameters' needs a 'name'")
+        schema = parameter.get("schema")
+        properties[parameter["name"]] = schema if isinstance(schema, Mapping) else {}
+        if parameter.get("required"):
+            required.append(parameter["name"])
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _up_to(label: str, before: str) -> str:
+    """A regular expression: a line that begins with the label and what comes before it, up to the colon."""
+    return rf"/({before}\n)?{label}/"
+
+
+def _literal(text: str) -> str:
+    """A Lark string: JSON's escapes are a subset of its own."""
+    return json.dumps(text, ensure_ascii=True)

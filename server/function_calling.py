@@ -1,0 +1,245 @@
+"""Tools and functions as they come over the wire: read, checked, and turned into what prompts/ renders.
+
+Both spellings end up the same: `tools` with `tool_choice`, and the older `functions` with `function_call`. Descriptions
+may be OpenAI's ({name, description, parameters}) or the older Qwen's ({name_for_model, parameters as a list, ...}).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.errors import InvalidRequestError
+from prompts.messages import FunctionCall, Message, ToolSpec
+from prompts.react import LABELS, Named, ToolChoice
+from prompts.schema import arguments_schema
+from prompts.schema_check import has_finite_value
+from server.protocol import ChatCompletionRequest, ChatMessage, TokenizeRequest
+
+MAX_TOOLS = 128
+MAX_NAME_CHARS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCalling:
+    """What a request says about functions.
+
+    Attributes:
+        tools: those the model is told about, and may call.
+        schemas: (name, JSON schema of the arguments) of each of them.
+        choice: whether it may, must, or must not call.
+        is_legacy: the request spoke of functions, and so does the reply.
+    """
+
+    tools: tuple[ToolSpec, ...] = ()
+    schemas: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    choice: ToolChoice = "auto"
+    is_legacy: bool = False
+
+
+def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> FunctionCalling:
+    """Reads the tools or functions of a request and its choice among them.
+
+    Raises:
+        InvalidRequestError: malformed, contradictory, or a choice of something that is not there.
+    """
+    if request.tools and request.functions:
+        raise InvalidRequestError("Send either 'tools' or 'functions', not both.", param="functions")
+    is_legacy = bool(request.functions)
+    described = (
+        [(f"functions[{i}]", function) for i, function in enumerate(request.functions or ())]
+        if is_legacy
+        else [(f"tools[{i}].function", _function_of(tool, i)) for i, tool in enumerate(request.tools or ())]
+    )
+    if len(described) > MAX_TOOLS:
+        param = "functions" if is_legacy else "tools"
+        raise InvalidRequestError(f"At most {MAX_TOOLS} {param} are allowed, not {len(described)}.", param=param)
+    tools = tuple(_tool_spec(function, where) for where, function in described)
+    schemas = tuple(
+        (tool.name_for_model, _schema(function, where))
+        for tool, (where, function) in zip(tools, described, strict=True)
+    )
+    names = [tool.name_for_model for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InvalidRequestError(
+                f"Two tools are called {name!r}; give each its own name.", param=described[index][0]
+            )
+    calling = FunctionCalling(tools, schemas, "auto", is_legacy)
+    if request.function_call is not None:
+        return _choose(calling, _legacy_choice(request.function_call), None, "function_call", "functions")
+    if request.tool_choice is not None:
+        choice, allowed = _choice(request.tool_choice)
+        return _choose(calling, choice, allowed, "tool_choice", "tools")
+    return calling
+
+
+def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    kind = tool.get("type", "function")
+    if kind != "function":
+        raise InvalidRequestError(
+            f"'tools[{index}].type' {str(kind)[:40]!r} is not supported; only 'function' is.",
+            param=f"tools[{index}].type",
+        )
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping):
+        raise InvalidRequestError(f"'tools[{index}].function' must be an object.", param=f"tools[{index}].function")
+    return function
+
+
+def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
+    for key in ("name", "name_for_model", "name_for_human", "description", "description_for_model"):
+        if not isinstance(function.get(key), str | None):
+            raise InvalidRequestError(f"'{where}.{key}' must be a text.", param=f"{where}.{key}")
+    try:
+        spec = ToolSpec.from_dict(function)
+    except ValueError as error:
+        raise InvalidRequestError(f"'{where}': {error}.", param=f"{where}.name") from error
+    name = spec.name_for_model
+    # The name is one line of the model's reply, up to its end.
+    if len(name) > MAX_NAME_CHARS or name != name.strip() or not name.isprintable():
+        raise InvalidRequestError(
+            f"'{where}.name' must be at most {MAX_NAME_CHARS} characters on one line, without spaces around.",
+            param=f"{where}.name",
+        )
+    if name.startswith(LABELS):
+        raise InvalidRequestError(
+            f"'{where}.name' must not begin with one of the words that structure a reply: {', '.join(LABELS)}",
+            param=f"{where}.name",
+        )
+    return spec
+
+
+def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    param = f"{where}.parameters"
+    try:
+        schema = arguments_schema(function.get("parameters"))
+    except ValueError as error:
+        raise InvalidRequestError(f"'{param}': {error}.", param=param) from error
+    if not has_finite_value(schema):
+        raise InvalidRequestError(
+            f"'{param}' requires itself without end, so no arguments satisfy it; make a property optional.", param=param
+        )
+    return schema
+
+
+def _legacy_choice(value: str | Mapping[str, Any]) -> ToolChoice:
+    if isinstance(value, Mapping):
+        return Named(_name_in(value, "function_call"))
+    if value == "none":
+        return "none"
+    if value == "auto":
+        return "auto"
+    raise InvalidRequestError(
+        f"'function_call' is 'none', 'auto' or {{\"name\": ...}}, not {value[:40]!r}.", param="function_call"
+    )
+
+
+def _choice(value: str | Mapping[str, Any]) -> tuple[ToolChoice, list[str] | None]:
+    """Returns the choice, and the names it is limited to, if it is."""
+    if value == "none":
+        return "none", None
+    if value == "auto":
+        return "auto", None
+    if value == "required":
+        return "required", None
+    if isinstance(value, Mapping) and value.get("type") == "function":
+        return Named(_name_in(value.get("function", value), "tool_choice.function")), None
+    if isinstance(value, Mapping) and value.get("type") == "allowed_tools":
+        inner = value.get("allowed_tools", value)
+        mode = inner.get("mode", "auto") if isinstance(inner, Mapping) else None
+        tools = inner.get("tools") if isinstance(inner, Mapping) else None
+        if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
+            raise InvalidRequestError(
+                "'tool_choice.allowed_tools' needs a mode, 'auto' or 'required', and a list of tools.",
+                param="tool_choice",
+            )
+        names = [_name_in(t.get("function", t) if isinstance(t, Mapping) else t, "tool_choice") for t in tools]
+        return ("required" if mode == "required" else "auto"), names
+    raise InvalidRequestError(
+        "'tool_choice' is 'none', 'auto', 'required', {\"type\": \"function\", \"function\": {\"name\": ...}} or"
+        ' {"type": "allowed_tools", ...}.',
+        param="tool_choice",
+    )
+
+
+def _name_in(value: object, where: str) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"'{where}' needs a 'name'.", param=where.partition(".")[0])
+    return name
+
+
+def _choose(
+    calling: FunctionCalling, choice: ToolChoice, allowed: Sequence[str] | None, param: str, tools_param: str
+) -> FunctionCalling:
+    if not calling.tools or calling.is_legacy != (param == "function_call"):
+        raise InvalidRequestError(f"'{param}' needs '{tools_param}'.", param=param)
+    names = [tool.name_for_model for tool in calling.tools]
+    wanted = [choice.name] if isinstance(choice, Named) else list(allowed or ())
+    for name in wanted:
+        if name not in names:
+            raise InvalidRequestError(
+                f"'{param}' names {name[:100]!r}, which is not among the {tools_param}: {', '.join(names)[:500]}.",
+                param=param,
+            )
+    if allowed is None:
+        return FunctionCalling(calling.tools, calling.schemas, choice, calling.is_legacy)
+    keep = [index for index, name in enumerate(names) if name in allowed]
+    return FunctionCalling(
+        tuple(calling.tools[i] for i in keep), tuple(calling.schemas[i] for i in keep), choice, calling.is_legacy
+    )
+
+
+def read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
+    """Reads the calls an assistant's message made.
+
+    Raises:
+        InvalidRequestError: calls in a message of another role, or one without an id.
+    """
+    where = f"messages[{index}]"
+    if not (message.tool_calls or message.function_call):
+        return ()
+    if message.role != "assistant":
+        raise InvalidRequestError(f"Only an assistant's message makes calls, not '{where}'.", param=where)
+    if message.function_call is not None:
+        call = message.function_call
+        return (FunctionCall(call.name, call.arguments or "{}"),)
+    calls = []
+    for number, tool_call in enumerate(message.tool_calls or ()):
+        if tool_call.id is None:
+            param = f"{where}.tool_calls[{number}].id"
+            raise InvalidRequestError(f"'{param}' is missing: results refer to it.", param=param)
+        calls.append(FunctionCall(tool_call.function.name, tool_call.function.arguments or "{}", tool_call.id))
+    return tuple(calls)
+
+
+def check_results(messages: Sequence[Message], roles: Sequence[str], *, must_be_answered: bool) -> None:
+    """Checks that results answer calls, and that no call at the end is left unanswered.
+
+    Args:
+        messages: as read.
+        roles: as sent: "tool" and "function" are one role in `messages`.
+        must_be_answered: refuse a conversation that ends with calls: nothing can be generated for it.
+
+    Raises:
+        InvalidRequestError: naming the message.
+    """
+    called: set[str] = set()
+    for index, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        called |= {call.id for call in message.calls if call.id is not None}
+        where = f"messages[{index}]"
+        if role == "tool" and message.tool_call_id is None:
+            raise InvalidRequestError(f"'{where}.tool_call_id' is missing: whose result is this?", param=where)
+        if role == "tool" and message.tool_call_id not in called:
+            raise InvalidRequestError(
+                f"'{where}.tool_call_id' {str(message.tool_call_id)[:100]!r} is of no earlier tool call.", param=where
+            )
+        if role == "function" and not message.name:
+            raise InvalidRequestError(f"'{where}.name' is missing: whose result is this?", param=where)
+    if must_be_answered and messages and messages[-1].calls:
+        raise InvalidRequestError(
+            "The last message makes calls that no message answers; append a message with each result.",
+            param=f"messages[{len(messages) - 1}]",
+        )
