@@ -113,7 +113,7 @@ def choice_rule(choices: Sequence[str]) -> str:
 
 
 def arguments_schema(parameters: Any) -> Mapping[str, Any]:
-    """The JSON schema of a tool's arguments.
+    """The JSON schema of a tool's arguments; objects that list their properties have no others.
 
     Args:
         parameters: a JSON schema (OpenAI style), a list of {name, description, required, schema} (Qwen style), or
@@ -126,7 +126,8 @@ def arguments_schema(parameters: Any) -> Mapping[str, Any]:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if isinstance(parameters, Mapping):
         # What OpenAI means by {}: any object.
-        return parameters if "type" in parameters or "$ref" in parameters else {"type": "object", **parameters}
+        whole = parameters if "type" in parameters or "$ref" in parameters else {"type": "object", **parameters}
+        return _closed(whole)
     if not isinstance(parameters, Sequence) or isinstance(parameters, str):
         raise ValueError("'parameters' must be a JSON schema")
     properties: dict[str, Any] = {}
@@ -139,6 +140,36 @@ def arguments_schema(parameters: Any) -> Mapping[str, Any]:
         if parameter.get("required"):
             required.append(parameter["name"])
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+# Beside one of these a closed object might satisfy nothing: each part would refuse the others' properties.
+_COMBINATIONS = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas", "patternProperties"})
+
+
+# Deeper ones are left as they are; compilers refuse them anyway.
+_MAX_CLOSED_DEPTH = 32
+
+
+def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
+    """Allows no properties but those listed, where the schema does not say.
+
+    JSON schema means "any others, too", but whoever lists a tool's parameters means these; a model that may invent
+    more does.
+    """
+    if depth > _MAX_CLOSED_DEPTH:
+        return schema
+    closed = dict(schema)
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping):
+        closed["properties"] = {
+            name: _closed(value, depth + 1) if isinstance(value, Mapping) else value
+            for name, value in properties.items()
+        }
+        if not _COMBINATIONS & schema.keys():
+            closed.setdefault("additionalProperties", False)
+    if isinstance(schema.get("items"), Mapping):
+        closed["items"] = _closed(schema["items"], depth + 1)
+    return closed
 
 
 def _up_to(label: str, before: str) -> str:

@@ -1,0 +1,1 @@
+"""The clients people use, against the real server."""
