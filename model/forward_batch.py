@@ -7,6 +7,7 @@ so that the layers only see rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class ForwardBatch:
         )
 
 
+@functools.lru_cache(maxsize=64)
 def inverse_frequencies(config: ModelConfig, rope_alpha: float) -> torch.Tensor:
     """Rotary inverse frequencies under NTK.
 
@@ -115,7 +117,7 @@ def inverse_frequencies(config: ModelConfig, rope_alpha: float) -> torch.Tensor:
     `RotaryEmbedding.update_rotary_pos_emb_cache`.
 
     Returns:
-        [rotary_dim / 2] float32.
+        [rotary_dim / 2] float32, on the CPU; shared, not to be written to.
     """
     dim = config.rotary_dim
     base = config.rotary_base * rope_alpha ** (dim / (dim - 2)) if dim > 2 else config.rotary_base

@@ -26,6 +26,9 @@ _MASK_64 = (1 << 64) - 1
 # 151,936 takes 0.25, 0.7 and 2.8 ms on a CPU, sorting all of it 12 ms.
 _NUM_CANDIDATES = (64, 1024, 16384)
 
+# Candidates are weighed in float64 and several arrays of them; more rows than this allows take turns.
+_MAX_CANDIDATES_AT_ONCE = 1 << 21
+
 # What is looked for in a whole row is looked for among blocks of this many first. It divides the published
 # vocabularies; others are copied into rows of whole blocks.
 _BLOCK = 128
@@ -363,13 +366,18 @@ def _draw_filtered(weights: torch.Tensor, rows: list[SamplingRow], draws: torch.
     totals = _blocks(weights, 0.0).sum(-1).sum(-1, dtype=torch.float64)
     result = torch.empty(len(rows), dtype=torch.int64, device=weights.device)
     pending = list(range(len(rows)))
-    for num_candidates in (*(n for n in _NUM_CANDIDATES if n < vocab_size), vocab_size):
-        part = weights if len(pending) == len(rows) else weights[pending]
-        part_rows = [rows[i] for i in pending]
-        result[pending], is_enough = _draw_among(part, totals[pending], part_rows, draws[pending], num_candidates)
-        if num_candidates < vocab_size:
-            pending = [i for i, enough in zip(pending, is_enough.tolist(), strict=True) if not enough]
-        if num_candidates == vocab_size or not pending:
+    # Candidates that are a good part of the vocabulary would cost as much as all of it.
+    for num_candidates in (*(n for n in _NUM_CANDIDATES if 8 * n < vocab_size), vocab_size):
+        group_size = max(1, _MAX_CANDIDATES_AT_ONCE // num_candidates)
+        groups = [pending[first : first + group_size] for first in range(0, len(pending), group_size)]
+        pending = []
+        for group in groups:
+            part = weights if len(group) == len(rows) else weights[group]
+            part_rows = [rows[i] for i in group]
+            result[group], is_enough = _draw_among(part, totals[group], part_rows, draws[group], num_candidates)
+            if num_candidates < vocab_size:
+                pending += [i for i, enough in zip(group, is_enough.tolist(), strict=True) if not enough]
+        if not pending:
             break
     return result
 

@@ -27,9 +27,6 @@ _ALLOCATOR_ENV = {
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-# Threads that wait for each other asleep instead of spinning: beside the HTTP process, or anything else that wants the
-# cores, spinning threads use up their time slices and then keep the others waiting (a step took 19 times as long).
-_THREADS_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 _SECRET_ENV_PREFIX = "QWEN_SERVER_API_"
 
 
@@ -186,6 +183,6 @@ class EngineLink:
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The engine's environment: ours without the keys, and with an allocator that keeps its memory."""
     child = {key: value for key, value in environ.items() if not key.startswith(_SECRET_ENV_PREFIX)}
-    for key, value in (_ALLOCATOR_ENV | _THREADS_ENV).items():
+    for key, value in _ALLOCATOR_ENV.items():
         child.setdefault(key, value)
     return child

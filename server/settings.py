@@ -62,7 +62,9 @@ class Settings(BaseModel):
     )
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1, description="share of a GPU's memory to use")
     no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
-    threads: int | None = Field(None, ge=1, description="CPU threads for tensor work (default: all cores)")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads for tensor work (default: all cores; 1 for small models)"
+    )
     seed: int | None = Field(None, ge=0, lt=1 << 63, description="of the random streams of requests without a seed")
     chat_format: Literal["auto", "chatml", "raw"] = Field(
         "auto", description="auto takes the checkpoint's; chatml also lets a base model chat"

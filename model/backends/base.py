@@ -40,6 +40,15 @@ class Backend(Protocol):
         """Bytes that the KV cache may take now that the weights are loaded."""
         ...
 
+    def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
+        """Decides how many CPU threads tensor work uses.
+
+        Args:
+            num_threads: what was asked for, or None.
+            weights_bytes: size of the model.
+        """
+        ...
+
     def default_max_num_batched_tokens(self) -> int:
         """A step's token budget when none is asked for."""
         ...

@@ -27,6 +27,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 # Unless told otherwise a laptop's cache takes at most this much.
 _DEFAULT_MAX_CPU_CACHE_BYTES = 4 << 30
 
+_SMALL_MODEL_BYTES = 128 << 20
+
 # A decode reads its context in pieces of at most this many tokens; shorter ones cost more calls than they save.
 _DECODE_RUN_TOKENS = 1024
 
@@ -91,6 +93,17 @@ class TorchBackend:
             return min(available_cpu_bytes() // 2, _DEFAULT_MAX_CPU_CACHE_BYTES)
         free, total = torch.cuda.mem_get_info(self.device)
         return max(0, int(total * gpu_memory_utilization) - (total - free))
+
+    def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
+        """See `Backend`. All cores; but one for small models, whose threads would wait more than they work.
+
+        Measured with 64 streams of the 13 MB demo on two cores: 2,729 tokens/s with one thread, which leaves the other
+        core to the HTTP process, and 2,190 at best with two.
+        """
+        if num_threads is None and weights_bytes < _SMALL_MODEL_BYTES:
+            num_threads = 1
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
 
     def default_max_num_batched_tokens(self) -> int:
         """See `Backend`. A CPU prefills 512 tokens in seconds; more would stall the streams beside it."""

@@ -134,40 +134,48 @@ FILTERS: dict[str, dict[str, float]] = {
 
 
 @pytest.mark.parametrize("name", FILTERS)
-@pytest.mark.parametrize("vocab_size", [40, 300])
-def test_distributions(vocab_size: int, name: str) -> None:
+def test_distributions(name: str) -> None:
     sampling: dict[str, Any] = {"temperature": 1.0, **FILTERS[name]}
-    logits = random_logits(vocab_size, seed=vocab_size)
+    logits = random_logits(200, seed=2)
     probs = reference_probs(logits, **sampling)
-    counts = draw_many(logits, 6000, **sampling)
+    counts = draw_many(logits, 5000, **sampling)
     assert_drawn_from(counts, probs)
     assert {i for i, p in enumerate(probs.tolist()) if p > 0.005} <= counts.keys(), "a token that is kept never occurs"
 
 
-# In a vocabulary of 9,000 whose tokens are nearly alike, small numbers of candidates do not hold what these keep, or
-# hold it but not what decides it.
+# In a vocabulary whose tokens are nearly alike, small numbers of candidates do not hold what these keep, or hold it but
+# not what decides it. (Here looked for among 16, then 128 of 1,500.)
 FLAT_FILTERS: dict[str, dict[str, float]] = {
     "top_p": {"top_p": 0.9},
-    "top_p just above the first candidates": {"top_p": 0.016},
-    "top_k": {"top_k": 1900},
-    "top_k, top_p": {"top_k": 1500, "top_p": 0.6},
-    "top_k just above, top_p": {"top_k": 1030, "top_p": 0.99},
-    "top_k, min_p": {"top_k": 1500, "min_p": 0.6},
+    "top_p just above the first candidates": {"top_p": 0.02},
+    "top_k": {"top_k": 1000},
+    "top_k, top_p": {"top_k": 800, "top_p": 0.6},
+    "top_k just above, top_p": {"top_k": 135, "top_p": 0.99},
+    "top_k, min_p": {"top_k": 800, "min_p": 0.6},
     "min_p": {"min_p": 0.6},
     "min_p nothing": {"min_p": 1e-9},
     "top_p, min_p": {"top_p": 0.5, "min_p": 0.5},
-    "top_k, top_p, and min_p within fewer": {"top_k": 1500, "top_p": 0.6, "min_p": 0.55},
-    "all": {"top_k": 2000, "top_p": 0.9, "min_p": 0.3},
+    "top_k, top_p, and min_p within fewer": {"top_k": 200, "top_p": 0.6, "min_p": 0.68},
+    "all": {"top_k": 1200, "top_p": 0.9, "min_p": 0.3},
 }
 
 
 @pytest.mark.parametrize("name", FLAT_FILTERS)
-def test_flat_distributions_of_a_large_vocabulary(name: str) -> None:
+def test_flat_distributions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.sampler._NUM_CANDIDATES", (16, 128))
     sampling: dict[str, Any] = {"temperature": 1.0, **FLAT_FILTERS[name]}
+    logits = random_logits(1500, scale=0.2, seed=3)
+    probs = reference_probs(logits, **sampling)
+    assert int((probs > 0).sum()) > 16
+    assert_drawn_from(draw_many(logits, 2000, **sampling), probs, 30)
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 1030, "top_p": 0.9}, {"min_p": 0.5}])
+def test_a_flat_distribution_of_a_large_vocabulary(sampling: dict[str, Any]) -> None:
     logits = random_logits(9000, scale=0.2, seed=3)
     probs = reference_probs(logits, **sampling)
-    assert int((probs > 0).sum()) > 64
-    assert_drawn_from(draw_many(logits, 1500, **sampling), probs, 30)
+    assert int((probs > 0).sum()) > 128
+    assert_drawn_from(draw_many(logits, 200, temperature=1.0, **sampling), probs, 10)
 
 
 @pytest.mark.parametrize("vocab_size", [127, 128, 129, 5000, 151_936])
