@@ -26,6 +26,8 @@ ACTION = "Action:"
 ACTION_INPUT = "Action Input:"
 OBSERVATION = "Observation:"
 FINAL_ANSWER = "Final Answer:"
+# None is the beginning of another: a label is known as soon as its colon is there.
+LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
 
 # Generation ends where the model would make up a tool's result. Only at the start of a line, for the word
 # may well stand inside an argument; an Observation that opens a reply is found by the parser (`done`).

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prompts.react import ACTION, ACTION_INPUT, FINAL_ANSWER, OBSERVATION, THOUGHT
-
-# None is the beginning of another: a label is known as soon as its colon is there.
-_LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
+from prompts.react import FINAL_ANSWER, LABELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +39,14 @@ class Lexer:
         position = 0
         while position < len(text):
             if self._at_line_start:
-                label = next((label for label in _LABELS if text.startswith(label, position)), None)
+                label = next((label for label in LABELS if text.startswith(label, position)), None)
                 if label is not None:
                     pieces.append(Label(label))
                     position += len(label)
                     self._after_label = True
                     continue
                 rest = text[position : position + len(FINAL_ANSWER)]
-                if any(label.startswith(rest) for label in _LABELS):
+                if any(label.startswith(rest) for label in LABELS):
                     self._held = rest
                     break
             end = self._end_of_text(text, position)

@@ -144,8 +144,6 @@ def arguments_schema(parameters: Any) -> Mapping[str, Any]:
 
 # Beside one of these a closed object might satisfy nothing: each part would refuse the others' properties.
 _COMBINATIONS = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas", "patternProperties"})
-
-
 # Deeper ones are left as they are; compilers refuse them anyway.
 _MAX_CLOSED_DEPTH = 32
 
@@ -165,7 +163,9 @@ def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
             name: _closed(value, depth + 1) if isinstance(value, Mapping) else value
             for name, value in properties.items()
         }
-        if not _COMBINATIONS & schema.keys():
+        required = schema.get("required")
+        is_complete = not isinstance(required, list) or all(name in properties for name in required)
+        if is_complete and not _COMBINATIONS & schema.keys():
             closed.setdefault("additionalProperties", False)
     if isinstance(schema.get("items"), Mapping):
         closed["items"] = _closed(schema["items"], depth + 1)

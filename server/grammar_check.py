@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_REMEMBERED = 4096
 # Trials at once: enough that a few hostile grammars do not keep honest ones waiting.
-_NUM_THREADS = 4
+_NUM_THREADS = 8
 # How long a request may wait for its turn and its trial together.
 _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
+_TOO_COMPLEX = "it is too complex; simplify it"
 
 
 class GrammarChecker:
@@ -74,8 +75,9 @@ class GrammarChecker:
             verdicts = await self._try_out([digests[digest] for digest in unknown])
             known |= dict(zip(unknown, verdicts, strict=True))
         for digest, verdict in known.items():
-            self._verdicts[digest] = verdict
-            self._verdicts.move_to_end(digest)
+            if verdict != _TOO_COMPLEX:  # it may only have been a busy moment
+                self._verdicts[digest] = verdict
+                self._verdicts.move_to_end(digest)
         while len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
         for digest, grammar in digests.items():
@@ -91,7 +93,7 @@ class GrammarChecker:
         except TimeoutError:
             raise EngineUnavailableError("Too many schemas are being compiled; please try again later.") from None
         if verdicts is None:
-            return ["it is too complex; simplify it"] * len(grammars)
+            return [_TOO_COMPLEX] * len(grammars)
         return verdicts
 
 

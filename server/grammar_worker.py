@@ -35,6 +35,7 @@ _MAX_EXTRA_MEMORY_BYTES = 1 << 30
 # Grammars that compile can still be too large to be walked; most show it with the first few tokens.
 _NUM_PROBE_TOKENS = 8
 _MAX_MESSAGE_CHARS = 400
+_NICENESS = 5  # compiling gives way to generating
 
 
 def main() -> None:
@@ -89,6 +90,7 @@ def _receive_socket(control: socket.socket) -> socket.socket:
 def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer) -> NoReturn:
     """The life of a child."""
     try:
+        os.nice(_NICENESS)
         _limit_memory()
         trial.sendall(STARTED)
         grammars = json.loads(b"".join(iter(lambda: trial.recv(1 << 16), b"")))

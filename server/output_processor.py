@@ -112,29 +112,32 @@ class ChoiceProcessor:
             delta.logprobs = []
         num_ids = len(output.token_ids)
         ends_by_token = output.stop_token_id is not None
-        text = ""
         for position, token_id in enumerate(output.token_ids):
             is_ending = ends_by_token and position == num_ids - 1
             logprob = output.logprobs[position] if output.logprobs is not None else None
-            text += self._push_token(token_id, is_ending, logprob)
-            if self._matcher is not None and self._matcher.matched is not None:
+            self._read(self._push_token(token_id, is_ending, logprob), delta)
+            if self._is_over():
                 delta.token_ids = output.token_ids[: position + 1]
-                return self._finish(delta, text, STOP, self._matcher.matched)
+                return self._finish(delta, STOP, self._matched)
         delta.token_ids = output.token_ids
         if output.finish_reason is None:
-            delta.text = text
-            delta.events = self._read(text)
-            if self._parser is not None and self._parser.done:
-                return self._finish(delta, text, STOP, None, events=delta.events)
-            self._num_chars_out += len(text)
+            self._num_chars_out += len(delta.text)
             if self._aligner is not None:
                 delta.logprobs = self._aligner.release(self._num_chars_out)
             return delta
-        text += self._flush()
-        if self._matcher is not None and self._matcher.matched is not None:
-            return self._finish(delta, text, STOP, self._matcher.matched)
+        self._read(self._flush(), delta)
+        if self._is_over():
+            return self._finish(delta, STOP, self._matched)
         stopped_by = output.stop_token_id if output.stop_token_id in self._stop_token_ids else None
-        return self._finish(delta, text, output.finish_reason, stopped_by)
+        return self._finish(delta, output.finish_reason, stopped_by)
+
+    @property
+    def _matched(self) -> str | None:
+        return None if self._matcher is None else self._matcher.matched
+
+    def _is_over(self) -> bool:
+        """Whether a stop string was found, or nothing that follows can matter to the reader of calls."""
+        return self._matched is not None or (self._parser is not None and self._parser.done)
 
     def _push_token(self, token_id: int, is_ending: bool, logprob: TokenLogprob | None) -> str:
         self.num_tokens += 1
@@ -153,31 +156,20 @@ class ChoiceProcessor:
         text = self._matcher.push(text)
         return text if self._matcher.matched is not None else text + self._matcher.flush()
 
-    def _read(self, text: str) -> list[Event] | None:
-        if self._parser is None:
-            return None
-        events = self._parser.push(text)
-        self._has_call = self._has_call or any(isinstance(event, CallStart) for event in events)
-        return events
-
-    def _finish(
-        self,
-        delta: ChoiceDelta,
-        text: str,
-        finish_reason: str,
-        stop_reason: str | int | None,
-        *,
-        events: list[Event] | None = None,
-    ) -> ChoiceDelta:
-        """Ends the choice; `events` are of `text`, if it was read already."""
-        self.finished = True
-        self._num_chars_out += len(text)
-        delta.text = text
+    def _read(self, text: str, delta: ChoiceDelta) -> None:
+        delta.text += text
         if self._parser is not None:
-            events = events if events is not None else self._read(text) or []
-            last = self._parser.flush()
-            self._has_call = self._has_call or any(isinstance(event, CallStart) for event in last)
-            delta.events = events + last
+            self._add_events(self._parser.push(text), delta)
+
+    def _add_events(self, events: list[Event], delta: ChoiceDelta) -> None:
+        delta.events = [*(delta.events or ()), *events]
+        self._has_call = self._has_call or any(isinstance(event, CallStart) for event in events)
+
+    def _finish(self, delta: ChoiceDelta, finish_reason: str, stop_reason: str | int | None) -> ChoiceDelta:
+        self.finished = True
+        self._num_chars_out += len(delta.text)
+        if self._parser is not None:
+            self._add_events(self._parser.flush(), delta)
             if finish_reason == STOP and self._has_call and not self._parser.unfinished_call:
                 finish_reason = TOOL_CALLS
         delta.finish_reason = finish_reason

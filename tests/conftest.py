@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.wire import Wire
 
 SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
 
@@ -50,3 +51,11 @@ def max_model_len(server: ServerProcess) -> int:
     """Context of the shared server."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as sdk:
         return int(sdk.models.list().data[0].model_dump()["max_model_len"])
+
+
+@pytest.fixture(scope="session")
+def wire(server: ServerProcess) -> Iterator[Wire]:
+    """The shared server, spoken to in plain JSON."""
+    speaker = Wire(server.url)
+    with speaker.http:
+        yield speaker

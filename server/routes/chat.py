@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
+from server import examples
 from server.chat_reply import ChatReply
 from server.protocol import ChatCompletionRequest
 from server.reply_types import GENERATION_ERRORS, ChatCompletion
@@ -27,7 +30,11 @@ router = APIRouter(tags=["generation"])
         **GENERATION_ERRORS,
     },
 )
-async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
+async def create_chat_completion(
+    body: Annotated[ChatCompletionRequest, Body(openapi_examples=examples.CHAT)],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
     """Answers a conversation with one or more choices."""
     model = services.resolve_model(body.model)
     services.admit()

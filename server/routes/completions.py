@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
+from server import examples
 from server.completion_reply import CompletionReply
 from server.protocol import CompletionRequest
 from server.reply_types import GENERATION_ERRORS, Completion
@@ -27,7 +30,11 @@ router = APIRouter(tags=["generation"])
         **GENERATION_ERRORS,
     },
 )
-async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+async def create_completion(
+    body: Annotated[CompletionRequest, Body(openapi_examples=examples.COMPLETIONS)],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
     """Continues one or more prompts, each with one or more choices."""
     model = services.resolve_model(body.model)
     services.admit()

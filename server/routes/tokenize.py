@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 from starlette.responses import Response
 
 from model.errors import InvalidRequestError
+from server import examples
 from server.errors import JsonResponse
 from server.function_calling import read_function_calling
 from server.protocol import DetokenizeRequest, TokenizeRequest
@@ -21,7 +24,9 @@ router = APIRouter(tags=["tokens"])
     response_class=Response,
     responses={200: {"model": Tokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
 )
-async def tokenize(body: TokenizeRequest, services: ServicesDep) -> Response:
+async def tokenize(
+    body: Annotated[TokenizeRequest, Body(openapi_examples=examples.TOKENIZE)], services: ServicesDep
+) -> Response:
     """Returns the ids the model would see."""
     services.resolve_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -56,7 +61,9 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep) -> Response:
     response_class=Response,
     responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **COMMON_ERRORS},
 )
-async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> Response:
+async def detokenize(
+    body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)], services: ServicesDep
+) -> Response:
     """Returns the text of the ids, control tokens shown by name; ids without a token add nothing."""
     services.resolve_model(body.model)
     return JsonResponse({"prompt": services.tokenizer.decode(body.tokens, show_special_tokens=True)})

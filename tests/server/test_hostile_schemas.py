@@ -1,0 +1,177 @@
+"""Schemas that nobody means well with: each is refused within two seconds, and nobody else waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from model.errors import EngineUnavailableError, InvalidRequestError
+from server.grammar_check import GrammarChecker
+from tests.support.grammars import GRAMMARS
+from tests.support.vocabulary import byte_tokenizer
+from tests.support.wire import Wire
+
+JsonDict = dict[str, Any]
+TIME_LIMIT_S = 2.0
+
+
+def nested(depth: int) -> JsonDict:
+    schema: JsonDict = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+# Multiples of many primes: an automaton with millions of states.
+HUNGRY: JsonDict = {"type": "integer", "allOf": [{"multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]}
+RECURSIVE: JsonDict = {"type": "object", "properties": {"child": {"$ref": "#"}}, "required": ["child"]}
+HOSTILE: dict[str, JsonDict] = {
+    "hungry": HUNGRY,
+    "itself": {"$ref": "#"},
+    "recursive": RECURSIVE,
+    "each other": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}},
+    },
+    "endless list": {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+    "thousands of properties": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(4000)}},
+    "many optional properties": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(700)}},
+    "exploding": {
+        "allOf": [
+            {"anyOf": [{"type": "object", "properties": {f"a{i}{j}": {"type": "null"}}} for j in range(4)]}
+            for i in range(8)
+        ]
+    },
+    "deep": nested(150),
+    "impossible number": {"type": "integer", "minimum": 5, "maximum": 3},
+    "impossible property": {"type": "object", "properties": {"a": False}, "required": ["a"]},
+    "empty choice": {"enum": []},
+    "unknown type": {"type": "banana"},
+    "type of no kind": {"type": 5},
+    "properties of no kind": {"type": "object", "properties": [1]},
+    "required of no kind": {"type": "object", "required": "x"},
+    "broken pattern": {"type": "string", "pattern": "("},
+    "nowhere": {"$ref": "#/$defs/none"},
+    "elsewhere": {"$ref": "http://127.0.0.1:1/x.json"},
+    "negation": {"not": {}},
+}
+# Of these a small part is wrong, and the rest is ignored with tools, or the prompt is too long for the context.
+ONLY_AS_FORMAT = ("negation", "thousands of properties", "many optional properties", "deep", "exploding")
+
+
+@contextmanager
+def a_flowing_stream(wire: Wire) -> Iterator[list[float]]:
+    """Keeps a stream going; yields the times between its events, as they come."""
+    gaps: list[float] = []
+    done = threading.Event()
+
+    def read() -> None:
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1800, "ignore_eos": True, "stream": True}
+        while not done.is_set():
+            with httpx.stream(
+                "POST", str(wire.http.base_url.join("/v1/chat/completions")), json=body, timeout=30
+            ) as response:
+                last = time.monotonic()
+                for _ in response.iter_lines():
+                    gaps.append(time.monotonic() - last)
+                    last = time.monotonic()
+                    if done.is_set():
+                        return
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield gaps
+    finally:
+        done.set()
+        thread.join()
+
+
+def assert_refused(wire: Wire, body: JsonDict) -> None:
+    started = time.monotonic()
+    wire.refused(**body)
+    assert time.monotonic() - started < TIME_LIMIT_S
+
+
+def test_they_are_refused_while_others_are_served(wire: Wire) -> None:
+    with a_flowing_stream(wire) as gaps:
+        for name, schema in HOSTILE.items():
+            assert_refused(wire, {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+            if name not in ONLY_AS_FORMAT:
+                tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+                assert_refused(wire, {"tools": [tool], "tool_choice": "auto"})
+        for text in (
+            "/.*a.{15}/ & /.*b.{14}/ & /.*c.{13}/ & ~/.*d.{12}/",
+            "(" * 9999 + '"a"' + ")" * 9999,
+            "a " * 90000,
+        ):
+            assert_refused(wire, {"structured_outputs": {"grammar": f"start: A\nA: {text}\na: /x/\n"}})
+        assert_refused(wire, {"structured_outputs": {"grammar": "root ::= " + "(" * 9999}})
+        assert_refused(wire, {"structured_outputs": {"regex": "x" * 300_000}})
+    assert len(gaps) > 100
+    assert max(gaps) < 1, "the loop stood still"
+
+
+def test_a_crowd_of_them_does_not_shut_out_an_honest_one(wire: Wire) -> None:
+    def ask(number: int) -> None:
+        schema = {**HUNGRY, "title": f"{number}"}
+        wire.refused(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    assert wire.choice(structured_outputs={"choice": ["honest"]})["content"] == "honest"
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False},
+        {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1, "maxItems": 1}]},
+        {
+            "type": "object",
+            "properties": {f"p{i}": {"type": "null"} for i in range(100)},
+            "additionalProperties": False,
+        },
+    ],
+)
+def test_large_and_recursive_is_not_hostile(wire: Wire, schema: JsonDict) -> None:
+    wire.choice(response_format={"type": "json_schema", "json_schema": {"schema": schema}}, max_tokens=3)
+
+
+async def test_a_worker_that_died_is_started_again() -> None:
+    await GRAMMARS.check({'start: "a"': "it"}, param="p")
+    process = GRAMMARS._worker._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    await GRAMMARS.check({'start: "b"': "it"}, param="p")
+    assert GRAMMARS._worker._process is not process
+
+
+async def test_what_came_of_a_trial_is_remembered_but_not_that_time_ran_out() -> None:
+    for grammar in ('start: "c"', "start: nothing"):
+        for _ in range(2):
+            with pytest.raises(InvalidRequestError) if "nothing" in grammar else pytest.MonkeyPatch.context():
+                await GRAMMARS.check({grammar: "it"}, param="p")
+    num_remembered = len(GRAMMARS._verdicts)
+    endless = "start: A\nA: /.*a.{15}/ & /.*b.{14}/ & /.*c.{13}/ & ~/.*d.{12}/\n"
+    with pytest.raises(InvalidRequestError, match="too complex"):
+        await GRAMMARS.check({endless: "it"}, param="p")
+    assert len(GRAMMARS._verdicts) == num_remembered
+
+
+async def test_a_closed_checker_refuses() -> None:
+    checker = GrammarChecker(byte_tokenizer())
+    checker._worker.close()
+    with pytest.raises(EngineUnavailableError):
+        await checker.check({'start: "a"': "it"}, param="p")
+    checker.close()

@@ -1,0 +1,148 @@
+"""The OpenAPI document is true: its examples work, and what is made of it by machine is answered as it says."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from hypothesis import given, settings
+
+from tests.conftest import SMALL
+from tests.support.server_process import ServerProcess, running_server
+from tests.support.wishes import BATCHES
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its own imports
+    import schemathesis
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.fixture(scope="module")
+def narrow_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose replies are short, whatever is asked for."""
+    flags = (*SMALL, "--max-model-len", "128")
+    with running_server(demo_checkpoint, tmp_path_factory.mktemp("narrow") / "log", *flags) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def document(narrow_server: ServerProcess) -> dict[str, Any]:
+    response = httpx.get(f"{narrow_server.url}/openapi.json")
+    return dict(response.json())
+
+
+@pytest.fixture(scope="module")
+def api(narrow_server: ServerProcess) -> Any:
+    return schemathesis.openapi.from_url(f"{narrow_server.url}/openapi.json")
+
+
+# A schema cannot say what contradicts what, so nearly all that is made of it is refused unless this is set.
+PLAIN: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "hi"}],
+        **dict.fromkeys(
+            "model tools tool_choice functions function_call response_format structured_outputs audio modalities"
+            " web_search_options truncation stream_options continue_final_message max_tokens max_completion_tokens"
+            " min_tokens stop_token_ids logit_bias".split()
+        ),
+        "logprobs": True,
+    },
+}
+OPERATIONS = [
+    ("/v1/chat/completions", "POST", 60),
+    ("/v1/completions", "POST", 60),
+    ("/tokenize", "POST", 40),
+    ("/detokenize", "POST", 20),
+    ("/v1/models", "GET", 1),
+    ("/v1/models/{model_id}", "GET", 20),
+    ("/health", "GET", 1),
+    ("/ready", "GET", 1),
+    ("/metrics", "GET", 1),
+    ("/version", "GET", 1),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("path", "method", "count"), OPERATIONS)
+def test_what_is_made_of_it_is_answered_as_it_says(
+    narrow_server: ServerProcess, api: Any, path: str, method: str, count: int
+) -> None:
+    modes = list(schemathesis.GenerationMode) if method == "POST" else [schemathesis.GenerationMode.POSITIVE]
+    wholes = [{}, PLAIN[path]] if path in PLAIN else [{}]
+    statuses = set()
+    for mode, fixed in itertools.product(modes, wholes):
+        cases = api[path][method].as_strategy(generation_mode=mode)
+        statuses |= answers(narrow_server.url, cases, max(1, count // 2), fixed)
+    assert 200 in statuses or path == "/v1/models/{model_id}"
+
+
+def answers(url: str, cases: Any, count: int, fixed: dict[str, Any]) -> set[int]:
+    """Sends requests, some fields of them fixed, and checks what comes back; returns the statuses."""
+    statuses = set()
+
+    @settings(BATCHES, max_examples=count)
+    @given(case=cases)
+    def send(case: Any) -> None:
+        if isinstance(case.body, dict):
+            case.body |= fixed
+            if isinstance(case.body.get("n"), int):
+                case.body["n"] = min(case.body["n"], 3)
+        response = case.call(base_url=url, timeout=120)
+        case.validate_response(response, checks=CHECKS)
+        statuses.add(response.status_code)
+        if response.status_code >= 400:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+    send()
+    return statuses
+
+
+def test_no_operation_is_left_out(document: dict[str, Any]) -> None:
+    operations = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
+    assert operations == {(path, method) for path, method, _ in OPERATIONS}
+
+
+def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "components": document["components"]}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+def test_its_examples_are_requests_that_work(server: ServerProcess, document: dict[str, Any], path: str) -> None:
+    operation = document["paths"][path]["post"]
+    content = operation["requestBody"]["content"]["application/json"]
+    reply_schema = resolved(document, operation["responses"]["200"]["content"]["application/json"]["schema"])
+    assert content["examples"]
+    for name, example in content["examples"].items():
+        jsonschema.validate(example["value"], resolved(document, content["schema"]))
+        response = httpx.post(server.url + path, json=example["value"], timeout=60)
+        assert response.status_code == 200, (name, response.text)
+        if not example["value"].get("stream"):
+            jsonschema.validate(response.json(), reply_schema)
+
+
+def test_every_field_of_the_main_routes_is_there(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    fields = schemas["ChatCompletionRequest"]["properties"]
+    assert {"messages", "tools", "tool_choice", "functions", "function_call", "response_format", "stop", "seed"} <= set(
+        fields
+    )
+    without = [name for name, field in fields.items() if "description" not in field]
+    assert set(without) <= {
+        "stream_options", "top_p", "min_p", "presence_penalty", "frequency_penalty", "logprobs", "modalities", "audio",
+        "web_search_options",
+    }  # fmt: skip
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]
