@@ -1,0 +1,163 @@
+"""Decode and prefill speed of the engine on this machine, next to what limits it and to a peer, in one run.
+
+`python -m benchmarks.decode --shape 1.8b` makes a random checkpoint of that shape (kept in benchmarks/.cache), steps
+the engine in this process (no HTTP) and prints, for each batch size, tokens a second, the share of the time that
+reading the weights once must take, and transformers' generate on the same weights (mapped to its Qwen2 class).
+`--llama-python PATH` adds llama.cpp through a Python that has llama-cpp-python and gguf (see benchmarks/llama_peer.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import transformers_peer
+from demo import random_checkpoint
+from model.engine import Engine
+from model.engine_config import EngineConfig
+from model.messages import AddRequest
+from model.sampling_params import SamplingParams
+
+CACHE = Path(__file__).parent / ".cache"
+
+
+def memory_bandwidth(num_bytes: int = 1 << 30, repeats: int = 5) -> float:
+    """Bytes a second that this machine reads from memory: the best of several sums over a large array."""
+    data = torch.ones(num_bytes // 4)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        data.sum()
+        best = min(best, time.perf_counter() - started)
+    return num_bytes / best
+
+
+def measure_decode(engine: Engine, batch_size: int, prompt_len: int, num_tokens: int, next_id: int) -> float:
+    """Seconds a decode step takes with `batch_size` sequences: the median, prefill left out."""
+    generator = random.Random(batch_size)
+    vocab_size = engine.ready.vocab_size
+    for i in range(batch_size):
+        prompt = [generator.randrange(vocab_size) for _ in range(prompt_len)]
+        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        engine.add_request(AddRequest(seq_ids=(next_id + i,), request_id="bench", prompt_ids=prompt, sampling=sampling))
+    steps = []
+    while engine.has_work():
+        started = time.perf_counter()
+        outputs = engine.step().outputs
+        elapsed = time.perf_counter() - started
+        if len(outputs) == batch_size:
+            steps.append(elapsed)
+    steps = sorted(steps[1:-1])  # the first still holds a prefill, the last frees
+    return steps[len(steps) // 2]
+
+
+def measure_prefill(engine: Engine, prompt_len: int, next_id: int) -> float:
+    """Prompt tokens a second, one prompt."""
+    generator = random.Random(0)
+    prompt = [generator.randrange(engine.ready.vocab_size) for _ in range(prompt_len)]
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    engine.add_request(AddRequest(seq_ids=(next_id,), request_id="bench", prompt_ids=prompt, sampling=sampling))
+    started = time.perf_counter()
+    while engine.has_work():
+        engine.step()
+    return prompt_len / (time.perf_counter() - started)
+
+
+def commit() -> str:
+    """The commit measured, marked when the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures everything and returns the figures."""
+    folder = CACHE / f"random-{arguments.shape}"
+    if not (folder / "model.safetensors").exists():
+        random_checkpoint.write(folder, random_checkpoint.SHAPES[arguments.shape])
+    bandwidth = memory_bandwidth()
+    engine = Engine(
+        EngineConfig(
+            checkpoint_path=str(folder), dtype=arguments.dtype, enable_prefix_caching=False, max_model_len=4096
+        )
+    )
+    read_bytes = engine.ready.weights_bytes - embedding_bytes(folder)
+    rows = []
+    for batch_size in arguments.batch_sizes:
+        step_s = measure_decode(engine, batch_size, arguments.prompt_len, arguments.num_tokens, 10_000 * batch_size)
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "ms_per_step": step_s * 1e3,
+                "tokens_per_s": batch_size / step_s,
+                "share_of_limit": read_bytes / bandwidth / step_s,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    prefill = measure_prefill(engine, 512, 10_000_000)
+    print(f"prefill {prefill:.1f} tokens/s", flush=True)
+    del engine
+    peers = {}
+    if arguments.transformers:
+        peers["transformers"] = transformers_peer.measure(
+            folder, arguments.batch_sizes, arguments.prompt_len, arguments.num_tokens
+        )
+    if arguments.llama_python:
+        command = [arguments.llama_python, "-m", "benchmarks.llama_peer", str(folder), "--prompt-len"]
+        command += [str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
+        command += ["--batch-sizes", *map(str, arguments.batch_sizes)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        peers["llama.cpp"] = json.loads(output.splitlines()[-1])
+    for row in rows:
+        for name, figures in peers.items():
+            row[f"ratio_to_{name}"] = row["tokens_per_s"] / figures["tokens_per_s"][str(row["batch_size"])]
+    return {
+        "shape": arguments.shape,
+        "dtype": arguments.dtype,
+        "prompt_len": arguments.prompt_len,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "memory_gb_per_s": bandwidth / 1e9,
+        "decode": rows,
+        "prefill_tokens_per_s": prefill,
+        "peers": peers,
+    }
+
+
+def embedding_bytes(folder: Path) -> int:
+    """Bytes of the embedding table: a step reads a few rows of it, not all."""
+    config = json.loads((folder / "config.json").read_text())
+    width = 4 if config["fp32"] else 2
+    return int(config["vocab_size"] * config["hidden_size"] * width)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Decode speed against the memory's limit and against peers.")
+    parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--prompt-len", type=int, default=64)
+    parser.add_argument("--num-tokens", type=int, default=32)
+    parser.add_argument("--transformers", action="store_true", help="measure transformers too")
+    parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    figures = run(arguments)
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""llama.cpp on the same weights, as a peer; runs in a Python of its own that has llama-cpp-python, gguf and numpy.
+
+`python -m benchmarks.llama_peer FOLDER --batch-sizes 1 4` converts a checkpoint to GGUF once (BF16, no vocabulary) and
+prints one line of JSON with decode tokens a second for each batch size. Nothing of the engine is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+
+
+def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], np.memmap]]:
+    """Maps names to (dtype, shape, bytes)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    return {
+        name: (entry["dtype"], entry["shape"], data[entry["data_offsets"][0] : entry["data_offsets"][1]])
+        for name, entry in header.items()
+    }
+
+
+def convert(folder: Path, target: Path) -> None:
+    """Writes a GGUF file of architecture `qwen` with the checkpoint's BF16 weights; norms and biases in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(str(target), "qwen")
+    writer.add_context_length(config["seq_length"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_freq_base(float(config["rotary_emb_base"]))
+    writer.add_rope_dimension_count(config["kv_channels"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["layer_norm_epsilon"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    for name, (dtype, shape, data) in read_safetensors(folder / "model.safetensors").items():
+        if dtype != "BF16":
+            raise SystemExit(f"{name} is {dtype}; only BF16 checkpoints are converted")
+        words = data.view(np.uint16).reshape(shape)
+        if len(shape) == 1:
+            writer.add_tensor(_renamed(name), (words.astype(np.uint32) << 16).view(np.float32))
+        else:
+            rows = words.view(np.uint8).reshape(shape[0], -1)
+            writer.add_tensor(_renamed(name), rows, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _renamed(name: str) -> str:
+    simple = {
+        "transformer.wte.weight": "token_embd.weight",
+        "transformer.ln_f.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    if name in simple:
+        return simple[name]
+    _, _, layer, rest = name.split(".", 3)
+    parts = {
+        "ln_1": "attn_norm",
+        "ln_2": "ffn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "mlp.w1": "ffn_up",
+        "mlp.w2": "ffn_gate",
+        "mlp.c_proj": "ffn_down",
+    }
+    module, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{parts[module]}.{kind}"
+
+
+def measure(path: Path, batch_sizes: list[int], prompt_len: int, num_tokens: int) -> dict[str, Any]:
+    """Tokens a second while `batch_size` sequences decode together, prefill left out."""
+    llama_cpp.llama_backend_init()
+    # llama.cpp tells every detail of a load on stderr; the reference keeps the callback alive.
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    if not model:
+        raise SystemExit(f"llama.cpp cannot load {path}")
+    vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    rates = {}
+    for batch_size in batch_sizes:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = batch_size * (prompt_len + num_tokens + 8)
+        parameters.n_batch = parameters.n_ubatch = 512
+        parameters.n_seq_max = batch_size
+        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+        context = llama_cpp.llama_init_from_model(model, parameters)
+        rates[str(batch_size)] = _decode_rate(context, vocab_size, batch_size, prompt_len, num_tokens)
+        llama_cpp.llama_free(context)
+    return {"tokens_per_s": rates, "version": llama_cpp.__version__}
+
+
+def _decode_rate(context: Any, vocab_size: int, batch_size: int, prompt_len: int, num_tokens: int) -> float:
+    batch = llama_cpp.llama_batch_init(max(512, batch_size), 0, 1)
+    generator = random.Random(batch_size)
+
+    def run(entries: list[tuple[int, int, int]]) -> None:
+        batch.n_tokens = len(entries)
+        for i, (token_id, position, sequence) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token_id, position, 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = 1
+        if llama_cpp.llama_decode(context, batch):
+            raise SystemExit("llama_decode failed")
+
+    for sequence in range(batch_size):
+        run([(generator.randrange(vocab_size), position, sequence) for position in range(prompt_len)])
+    steps = []
+    next_ids = [0] * batch_size
+    for step in range(num_tokens):
+        started = time.perf_counter()
+        run([(next_ids[i], prompt_len + step, i) for i in range(batch_size)])
+        for i in range(batch_size):  # greedy, as the engine does
+            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (vocab_size,))
+            next_ids[i] = int(logits.argmax())
+        steps.append(time.perf_counter() - started)
+    llama_cpp.llama_batch_free(batch)
+    return batch_size / sorted(steps)[len(steps) // 2]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="llama.cpp's decode speed on a checkpoint.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--prompt-len", type=int, default=64)
+    parser.add_argument("--num-tokens", type=int, default=32)
+    arguments = parser.parse_args()
+    target = arguments.folder / "model-bf16.gguf"
+    if not target.exists():
+        partial = target.with_suffix(".partial")
+        convert(arguments.folder, partial)
+        partial.rename(target)
+    print(json.dumps(measure(target, arguments.batch_sizes, arguments.prompt_len, arguments.num_tokens)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tests of the benchmarks: their arithmetic, and the client under a server that misbehaves."""
