@@ -1,0 +1,199 @@
+"""The training side: the module computes what is served, the vocabulary copies, a short training learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo.recipe import train, vocabulary
+from demo.recipe.batches import encode_pool, pool_steps
+from demo.recipe.copy_init import write_copy_heads
+from demo.recipe.corpus import make_document
+from demo.recipe.document import Document, encode_document, encode_prompt
+from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
+from demo.recipe.export import export_checkpoint, load_checkpoint
+from demo.recipe.generate import generate
+from demo.recipe.model_train import ModelConfig, QwenForTraining
+from demo.recipe.optimizer import orthogonalize
+from model.tokenizer import Tokenizer, read_ranks
+from tests.support.engine_driver import LoadedModel
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+
+
+@pytest.fixture(scope="module")
+def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
+    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=2500), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(ranks_file: Path) -> Tokenizer:
+    return Tokenizer(read_ranks(ranks_file))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files lie beside the checkout")
+@pytest.mark.parametrize("folder", ["plain_theta1e6_fp32", "ntk_logn_fp32"])
+def test_module_equals_the_published_code(folder: str):
+    model = load_checkpoint(GOLDEN / folder).eval()
+    expected = load_file(GOLDEN / folder / "expected.safetensors")
+    for case in json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]:
+        with torch.no_grad():
+            logits = model(torch.tensor([case["prompt"]]))[0, case["logit_positions"]]
+        torch.testing.assert_close(logits, expected[f"{case['name']}.logits"], atol=1e-4, rtol=1e-4)
+
+
+def test_export_is_served_as_it_was_trained(tmp_path: Path, ranks_file: Path, tokenizer: Tokenizer):
+    config = ModelConfig(
+        vocab_size=4352, hidden_size=128, num_hidden_layers=3, kv_channels=32, intermediate_size=512, seq_length=64
+    )
+    torch.manual_seed(0)
+    model = QwenForTraining(config)
+    write_copy_heads(model)
+    export_checkpoint(model, ranks_file, tmp_path)
+    again = load_checkpoint(tmp_path).eval()
+    served = LoadedModel(tmp_path)
+    for length in (1, 40, 150):  # below and above the trained length, where NTK and LogN act
+        ids = torch.randint(0, tokenizer.num_tokens, (length,)).tolist()
+        with torch.no_grad():
+            torch.testing.assert_close(again(torch.tensor([ids]))[0], served.logits(ids), atol=2e-4, rtol=1e-3)
+
+
+def test_cached_decoding_equals_the_whole_pass(ranks_file: Path, tokenizer: Tokenizer):
+    torch.manual_seed(1)
+    config = ModelConfig(vocab_size=4352, hidden_size=64, num_hidden_layers=2, kv_channels=16, intermediate_size=128)
+    model = QwenForTraining(config).eval()
+    prompts = [torch.randint(0, 4000, (n,)).tolist() for n in (3, 17, 9)]
+    texts = generate(model, tokenizer, prompts, max_new_tokens=6)
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                token = int(model(torch.tensor([ids]))[0, -1].argmax())
+            if tokenizer.is_special(token):
+                break
+            ids.append(token)
+        assert tokenizer.decode(ids[len(prompt) :]) == text
+
+
+def test_new_models_can_already_copy():
+    torch.manual_seed(0)
+    model = QwenForTraining(ModelConfig(vocab_size=4352))
+    first = torch.randint(0, 4000, (4, 60))
+    ids = torch.cat([first, first], 1)
+
+    def share_copied() -> float:
+        with torch.no_grad():
+            logits = model(ids)
+        return (logits[:, 60:-1].argmax(-1) == ids[:, 61:]).float().mean().item()
+
+    assert share_copied() < 0.02
+    write_copy_heads(model)
+    assert share_copied() > 0.1
+
+
+def test_loss_counts_weighted_positions_only():
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, kv_channels=16, intermediate_size=64)
+    model = QwenForTraining(config)
+    ids = torch.randint(0, 50, (2, 9))
+    weights = torch.zeros(2, 9)
+    weights[0, 4], weights[1, 8] = 1.0, 0.5
+    logits = model(ids).log_softmax(-1)
+    expected = -(logits[0, 3, ids[0, 4]] + 0.5 * logits[1, 7, ids[1, 8]])
+    torch.testing.assert_close(model.loss(ids, weights), expected)
+
+
+def test_steps_hold_every_document_once_and_mix_lengths(ranks_file: Path):
+    documents = encode_pool(3, 0, 120, str(ranks_file), 1024)
+    steps = pool_steps(documents, 4000)
+    assert sum(len(ids) for step in steps for ids, _ in step) == 120
+    assert sum(float(w.sum()) for step in steps for _, w in step) == pytest.approx(sum(w.sum() for _, w in documents))
+    for step in steps:
+        assert sum(ids.numel() for ids, _ in step) < 3 * 4000
+        for _, weights in step:
+            assert weights.shape[1] <= 1024
+
+
+def test_orthogonalize():
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(2, 96, 32)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_vocabulary_round_trip_and_layout(ranks_file: Path, tokenizer: Tokenizer):
+    assert tokenizer.num_ranks == vocabulary.NUM_RANKS
+    texts = [
+        "",
+        " ",
+        "\n\n",
+        "naïve café",
+        "龘靐齉 🙂👍",
+        '{"a": [1, 2.5], "b": "C:\\\\x"}\n',
+        "\t tabs  and   spaces ",
+    ]
+    texts += [t.text for n in range(200) for t in make_document(11, n).turns]
+    for text in texts:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert all(len(tokenizer.encode(d)) == 1 for d in "0123456789")
+
+
+def test_words_are_cut_alike_wherever_they_stand(tokenizer: Tokenizer):
+    for word in ("Parvelin", "Zorbex", "qwist", "Tromsund"):
+        alone = [tokenizer.token_bytes(i) for i in tokenizer.encode(word)]
+        assert [tokenizer.token_bytes(i) for i in tokenizer.encode(f" {word}")] == [b" ", *alone]
+        assert [tokenizer.token_bytes(i) for i in tokenizer.encode(f'"{word}')] == [b'"', *alone]
+
+
+def test_weights_cover_replies_only(tokenizer: Tokenizer):
+    document = Document("x").system("be nice").user("ask").assistant(("said ", 0.0), "answer", (" tail", 0.0))
+    ids, weights = encode_document(document, tokenizer)
+    assert tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w]) == " answer"
+    assert encode_prompt(document, tokenizer) == ids[: len(encode_prompt(document, tokenizer))]
+    plain = Document("x").user("ask").assistant("answer")
+    ids, weights = encode_document(plain, tokenizer)
+    assert weights[-1] == 1.0
+    assert ids[-1] == tokenizer.im_end_id
+
+
+def test_replies_are_read_and_scored():
+    call = 'Thought: x\nAction: f\nAction Input: {"a": 1}\nObservation:'
+    assert read_reply(call) == ("f", {"a": 1}, "")
+    assert read_reply("Thought: y\nFinal Answer: z") == (None, None, "z")
+    assert read_reply("Action: f\nAction Input: {oops") == ("f", "{oops", "")
+    cases = make_cases(2)
+    assert [c.expected for c in cases] == [c.expected for c in make_cases(2)]
+    right = score(cases, [c.expected for c in cases])
+    assert all(row["right"] == 1.0 for row in right.values())
+    assert right["tools: no call"]["false_positives"] == 0.0
+    assert "tools: call" in table(right)
+
+
+def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: Path):
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())
+    command = ["--out", str(tmp_path / "out"), "--state", str(state), "--device", "cpu", "--no-evaluation"]
+    command += ["--hidden-size", "128", "--layers", "2", "--head-dim", "32", "--intermediate-size", "256"]
+    command += ["--step-tokens", "2048", "--warmup-steps", "5"]
+    train.main([*command, "--tokens", "90000", "--cooldown", "0", "--threads", "1"])
+    train.main([*command, "--tokens", "50000", "--cooldown", "0.5", "--threads", "1"])
+    losses = [json.loads(line) for line in (state / "losses.jsonl").read_text().splitlines()]
+    assert losses[-1]["loss"] < losses[0]["loss"] - 1.0
+    assert losses[-1]["tokens"] > 90_000
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+        "qwen.tiktoken",
+        "loss.png",
+    }
+    assert (state / "cooled.pt").exists()
+    report = evaluate_checkpoint(tmp_path / "out", per_category=1)
+    assert report["tools: call"]["cases"] > 0
