@@ -22,7 +22,7 @@ from demo.recipe.optimizer import orthogonalize
 from model.tokenizer import Tokenizer, read_ranks
 from tests.support.engine_driver import LoadedModel
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,6 @@ def tokenizer(ranks_file: Path) -> Tokenizer:
     return Tokenizer(read_ranks(ranks_file))
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files lie beside the checkout")
 @pytest.mark.parametrize("folder", ["plain_theta1e6_fp32", "ntk_logn_fp32"])
 def test_module_equals_the_published_code(folder: str):
     model = load_checkpoint(GOLDEN / folder).eval()

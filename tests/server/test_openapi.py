@@ -55,10 +55,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": "hi"}],
         **dict.fromkeys(
             "model tools tool_choice functions function_call response_format structured_outputs audio modalities"
-            " web_search_options truncation stream_options continue_final_message max_tokens max_completion_tokens"
+            " web_search_options truncation stream_options continue_final_message max_completion_tokens"
             " min_tokens stop_token_ids logit_bias".split()
         ),
         "logprobs": True,
+        "max_tokens": 4,
     },
 }
 OPERATIONS = [
