@@ -416,7 +416,8 @@ def test_memory_peaks_at_the_weights_and_the_largest_tensor(tiny_checkpoint: Pat
     num_bytes, peak_bytes = map(int, result.stdout.split())
     largest_bytes = shape.vocab_size * shape.hidden_size * 2
     assert num_bytes > 180e6
-    assert peak_bytes < 1.15 * (num_bytes + largest_bytes), (
+    # Measured 1.07 to 1.13, by what malloc makes of it; a second copy of anything but one tensor would be far beyond.
+    assert peak_bytes < 1.25 * (num_bytes + largest_bytes), (
         f"{peak_bytes / 1e6:.0f} MB for {num_bytes / 1e6:.0f} MB of weights, the largest {largest_bytes / 1e6:.0f} MB"
     )
 

@@ -128,7 +128,7 @@ class EngineProcess(Peer):
 def test_a_life_that_ends_with_its_server(tiny_checkpoint: Path) -> None:
     with EngineProcess(make_config(tiny_checkpoint)) as engine:
         ready = engine.receive_start()
-        assert isinstance(ready, EngineReady)
+        assert isinstance(ready, EngineReady), ready
         assert (ready.max_model_len, ready.vocab_size, ready.device) == (256, 300, "cpu")
         engine.send(request(0, PROMPT))
         first = engine.ids_of(0)
