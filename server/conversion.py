@@ -20,11 +20,11 @@ from server.grammar_check import GrammarChecker
 from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
 from server.response_format import AnswerFormat, read_answer_format
+from server.token_budget import budget, prompt_window
 from server.unsupported import refuse_impossible
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES_PER_REQUEST = 4096
-_SHORT_REPLY_TOKENS = 512
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -58,7 +58,7 @@ class Converter:
             request.messages,
             calling,
             continue_final=request.continue_final_message,
-            window=_window(request.truncation, asked, engine.max_model_len),
+            window=prompt_window(request.truncation, asked, engine.max_model_len),
         )
         max_tokens = budget(
             len(prompt.ids),
@@ -234,62 +234,6 @@ def _generation_request(
         echo_texts=tuple(echo_texts),
         reading=reading,
     )
-
-
-def _window(truncation: str | None, asked: int | None, max_model_len: int) -> int | None:
-    """Returns how many tokens of prompt to keep, or None to keep all.
-
-    Room is left for the tokens asked for; where none are, for a short reply.
-    """
-    if truncation in (None, "disabled"):
-        return None
-    if truncation != "auto":
-        raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
-    room = min(_SHORT_REPLY_TOKENS, max_model_len // 4) if asked is None else asked
-    return max(1, max_model_len - room)
-
-
-def budget(
-    num_prompt_tokens: int,
-    asked: int | None,
-    max_model_len: int,
-    *,
-    default: int | None = None,
-    param: str = "max_tokens",
-    prompt_param: str = "prompt",
-) -> int:
-    """Returns how many tokens may be generated.
-
-    Args:
-        num_prompt_tokens: of the prompt.
-        asked: what the request asks for, or None.
-        max_model_len: prompt and reply together.
-        default: where nothing is asked for; None is what is left of the context.
-        param: the field that asked.
-        prompt_param: the field that holds the prompt.
-
-    Raises:
-        InvalidRequestError: it does not fit, with code `context_length_exceeded`.
-    """
-    left = max_model_len - num_prompt_tokens
-    if left < (0 if asked == 0 else 1):
-        raise InvalidRequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
-            f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
-            param=prompt_param,
-            code="context_length_exceeded",
-        )
-    if asked is None:
-        return left if default is None else min(default, left)
-    if asked > left:
-        raise InvalidRequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested"
-            f" {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {prompt_param}, {asked} in the"
-            f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return asked
 
 
 def _or(value: float | None, default: float) -> float:

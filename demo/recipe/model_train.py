@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from demo.recipe.attention import causal_attention
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -74,7 +76,7 @@ class Attention(nn.Module):
             q = (q.float() * rotary.logn).to(q.dtype)
         k = rotary.rotate(k)
         if cache is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = causal_attention(q, k, v)
         else:
             k, v, mask = cache.append(k, v, rotary.positions)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

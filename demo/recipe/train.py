@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.export import export_checkpoint
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import make_optimizers
+from demo.recipe.peers import Peers, start_peers
 from demo.recipe.vocabulary import train_vocabulary, write_ranks
 
 LOG_EVERY_STEPS = 20
@@ -72,6 +74,7 @@ class Trainer:
         self.progress = Progress()
         self.recent: list[Tensor] = []
         self.stop_asked = False
+        self.peers = Peers(args.rank, args.processes, self.state_dir)
         if (self.state_dir / "state.pt").exists():
             self.load()
 
@@ -92,7 +95,9 @@ class Trainer:
         print(f"resuming after step {self.progress.step}, {self.progress.tokens / 1e6:.2f} million tokens")
 
     def save(self, name: str = "state.pt") -> None:
-        """Writes the state beside the old one, then replaces it."""
+        """Writes the state beside the old one, then replaces it; every process has the same, the first one writes."""
+        if self.args.rank:
+            return
         state = {
             "config": asdict(self.config),
             "model": self.model.state_dict(),
@@ -104,17 +109,18 @@ class Trainer:
         part.replace(self.state_dir / name)
 
     def train_step(self, batches: list[tuple[Tensor, Tensor]], rate: float) -> Tensor:
-        """One update; returns the mean loss, still on the device."""
+        """One update; returns the mean loss (of this process' share), still on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate
         total = sum(float(weights[:, 1:].sum()) for _, weights in batches)
-        losses = []
-        for ids, weights in batches:
+        losses = [torch.zeros((), device=self.device)]
+        for ids, weights in self.peers.share(batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.args.float32):
                 loss = self.model.loss(ids.to(self.device), weights.to(self.device)) / total
             loss.backward()
             losses.append(loss.detach())
+        self.peers.add_gradients(list(self.model.parameters()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -152,12 +158,14 @@ class Trainer:
             unit="%",
             desc="training",
             bar_format="{desc} {percentage:.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+            disable=args.rank > 0,
         )
         steps = stream(self.stream_settings(), progress.next_document)
         for next_document, batches in steps:
             spent = time.monotonic() - began
             done = (progress.tokens - began_tokens) / args.tokens if args.tokens else spent / 60 / args.minutes
-            if done >= 1 or self.stop_asked:
+            done = self.peers.agree(2.0 if self.stop_asked else done)
+            if done >= 1:
                 break
             if not cooling and args.cooldown and done > 1 - args.cooldown:
                 cooling = True
@@ -179,8 +187,10 @@ class Trainer:
 
     def log(self, bar: tqdm, done: float, speed: float) -> None:
         """Writes a line of the loss curve."""
-        loss = torch.stack(self.recent).mean().item()
+        loss = self.peers.sum(torch.stack(self.recent).mean().item())
         self.recent.clear()
+        if self.args.rank:
+            return
         line = {**asdict(self.progress), "loss": round(loss, 4), "rate": round(self.rate(done), 4)}
         with (self.state_dir / "losses.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -222,6 +232,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cooldown", type=float, default=0.25, help="share of the budget that cools down; 0: leave it open")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    p.add_argument("--processes", type=int, default=1, help="share every step; on a CPU one a core, with --threads 1")
+    p.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     p.add_argument("--workers", type=int, default=0, help="processes that write the corpus ahead")
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--hidden-size", type=int, default=256)
@@ -247,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    peers = start_peers(args.processes, args.rank, sys.argv[1:] if argv is None else argv, Path(args.state))
     trainer = Trainer(args)
 
     def ask_to_stop(*_: object) -> None:
@@ -257,6 +270,10 @@ def main(argv: list[str] | None = None) -> None:
         trainer.run()
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if args.rank:
+        return
+    for peer in peers:
+        peer.wait()
     out = Path(args.out)
     size = export_checkpoint(trainer.model, trainer.vocabulary, out)
     print(f"{out}: {size / 1e6:.1f} MB")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +199,22 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
     assert (state / "cooled.pt").exists()
     report = evaluate_checkpoint(tmp_path / "out", per_category=1)
     assert report["tools: call"]["cases"] > 0
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        state = tmp_path / str(processes)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
+                *("--tokens", "40000", "--step-tokens", "2048", "--cooldown", "0", "--threads", "1", "--float32"),
+                *("--hidden-size", "64", "--layers", "2", "--intermediate-size", "128", "--no-evaluation"),
+                *("--vocabulary-documents", "300", "--processes", str(processes)),
+            ],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        losses.append([json.loads(line)["loss"] for line in (state / "losses.jsonl").read_text().splitlines()])
+    assert losses[0]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)

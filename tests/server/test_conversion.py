@@ -9,11 +9,12 @@ import pytest
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
 from model.sampling_params import SamplingParams
-from server.conversion import Converter, budget
+from server.conversion import Converter
 from server.generation_defaults import GenerationDefaults
 from server.generation_request import GenerationRequest
 from server.prompt_encoding import PromptEncoder
 from server.protocol import ChatCompletionRequest, CompletionRequest
+from server.token_budget import budget
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 

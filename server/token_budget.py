@@ -1,0 +1,71 @@
+"""How the context is shared between a prompt and its reply."""
+
+from __future__ import annotations
+
+from model.errors import InvalidRequestError
+
+_SHORT_REPLY_TOKENS = 512
+
+
+def prompt_window(truncation: str | None, asked: int | None, max_model_len: int) -> int | None:
+    """Returns how many tokens of prompt to keep, or None to keep all.
+
+    Room is left for the tokens asked for; where none are, for a short reply.
+
+    Args:
+        truncation: "auto", "disabled" or None.
+        asked: tokens that the request asks for, or None.
+        max_model_len: prompt and reply together.
+
+    Raises:
+        InvalidRequestError: another truncation.
+    """
+    if truncation in (None, "disabled"):
+        return None
+    if truncation != "auto":
+        raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
+    room = min(_SHORT_REPLY_TOKENS, max_model_len // 4) if asked is None else asked
+    return max(1, max_model_len - room)
+
+
+def budget(
+    num_prompt_tokens: int,
+    asked: int | None,
+    max_model_len: int,
+    *,
+    default: int | None = None,
+    param: str = "max_tokens",
+    prompt_param: str = "prompt",
+) -> int:
+    """Returns how many tokens may be generated.
+
+    Args:
+        num_prompt_tokens: of the prompt.
+        asked: what the request asks for, or None.
+        max_model_len: prompt and reply together.
+        default: where nothing is asked for; None is what is left of the context.
+        param: the field that asked.
+        prompt_param: the field that holds the prompt.
+
+    Raises:
+        InvalidRequestError: it does not fit, with code `context_length_exceeded`.
+    """
+    left = max_model_len - num_prompt_tokens
+    if left < (0 if asked == 0 else 1):
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
+            f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
+            param=prompt_param,
+            code="context_length_exceeded",
+        )
+    if asked is None:
+        return left if default is None else min(default, left)
+    if asked > left:
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested"
+            f" {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {prompt_param}, {asked} in the"
+            f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return asked
