@@ -208,7 +208,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         subprocess.run(
             [
                 *(sys.executable, "-m", "demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
-                *("--tokens", "40000", "--step-tokens", "2048", "--cooldown", "0", "--threads", "1", "--float32"),
+                *("--tokens", "30000", "--step-tokens", "1024", "--cooldown", "0", "--threads", "1", "--float32"),
                 *("--hidden-size", "64", "--layers", "2", "--intermediate-size", "128", "--no-evaluation"),
                 *("--vocabulary-documents", "300", "--processes", str(processes)),
             ],
