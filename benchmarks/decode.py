@@ -9,12 +9,15 @@ reading the weights once must take, and transformers' generate on the same weigh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import random
+import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,35 +93,38 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     )
     read_bytes = engine.ready.weights_bytes - embedding_bytes(folder)
-    rows = []
-    for batch_size in arguments.batch_sizes:
-        step_s = measure_decode(engine, batch_size, arguments.prompt_len, arguments.num_tokens, 10_000 * batch_size)
-        rows.append(
-            {
-                "batch_size": batch_size,
-                "ms_per_step": step_s * 1e3,
-                "tokens_per_s": batch_size / step_s,
-                "share_of_limit": read_bytes / bandwidth / step_s,
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    prefill = measure_prefill(engine, 512, 10_000_000)
-    print(f"prefill {prefill:.1f} tokens/s", flush=True)
-    del engine
-    peers = {}
-    if arguments.transformers:
-        peers["transformers"] = transformers_peer.measure(
-            folder, arguments.batch_sizes, arguments.prompt_len, arguments.num_tokens
-        )
+    next_ids = itertools.count(1, 1000)
+    length = (arguments.prompt_len, arguments.num_tokens)
+    sources: dict[str, Callable[[int], float]] = {
+        "engine": lambda size: size / measure_decode(engine, size, *length, next(next_ids))
+    }
     if arguments.llama_python:
-        command = [arguments.llama_python, "-m", "benchmarks.llama_peer", str(folder), "--prompt-len"]
-        command += [str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
-        command += ["--batch-sizes", *map(str, arguments.batch_sizes)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        peers["llama.cpp"] = json.loads(output.splitlines()[-1])
-    for row in rows:
-        for name, figures in peers.items():
-            row[f"ratio_to_{name}"] = row["tokens_per_s"] / figures["tokens_per_s"][str(row["batch_size"])]
+        sources["llama.cpp"] = llama_peer(arguments, folder)
+    if arguments.transformers:
+        peer = transformers_peer.load_as_qwen2(folder)
+        sources["transformers"] = lambda size: transformers_peer.measure(peer, size, *length)
+    rates: dict[str, dict[int, list[float]]] = {name: {size: [] for size in arguments.batch_sizes} for name in sources}
+    for number in range(arguments.rounds):
+        # Other work on the machine comes and goes: what is compared is measured in turns, close together.
+        for size in arguments.batch_sizes:
+            for name, measure in sources.items():
+                rates[name][size].append(measure(size))
+            latest = {name: round(rates[name][size][-1], 2) for name in sources}
+            print(f"round {number}, batch {size}, tokens/s: {latest}", flush=True)
+    prefill = measure_prefill(engine, 512, next(next_ids))
+    rows = []
+    for size in arguments.batch_sizes:
+        medians = {name: statistics.median(rates[name][size]) for name in sources}
+        rate = medians.pop("engine")
+        row: dict[str, float] = {
+            "batch_size": size,
+            "ms_per_step": size / rate * 1e3,
+            "tokens_per_s": rate,
+            "share_of_limit": read_bytes / bandwidth * rate / size,
+        }
+        for name, other in medians.items():
+            row[f"{name}_tokens_per_s"], row[f"ratio_to_{name}"] = other, rate / other
+        rows.append(row)
     return {
         "shape": arguments.shape,
         "dtype": arguments.dtype,
@@ -129,8 +135,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "memory_gb_per_s": bandwidth / 1e9,
         "decode": rows,
         "prefill_tokens_per_s": prefill,
-        "peers": peers,
+        "rounds": rates,
     }
+
+
+def llama_peer(arguments: argparse.Namespace, folder: Path) -> Callable[[int], float]:
+    """Starts llama.cpp in a process of its own; returns what asks it for the speed at a batch size."""
+    command = [arguments.llama_python, "-m", "benchmarks.llama_peer", str(folder), "--prompt-len"]
+    command += [str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
+    command += ["--quantization", arguments.llama_quantization]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def measure(batch_size: int) -> float:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{batch_size}\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("{"):
+                return float(json.loads(line)["tokens_per_s"])
+        raise SystemExit("the llama.cpp process has ended")
+
+    return measure
 
 
 def embedding_bytes(folder: Path) -> int:
@@ -148,8 +173,10 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--num-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=1, help="measure so often, in turns; medians are reported")
     parser.add_argument("--transformers", action="store_true", help="measure transformers too")
     parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
+    parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="bf16")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     figures = run(arguments)

@@ -1,7 +1,8 @@
 """llama.cpp on the same weights, as a peer; runs in a Python of its own that has llama-cpp-python, gguf and numpy.
 
-`python -m benchmarks.llama_peer FOLDER --batch-sizes 1 4` converts a checkpoint to GGUF once (BF16, no vocabulary) and
-prints one line of JSON with decode tokens a second for each batch size. Nothing of the engine is imported here.
+`python -m benchmarks.llama_peer FOLDER` converts a checkpoint to GGUF once (BF16, no vocabulary), loads it, and for
+each batch size that it reads from its input prints one line of JSON with the decode tokens a second. So a benchmark
+can measure the two in turns, with both loaded. Nothing of the engine is imported here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import random
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,25 @@ def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], np.memmap]]:
     }
 
 
-def convert(folder: Path, target: Path) -> None:
+def convert(folder: Path, target: Path, quantization: str) -> None:
+    """Writes a GGUF file with the checkpoint's weights, in BF16 or quantised by llama.cpp itself."""
+    source = folder / "model-bf16.gguf"
+    if not source.exists():
+        partial = source.with_suffix(".partial")
+        _write_bf16(folder, partial)
+        partial.rename(source)
+    if quantization == "bf16":
+        return
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    types = {"q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
+    parameters.ftype = types[quantization]
+    partial = target.with_suffix(".partial")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(parameters)):
+        raise SystemExit("llama.cpp cannot quantise this checkpoint")
+    partial.rename(target)
+
+
+def _write_bf16(folder: Path, target: Path) -> None:
     """Writes a GGUF file of architecture `qwen` with the checkpoint's BF16 weights; norms and biases in float32."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "qwen")
@@ -85,8 +105,8 @@ def _renamed(name: str) -> str:
     return f"blk.{layer}.{parts[module]}.{kind}"
 
 
-def measure(path: Path, batch_sizes: list[int], prompt_len: int, num_tokens: int) -> dict[str, Any]:
-    """Tokens a second while `batch_size` sequences decode together, prefill left out."""
+def load(path: Path) -> Any:
+    """Loads a GGUF file, silently."""
     llama_cpp.llama_backend_init()
     # llama.cpp tells every detail of a load on stderr; the reference keeps the callback alive.
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -94,18 +114,21 @@ def measure(path: Path, batch_sizes: list[int], prompt_len: int, num_tokens: int
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     if not model:
         raise SystemExit(f"llama.cpp cannot load {path}")
+    return model, silent
+
+
+def measure(model: Any, batch_size: int, prompt_len: int, num_tokens: int) -> float:
+    """Tokens a second while `batch_size` sequences decode together, prefill left out."""
     vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    rates = {}
-    for batch_size in batch_sizes:
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = batch_size * (prompt_len + num_tokens + 8)
-        parameters.n_batch = parameters.n_ubatch = 512
-        parameters.n_seq_max = batch_size
-        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
-        context = llama_cpp.llama_init_from_model(model, parameters)
-        rates[str(batch_size)] = _decode_rate(context, vocab_size, batch_size, prompt_len, num_tokens)
-        llama_cpp.llama_free(context)
-    return {"tokens_per_s": rates, "version": llama_cpp.__version__}
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = batch_size * (prompt_len + num_tokens + 8)
+    parameters.n_batch = parameters.n_ubatch = 512
+    parameters.n_seq_max = batch_size
+    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+    context = llama_cpp.llama_init_from_model(model, parameters)
+    rate = _decode_rate(context, vocab_size, batch_size, prompt_len, num_tokens)
+    llama_cpp.llama_free(context)
+    return rate
 
 
 def _decode_rate(context: Any, vocab_size: int, batch_size: int, prompt_len: int, num_tokens: int) -> float:
@@ -140,16 +163,17 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="llama.cpp's decode speed on a checkpoint.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--num-tokens", type=int, default=32)
+    parser.add_argument("--quantization", choices=["bf16", "q4_0", "q8_0"], default="bf16")
     arguments = parser.parse_args()
-    target = arguments.folder / "model-bf16.gguf"
+    target = arguments.folder / f"model-{arguments.quantization}.gguf"
     if not target.exists():
-        partial = target.with_suffix(".partial")
-        convert(arguments.folder, partial)
-        partial.rename(target)
-    print(json.dumps(measure(target, arguments.batch_sizes, arguments.prompt_len, arguments.num_tokens)))
+        convert(arguments.folder, target, arguments.quantization)
+    model, _silent = load(target)
+    for line in sys.stdin:
+        rate = measure(model, int(line), arguments.prompt_len, arguments.num_tokens)
+        print(json.dumps({"tokens_per_s": rate, "version": llama_cpp.__version__}), flush=True)
 
 
 if __name__ == "__main__":

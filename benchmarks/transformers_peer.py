@@ -74,21 +74,15 @@ def _renamed(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [(prefix + renames[rest], tensor)]
 
 
-def measure(folder: Path, batch_sizes: list[int], prompt_len: int, num_tokens: int) -> dict[str, Any]:
+def measure(model: Any, batch_size: int, prompt_len: int, num_tokens: int) -> float:
     """Tokens a second of greedy generate, prefill left out by subtracting a one-token run."""
-    import transformers
+    ids = torch.randint(0, model.config.vocab_size, (batch_size, prompt_len))
 
-    model = load_as_qwen2(folder)
-    rates = {}
-    for batch_size in batch_sizes:
-        ids = torch.randint(0, model.config.vocab_size, (batch_size, prompt_len))
+    def generate(count: int) -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        return time.perf_counter() - started
 
-        def generate(count: int, ids: torch.Tensor = ids) -> float:
-            started = time.perf_counter()
-            with torch.inference_mode():
-                model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
-            return time.perf_counter() - started
-
-        generate(2)
-        rates[str(batch_size)] = batch_size * (num_tokens - 1) / (generate(num_tokens) - generate(1))
-    return {"tokens_per_s": rates, "version": transformers.__version__}
+    generate(2)
+    return batch_size * (num_tokens - 1) / (generate(num_tokens) - generate(1))

@@ -66,7 +66,7 @@ class Backend(Protocol):
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """[T, hidden] normalised in float32, cast back, times weight [hidden]."""
+        """[T, hidden] normalised in float32, cast to the weight's dtype, times weight [hidden]."""
         ...
 
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -25,5 +25,5 @@ class RMSNorm(nn.Module):
         self._backend = backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [num_tokens, hidden_size] to the same shape and dtype."""
+        """Maps [num_tokens, hidden_size], float32 or of the weight's dtype, to that shape in the weight's dtype."""
         return self._backend.rms_norm(x, self.weight, self._epsilon)
