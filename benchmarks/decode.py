@@ -83,9 +83,7 @@ def commit() -> str:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures everything and returns the figures."""
-    folder = CACHE / f"random-{arguments.shape}"
-    if not (folder / "model.safetensors").exists():
-        random_checkpoint.write(folder, random_checkpoint.SHAPES[arguments.shape])
+    folder = random_folder(arguments.shape)
     bandwidth = memory_bandwidth()
     engine = Engine(
         EngineConfig(
@@ -99,7 +97,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "engine": lambda size: size / measure_decode(engine, size, *length, next(next_ids))
     }
     if arguments.llama_python:
-        sources["llama.cpp"] = llama_peer(arguments, folder)
+        sources["llama.cpp"] = llama_peer(arguments)
     if arguments.transformers:
         peer = transformers_peer.load_as_qwen2(folder)
         sources["transformers"] = lambda size: transformers_peer.measure(peer, size, *length)
@@ -139,8 +137,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def llama_peer(arguments: argparse.Namespace, folder: Path) -> Callable[[int], float]:
-    """Starts llama.cpp in a process of its own; returns what asks it for the speed at a batch size."""
+def random_folder(shape: str) -> Path:
+    """The random checkpoint of a shape, made if it is not there."""
+    folder = CACHE / f"random-{shape}"
+    if not (folder / "model.safetensors").exists():
+        random_checkpoint.write(folder, random_checkpoint.SHAPES[shape])
+    return folder
+
+
+def llama_peer(arguments: argparse.Namespace) -> Callable[[int], float]:
+    """Starts llama.cpp in a process of its own; returns what asks it for the speed at a batch size.
+
+    It quantises in its own way, from the unquantised checkpoint of the same shape.
+    """
+    folder = random_folder(arguments.shape.partition("-")[0])
     command = [arguments.llama_python, "-m", "benchmarks.llama_peer", str(folder), "--prompt-len"]
     command += [str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
     command += ["--quantization", arguments.llama_quantization]

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Shape:
 
     Attributes:
         vocab_size: rows of embedding and head; the 256 bytes and 208 control tokens need 464.
+        quantized_bits: 4 or 8 for GPTQ blocks in the published layout; 0 for none.
     """
 
     num_layers: int = 4
@@ -35,20 +36,25 @@ class Shape:
     vocab_size: int = 512
     seq_length: int = 2048
     dtype: str = "float32"
+    quantized_bits: int = 0
 
 
+_SMALLEST = Shape(
+    num_layers=24,
+    hidden_size=2048,
+    num_heads=16,
+    intermediate_size=11008,
+    vocab_size=151936,
+    seq_length=8192,
+    dtype="bfloat16",
+)
 SHAPES = {
     "demo": Shape(),
-    "1.8b": Shape(
-        num_layers=24,
-        hidden_size=2048,
-        num_heads=16,
-        intermediate_size=11008,
-        vocab_size=151936,
-        seq_length=8192,
-        dtype="bfloat16",
-    ),
+    "1.8b": _SMALLEST,
+    "1.8b-int4": replace(_SMALLEST, quantized_bits=4),
+    "1.8b-int8": replace(_SMALLEST, quantized_bits=8),
 }
+_GROUP_SIZE = 128
 
 
 def write(folder: Path, shape: Shape, seed: int = 0) -> None:
@@ -89,14 +95,37 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
         tensors |= {
             prefix + "ln_1.weight": torch.ones(hidden, dtype=dtype),
             prefix + "ln_2.weight": torch.ones(hidden, dtype=dtype),
-            prefix + "attn.c_attn.weight": normal(3 * hidden, hidden, scale=hidden**-0.5),
-            prefix + "attn.c_attn.bias": normal(3 * hidden, scale=0.1),
-            prefix + "attn.c_proj.weight": normal(hidden, hidden, scale=hidden**-0.5),
-            prefix + "mlp.w1.weight": normal(inner, hidden, scale=hidden**-0.5),
-            prefix + "mlp.w2.weight": normal(inner, hidden, scale=hidden**-0.5),
-            prefix + "mlp.c_proj.weight": normal(hidden, inner, scale=inner**-0.5),
         }
+        linears = {
+            "attn.c_attn": (3 * hidden, hidden),
+            "attn.c_proj": (hidden, hidden),
+            "mlp.w1": (inner, hidden),
+            "mlp.w2": (inner, hidden),
+            "mlp.c_proj": (hidden, inner),
+        }
+        for name, (num_outputs, num_inputs) in linears.items():
+            if shape.quantized_bits:
+                layer_tensors = _gptq_tensors(num_outputs, num_inputs, shape.quantized_bits, generator)
+            else:
+                layer_tensors = {"weight": normal(num_outputs, num_inputs, scale=num_inputs**-0.5)}
+            tensors |= {f"{prefix}{name}.{kind}": tensor for kind, tensor in layer_tensors.items()}
+        tensors[prefix + "attn.c_attn.bias"] = normal(3 * hidden, scale=0.1)
     return tensors
+
+
+def _gptq_tensors(num_outputs: int, num_inputs: int, bits: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random integers around the middle, with scales that give the weight its usual size."""
+    per_word, middle = 32 // bits, 1 << (bits - 1)
+    num_groups = num_inputs // _GROUP_SIZE
+    words = torch.randint(-(1 << 31), 1 << 31, (num_inputs // per_word, num_outputs), generator=generator)
+    zero_word = sum((middle - 1) << (bits * i) for i in range(per_word))  # zeros are stored minus one
+    scale = num_inputs**-0.5 / (0.577 * middle)  # uniform integers deviate by 0.577 of their half range
+    return {
+        "qweight": words.to(torch.int32),
+        "qzeros": torch.full((num_groups, num_outputs // per_word), zero_word, dtype=torch.int32),
+        "scales": torch.full((num_groups, num_outputs), scale, dtype=torch.float16),
+        "g_idx": torch.arange(num_inputs, dtype=torch.int32) // _GROUP_SIZE,
+    }
 
 
 def _json_files(shape: Shape) -> dict[str, dict[str, object]]:
@@ -122,6 +151,14 @@ def _json_files(shape: Shape) -> dict[str, dict[str, object]]:
         "fp16": shape.dtype == "float16",
         "fp32": shape.dtype == "float32",
     }
+    if shape.quantized_bits:
+        config["quantization_config"] = {
+            "quant_method": "gptq",
+            "bits": shape.quantized_bits,
+            "group_size": _GROUP_SIZE,
+            "desc_act": False,
+            "sym": True,
+        }
     generation: dict[str, object] = {
         "chat_format": "chatml",
         "do_sample": True,

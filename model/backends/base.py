@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -11,6 +11,24 @@ from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
+
+
+class GPTQTensors(NamedTuple):
+    """A quantised weight as it is stored; see `model.quantization.gptq`.
+
+    Attributes:
+        qweight: [K / per, N] int32.
+        qzeros: [G, N / per] int32, zeros minus one.
+        scales: [G, N].
+        groups: [K] int64, the group of each input.
+        bits: 4 or 8.
+    """
+
+    qweight: torch.Tensor
+    qzeros: torch.Tensor
+    scales: torch.Tensor
+    groups: torch.Tensor
+    bits: int
 
 
 class Backend(Protocol):
@@ -62,6 +80,21 @@ class Backend(Protocol):
 
         Returns:
             a function from [T, K] to [T, N].
+        """
+        ...
+
+    def prepare_gptq_linear(
+        self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[LinearKernel, int] | None:
+        """Lays out a quantised weight for multiplying.
+
+        Args:
+            weight: the caller keeps no reference.
+            bias: [N] or None.
+            dtype: of the activations.
+
+        Returns:
+            a function from [T, K] to [T, N] and the bytes it holds; None if the caller should expand the weight.
         """
         ...
 

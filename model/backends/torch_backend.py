@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import LinearKernel
+from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.huge_pages import use_huge_pages
 from model.backends.memory import available_cpu_bytes
 from model.errors import ConfigError
@@ -151,6 +152,14 @@ class TorchBackend:
             return out[:num_rows]
 
         return apply
+
+    def prepare_gptq_linear(
+        self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`. On a CPU the kernels of our own where they serve; else the caller expands the weight."""
+        if self.device.type != "cpu":
+            return None
+        return make_gptq_linear(weight, bias, dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""

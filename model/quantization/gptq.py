@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.backends.base import Backend, LinearKernel
+from model.backends.base import Backend, GPTQTensors, LinearKernel
 from model.config import QuantizationConfig
 from model.errors import CheckpointError
+from model.quantization.words import WORD_BITS, unpack_rows
 
 SUPPORTED_BITS = (4, 8)
-_WORD_BITS = 32
 
 
 def check_supported(quantization: QuantizationConfig) -> None:
@@ -62,7 +62,7 @@ class GPTQLinear(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        per_word = _WORD_BITS // quantization.bits
+        per_word = WORD_BITS // quantization.bits
         group_size = in_features if quantization.group_size == -1 else quantization.group_size
         if in_features % per_word or out_features % per_word:
             raise CheckpointError(
@@ -101,8 +101,13 @@ class GPTQLinear(nn.Module):
             groups = torch.where(groups < 0, groups + scales.shape[0], groups)
             if int(groups.min()) < 0 or int(groups.max()) >= scales.shape[0]:
                 raise CheckpointError(f"g_idx names groups beyond the {scales.shape[0]} there are")
-        weight = dequantize(qweight.data, qzeros.data, scales.data, groups, self._bits, self._dtype)
         kept_bias = None if bias is None or bias.is_meta or not bool(bias.any()) else bias.data
+        stored = GPTQTensors(qweight.data, qzeros.data, scales.data, groups, self._bits)
+        packed = self._backend.prepare_gptq_linear(stored, kept_bias, self._dtype)
+        if packed is not None:
+            self._kernel, num_bytes = packed
+            return num_bytes
+        weight = dequantize(*stored, self._dtype)
         num_bytes = weight.nbytes + (0 if kept_bias is None else kept_bias.nbytes)
         self._kernel = self._backend.prepare_linear(weight, kept_bias)
         return num_bytes
@@ -148,21 +153,6 @@ def dequantize(
 
 
 _INPUTS_PER_PASS = 1024
-
-
-def unpack_rows(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Unpacks integers that are packed along the first dimension.
-
-    Args:
-        words: [R, C] int32, each with 32 / bits values, the first in the lowest bits.
-        bits: of a value.
-
-    Returns:
-        [R * 32 / bits, C] int16, values from 0 to 2 ** bits - 1.
-    """
-    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
-    values = (words[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
-    return values.to(torch.int16).flatten(0, 1)
 
 
 def _placeholder(*shape: int, dtype: torch.dtype) -> nn.Parameter | None:

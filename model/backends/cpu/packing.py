@@ -1,0 +1,55 @@
+"""How weights lie in memory for the kernels: 64 outputs at a time, their inputs in order, 64 bytes for 16 outputs.
+
+A vector of 64 bytes holds 16 outputs; of each, 32 bits with the weights of 8 or 4 inputs. So a thread reads one
+stream from its first block of outputs to its last.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR, LANES, VECTORS
+
+ALIGNMENT = 64
+
+
+def pack_integers(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Packs unsigned integers.
+
+    Args:
+        values: [K, N], from 0 to 2 ** bits - 1; N a multiple of 64, K of what a vector holds.
+        bits: 4 or 8.
+
+    Returns:
+        [N / 64, K / inputs, 4, 64] uint8, aligned. 8-bit values have 128 taken off.
+    """
+    num_inputs, num_outputs = values.shape
+    inputs = INPUTS_PER_VECTOR[bits]
+    out = aligned_empty(num_outputs // BLOCK, num_inputs // inputs, VECTORS, 64)
+    for first in range(num_outputs // BLOCK):
+        part = values[:, first * BLOCK : (first + 1) * BLOCK].to(torch.int16)
+        if bits == 8:
+            part = (part - 128).to(torch.int8).view(-1, inputs, VECTORS, LANES)
+            out[first] = part.permute(0, 2, 3, 1).reshape(-1, VECTORS, 64).view(torch.uint8)
+            continue
+        # k = 8 s + 2 i + j: nibble i of word j, so that one shift gives a pair of neighbours.
+        part = part.view(-1, 4, 2, VECTORS, LANES).permute(0, 3, 4, 2, 1)
+        words = part[..., 0] | part[..., 1] << 4 | part[..., 2] << 8 | part[..., 3] << 12
+        out[first] = words.contiguous().view(torch.uint8).view(-1, VECTORS, 64)
+    return out
+
+
+def pack_groups(table: torch.Tensor) -> torch.Tensor:
+    """Lays out a number for each group and output, [G, N], as [N / 64, G, 64] float32."""
+    num_groups, num_outputs = table.shape
+    return table.float().view(num_groups, num_outputs // BLOCK, BLOCK).transpose(0, 1).contiguous()
+
+
+def aligned_empty(*shape: int) -> torch.Tensor:
+    """uint8 memory that begins at a multiple of 64 bytes."""
+    size = 1
+    for length in shape:
+        size *= length
+    raw = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+    skip = -raw.data_ptr() % ALIGNMENT
+    return raw[skip : skip + size].view(shape)
