@@ -101,7 +101,9 @@ class QWenLMHeadModel(nn.Module):
     def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> None:
         super().__init__()
         self.transformer = QWenModel(config, make_linear, backend, dtype)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, backend=backend, dtype=dtype)
+        self.lm_head = Linear(
+            config.hidden_size, config.vocab_size, bias=False, backend=backend, dtype=dtype, wide_results=True
+        )
         self._backend = backend
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:

@@ -71,12 +71,15 @@ class Backend(Protocol):
         """A step's token budget when none is asked for."""
         ...
 
-    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel:
+    def prepare_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
+    ) -> LinearKernel:
         """Lays out a weight for multiplying.
 
         Args:
             weight: [N, K]; the caller keeps no reference, so its memory can be reused.
             bias: [N] or None.
+            wide_results: whether results should be float32, unrounded, where that costs nothing.
 
         Returns:
             a function from [T, K] to [T, N].

@@ -1,8 +1,9 @@
 """Plain torch operations: the CPU path, and the reference that every kernel of our own is tested against.
 
 What decides its shape was measured on a 2-core AVX-512 machine (benchmarks/decode.py):
-- a bf16 weight packed once for oneDNN multiplies one row about twice as fast as F.linear, bit for bit the same
-  (float32 gains a quarter from 4 rows on and loses a few microseconds at one);
+- bf16 and quantised weights are multiplied by kernels of our own (cpu/), which read memory at its full speed for up
+  to 6 rows and are level with oneDNN beyond; a float32 weight packed once for oneDNN gains a quarter over F.linear
+  from 4 rows on and loses a few microseconds at one;
 - for one query row, copying a run of bf16 keys to float32 and multiplying there takes three quarters of the time
   that torch's bf16 bmm takes on the cache in place, and is more exact;
 - for a chunk, torch's flash kernel returns the log-sum-exp too, so parts of a context (cached prefix, own chunk,
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.cpu.gptq_linear import make_gptq_linear
+from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.huge_pages import use_huge_pages
 from model.backends.memory import available_cpu_bytes
 from model.errors import ConfigError
@@ -33,11 +35,6 @@ _SMALL_MODEL_BYTES = 128 << 20
 
 # A decode reads its context in pieces of at most this many tokens; shorter ones cost more calls than they save.
 _DECODE_RUN_TOKENS = 1024
-
-# oneDNN reads a large bf16 weight slower for one to three rows than for four (24 layers of the 1.8B shape in huge
-# pages: 73, 85, 62 and 57 ms).
-_MIN_ROWS = 4
-_LARGE_WEIGHT_BYTES = 4 << 20
 
 # oneDNN lays a packed weight out for some expected number of rows; measured flat between 1 and 64.
 _PACK_ROWS_HINT = 16
@@ -92,7 +89,6 @@ class TorchBackend:
         self._can_pack = device.type == "cpu" and _packed_linear_works()
         self._scratch = torch.empty(0, device=device)
         self._epsilons: dict[float, torch.Tensor] = {}
-        self._padding: dict[int, torch.Tensor] = {}
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`. float16 weights on a CPU run as bfloat16: CPUs have no fast float16 products."""
@@ -129,27 +125,23 @@ class TorchBackend:
         """See `Backend`. A CPU prefills 512 tokens in seconds; more would stall the streams beside it."""
         return 512 if self.device.type == "cpu" else 4096
 
-    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel:
-        """See `Backend`."""
+    def prepare_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
+    ) -> LinearKernel:
+        """See `Backend`. bfloat16 by kernels of our own, or as float32 by oneDNN; else by F.linear."""
+        if self.device.type == "cpu" and weight.dtype == torch.bfloat16:
+            packed_linear = make_bfloat16_linear(weight, bias, wide_results=wide_results)
+            if packed_linear is not None:
+                return packed_linear
         if not (self._can_pack and weight.dtype in (torch.bfloat16, torch.float32)):
             return lambda x: F.linear(x, weight, bias)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS_HINT)
         use_huge_pages(torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed))
         linear = torch.ops.mkldnn._linear_pointwise.default
-        padding = self._padding
-        min_rows = _MIN_ROWS if weight.dtype == torch.bfloat16 and weight.nbytes >= _LARGE_WEIGHT_BYTES else 1
 
         def apply(x: torch.Tensor) -> torch.Tensor:
-            num_rows = x.shape[0]
-            if num_rows >= min_rows:
-                out: torch.Tensor = linear(x, packed, bias, "none", [], "")
-                return out
-            padded = padding.get(x.shape[1])
-            if padded is None:
-                padded = padding[x.shape[1]] = x.new_zeros(min_rows, x.shape[1])
-            padded[:num_rows] = x  # the rows below still hold something: rows do not meet
-            out = linear(padded, packed, bias, "none", [], "")
-            return out[:num_rows]
+            out: torch.Tensor = linear(x, packed, bias, "none", [], "")
+            return out
 
         return apply
 

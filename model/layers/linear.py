@@ -31,10 +31,18 @@ class Linear(nn.Module):
         bias: whether the checkpoint has one.
         backend: lays out the weight once loaded, and multiplies.
         dtype: of weight and activations.
+        wide_results: see `Backend.prepare_linear`.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, backend: Backend, dtype: torch.dtype
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        backend: Backend,
+        dtype: torch.dtype,
+        wide_results: bool = False,
     ) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = nn.Parameter(
@@ -44,6 +52,7 @@ class Linear(nn.Module):
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype, device="meta"), requires_grad=False)
         self._backend = backend
+        self._wide_results = wide_results
         self._kernel: LinearKernel | None = None
 
     def finish_loading(self) -> int:
@@ -57,7 +66,7 @@ class Linear(nn.Module):
         self.weight = None
         self.bias = None
         num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
-        self._kernel = self._backend.prepare_linear(weight, bias)
+        self._kernel = self._backend.prepare_linear(weight, bias, wide_results=self._wide_results)
         return num_bytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

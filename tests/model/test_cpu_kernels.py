@@ -12,6 +12,7 @@ import torch
 from model.backends.base import GPTQTensors
 from model.backends.cpu import gptq_linear, jit
 from model.backends.cpu.gptq_linear import make_gptq_linear
+from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.cpu.packing import aligned_empty, pack_integers
 from model.quantization.gptq import dequantize
 from tests.model.test_gptq import pack_rows
@@ -69,6 +70,36 @@ def test_products_are_those_of_the_weight(case: tuple[int, int, int, int, bool, 
         result = linear(x)
         assert result.dtype == dtype
         assert relative_error(result, x, weight, bias) < bound, num_rows
+
+
+@pytest.mark.skipif(not jit.has_bf16_products(), reason="this processor has no AVX512-BF16")
+@pytest.mark.parametrize("wide_results", [False, True])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 64), (520, 192)])
+def test_bfloat16_weights(num_inputs: int, num_outputs: int, wide_results: bool) -> None:
+    weight, bias = torch.randn(num_outputs, num_inputs).bfloat16(), torch.randn(num_outputs).bfloat16()
+    linear = make_bfloat16_linear(weight, bias, wide_results=wide_results)
+    assert linear is not None
+    assert linear.num_bytes == weight.nbytes + 4 * num_outputs
+    for num_rows in (*range(1, 20), 64, 131):
+        x = torch.randn(num_rows, num_inputs).bfloat16()
+        result = linear(x)
+        assert result.dtype == (torch.float32 if wide_results else torch.bfloat16)
+        assert relative_error(result, x, weight, bias) < (1e-6 if wide_results else 6e-3), num_rows
+    assert linear(torch.empty(0, num_inputs).bfloat16()).shape == (0, num_outputs)
+
+
+def test_threads_share_the_blocks_and_change_nothing() -> None:
+    stored = random_weight(4, 128, 320, 64, symmetric=False, act_order=False)
+    made = make_gptq_linear(stored, None, torch.float32)
+    assert made is not None
+    x = torch.randn(9, 128)
+    before = torch.get_num_threads()
+    results = []
+    for num_threads in (1, 2, 3, 7):
+        torch.set_num_threads(num_threads)
+        results.append(made[0](x))
+    torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_without_a_bias_and_from_a_view() -> None:

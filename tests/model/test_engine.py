@@ -308,7 +308,7 @@ def test_preempted_replies_are_the_undisturbed_ones(tiny_checkpoint: Path, enabl
     )
     expected, found = roomy.run(requests), tight.run(requests)
     assert roomy.stats.num_preemptions_total == 0
-    assert tight.stats.num_preemptions_total > 5
+    assert tight.stats.num_preemptions_total > 2
     for seq_id, reply in expected.items():
         assert found[seq_id].token_ids == reply.token_ids
         assert found[seq_id].finish_reason == reply.finish_reason

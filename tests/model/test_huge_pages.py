@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from model.backends.huge_pages import use_huge_pages
-from model.backends.torch_backend import TorchBackend
 
 
 def huge_kib() -> int:
@@ -33,14 +32,3 @@ def test_a_small_range_is_left_alone() -> None:
 
 def test_nothing_of_it_is_an_error_where_the_kernel_cannot() -> None:
     assert not use_huge_pages(0x1000, 64 << 20)  # nothing is mapped there
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5])
-def test_few_rows_of_a_large_weight_are_padded_and_cut(num_rows: int) -> None:
-    torch.manual_seed(0)
-    weight, bias = torch.randn(4096, 512).bfloat16(), torch.randn(4096).bfloat16()
-    linear = TorchBackend(torch.device("cpu")).prepare_linear(weight.clone(), bias)
-    linear(torch.randn(3, 512).bfloat16())  # leaves something in the padding
-    x = torch.randn(num_rows, 512).bfloat16()
-    assert linear(x).shape == (num_rows, 4096)
-    torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, bias), rtol=2e-2, atol=0.3)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.backends.cpu.kernel_ir import MAX_ROWS, Expansion, Kernel, module_text
+from model.backends.cpu.kernel_ir import ARGUMENTS, MAX_ROWS, SHARE, Kernel, module_text
 
 logger = logging.getLogger(__name__)
 
@@ -23,38 +23,51 @@ _OPENMP = re.compile(r"\S*/lib(?:gomp|iomp5|omp)[^/]*\.so\S*")
 
 
 class CompiledKernels:
-    """The kernels of one kind of weight, for 1 to `MAX_ROWS` rows.
+    """The kernels of one kind of weight.
 
     Args:
-        functions: address of each, by number of rows; 0 is the expansion.
-        parallel: OpenMP's way to run one of them on several threads.
+        functions: address of each kernel, by number of rows.
+        share: address of what a thread runs.
+        parallel: OpenMP's way to run it on several threads.
         keep: what the code lives in.
     """
 
-    def __init__(self, functions: dict[int, int], parallel: Callable[..., Any], keep: object) -> None:
+    def __init__(self, functions: dict[int, int], share: int, parallel: Callable[..., Any], keep: object) -> None:
         self._functions = functions
+        self._share = share
         self._parallel = parallel
         self._keep = keep
 
-    def run(self, rows: int, arguments: int, num_threads: int) -> None:
-        """Runs one and returns when all threads have done their blocks.
+    def run(self, arguments: ctypes.Array[ctypes.c_int64], num_rows: int, num_threads: int) -> None:
+        """Multiplies, and returns when all threads have done their blocks.
 
         Args:
-            rows: 1 to `MAX_ROWS`; 0 expands the weight.
-            arguments: address of its arguments.
+            arguments: see `kernel_ir.ARGUMENTS`; those about rows are filled in here.
+            num_rows: of the activations, at least 1.
             num_threads: how many threads.
         """
-        self._parallel(self._functions[rows], arguments, num_threads, 0)
+        num_runs = -(-num_rows // MAX_ROWS)
+        height = -(-num_rows // num_runs)  # 8 rows as 4 and 4, not 6 and 2
+        few = height * num_runs - num_rows
+        functions = self._functions
+        arguments[_ROWS : _ROWS + 5] = [height, num_runs - few, few, functions[height], functions[max(1, height - 1)]]
+        self._parallel(self._share, ctypes.addressof(arguments), num_threads, 0)
+
+
+_ROWS = ARGUMENTS.index("rows")
 
 
 @functools.cache
-def load_kernels(bits: int, arithmetic: str, has_offsets: bool) -> CompiledKernels | None:
+def load_kernels(
+    bits: int, arithmetic: str, *, has_offsets: bool = False, wide_results: bool = False
+) -> CompiledKernels | None:
     """Compiles the kernels of one kind, or None where that is not possible.
 
     Args:
         bits: see `Kernel`.
         arithmetic: see `Kernel`; "bf16" only where `has_bf16_products`.
         has_offsets: see `Kernel`.
+        wide_results: see `Kernel`.
     """
     openmp = _openmp()
     if openmp is None:
@@ -68,13 +81,12 @@ def load_kernels(bits: int, arithmetic: str, has_offsets: bool) -> CompiledKerne
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
         llvm.add_symbol(name, address)
-    kernels = [Kernel(bits, arithmetic, rows, has_offsets) for rows in range(1, MAX_ROWS + 1)]
+    kernels = [Kernel(bits, arithmetic, rows, has_offsets, wide_results) for rows in range(1, MAX_ROWS + 1)]
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
     )
-    expansion = Expansion(bits, arithmetic, has_offsets)
-    module = llvm.parse_assembly(module_text([*kernels, expansion]))
+    module = llvm.parse_assembly(module_text(kernels))
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -84,11 +96,10 @@ def load_kernels(bits: int, arithmetic: str, has_offsets: bool) -> CompiledKerne
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     functions = {kernel.rows: engine.get_function_address(kernel.name) for kernel in kernels}
-    functions[0] = engine.get_function_address(expansion.name)
     parallel = openmp.GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
-    return CompiledKernels(functions, parallel, engine)
+    return CompiledKernels(functions, engine.get_function_address(SHARE), parallel, engine)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The text of the CPU kernels, in LLVM's language: what the machine's own compiler library turns into code at start.
 
 One kernel multiplies M rows of activations with a packed weight (`packing.py` has the layout). The weight is read once,
-in order, and each value is expanded in registers and used for all M rows. Two ways to do the arithmetic:
+in order, and each value is expanded in registers and used for all M rows; for more rows than a kernel has, a block
+of weights is used again while it is in the cache. Two ways to do the arithmetic:
 
 - `bf16`: AVX512-BF16's dot product of pairs, accumulating in float32. Integers up to 8 bits are exact in bfloat16, so
   nothing is lost before the group's scale is applied, in float32.
@@ -20,11 +21,17 @@ from functools import cached_property
 LANES = 16  # outputs in a vector
 VECTORS = 4  # in a block of outputs
 BLOCK = LANES * VECTORS
-INPUTS_PER_VECTOR = {4: 8, 8: 4}  # how many inputs' weights 64 bytes hold for 16 outputs
-MAX_ROWS = 8
+INPUTS_PER_VECTOR = {4: 8, 8: 4, 16: 2}  # how many inputs' weights 64 bytes hold for 16 outputs
+UNROLL = {4: 1, 8: 1, 16: 4}  # such vectors in a turn of the innermost loop
+MAX_ROWS = 6  # 4 accumulators each and a vector of weights fit into 32 registers
 
 # Where each argument stands in the array of 64-bit words that a kernel gets.
-ARGUMENTS = ("weight", "scales", "offsets", "bias", "x", "x_sums", "out", "blocks", "groups", "vectors", "n", "k")
+# All rows are divided into `many` runs of one kernel and `few` of the one for a row less.
+ARGUMENTS = (
+    *("weight", "scales", "offsets", "bias", "x", "x_sums", "out"),
+    *("blocks", "groups", "vectors", "n", "k", "rows", "many", "few", "many_kernel", "few_kernel"),
+)
+_NUM_ADDRESSES = 7
 
 _DECLARATIONS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
@@ -40,21 +47,23 @@ class Kernel:
     """What distinguishes one kernel from another.
 
     Attributes:
-        bits: of a weight, 4 or 8.
+        bits: of a weight: 4 or 8 (integers with a scale for each group), or 16 (bfloat16, one group, no scales).
         arithmetic: "bf16" (activations and results too are bfloat16) or "float32" (both float32).
         rows: M, from 1 to `MAX_ROWS`.
         has_offsets: whether zeros differ from the middle, so that `scale * (zero - middle) * sum(x)` is taken off.
+        wide_results: whether results are float32 where the activations are bfloat16.
     """
 
     bits: int
     arithmetic: str
     rows: int
-    has_offsets: bool
+    has_offsets: bool = False
+    wide_results: bool = False
 
     @property
     def name(self) -> str:
-        """Of its function, which takes the address of the arguments and shares the blocks among OpenMP's threads."""
-        return f"rows{self.rows}_w{self.bits}_{self.arithmetic}_{'offsets' if self.has_offsets else 'plain'}"
+        """Of its function, which takes the arguments' address, a first and a last block, and the first row."""
+        return f"rows{self.rows}"
 
     @cached_property
     def text(self) -> str:
@@ -62,50 +71,76 @@ class Kernel:
         return _Writer(self).write()
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """Writes the whole weight out as [K, N], for products of many rows.
+# What OpenMP runs on every thread: its share of the blocks, each for all rows.
+SHARE = "share"
+_SHARE_TEXT = f"""
+define void @{SHARE}(ptr %arguments) {{
+entry:
+  %id = call i32 @omp_get_thread_num()
+  %all = call i32 @omp_get_num_threads()
+  %id64 = zext i32 %id to i64
+  %all64 = zext i32 %all to i64
+  %blocks.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("blocks")}
+  %blocks = load i64, ptr %blocks.at
+  %rows.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("rows")}
+  %rows = load i64, ptr %rows.at
+  %many.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("many")}
+  %many = load i64, ptr %many.at
+  %few.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("few")}
+  %few = load i64, ptr %few.at
+  %many_kernel.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("many_kernel")}
+  %many_kernel = load ptr, ptr %many_kernel.at
+  %few_kernel.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("few_kernel")}
+  %few_kernel = load ptr, ptr %few_kernel.at
+  %rows.less = sub i64 %rows, 1
+  %runs = add i64 %many, %few
+  %a = mul i64 %blocks, %id64
+  %first = udiv i64 %a, %all64
+  %id.next = add i64 %id64, 1
+  %b = mul i64 %blocks, %id.next
+  %last = udiv i64 %b, %all64
+  br label %block.test
+block.test:
+  %block = phi i64 [ %first, %entry ], [ %block.next, %run.end ]
+  %block.next = add i64 %block, 1
+  %more = icmp ult i64 %block, %last
+  br i1 %more, label %run.test, label %end
+run.test:
+  %run = phi i64 [ 0, %block.test ], [ %run.next, %run.body ]
+  %row = phi i64 [ 0, %block.test ], [ %row.next, %run.body ]
+  %run.more = icmp ult i64 %run, %runs
+  br i1 %run.more, label %run.body, label %run.end
+run.body:
+  %is.many = icmp ult i64 %run, %many
+  %kernel = select i1 %is.many, ptr %many_kernel, ptr %few_kernel
+  %height = select i1 %is.many, i64 %rows, i64 %rows.less
+  call void %kernel(ptr %arguments, i64 %block, i64 %block.next, i64 %row)
+  %row.next = add i64 %row, %height
+  %run.next = add i64 %run, 1
+  br label %run.test
+run.end:
+  br label %block.test
+end:
+  ret void
+}}
+"""
 
-    Attributes:
-        bits: 4 or 8.
-        arithmetic: the type it is written in, "bf16" or "float32".
-        has_offsets: see `Kernel`.
-    """
 
-    bits: int
-    arithmetic: str
-    has_offsets: bool
-
-    @property
-    def name(self) -> str:
-        """Of its function."""
-        return f"expand_w{self.bits}_{self.arithmetic}_{'offsets' if self.has_offsets else 'plain'}"
-
-    @cached_property
-    def text(self) -> str:
-        """The functions."""
-        return _Writer(Kernel(self.bits, self.arithmetic, 0, self.has_offsets), self.name).write()
-
-
-def module_text(kernels: Sequence[Kernel | Expansion]) -> str:
-    """A module with these kernels."""
-    return _DECLARATIONS + "\n".join(kernel.text for kernel in kernels)
+def module_text(kernels: Sequence[Kernel]) -> str:
+    """A module with these kernels and what shares their work among threads."""
+    return _DECLARATIONS + _SHARE_TEXT + "\n".join(kernel.text for kernel in kernels)
 
 
 class _Writer:
-    """Writes one kernel; accumulators are stack slots, which LLVM moves into registers. No rows: the expansion."""
+    """Writes one kernel; accumulators are stack slots, which LLVM moves into registers."""
 
-    def __init__(self, kernel: Kernel, name: str = "") -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.name = name or kernel.name
         self.lines: list[str] = []
         self.count = 0
-        # The more rows, the fewer vectors at a time: accumulators and weights have to fit into 32 registers.
-        self.width = VECTORS if kernel.rows <= 6 else VECTORS // 2
         # With few accumulators two take turns, or each dot product would wait for the one before.
-        self.turns = 2 if kernel.rows * self.width <= 8 else 1
+        self.turns = 2 if kernel.rows <= 2 else 1
         self.is_bf16 = kernel.arithmetic == "bf16"
-        self.tables: list[tuple[str, str]] = []
 
     def emit(self, text: str) -> str:
         self.count += 1
@@ -120,43 +155,23 @@ class _Writer:
 
     def write(self) -> str:
         kernel = self.kernel
-        self.lines.append(f"define void @{self.name}_part(ptr %arguments, i64 %first, i64 %last) {{")
+        self.lines.append(f"define void @{kernel.name}(ptr %arguments, i64 %first, i64 %last, i64 %row) {{")
         self.label("entry")
         for i, name in enumerate(ARGUMENTS):
-            kind = "ptr" if i < 7 else "i64"
+            kind = "ptr" if i < _NUM_ADDRESSES else "i64"
             self.do(f"%{name}.at = getelementptr i64, ptr %arguments, i64 {i}")
             self.do(f"%{name} = load {kind}, ptr %{name}.at")
-        accumulators = [(m, v) for m in range(kernel.rows) for v in range(self.width)]
+        accumulators = [(m, v) for m in range(kernel.rows) for v in range(VECTORS)]
         for m, v in accumulators:
             self.do(f"%acc.{m}.{v} = alloca <16 x float>")
             for turn in range(self.turns):
                 self.do(f"%part.{m}.{v}.{turn} = alloca <16 x float>")
-        for loop in ("block", "side", "group", "step"):
+        for loop in ("block", "group", "step"):
             self.do(f"%{loop}.slot = alloca i64")
         self._loop("block", "%first", "%last", self._block)
         self.do("ret void")
         self.lines.append("}")
-        return "\n".join(self.lines) + "\n" + self._shared()
-
-    def _shared(self) -> str:
-        name = self.name
-        return f"""
-define void @{name}(ptr %arguments) {{
-  %id = call i32 @omp_get_thread_num()
-  %all = call i32 @omp_get_num_threads()
-  %id64 = zext i32 %id to i64
-  %all64 = zext i32 %all to i64
-  %blocks.at = getelementptr i64, ptr %arguments, i64 {ARGUMENTS.index("blocks")}
-  %blocks = load i64, ptr %blocks.at
-  %a = mul i64 %blocks, %id64
-  %first = udiv i64 %a, %all64
-  %next = add i64 %id64, 1
-  %b = mul i64 %blocks, %next
-  %last = udiv i64 %b, %all64
-  call void @{name}_part(ptr %arguments, i64 %first, i64 %last)
-  ret void
-}}
-"""
+        return "\n".join(self.lines) + "\n"
 
     def _loop(self, name: str, first: str, last: str, body: Callable[[], None]) -> None:
         self.do(f"store i64 {first}, ptr %{name}.slot")
@@ -173,14 +188,9 @@ define void @{name}(ptr %arguments) {{
         self.label(f"{name}.end")
 
     def _block(self) -> None:
-        self._loop("side", "0", str(VECTORS // self.width), self._side)
-
-    def _side(self) -> None:
         kernel = self.kernel
-        self.do(f"%column.a = mul i64 %block, {BLOCK}")
-        self.do(f"%column.b = mul i64 %side, {self.width * LANES}")
-        self.do("%column = add i64 %column.a, %column.b")
-        for v in range(self.width if kernel.rows else 0):
+        self.do(f"%column = mul i64 %block, {BLOCK}")
+        for v in range(VECTORS):
             at = self._offset("%column", v * LANES)
             address = self.emit(f"getelementptr float, ptr %bias, i64 {at}")
             bias = self.emit(f"load <16 x float>, ptr {address}, align 4")
@@ -188,13 +198,13 @@ define void @{name}(ptr %arguments) {{
                 self.do(f"store <16 x float> {bias}, ptr %acc.{m}.{v}")
         self._loop("group", "0", "%groups", self._group)
         for m in range(kernel.rows):
-            for v in range(self.width):
+            for v in range(VECTORS):
                 value = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
-                row = self.emit(f"mul i64 %n, {m}")
+                row = self.emit(f"mul i64 %n, {self._offset('%row', m)}")
                 self._store(value, self._offset(self.emit(f"add i64 {row}, %column"), v * LANES))
 
     def _store(self, value: str, at: str) -> None:
-        if self.is_bf16:
+        if self.is_bf16 and not self.kernel.wide_results:
             value = self.emit(f"fptrunc <16 x float> {value} to <16 x bfloat>")
             address = self.emit(f"getelementptr i16, ptr %out, i64 {at}")
             self.do(f"store <16 x bfloat> {value}, ptr {address}, align 2")
@@ -205,35 +215,28 @@ define void @{name}(ptr %arguments) {{
     def _group(self) -> None:
         kernel = self.kernel
         for m in range(kernel.rows):
-            for v in range(self.width):
+            for v in range(VECTORS):
                 for turn in range(self.turns):
                     self.do(f"store <16 x float> zeroinitializer, ptr %part.{m}.{v}.{turn}")
         self.do("%scale.a = mul i64 %block, %groups")
         self.do("%scale.b = add i64 %scale.a, %group")
-        self.do(f"%scale.c = mul i64 %scale.b, {BLOCK}")
-        self.do("%scale.at = add i64 %scale.c, %column.b")
-        if not kernel.rows:
-            self.tables = [
-                (self._table("scales", v), self._table("offsets", v) if kernel.has_offsets else "zeroinitializer")
-                for v in range(self.width)
-            ]
-        self._loop("step", "0", "%vectors", self._step if kernel.rows else self._expand_step)
-        if kernel.rows:
-            self._add_group()
+        self.do(f"%scale.at = mul i64 %scale.b, {BLOCK}")
+        self._loop("step", "0", "%vectors", self._step)
+        self._add_group()
 
     def _add_group(self) -> None:
         """Adds the group's sums, times its scales, to the accumulators."""
         kernel = self.kernel
-        for v in range(self.width):
-            scale = self._table("scales", v)
+        for v in range(VECTORS):
+            scale = self._table("scales", v) if kernel.bits != 16 else ""
             offset = self._table("offsets", v) if kernel.has_offsets else ""
             for m in range(kernel.rows):
                 value = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.0")
                 for turn in range(1, self.turns):
                     other = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.{turn}")
-                    value = self.emit(f"fadd <16 x float> {value}, {other}")
+                    value = self._add(value, other)
                 total = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
-                total = self._fma(value, scale, total)
+                total = self._fma(value, scale, total) if scale else self._add(value, total)
                 if offset:
                     total = self._fma(self._x_sum(m), offset, total)
                 self.do(f"store <16 x float> {total}, ptr %acc.{m}.{v}")
@@ -244,62 +247,52 @@ define void @{name}(ptr %arguments) {{
         return self.emit(f"load <16 x float>, ptr {address}, align 4")
 
     def _x_sum(self, m: int) -> str:
-        row = self.emit(f"mul i64 %groups, {m}")
+        row = self.emit(f"mul i64 %groups, {self._offset('%row', m)}")
         at = self.emit(f"add i64 {row}, %group")
         address = self.emit(f"getelementptr float, ptr %x_sums, i64 {at}")
         return self._splat("float", self.emit(f"load float, ptr {address}, align 4"))
 
-    def _expand_step(self) -> None:
-        """Writes the weights of 64 bytes a vector."""
-        raw = self._load_step()
-        for index in range(INPUTS_PER_VECTOR[self.kernel.bits]):
-            row = self.emit(f"mul i64 %n, {self._offset('%k.3', index)}")
-            at = self.emit(f"add i64 {row}, %column")
-            for v in range(self.width):
-                scale, offset = self.tables[v]
-                self._store(self._fma(self._single(raw[v], index), scale, offset), self._offset(at, v * LANES))
-
     def _step(self) -> None:
-        """64 bytes of weights for each of `width` vectors of outputs, times all rows."""
-        inputs = INPUTS_PER_VECTOR[self.kernel.bits]
-        raw = self._load_step()
+        """A few times 64 bytes of weights for each vector of outputs, times all rows."""
+        bits = self.kernel.bits
         stride = 2 if self.is_bf16 else 1
-        for turn, first in enumerate(range(0, inputs, stride)):
-            activations = [self._activation(m, first) for m in range(self.kernel.rows)]
-            for v in range(self.width):
-                weight = self._pair(raw[v], first) if self.is_bf16 else self._single(raw[v], first)
-                for m, x in enumerate(activations):
-                    slot = f"%part.{m}.{v}.{turn % self.turns}"
-                    total = self.emit(f"load <16 x float>, ptr {slot}")
-                    if self.is_bf16:
-                        total = self.emit(
-                            "call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512("
-                            f"<16 x float> {total}, <32 x bfloat> {weight}, <32 x bfloat> {x})"
-                        )
-                    else:
-                        total = self._fma(weight, x, total)
-                    self.do(f"store <16 x float> {total}, ptr {slot}")
-
-    def _load_step(self) -> list[str]:
-        inputs = INPUTS_PER_VECTOR[self.kernel.bits]
         self.do("%a.1 = mul i64 %block, %groups")
         self.do("%a.2 = add i64 %a.1, %group")
         self.do("%a.3 = mul i64 %a.2, %vectors")
         self.do("%a.4 = add i64 %a.3, %step")
-        self.do(f"%a.5 = mul i64 %a.4, {VECTORS * 64}")
-        self.do(f"%a.6 = mul i64 %side, {self.width * 64}")
-        self.do("%a.7 = add i64 %a.5, %a.6")
+        self.do(f"%a.5 = mul i64 %a.4, {UNROLL[bits] * VECTORS * 64}")
         self.do("%k.1 = mul i64 %group, %vectors")
         self.do("%k.2 = add i64 %k.1, %step")
-        self.do(f"%k.3 = mul i64 %k.2, {inputs}")
-        raw = []
-        for v in range(self.width):
-            address = self.emit(f"getelementptr i8, ptr %weight, i64 {self._offset('%a.7', 64 * v)}")
-            raw.append(self.emit(f"load <16 x i32>, ptr {address}, align 64"))
-        return raw
+        self.do(f"%k.3 = mul i64 %k.2, {UNROLL[bits] * INPUTS_PER_VECTOR[bits]}")
+        turn = 0
+        for part in range(UNROLL[bits]):
+            raw = [self._load(part * VECTORS + v) for v in range(VECTORS)]
+            for first in range(0, INPUTS_PER_VECTOR[bits], stride):
+                at = part * INPUTS_PER_VECTOR[bits] + first
+                activations = [self._activation(m, at) for m in range(self.kernel.rows)]
+                for v in range(VECTORS):
+                    weight = self._pair(raw[v], first) if self.is_bf16 else self._single(raw[v], first)
+                    for m, x in enumerate(activations):
+                        self._multiply_add(f"%part.{m}.{v}.{turn % self.turns}", weight, x)
+                turn += 1
+
+    def _load(self, index: int) -> str:
+        address = self.emit(f"getelementptr i8, ptr %weight, i64 {self._offset('%a.5', 64 * index)}")
+        return self.emit(f"load <16 x i32>, ptr {address}, align 64")
+
+    def _multiply_add(self, slot: str, weight: str, x: str) -> None:
+        total = self.emit(f"load <16 x float>, ptr {slot}")
+        if self.is_bf16:
+            total = self.emit(
+                "call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512("
+                f"<16 x float> {total}, <32 x bfloat> {weight}, <32 x bfloat> {x})"
+            )
+        else:
+            total = self._fma(weight, x, total)
+        self.do(f"store <16 x float> {total}, ptr {slot}")
 
     def _activation(self, m: int, first: int) -> str:
-        row = self.emit(f"mul i64 %k, {m}")
+        row = self.emit(f"mul i64 %k, {self._offset('%row', m)}")
         at = self._offset(self.emit(f"add i64 {row}, %k.3"), first)
         if not self.is_bf16:
             address = self.emit(f"getelementptr float, ptr %x, i64 {at}")
@@ -311,6 +304,8 @@ define void @{name}(ptr %arguments) {{
     def _pair(self, raw: str, first: int) -> str:
         """Weights of inputs `first` and `first + 1` as bfloat16, side by side for each output."""
         bits = self.kernel.bits
+        if bits == 16:
+            return self.emit(f"bitcast <16 x i32> {raw} to <32 x bfloat>")
         if bits == 8:
             low, high = self._bits_of_single(raw, first), self._bits_of_single(raw, first + 1)
             low = self.emit(f"lshr <16 x i32> {low}, {_all(16)}")
@@ -322,14 +317,15 @@ define void @{name}(ptr %arguments) {{
             words = self.emit(f"lshr <32 x i16> {words}, <{shift}>")
         # The permutation reads five bits; the table is twice the same, so the fifth does not matter.
         table = ", ".join(f"i16 {_bf16_bits(q - 8)}" for q in (*range(16), *range(16)))
-        found = self.emit(
-            f"call <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16> <{table}>, <32 x i16> {words})"
-        )
+        found = self.emit(f"call <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16> <{table}>, <32 x i16> {words})")
         return self.emit(f"bitcast <32 x i16> {found} to <32 x bfloat>")
 
     def _single(self, raw: str, index: int) -> str:
         """Weights of one input as float32."""
         bits = self.kernel.bits
+        if bits == 16:
+            value = self.emit(f"and <16 x i32> {raw}, {_all(-65536)}" if index else f"shl <16 x i32> {raw}, {_all(16)}")
+            return self.emit(f"bitcast <16 x i32> {value} to <16 x float>")
         if bits == 8:
             return self.emit(f"bitcast <16 x i32> {self._bits_of_single(raw, index)} to <16 x float>")
         place = 16 * (index % 2) + 4 * (index // 2)
@@ -346,10 +342,11 @@ define void @{name}(ptr %arguments) {{
         value = self.emit(f"sitofp <16 x i32> {value} to <16 x float>")
         return self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
 
+    def _add(self, a: str, b: str) -> str:
+        return self.emit(f"fadd <16 x float> {a}, {b}")
+
     def _fma(self, a: str, b: str, c: str) -> str:
-        return self.emit(
-            f"call <16 x float> @llvm.fma.v16f32(<16 x float> {a}, <16 x float> {b}, <16 x float> {c})"
-        )
+        return self.emit(f"call <16 x float> @llvm.fma.v16f32(<16 x float> {a}, <16 x float> {b}, <16 x float> {c})")
 
     def _splat(self, kind: str, value: str) -> str:
         one = self.emit(f"insertelement <16 x {kind}> poison, {kind} {value}, i32 0")

@@ -1,0 +1,101 @@
+"""A packed weight and the kernels that multiply it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from model.backends.cpu.jit import CompiledKernels, has_bf16_products, load_kernels
+from model.backends.cpu.kernel_ir import ARGUMENTS, BLOCK, INPUTS_PER_VECTOR, UNROLL
+from model.backends.cpu.packing import pack_bfloat16
+from model.backends.huge_pages import use_huge_pages
+
+_X, _X_SUMS, _OUT = (ARGUMENTS.index(name) for name in ("x", "x_sums", "out"))
+
+
+def make_bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool) -> PackedLinear | None:
+    """Packs a bfloat16 weight for the kernels.
+
+    Args:
+        weight: [N, K].
+        bias: [N] or None.
+        wide_results: whether results are float32.
+
+    Returns:
+        None where the kernels cannot serve: a shape that does not divide, no AVX512-BF16, no compiler.
+    """
+    if weight.shape[0] % BLOCK or weight.shape[1] % (UNROLL[16] * INPUTS_PER_VECTOR[16]) or not has_bf16_products():
+        return None
+    kernels = load_kernels(16, "bf16", wide_results=wide_results)
+    if kernels is None:
+        return None
+    return PackedLinear(kernels, 16, pack_bfloat16(weight), bias=bias, dtype=torch.bfloat16, wide_results=wide_results)
+
+
+class PackedLinear:
+    """Maps [T, K] to [T, N].
+
+    Args:
+        kernels: for these bits.
+        bits: of a weight.
+        packed: [N / 64, K / inputs, 4, 64] uint8; see packing.py.
+        scales: [N / 64, G, 64] float32, of integers.
+        offsets: the same, `scale * (middle - zero)`, where zeros are not all in the middle.
+        bias: [N] or None.
+        order: [K] int64: which input stands at each place, where they were sorted by group.
+        dtype: of activations and results.
+        computed_dtype: what the kernels take, if it is another.
+        wide_results: whether results are float32 though the activations are not.
+    """
+
+    def __init__(
+        self,
+        kernels: CompiledKernels,
+        bits: int,
+        packed: torch.Tensor,
+        *,
+        dtype: torch.dtype,
+        scales: torch.Tensor | None = None,
+        offsets: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
+        computed_dtype: torch.dtype | None = None,
+        wide_results: bool = False,
+    ) -> None:
+        self._kernels = kernels
+        num_blocks, num_vectors = packed.shape[:2]
+        self._num_groups = 1 if scales is None else scales.shape[1]
+        self._num_outputs = num_blocks * BLOCK
+        self._num_inputs = num_vectors * INPUTS_PER_VECTOR[bits]
+        self._bias = torch.zeros(self._num_outputs) if bias is None else bias.float()
+        self._offsets, self._order = offsets, order
+        self._computed_dtype = computed_dtype or dtype
+        self._result_dtype = torch.float32 if wide_results else dtype
+        self._out_dtype = torch.float32 if wide_results else self._computed_dtype
+        self._tensors = (packed, scales, offsets, self._bias)  # the kernels have their addresses only
+        self._arguments = (ctypes.c_int64 * len(ARGUMENTS))(
+            *(0 if t is None else t.data_ptr() for t in self._tensors),
+            *(0, 0, 0),
+            *(num_blocks, self._num_groups, num_vectors // self._num_groups // UNROLL[bits]),
+            *(self._num_outputs, self._num_inputs),
+        )
+        use_huge_pages(packed.data_ptr(), packed.nbytes)
+        self.num_bytes = sum(0 if t is None else t.nbytes for t in (*self._tensors, order))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [T, num_inputs] to [T, num_outputs]."""
+        x = x.to(self._computed_dtype)
+        x = x.contiguous() if self._order is None else x.index_select(1, self._order)
+        num_rows = x.shape[0]
+        if num_rows == 0:
+            return x.new_empty(0, self._num_outputs, dtype=self._result_dtype)
+        out = torch.empty(num_rows, self._num_outputs, dtype=self._out_dtype)
+        sums = None
+        if self._offsets is not None:
+            sums = x.view(num_rows, self._num_groups, -1).sum(-1, dtype=torch.float32)
+        arguments = self._arguments
+        arguments[_X], arguments[_OUT] = x.data_ptr(), out.data_ptr()
+        arguments[_X_SUMS] = 0 if sums is None else sums.data_ptr()
+        self._kernels.run(arguments, num_rows, torch.get_num_threads())
+        return out.to(self._result_dtype)
