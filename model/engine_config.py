@@ -18,7 +18,7 @@ class EngineConfig:
         checkpoint_path: a local folder (hub ids are resolved before).
         device: "auto", "cpu" or "cuda[:N]".
         dtype: "auto", "bfloat16", "float16" or "float32".
-        kv_cache_dtype: "auto" (that of the activations) or one of the dtypes.
+        kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
         max_num_batched_tokens: the most tokens in one step (prefill chunks and decodes together);

@@ -15,7 +15,7 @@ import torch
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.backends.base import Backend
-from model.backends.torch_backend import require_known_dtype
+from model.backends.torch_backend import require_known_cache_dtype
 from model.checkpoint import ProgressCallback, load_weights
 from model.config import ModelConfig
 from model.engine_config import EngineConfig
@@ -87,7 +87,7 @@ class ModelRunner:
             self._cache = self._make_cache(config)
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
-        self.kv_cache_bytes = self._cache.data.nbytes
+        self.kv_cache_bytes = self._cache.num_bytes
         self._sampler = Sampler(
             self.model_config.vocab_size, self.backend.device, config.max_num_seqs, self.max_model_len
         )
@@ -98,12 +98,7 @@ class ModelRunner:
     def _make_cache(self, config: EngineConfig) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
         model_config = self.model_config
-        dtype = self.dtype if config.kv_cache_dtype == "auto" else require_known_dtype(config.kv_cache_dtype)
-        if dtype != self.dtype:
-            raise ConfigError(
-                f"--kv-cache-dtype {config.kv_cache_dtype}: the cache must have the activations' dtype "
-                f"({str(self.dtype).removeprefix('torch.')}) in this version"
-            )
+        dtype = self.dtype if config.kv_cache_dtype == "auto" else require_known_cache_dtype(config.kv_cache_dtype)
         block_bytes = kv_cache_block_bytes(model_config, config.block_size, dtype)
         max_model_len = config.max_model_len or model_config.default_max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)

@@ -4,15 +4,9 @@ What decides its shape was measured on a 2-core AVX-512 machine (benchmarks/deco
 - bf16 and quantised weights are multiplied by kernels of our own (cpu/), which read memory at its full speed for up
   to 6 rows and are level with oneDNN beyond; a float32 weight packed once for oneDNN gains a quarter over F.linear
   from 4 rows on and loses a few microseconds at one;
-- for one query row, copying a run of bf16 keys to float32 and multiplying there takes three quarters of the time
-  that torch's bf16 bmm takes on the cache in place, and is more exact;
-- for a chunk, torch's flash kernel returns the log-sum-exp too, so parts of a context (cached prefix, own chunk,
-  separate runs of blocks) are attended one by one and merged, with no mask and no gathered copy.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +16,9 @@ from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.huge_pages import use_huge_pages
 from model.backends.memory import available_cpu_bytes
+from model.backends.torch_attention import AttentionPlan, attention, plan_attention, scratch_for
 from model.errors import ConfigError
-from model.forward_batch import ForwardBatch, SequenceSpan
+from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -33,46 +28,8 @@ _DEFAULT_MAX_CPU_CACHE_BYTES = 4 << 30
 
 _SMALL_MODEL_BYTES = 128 << 20
 
-# A decode reads its context in pieces of at most this many tokens; shorter ones cost more calls than they save.
-_DECODE_RUN_TOKENS = 1024
-
 # oneDNN lays a packed weight out for some expected number of rows; measured flat between 1 and 64.
 _PACK_ROWS_HINT = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _SequencePlan:
-    """One sequence of a step: its rows, and views of its cached keys and values in every layer.
-
-    Attributes:
-        first_row: its rows in the batch are `first_row` up to `first_row + num_tokens`.
-        start: position of the first new token.
-        runs: for each run of consecutive blocks, and there for each layer, views of its keys (transposed,
-            [num_heads, head_dim, run_tokens]) and values ([num_heads, run_tokens, head_dim]). For a decode they
-            cover the new token too; for a chunk only what was cached before it.
-    """
-
-    first_row: int
-    num_tokens: int
-    start: int
-    runs: list[list[tuple[torch.Tensor, torch.Tensor]]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What all layers of a step share.
-
-    Attributes:
-        sequences: in row order.
-        layers: each layer's cache, [2, num_heads, num_slots, head_dim].
-        cos: [T, 2, 1, head_dim] float32, for queries (scaled) and keys; 1 where nothing is rotated.
-        sin: the same shape, the sign of the halves layout in it; 0 where nothing is rotated.
-    """
-
-    sequences: list[_SequencePlan]
-    layers: tuple[torch.Tensor, ...]
-    cos: torch.Tensor
-    sin: torch.Tensor
 
 
 class TorchBackend:
@@ -170,206 +127,14 @@ class TorchBackend:
         """See `Backend`."""
         return F.silu(gate).mul_(up)
 
-    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> _Plan:
+    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
         """See `Backend`."""
-        sequences = []
-        row = 0
-        for span in batch.spans:
-            if span.num_tokens == 1:
-                ranges = _split(slot_runs(span, span.context_len, batch.block_size), _DECODE_RUN_TOKENS)
-            else:
-                ranges = slot_runs(span, span.start, batch.block_size)
-            runs = [_views(cache.data[:, :, :, low:high]) for low, high in ranges]
-            sequences.append(_SequencePlan(row, span.num_tokens, span.start, runs))
-            row += span.num_tokens
-        self._reserve_scratch(cache.data)
-        return _Plan(sequences, cache.data.unbind(0), *rotation(batch, cache.data.shape[-1]))
+        self._scratch = scratch_for(cache, self._scratch)
+        return plan_attention(batch, cache)
 
-    def _reserve_scratch(self, data: torch.Tensor) -> None:
-        num_elements = 0 if data.dtype == torch.float32 else data.shape[2] * _DECODE_RUN_TOKENS * data.shape[4]
-        if self._scratch.numel() < num_elements:
-            self._scratch = torch.empty(num_elements, dtype=torch.float32, device=self.device)
-
-    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: _Plan) -> torch.Tensor:
+    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
         """See `Backend`."""
-        cache = plan.layers[layer]
-        _, num_heads, _, head_dim = cache.shape
-        num_tokens = qkv.shape[0]
-        qkv = qkv.view(num_tokens, 3, num_heads, head_dim)
-        rotated = rotate(qkv[:, :2], plan.cos, plan.sin, 2 * batch.cos.shape[-1])
-        qkv[:, :2] = rotated  # rounded to the activations' type; the linear's result is nobody else's
-        cache.index_copy_(2, batch.slots, qkv[:, 1:].permute(1, 2, 0, 3))
-        out = torch.empty(num_tokens, num_heads, head_dim, dtype=torch.float32, device=qkv.device)
-        # All rows' views in two calls: with 64 short sequences the views cost as much as the arithmetic.
-        query_rows, out_rows = rotated[:, 0].unsqueeze(2).unbind(0), out.unsqueeze(2).unbind(0)
-        for sequence in plan.sequences:
-            first = sequence.first_row
-            runs = [run[layer] for run in sequence.runs]
-            if sequence.num_tokens == 1:
-                _attend_one(query_rows[first], runs, out_rows[first], self._scratch)
-            else:
-                rows = slice(first, first + sequence.num_tokens)
-                q, k, v = qkv[rows].unbind(1)
-                _attend_chunk(q, k, v, runs, out[rows])
-        return out.to(qkv.dtype).view(num_tokens, num_heads * head_dim)
-
-
-def rotation(batch: ForwardBatch, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What queries and keys of a step are multiplied with, in the halves layout.
-
-    Args:
-        batch: `cos` and `sin` of [T, rotary_dim / 2], and `query_scale`.
-        head_dim: of the cache; dims past `rotary_dim` are not rotated, but queries are scaled.
-
-    Returns:
-        cos and signed sin, both [T, 2, 1, head_dim] float32; index 0 of the second dimension is for queries.
-    """
-    num_tokens, half = batch.cos.shape
-    cos = batch.cos.new_ones(num_tokens, 2, 1, head_dim)
-    sin = batch.cos.new_zeros(num_tokens, 2, 1, head_dim)
-    cos[..., :half] = cos[..., half : 2 * half] = batch.cos[:, None, None]
-    sin[..., :half], sin[..., half : 2 * half] = -batch.sin[:, None, None], batch.sin[:, None, None]
-    scale = batch.query_scale[:, None, None]
-    cos[:, 0] *= scale
-    sin[:, 0] *= scale
-    return cos, sin
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary_dim: int) -> torch.Tensor:
-    """Rotary embedding in float32, queries and keys together.
-
-    Args:
-        x: [T, 2, num_heads, head_dim].
-        cos: see `rotation`.
-        sin: likewise.
-        rotary_dim: how many of the dims are rotated.
-
-    Returns:
-        [T, 2, num_heads, head_dim] float32.
-    """
-    half = rotary_dim // 2
-    x = x.float()
-    swapped = torch.cat((x[..., half:rotary_dim], x[..., :half], x[..., rotary_dim:]), -1)
-    return torch.mul(x, cos).addcmul_(swapped, sin)
-
-
-def slot_runs(span: SequenceSpan, num_positions: int, block_size: int) -> list[tuple[int, int]]:
-    """The slots of a sequence's first positions, as few ranges as its block numbers allow.
-
-    Args:
-        span: whose block table.
-        num_positions: how many positions to cover.
-        block_size: tokens in a block.
-
-    Returns:
-        (first slot, end slot) pairs in position order; empty when there is nothing to cover.
-    """
-    if num_positions <= 0:
-        return []
-    table = span.block_table
-    num_blocks = -(-num_positions // block_size)
-    runs = []
-    first = previous = table[0]
-    for block in table[1:num_blocks]:
-        if block != previous + 1:
-            runs.append((first * block_size, (previous + 1) * block_size))
-            first = block
-        previous = block
-    unused = num_blocks * block_size - num_positions
-    runs.append((first * block_size, (previous + 1) * block_size - unused))
-    return runs
-
-
-def _split(ranges: list[tuple[int, int]], max_tokens: int) -> list[tuple[int, int]]:
-    """Cuts ranges of slots into pieces of at most `max_tokens`."""
-    return [(start, min(start + max_tokens, high)) for low, high in ranges for start in range(low, high, max_tokens)]
-
-
-def _views(data: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Splits [num_layers, 2, num_heads, run_tokens, head_dim] into each layer's transposed keys and values."""
-    keys, values = data.unbind(1)
-    return list(zip(keys.transpose(2, 3).unbind(0), values.unbind(0), strict=True))
-
-
-def _attend_one(
-    query: torch.Tensor, runs: list[tuple[torch.Tensor, torch.Tensor]], out: torch.Tensor, scratch: torch.Tensor
-) -> None:
-    """One query row over cached keys, its own included; scores, softmax and sums in float32.
-
-    Args:
-        query: [num_heads, 1, head_dim] float32, scaled.
-        runs: transposed keys [num_heads, head_dim, run_tokens] and values [num_heads, run_tokens, head_dim],
-            run_tokens at most `_DECODE_RUN_TOKENS`.
-        out: [num_heads, 1, head_dim] float32, written.
-        scratch: float32, room for one run's keys.
-    """
-    if len(runs) == 1:
-        keys, values = runs[0]
-        scores = torch.bmm(query, _as_float32(keys.transpose(1, 2), scratch).transpose(1, 2))
-        torch.bmm(torch.softmax(scores, -1), _as_float32(values, scratch), out=out)
-        return
-    parts = [torch.bmm(query, _as_float32(keys.transpose(1, 2), scratch).transpose(1, 2)) for keys, _ in runs]
-    probs = torch.softmax(torch.cat(parts, dim=2), -1)
-    first = 0
-    for _, values in runs:
-        end = first + values.shape[1]
-        part = torch.bmm(probs[:, :, first:end], _as_float32(values, scratch))
-        out = out.add_(part) if first else out.copy_(part)
-        first = end
-
-
-def _as_float32(data: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """The tensor itself if it is float32, else a float32 copy in the scratch space."""
-    if data.dtype == torch.float32:
-        return data
-    return scratch[: data.numel()].view(data.shape).copy_(data)
-
-
-def _attend_chunk(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    runs: list[tuple[torch.Tensor, torch.Tensor]],
-    out: torch.Tensor,
-) -> None:
-    """A chunk's queries over its own keys (causal) and over the keys cached before it.
-
-    Args:
-        q: [num_tokens, num_heads, head_dim], scaled.
-        k: the same shape.
-        v: the same shape.
-        runs: cached keys [num_heads, head_dim, run_tokens] and values [num_heads, run_tokens, head_dim]; may be empty.
-        out: [num_tokens, num_heads, head_dim] float32, written.
-    """
-    query = q.transpose(0, 1)[None]
-    total, log_total = _flash(query, k.transpose(0, 1)[None], v.transpose(0, 1)[None], is_causal=True)
-    if runs:
-        total = total.float()
-        for keys, values in runs:
-            part, log_part = _flash(query, keys.transpose(1, 2)[None], values[None], is_causal=False)
-            merged = torch.logaddexp(log_total, log_part)
-            total = total * (log_total - merged).exp()[..., None] + part.float() * (log_part - merged).exp()[..., None]
-            log_total = merged
-    out.copy_(total[0].transpose(0, 1))
-
-
-def _flash(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of [1, num_heads, T, head_dim] with scale 1, and the log-sum-exp [1, num_heads, T] float32."""
-    if query.device.type == "cpu":
-        out, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, keys, values, 0.0, is_causal, attn_mask=None, scale=1.0
-        )
-        return out, log_sum_exp
-    scores = torch.matmul(query.float(), keys.float().transpose(-1, -2))
-    if is_causal:
-        length = scores.shape[-1]
-        above = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        scores.masked_fill_(above, float("-inf"))
-    log_sum_exp = scores.logsumexp(-1)
-    probs = (scores - log_sum_exp[..., None]).exp()
-    return torch.matmul(probs, values.float()).to(query.dtype), log_sum_exp
+        return attention(qkv, layer, batch, plan, self._scratch)
 
 
 def _packed_linear_works() -> bool:
@@ -396,3 +161,12 @@ def require_known_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"unknown dtype {name!r}; use one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def require_known_cache_dtype(name: str) -> torch.dtype:
+    """Returns the torch dtype of a name the settings allow for the KV cache: those of activations, and int8.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    return torch.int8 if name == "int8" else require_known_dtype(name)

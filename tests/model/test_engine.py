@@ -517,7 +517,6 @@ def test_what_clients_are_told(tiny_checkpoint: Path) -> None:
         ({"kv_cache_memory_bytes": 100}, "no memory for a KV cache"),
         ({"kv_cache_memory_bytes": 1 << 16, "max_model_len": 256}, "lower it to 128 or raise --kv-cache-memory"),
         ({"kv_cache_memory_bytes": 1 << 60}, "cannot be allocated; lower --kv-cache-memory"),
-        ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype bfloat16"),
         ({"kv_cache_dtype": "int4"}, "unknown dtype 'int4'"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),
         ({"device": "abacus"}, "--device 'abacus'"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.backends.torch_backend import slot_runs
+from model.backends.torch_attention import slot_runs
 from model.messages import AddRequest
 from model.model_runner import _span
 from model.sampling_params import SamplingParams

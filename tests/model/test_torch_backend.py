@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from model.backends import make_backend
-from model.backends.torch_backend import TorchBackend, require_known_dtype, slot_runs
+from model.backends.torch_attention import slot_runs
+from model.backends.torch_backend import TorchBackend, require_known_dtype
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.forward_batch import ForwardBatch, SequenceSpan

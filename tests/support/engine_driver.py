@@ -166,13 +166,8 @@ def make_driver(folder: Path, num_blocks: int = 256, block_size: int = 16, **cha
         block_size: tokens in one.
         changes: further fields of `EngineConfig`.
     """
-    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0} | changes
-    dtype = getattr(torch, settings["dtype"])
+    dtype = getattr(torch, changes.get("dtype", "float32"))
     block_bytes = kv_cache_block_bytes(ModelConfig.from_folder(folder), block_size, dtype)
-    config = EngineConfig(
-        checkpoint_path=str(folder),
-        block_size=block_size,
-        kv_cache_memory_bytes=num_blocks * block_bytes,
-        **settings,
-    )
-    return Driver(Engine(config))
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0}
+    settings |= {"kv_cache_memory_bytes": num_blocks * block_bytes, **changes}
+    return Driver(Engine(EngineConfig(checkpoint_path=str(folder), block_size=block_size, **settings)))
