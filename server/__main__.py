@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import StartupError
+from server.bench import arguments as bench_arguments
 from server.settings import Settings, flag_name, is_repeatable, load_settings
 
 
@@ -51,6 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_settings(serve)
     serve.set_defaults(command=_serve)
+    bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
+    bench_arguments.add_arguments(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -88,6 +92,12 @@ def _serve(arguments: dict[str, Any]) -> int:
 
     serve(settings)
     return 0
+
+
+def _bench(arguments: dict[str, Any]) -> int:
+    from server.bench.command import run
+
+    return run(argparse.Namespace(**arguments))
 
 
 if __name__ == "__main__":
