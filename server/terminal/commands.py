@@ -13,14 +13,14 @@ from server.terminal.errors import ChatError
 from server.terminal.settings import parse_assignments
 
 HELP = {
-    "/system TEXT": "tell the model what to be; alone shows it, `off` forgets it",
-    "/tools FILE": "let the model call the functions of a JSON file; alone lists them, `off` forgets them",
-    "/set NAME=VALUE": "of each request, as temperature=0.2 max_tokens=500; no value unsets; alone lists them",
+    "/system TEXT": "what the model is to be; alone shows it, `off` forgets it",
+    "/tools FILE": "functions the model may call; alone lists them, `off` forgets",
+    "/set NAME=VALUE": "as temperature=0.2; no value unsets; alone lists what is set",
     "/retry": "ask the last question again",
     "/clear": "forget what was said; system message, tools and settings stay",
     "/save FILE": "write the conversation, as a request body that curl could send",
     "/load FILE": "go on with a saved conversation",
-    "/multi": "Enter begins a new line and Esc Enter sends; again turns it off",
+    "/multi": "Enter begins a new line, Esc Enter sends; again turns it off",
     "/help": "this list",
     "/quit": "leave, as Ctrl-D does",
 }

@@ -156,7 +156,7 @@ class Session:
                 was_stopped = True
             finally:
                 self._reply_task = None
-                view.end(style="dim italic" if reply.calls else "")
+                view.end(is_thought=bool(reply.calls))
         if reply.calls:
             self._console.print(_calls(reply))
         if not was_stopped:

@@ -24,7 +24,7 @@ _OURS = frozenset(
 )
 NAMES = tuple(name for name in ChatCompletionRequest.model_fields if name not in _OURS)
 
-_NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_]\w*=)")
+_NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_][\w-]*=)")
 
 
 def parse_assignments(text: str) -> dict[str, Any]:
