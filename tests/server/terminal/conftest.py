@@ -25,7 +25,7 @@ def chat(tmp_path: Path) -> Open:
 
     @contextlib.contextmanager
     def open_chat(*arguments: str, **options: str) -> Iterator[Terminal]:
-        options.setdefault("XDG_STATE_HOME", str(tmp_path / "state"))
+        options = {"XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(tmp_path), **options}
         with terminal(tmp_path, [*CHAT, *arguments], **options) as window:  # type: ignore[arg-type]
             yield window
 
@@ -45,7 +45,7 @@ def piped(tmp_path: Path) -> Piped:
             capture_output=True,
             text=True,
             timeout=60,
-            env={**plain, "XDG_STATE_HOME": str(tmp_path / "state"), **env},
+            env={**plain, "XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(tmp_path), **env},
         )
 
     return run

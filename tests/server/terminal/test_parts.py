@@ -69,7 +69,8 @@ def test_blocks_are_drawn_the_same_however_they_came() -> None:
     for width in (2, 3, 7, 50):
         pieces = [MARKDOWN[i : i + width] for i in range(0, len(MARKDOWN), width)]
         assert drawn(MARKDOWN, pieces) == letters
-    assert " 1 one\n" in letters and " 2 two more of two\n" in letters and " 3 ten\n" in letters  # one list: its numbers go on
+    for item in (" 1 one\n", " 2 two more of two\n", " 3 ten\n"):  # one list: its numbers go on
+        assert item in letters
     assert 'y = "**not bold**"' in letters and letters.count("中文，一段。") == 1
 
 
