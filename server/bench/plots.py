@@ -62,6 +62,7 @@ def draw(path: Path, runs: Sequence[tuple[str, Figures]]) -> None:
     for axes, title in zip((throughput, requests, first, between), titles, strict=True):
         axes.set_title(title)
         axes.set_xlabel(x_title)
+        axes.set_xticks(sorted({_place(level) for _, run in runs for level in run["levels"]}))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -86,4 +87,5 @@ def _place(level: Figures) -> float:
 
 def _title(run: Figures) -> str:
     server = run.get("server") or {}
-    return f"{server.get('model', 'a model')} at {server.get('base_url', 'a server')}, {str(run.get('time', ''))[:10]}"
+    model = str(server.get("model", "a model")).rsplit("/", 1)[-1]
+    return f"{model} at {server.get('base_url', 'a server')}, {str(run.get('time', ''))[:10]}"

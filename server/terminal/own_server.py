@@ -26,7 +26,7 @@ _LOADING = re.compile(r"loading the checkpoint: (\d+%)")
 _POLL_S = 0.1
 _END_TIMEOUT_S = 15.0
 # The chat's own choices; from the environment they would lock it out or hide where it listens.
-_NOT_INHERITED = ("QWEN_SERVER_API_KEY", "QWEN_SERVER_API_KEY_FILE", "QWEN_SERVER_API_AUTH", "QWEN_SERVER_LOG_FORMAT")
+_NOT_INHERITED = ("QWEN_SERVER_API_", "QWEN_SERVER_SSL_", "QWEN_SERVER_LOG_")
 
 
 class OwnServer:
@@ -46,7 +46,7 @@ class OwnServer:
         self.url = ""
         handle, name = tempfile.mkstemp(prefix="qwen-server-chat-", suffix=".log")
         self._log = Path(name)
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment["QWEN_SERVER_API_KEY"] = self.api_key
         ours = ("--host", "127.0.0.1", "--port", "0")
         command = [sys.executable, "-m", "server.terminal.session_server", checkpoint, *ours, *flags]

@@ -24,7 +24,7 @@ class Example:
         page: it is on.
         line: it begins at.
         language: of the fence.
-        how: it is run; empty where the page does not say.
+        how: it is run; empty where the page does not say. Commands of ours alone are parsed at least.
         text: of the block.
     """
 
@@ -48,7 +48,8 @@ class Example:
 def examples(page: Path) -> list[Example]:
     """All examples of a page."""
     text = page.read_text(encoding="utf-8")
-    return [
-        Example(page, text.count("\n", 0, match.start("text")), match["language"], match["how"] or "", match["text"])
-        for match in _BLOCK.finditer(text)
-    ]
+    found = []
+    for match in _BLOCK.finditer(text):
+        how = match["how"] or ("parsed" if match["language"] == "bash" and "qwen-server " in match["text"] else "")
+        found.append(Example(page, text.count("\n", 0, match.start("text")), match["language"], how, match["text"]))
+    return found
