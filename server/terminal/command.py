@@ -154,7 +154,8 @@ async def _talk(
 
     commands = Commands(conversation, say)
     prompt = Prompt(history, commands.names, NAMES)
-    say(f"{conversation.model} at {client.url}. /help lists the commands, Ctrl-D leaves.")
+    name = conversation.model.rstrip("/").rsplit("/", 1)[-1]  # of a folder, its last part
+    say(f"{name} at {client.url}. /help lists the commands, Ctrl-D leaves.")
     if conversation.messages:
         say(f"going on after {len(conversation.messages)} messages")
     if complaint is not None:

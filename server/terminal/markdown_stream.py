@@ -64,6 +64,7 @@ class MarkdownStream:
         self._text = ""
         self._num_printed = 0
         self._footer: RenderableType | None = None
+        self._any_printed = False
         self._is_over = False
         self._is_changed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -133,19 +134,22 @@ class MarkdownStream:
 
     def _print(self, block: str) -> None:
         if block.strip():
-            self._console.print(Group(_Lines(_markdown(block)), Text("")))
+            gap = [Text("")] if self._any_printed else []
+            self._any_printed = True
+            self._console.print(Group(*gap, _Lines(_markdown(block))))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draws the end of what is not printed yet, as much as fits on the screen."""
         if self._is_over:
             return
         rest = self._text[self._num_printed :]
+        gap: list[list[Segment]] = [[]] if self._any_printed and rest.strip() else []
         parts: list[RenderableType] = [_markdown(rest)] if rest.strip() else []
         if self._footer is not None:
             parts.append(self._footer)
         if not self._text and not parts:
             parts.append(self._spinner)
-        lines = [line for part in parts for line in _stripped_lines(part, console, options)]
+        lines = gap + [line for part in parts for line in _stripped_lines(part, console, options)]
         for line in lines[-max(console.height - _ROWS_KEPT_FREE, 1) :]:
             yield from line
             yield Segment.line()

@@ -19,6 +19,8 @@ from server.terminal.errors import ChatError
 from server.terminal.markdown_stream import MarkdownStream, printable
 from server.terminal.prompt import Prompt
 
+_ONE_LINE_CHARS = 60
+
 
 class Session:
     """One chat.
@@ -160,7 +162,7 @@ class Session:
         if reply.calls:
             self._console.print(_calls(reply))
         if not was_stopped:
-            self._console.print(Text(self._statistics(reply), style="dim"))
+            self._console.print(Text(f"{self._statistics(reply)}\n", style="dim"))
         return was_stopped
 
     def _stop_reply(self) -> None:
@@ -193,7 +195,10 @@ def _calls(reply: Reply) -> RenderableType:
     for call in reply.calls:
         function = call["function"]
         try:
-            arguments = json.dumps(json.loads(function["arguments"]), ensure_ascii=False, indent=2)
+            value = json.loads(function["arguments"])
+            arguments = json.dumps(value, ensure_ascii=False)
+            if len(arguments) > _ONE_LINE_CHARS:
+                arguments = json.dumps(value, ensure_ascii=False, indent=2)
         except ValueError:
             arguments = function["arguments"]
         shown.append(Text.assemble(("→ ", "yellow"), (printable(function["name"]), "bold yellow"), " "))

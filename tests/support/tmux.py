@@ -7,9 +7,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -20,14 +20,15 @@ class Terminal:
     """One window of a tmux server of its own.
 
     Args:
-        folder: for tmux's socket.
         command: run in it; its exit status is shown at its end.
         env: added to the environment.
         size: columns and rows.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str], env: Mapping[str, str], size: tuple[int, int]) -> None:
-        self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], size: tuple[int, int]) -> None:
+        # Of its own, and short: the path of a socket has little room, and an ending tmux may still hold another.
+        self._folder = tempfile.TemporaryDirectory(prefix="tmux-")
+        self._tmux = ["tmux", "-S", f"{self._folder.name}/socket", "-f", "/dev/null"]
         shown = f"{shlex.join(command)}; echo exit status $?; exec sleep 600"
         columns, rows = size
         self._run("new-session", "-d", "-x", str(columns), "-y", str(rows), shown, env={**os.environ, **env})
@@ -43,6 +44,10 @@ class Terminal:
     def screen(self) -> str:
         """What can be seen."""
         return self._run("capture-pane", "-p")
+
+    def colored_screen(self) -> str:
+        """What can be seen, with the escape sequences of its colours."""
+        return self._run("capture-pane", "-p", "-e")
 
     def history(self) -> str:
         """What can be seen, and what was scrolled away; wrapped lines joined."""
@@ -68,16 +73,15 @@ class Terminal:
         """Ends the program and tmux."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self._run("kill-server")
+        self._folder.cleanup()
 
 
 @contextlib.contextmanager
-def terminal(
-    folder: Path, command: Sequence[str], *, size: tuple[int, int] = (90, 24), **env: str
-) -> Iterator[Terminal]:
+def terminal(command: Sequence[str], *, size: tuple[int, int] = (90, 24), **env: str) -> Iterator[Terminal]:
     """A terminal that runs a command; skips the test where there is no tmux."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed")
-    window = Terminal(folder, command, {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}, size)
+    window = Terminal(command, {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}, size)
     try:
         yield window
     finally:

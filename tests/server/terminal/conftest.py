@@ -28,7 +28,7 @@ def chat(tmp_path: Path) -> Open:
     @contextlib.contextmanager
     def open_chat(*arguments: str, **options: str) -> Iterator[Terminal]:
         options = {"XDG_STATE_HOME": str(tmp_path / "state"), "TMPDIR": str(tmp_path), **options}
-        with terminal(tmp_path, [*CHAT, *arguments], **options) as window:  # type: ignore[arg-type]
+        with terminal([*CHAT, *arguments], **options) as window:  # type: ignore[arg-type]
             yield window
 
     return open_chat
