@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,14 +75,22 @@ class ChatClient:
         base_url: with or without a path; without one, /v1 is meant.
         api_key: sent as a bearer token, or None.
         timeout_s: longest silence.
+        why_gone: tells why the server is no more, or None; asked when it cannot be reached.
     """
 
-    def __init__(self, base_url: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        why_gone: Callable[[], str | None] = lambda: None,
+    ) -> None:
         url = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ChatError(f"{base_url!r} is no address; write it as http://127.0.0.1:8000.")
         self.url = url._replace(path=url.path.rstrip("/") or "/v1", query="", fragment="").geturl()
         self._timeout_s = timeout_s
+        self._why_gone = why_gone
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
@@ -172,6 +180,9 @@ class ChatClient:
         return ChatError(message)
 
     def _as_error(self, error: httpx.HTTPError, during: str) -> ChatError:
+        reason = self._why_gone()
+        if reason is not None:
+            return ChatError(reason)
         match error:
             case httpx.ConnectTimeout():
                 return ChatError(f"{self.url} does not answer.")

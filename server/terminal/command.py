@@ -51,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(arguments: argparse.Namespace, question: str | None) -> int:
     _end_on_signals()
     async with contextlib.AsyncExitStack() as stack:
-        base_url, api_key = await _find_server(arguments, stack)
-        client = ChatClient(base_url, api_key, arguments.timeout_s)
+        client = await _find_server(arguments, stack)
         stack.push_async_callback(client.close)
         models = await client.models()
         conversation = Conversation(arguments.model or models[0]["id"])
@@ -80,13 +79,13 @@ def _read_question() -> str:
     return text
 
 
-async def _find_server(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> tuple[str, str | None]:
-    """Returns where to ask and with what key."""
+async def _find_server(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> ChatClient:
+    """Returns a client to the server there is, or to one that ends with the stack."""
     if arguments.checkpoint is None:
         if arguments.server_flags:
             raise ChatError("Flags after -- are for a server of this chat: name its MODEL too.")
         base_url = arguments.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        return base_url, arguments.api_key or os.environ.get("OPENAI_API_KEY")
+        return ChatClient(base_url, arguments.api_key or os.environ.get("OPENAI_API_KEY"), arguments.timeout_s)
     if arguments.base_url is not None:
         raise ChatError("Give either a MODEL to serve or the --base-url of a server; --model names one of its models.")
     own = OwnServer(arguments.checkpoint, arguments.server_flags)
@@ -100,7 +99,7 @@ async def _find_server(arguments: argparse.Namespace, stack: contextlib.AsyncExi
         finally:
             waiting.cancel()
     waiting.result()
-    return own.url, own.api_key
+    return ChatClient(own.url, own.api_key, arguments.timeout_s, own.why_it_ended)
 
 
 def _prepare(conversation: Conversation, arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 import unicodedata
 from types import TracebackType
 
@@ -20,6 +21,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 _REDRAW_INTERVAL_S = 0.08
+_PAUSE_FACTOR = 4
 _ROWS_KEPT_FREE = 3
 _PARSER = MarkdownIt().enable("table").enable("strikethrough")
 
@@ -86,10 +88,14 @@ class MarkdownStream:
 
     def _tick(self) -> None:
         """Draws at intervals, and only what has changed: a frame a token would be slow, and idle frames flicker."""
+        started = time.monotonic()
         if self._is_changed or not self._text:  # the spinner turns until there is text
             self._is_changed = False
+            self.settle()
             self._live.refresh()
-        self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL_S, self._tick)
+        # A block of thousands of lines takes long to draw; it is then drawn less often.
+        pause_s = max(_REDRAW_INTERVAL_S, _PAUSE_FACTOR * (time.monotonic() - started))
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -110,9 +116,12 @@ class MarkdownStream:
         self._text = text
         self._footer = footer
         self._is_changed = True
+
+    def settle(self) -> None:
+        """Prints for good what can no longer change."""
         if self._hold:
             return
-        for block in stable_blocks(text[self._num_printed :]):
+        for block in stable_blocks(self._text[self._num_printed :]):
             self._num_printed += len(block)  # first: printing draws what is left
             self._print(block)
 

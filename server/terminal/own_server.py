@@ -25,6 +25,7 @@ _LISTENING = re.compile(r"listening on (http://\S+?:\d+)")
 _LOADING = re.compile(r"loading the checkpoint: (\d+%)")
 _POLL_S = 0.1
 _END_TIMEOUT_S = 15.0
+_MOMENT_S = 0.3
 # The chat's own choices; from the environment they would lock it out or hide where it listens.
 _NOT_INHERITED = ("QWEN_SERVER_API_", "QWEN_SERVER_SSL_", "QWEN_SERVER_LOG_")
 
@@ -91,8 +92,12 @@ class OwnServer:
         return found[-1] if found else ""
 
     def why_it_ended(self) -> str | None:
-        """Returns its last words, or None while it lives."""
-        return None if self._process.poll() is None else self._last_words()
+        """Returns its last words, or None while it lives; one that breaks a connection may need a moment to end."""
+        try:
+            self._process.wait(_MOMENT_S)
+        except subprocess.TimeoutExpired:
+            return None
+        return self._last_words()
 
     def _read_log(self) -> str:
         with contextlib.suppress(OSError):
@@ -103,7 +108,7 @@ class OwnServer:
         lines = [line for line in self._read_log().splitlines() if line.strip()]
         complaint = lines[-1].strip() if lines else f"exit status {self._process.returncode}"
         complaint = re.sub(r"^(qwen-server|usage|session_server\.py): ", "", complaint)
-        return f"The server could not go on: {complaint} (its log is {self._log})"
+        return f"The server of this chat has ended: {complaint} (its log is {self._log})"
 
     def stop(self) -> None:
         """Ends it; its log goes with it, unless it had failed."""

@@ -244,6 +244,19 @@ def test_nobody_listens(chat: Open) -> None:
     assert "Nobody answers at http://127.0.0.1:1/v1." in " ".join(seen.split())
 
 
+def test_a_server_for_one_chat_that_dies(chat: Open, demo_checkpoint: Path) -> None:
+    with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:
+        window.wait("you>", 60)
+        window.type("hi", "Enter")
+        time.sleep(0.5)
+        (process,) = psutil.Process(window.child_pid()).children()
+        process.kill()
+        seen = " ".join(window.wait("its log is").split())
+        assert "The server of this chat has ended: " in seen
+        window.type("C-d")
+        window.wait("exit status 0")
+
+
 @pytest.mark.parametrize("way", ["leaves", "is killed"])
 def test_a_server_for_one_chat_ends_with_it(chat: Open, demo_checkpoint: Path, way: str) -> None:
     with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:

@@ -58,6 +58,7 @@ def drawn(text: str, pieces: list[str]) -> str:
     for piece in pieces:
         so_far += piece
         stream.update(so_far)
+        stream.settle()
     assert so_far == text
     stream.end()
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
