@@ -142,7 +142,9 @@ class ChatClient:
                     if num_bytes > _LARGEST_REPLY_BYTES:
                         raise ChatError("The reply is too long to be shown; it was cut off.")
                     for event in parser.push(data):
-                        if event != b"[DONE]":
+                        if event == b"[DONE]":
+                            reply.finish_reason = reply.finish_reason or "stop"
+                        else:
                             self._take(reply, event)
                     yield
         except httpx.HTTPError as error:

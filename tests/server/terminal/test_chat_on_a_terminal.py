@@ -65,7 +65,7 @@ def test_a_conversation_with_the_real_server(server: ServerProcess, chat: Open) 
 
 
 def test_a_reply_is_shown_while_it_comes_and_typing_does_not_spoil_it(chat: Open) -> None:
-    with fake_server(says("One **bold** ", "word, ", "then ", "more.", pause_s=0.5)) as server:
+    with fake_server(says("One **bold** ", "word, ", "then ", "more.", pause_s=0.4)) as server:
         with chat("--base-url", server.url) as window:
             window.wait("you>")
             window.type("hi", "Enter")
