@@ -111,7 +111,7 @@ def test_shell_examples(page: Path, server: ServerProcess, folder: Path, environ
             found = True
             script = example.at(server.url).replace("qwen-server bench", f"qwen-server bench --base-url {server.url}")
             command = ["bash", "-euo", "pipefail", "-c", script]
-            _check(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120))
+            _check(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240))
     if not found:
         pytest.skip("no shell examples that are run")
 
@@ -133,7 +133,7 @@ def _run_python(python: str, page: Path, code: str, folder: Path, environment: d
     script = folder / f"{page.stem}.py"
     script.write_text(code + "\n")
     _check(
-        subprocess.run([python, str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        subprocess.run([python, str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     )
 
 
@@ -161,7 +161,7 @@ def test_node_examples(example: Example, server: ServerProcess, environment: dic
     if not (NODE / "node_modules" / "openai").exists():
         pytest.skip("the openai package for Node is not installed; tests/clients/test_node.py installs it")
     command = ["node", "--input-type=module", "--eval", example.at(server.url)]
-    _check(subprocess.run(command, cwd=NODE, env=environment, capture_output=True, text=True, timeout=60))
+    _check(subprocess.run(command, cwd=NODE, env=environment, capture_output=True, text=True, timeout=200))
 
 
 @pytest.mark.parametrize("example", _of("yaml", "yaml"), ids=_id)

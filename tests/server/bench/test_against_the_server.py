@@ -24,7 +24,7 @@ def figures(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> 
     command = ["--base-url", server.url, "--concurrency", "1", "3", "--num-requests", "6", "--ignore-eos"]
     command += ["--prompt-tokens", "lognormal:40:0.5:90", "--max-tokens", "4:8", "--json", str(path)]
     code = [sys.executable, "-m", "server", "bench", *command, "--plot", str(path.with_suffix(".png"))]
-    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "concurrency 3  " in done.stdout and "p90" in done.stdout
@@ -156,7 +156,7 @@ def test_a_bar_is_shown_on_a_terminal(server: ServerProcess) -> None:
     seen = b""
     while b"running" not in seen:
         seen += os.read(leader, 4096)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     os.close(leader)
     assert process.returncode == 0
     assert b"running" not in output
