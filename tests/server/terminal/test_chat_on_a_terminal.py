@@ -244,6 +244,7 @@ def test_nobody_listens(chat: Open) -> None:
     assert "Nobody answers at http://127.0.0.1:1/v1." in " ".join(seen.split())
 
 
+@pytest.mark.slow
 def test_a_server_for_one_chat_that_dies(chat: Open, demo_checkpoint: Path) -> None:
     with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:
         window.wait("you>", 60)
@@ -257,7 +258,7 @@ def test_a_server_for_one_chat_that_dies(chat: Open, demo_checkpoint: Path) -> N
         window.wait("exit status 0")
 
 
-@pytest.mark.parametrize("way", ["leaves", "is killed"])
+@pytest.mark.parametrize("way", ["leaves", pytest.param("is killed", marks=pytest.mark.slow)])
 def test_a_server_for_one_chat_ends_with_it(chat: Open, demo_checkpoint: Path, way: str) -> None:
     with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:
         window.wait("you>", 60)
