@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import StartupError
+from server.bench import arguments as bench_arguments
 from server.settings import Settings, flag_name, is_repeatable, load_settings
+from server.terminal import arguments as chat_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    arguments = vars(build_parser().parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    words, server_flags = chat_arguments.split_server_flags(words)
+    arguments = vars(build_parser().parse_args(words))
     command = arguments.pop("command")
+    if server_flags:
+        arguments["server_flags"] = server_flags
     try:
         return int(command(arguments))
     except StartupError as error:
@@ -51,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_settings(serve)
     serve.set_defaults(command=_serve)
+    chat = subparsers.add_parser("chat", help="chat in the terminal", description=chat_arguments.DESCRIPTION)
+    chat_arguments.add_arguments(chat)
+    chat.set_defaults(command=_chat)
+    bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
+    bench_arguments.add_arguments(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -88,6 +100,18 @@ def _serve(arguments: dict[str, Any]) -> int:
 
     serve(settings)
     return 0
+
+
+def _chat(arguments: dict[str, Any]) -> int:
+    from server.terminal.command import run
+
+    return run(argparse.Namespace(**arguments))
+
+
+def _bench(arguments: dict[str, Any]) -> int:
+    from server.bench.command import run
+
+    return run(argparse.Namespace(**arguments))
 
 
 if __name__ == "__main__":

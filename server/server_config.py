@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from server.auth import Credentials
+from server.credentials import Credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

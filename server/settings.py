@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from model.engine_config import EngineConfig
 from model.errors import ConfigError
-from server.auth import Credentials
+from server.credentials import Credentials
 from server.hub import served_names
 from server.server_config import ServerConfig
 from server.sizes import parse_size

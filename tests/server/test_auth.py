@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-from server.auth import AuthMiddleware, Credentials
+from server.auth import AuthMiddleware
+from server.credentials import Credentials
 
 BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")
 

@@ -1,24 +1,19 @@
-"""From records to figures: percentiles, the table, and what has to stand next to a figure to mean something."""
+"""From records to figures: percentiles, and the table of them. Pure arithmetic and text."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_load import Level
-from benchmarks.serving_reply import Record
+from server.bench.load import Level
+from server.bench.reply import Record
 
 _PERCENTILES = (50, 90, 95, 99)
-_SHOWN = ("mean", "p50", "p95", "p99")
-_LATENCIES = {
+_SHOWN = ("mean", "p50", "p90", "p99")
+LATENCIES = {
     "ttft_s": "time to first token",
     "inter_token_s": "between token events",
     "per_output_token_s": "per output token",
@@ -140,20 +135,26 @@ def _throughput(levels: list[Figures]) -> list[str]:
         row += [f"{level['prompt_tokens'] / completed:.0f}/{level['output_tokens'] / completed:.0f}"]
         row += [f"{level['cached_tokens'] / (level['prompt_tokens'] or 1):.0%}", f"{ratio:.1f} x" if ratio else "-"]
         rows.append(row)
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _latencies(levels: list[Figures]) -> list[str]:
     rows = [["milliseconds", "", *_SHOWN, "max"]]
     for level in levels:
-        for key, title in _LATENCIES.items():
+        for key, title in LATENCIES.items():
             figures = level["latency"][key]
             shown = [f"{figures[name] * 1e3:.1f}" if figures else "-" for name in (*_SHOWN, "max")]
             rows.append([label(level), title, *shown])
-    return _aligned(rows, num_left=2)
+    return aligned(rows, num_left=2)
 
 
-def _aligned(rows: list[list[str]], num_left: int = 1) -> list[str]:
+def aligned(rows: list[list[str]], num_left: int = 1) -> list[str]:
+    """Returns the lines of a table.
+
+    Args:
+        rows: of the same number of cells.
+        num_left: columns aligned to the left.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -162,46 +163,3 @@ def _aligned(rows: list[list[str]], num_left: int = 1) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def hardware() -> Figures:
-    """Returns what this machine is; the server's too, if its address is a local one."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    return _output([program, "--query-gpu=name", "--format=csv,noheader"]).splitlines() if program else []
-
-
-def commit() -> str:
-    """Returns the commit of this checkout, marked when the tree differs from it."""
-    return _output(["git", "--no-optional-locks", "describe", "--always", "--dirty"])
-
-
-def _output(command: list[str]) -> str:
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, cwd=folder)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import orjson
 
-from benchmarks.serving_load import Client, Load
-from benchmarks.serving_reply import Record, RequestError
-from benchmarks.serving_workload import (
-    CHAT,
+from server.bench.arguments import CHAT
+from server.bench.load import Client, Load
+from server.bench.reply import Record, RequestError
+from server.bench.workload import (
     ONE_TO_ONE,
     PATHS,
-    Lengths,
     WordScale,
     Workload,
     cycled,
@@ -27,7 +26,7 @@ from benchmarks.serving_workload import (
     words,
 )
 
-_WARMUP_TOKENS = Lengths(16, 16)
+_WARMUP_TOKENS = 16
 _SCALE_WORDS = (16, 64)
 _REQUESTS_A_STREAM = 4
 _MIN_REQUESTS = 8
@@ -200,7 +199,7 @@ def _warmup(arguments: argparse.Namespace, workload: Workload, from_file: list[b
     count = arguments.warmup if arguments.warmup is not None else 0 if from_file else number
     if count == 0:
         return None
-    short = replace(workload, max_tokens=min(workload.max_tokens, _WARMUP_TOKENS))
+    short = replace(workload, max_tokens=workload.max_tokens.capped(_WARMUP_TOKENS))
     return Load(
         path=PATHS[workload.endpoint],
         bodies=cycled(from_file, count) if from_file else list(short.bodies(count, part="warm-up")),

@@ -89,7 +89,9 @@ class FakeServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         self.num_connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError), contextlib.closing(writer):
+        # Cancelled at the end, where a client keeps its connection.
+        ended = (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError)
+        with contextlib.suppress(*ended), contextlib.closing(writer):
             while await self._answer(reader, writer):
                 await writer.drain()
 

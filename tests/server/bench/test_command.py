@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import serving_load
-from benchmarks.serving import main
-from benchmarks.serving_load import Client, Level, Load, run_level
-from benchmarks.serving_reply import Record
-from benchmarks.serving_report import describe, percentile, summarise
-from tests.benchmarks.fake_server import (
+from server.bench import load
+from server.bench.command import main
+from server.bench.load import Client, Level, Load, run_level
+from server.bench.reply import Record
+from server.bench.report import describe, percentile, summarise
+from tests.support.fake_server import (
     FakeServer,
     Script,
     Writer,
@@ -207,7 +207,7 @@ def test_connections_are_kept_and_closed_ones_replaced(monkeypatch: pytest.Monke
         assert server.num_connections == 2
         levels.append(two_apart())
         assert server.num_connections == 4  # the second request of the last run came after the close
-        monkeypatch.setattr(serving_load, "MAX_IDLE_S", 0.05)
+        monkeypatch.setattr(load, "MAX_IDLE_S", 0.05)
         levels.append(two_apart())
         assert server.num_connections == 6
     assert not any(record.error for level in levels for record in level.records)
@@ -297,9 +297,9 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         assert main(["--base-url", url]) == 1
-    assert capsys.readouterr().err == f"benchmark: {url}: connection refused\n"
+    assert capsys.readouterr().err == f"qwen-server bench: {url}: connection refused\n"
     assert main(["--base-url", "ftp://x"]) == 1
-    assert capsys.readouterr().err == "benchmark: 'ftp://x' is no http or https URL\n"
+    assert capsys.readouterr().err == "qwen-server bench: 'ftp://x' is no http or https URL\n"
 
 
 def test_a_server_that_refuses_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +320,7 @@ def test_ctrl_c_prints_what_there_is(tmp_path: Path) -> None:
 
     path = tmp_path / "figures.json"
     with fake_server(script) as server:
-        command = [sys.executable, "-m", "benchmarks.serving", "--base-url", server.url, "--endpoint", "completions"]
+        command = [sys.executable, "-m", "server", "bench", "--base-url", server.url, "--endpoint", "completions"]
         command += ["--concurrency", "2", "--num-requests", "50", "--warmup", "0", "--json", str(path)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 10

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.serving_wire import Disconnected, EventParser, ProtocolError, ResponseParser
+from server.bench.wire import Disconnected, ProtocolError, ResponseParser
+from server.event_parser import EventParser
 
 CHUNKED = (
     b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -1,6 +1,6 @@
 """One reply of an OpenAI-compatible server: when its tokens came, how many there were, and what went wrong.
 
-Takes bytes with their times; sends nothing and computes no statistics (see serving_load and serving_report).
+Takes bytes with their times; sends nothing and computes no statistics (see load and report).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from benchmarks.serving_wire import EventParser, ResponseParser
+from server.bench.wire import ResponseParser
+from server.event_parser import EventParser
 
 _MAX_DETAIL_CHARS = 200
 _MAX_BODY_BYTES = 64 << 20

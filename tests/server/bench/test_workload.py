@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.serving_workload import Lengths, WordScale, Workload, poisson_arrivals, read_bodies
+from server.bench.lengths import Lengths
+from server.bench.workload import WordScale, Workload, poisson_arrivals, read_bodies
 
 
 def workload(**wishes: Any) -> Workload:
@@ -101,3 +103,29 @@ def test_bodies_from_a_file(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"requests\.jsonl"):
             read_bodies(path, "chat", "m", force_model=False, stream=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["normal", "normal:5", "normal:0:1", "normal:5:-1", "normal:5:nan", "lognormal:9:1:0", "lognormal:1:2:3:4"]
+)
+def test_distributions_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        Lengths.parse(text)
+
+
+def test_distributions() -> None:
+    generator = random.Random(1)
+    normal = Lengths.parse("normal:200:20")
+    drawn = [normal.draw(generator) for _ in range(4000)]
+    assert statistics.mean(drawn) == pytest.approx(200, abs=2)
+    assert statistics.stdev(drawn) == pytest.approx(20, abs=1)
+    tailed = Lengths.parse("lognormal:100:1:1000")
+    drawn = [tailed.draw(generator) for _ in range(4000)]
+    assert statistics.median(drawn) == pytest.approx(100, rel=0.1)
+    assert (min(drawn) >= 1, max(drawn)) == (True, 1000)
+    assert {Lengths.parse("normal:1:50").draw(generator) for _ in range(99)} >= {1}
+    assert Lengths.parse("lognormal:1:1e9").draw(generator) >= 1  # no overflow
+    for text in ("normal:200:20", "lognormal:100:1:1000", "lognormal:9.5:0.25"):
+        assert str(Lengths.parse(text)) == text
+    assert {tailed.capped(3).draw(generator) for _ in range(50)} <= {1, 2, 3}
+    assert Lengths(16, 256).capped(16) == Lengths(16, 16)

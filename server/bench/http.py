@@ -4,7 +4,7 @@ Load generator and server share the machine's cores, so what the client burns is
 of one token costs the client in CPU time, 64 streams of 100 events 40 ms apart, JSON parsed, on 2 cores of an EPYC:
 httpx 97 µs, aiohttp 30 µs, asyncio's streams 26 µs, this 21 µs (most of it epoll and recv; uvloop changes little). At
 3,000 tokens a second httpx would take 15 % of this machine. Knows how bytes travel, not what an event means (see
-serving_load).
+load).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import cast
 from urllib.parse import SplitResult
 
-from benchmarks.serving_wire import Disconnected, ResponseParser
+from server.bench.wire import Disconnected, ResponseParser
 
 BodySink = Callable[[int, bytes, float], None]
 

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from server.bench.arguments import CHAT, COMPLETIONS
+from server.bench.lengths import Lengths
+
 Body = dict[str, Any]
 
-CHAT, COMPLETIONS = "chat", "completions"
 PATHS = {CHAT: "/chat/completions", COMPLETIONS: "/completions"}
 
 _WORDS = (
@@ -27,36 +29,8 @@ _WORDS = (
 ).split()
 
 
-class Lengths(NamedTuple):
-    """How many tokens: uniform from `low` to `high`, both included; equal ones fix it."""
-
-    low: int
-    high: int
-
-    @classmethod
-    def parse(cls, text: str) -> Lengths:
-        """Reads "64" or "16:256".
-
-        Raises:
-            ValueError: neither of the two, or less than 1.
-        """
-        low, separator, high = text.partition(":")
-        lengths = cls(int(low), int(high) if separator else int(low))
-        if not 1 <= lengths.low <= lengths.high:
-            raise ValueError(f"{text!r} is no length: give N or LOW:HIGH, from 1")
-        return lengths
-
-    def draw(self, generator: random.Random) -> int:
-        """Returns one length."""
-        return generator.randint(self.low, self.high)
-
-    def __str__(self) -> str:
-        """As `parse` reads it."""
-        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
-
-
 class WordScale(NamedTuple):
-    """How words become tokens: `overhead + per_word * words`; measured on the server (see serving)."""
+    """How words become tokens: `overhead + per_word * words`; measured on the server (see plan)."""
 
     per_word: float
     overhead: float

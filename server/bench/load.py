@@ -1,6 +1,6 @@
 """Sends requests, at a fixed concurrency or at given times, and records what became of each.
 
-What is in a reply is for serving_reply to know, what the figures mean for serving_report.
+What is in a reply is for reply to know, what the figures mean for report.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from benchmarks.serving_http import BodySink, Connection, request_bytes
-from benchmarks.serving_reply import Record, ReplyTimer, RequestError, error_message, load_object
-from benchmarks.serving_wire import Disconnected, ProtocolError, ResponseParser
+from server.bench.http import BodySink, Connection, request_bytes
+from server.bench.reply import Record, ReplyTimer, RequestError, error_message, load_object
+from server.bench.wire import Disconnected, ProtocolError, ResponseParser
 
 # Servers close connections that were idle for a few seconds, perhaps just as a request is on its way. A request without
 # an answer is a failure here and never sent again (that would hide it), so connections are not kept for that long.

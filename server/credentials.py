@@ -1,0 +1,62 @@
+"""What lets a caller in: bearer keys and one Basic user, kept and compared only as hashes.
+
+Apart from auth, so that reading settings does not load a web framework: every command reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Hashes of what lets a caller in; the secrets themselves are not kept.
+
+    Attributes:
+        key_digests: SHA-256 of each bearer key.
+        basic_digest: SHA-256 of `user:password`, or None.
+    """
+
+    key_digests: tuple[bytes, ...] = ()
+    basic_digest: bytes | None = None
+
+    @classmethod
+    def from_secrets(cls, api_keys: tuple[str, ...], basic_auth: str | None) -> Credentials:
+        """Hashes the secrets.
+
+        Args:
+            api_keys: bearer keys.
+            basic_auth: `user:password`.
+        """
+        basic_digest = None if basic_auth is None else _digest(basic_auth.encode())
+        return cls(tuple(_digest(key.encode()) for key in api_keys), basic_digest)
+
+    @property
+    def required(self) -> bool:
+        """Whether callers must show anything at all."""
+        return bool(self.key_digests) or self.basic_digest is not None
+
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether an Authorization header lets its sender in; the time taken does not depend on how near it came."""
+        scheme, _, value = (authorization or "").partition(" ")
+        secret = value.strip().encode("utf-8", errors="replace")
+        candidates: tuple[bytes, ...] = ()
+        if scheme.lower() == "bearer":
+            candidates = self.key_digests
+        elif scheme.lower() == "basic" and self.basic_digest is not None:
+            candidates = (self.basic_digest,)
+            try:
+                secret = base64.b64decode(secret, validate=True)
+            except (binascii.Error, ValueError):
+                secret = b""
+        digest = _digest(secret)
+        matches = [hmac.compare_digest(digest, candidate) for candidate in candidates]
+        return any(matches)
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

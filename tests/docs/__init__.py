@@ -1,0 +1,1 @@
+"""The guides: what they say to type is typed."""

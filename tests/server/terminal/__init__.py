@@ -1,0 +1,1 @@
+"""The terminal chat: its parts, and the whole of it on a real terminal."""
