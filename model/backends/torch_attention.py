@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from model.backends.cpu.decode_attention import DecodePlan, decode_attention_code
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import KVCache, quantize
 
@@ -64,6 +65,7 @@ class AttentionPlan:
         scales: each layer's scales, [2, num_heads, num_slots] float32, or None.
         cos: [T, 2, 1, head_dim] float32, for queries (scaled) and keys; 1 where nothing is rotated.
         sin: the same shape, the sign of the halves layout in it; 0 where nothing is rotated.
+        decodes: the sequences of one new token, where a kernel of our own serves them; they are not in `sequences`.
     """
 
     sequences: list[_SequencePlan]
@@ -71,13 +73,22 @@ class AttentionPlan:
     scales: tuple[torch.Tensor, ...] | None
     cos: torch.Tensor
     sin: torch.Tensor
+    decodes: DecodePlan | None
 
 
 def plan_attention(batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
     """Works out, once a step, what every layer needs."""
     sequences = []
     row = 0
+    code = decode_attention_code(cache)
+    decodes: list[SequenceSpan] = []
+    decode_rows: list[int] = []
     for span in batch.spans:
+        if span.num_tokens == 1 and code is not None:
+            decodes.append(span)
+            decode_rows.append(row)
+            row += 1
+            continue
         if span.num_tokens == 1:
             ranges = _split(slot_runs(span, span.context_len, batch.block_size), _DECODE_RUN_TOKENS)
         else:
@@ -86,7 +97,11 @@ def plan_attention(batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
         sequences.append(_SequencePlan(row, span.num_tokens, runs))
         row += span.num_tokens
     scales = None if cache.scales is None else cache.scales.unbind(0)
-    return AttentionPlan(sequences, cache.data.unbind(0), scales, *rotation(batch, cache.data.shape[-1]))
+    decode_plan = None
+    if code is not None and decodes:
+        decode_plan = DecodePlan(code, decodes, decode_rows, cache, batch.block_size)
+    cos, sin = rotation(batch, cache.data.shape[-1])
+    return AttentionPlan(sequences, cache.data.unbind(0), scales, cos, sin, decode_plan)
 
 
 def scratch_for(cache: KVCache, scratch: torch.Tensor) -> torch.Tensor:
@@ -116,13 +131,13 @@ def attention(
         cache.index_copy_(2, batch.slots, values)
         plan.scales[layer].index_copy_(2, batch.slots, scales)
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=torch.float32, device=qkv.device)
-    # All rows' views in two calls: with 64 short sequences the views cost as much as the arithmetic.
-    query_rows, out_rows = rotated[:, 0].unsqueeze(2).unbind(0), out.unsqueeze(2).unbind(0)
+    if plan.decodes is not None:
+        plan.decodes.attend(rotated[:, 0], layer, out)
     for sequence in plan.sequences:
         first = sequence.first_row
         runs = [run[layer] for run in sequence.runs]
         if sequence.num_tokens == 1:
-            _attend_one(query_rows[first], runs, out_rows[first], scratch)
+            _attend_one(rotated[first, 0, :, None], runs, out[first, :, None], scratch)
         else:
             rows = slice(first, first + sequence.num_tokens)
             q, k, v = qkv[rows].unbind(1)

@@ -10,9 +10,9 @@ import ctypes
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.backends.cpu.kernel_ir import ARGUMENTS, MAX_ROWS, SHARE, Kernel, module_text
 
@@ -28,15 +28,13 @@ class CompiledKernels:
     Args:
         functions: address of each kernel, by number of rows.
         share: address of what a thread runs.
-        parallel: OpenMP's way to run it on several threads.
-        keep: what the code lives in.
+        code: that they are in.
     """
 
-    def __init__(self, functions: dict[int, int], share: int, parallel: Callable[..., Any], keep: object) -> None:
+    def __init__(self, functions: dict[int, int], share: int, code: Code) -> None:
         self._functions = functions
         self._share = share
-        self._parallel = parallel
-        self._keep = keep
+        self._code = code
 
     def run(self, arguments: ctypes.Array[ctypes.c_int64], num_rows: int, num_threads: int) -> None:
         """Multiplies, and returns when all threads have done their blocks.
@@ -51,7 +49,7 @@ class CompiledKernels:
         few = height * num_runs - num_rows
         functions = self._functions
         arguments[_ROWS : _ROWS + 5] = [height, num_runs - few, few, functions[height], functions[max(1, height - 1)]]
-        self._parallel(self._share, ctypes.addressof(arguments), num_threads, 0)
+        self._code.parallel(self._share, ctypes.addressof(arguments), num_threads, 0)
 
 
 _ROWS = ARGUMENTS.index("rows")
@@ -61,7 +59,7 @@ _ROWS = ARGUMENTS.index("rows")
 def load_kernels(
     bits: int, arithmetic: str, *, has_offsets: bool = False, wide_results: bool = False
 ) -> CompiledKernels | None:
-    """Compiles the kernels of one kind, or None where that is not possible.
+    """Compiles the kernels of one kind of weight, or returns None where that is not possible.
 
     Args:
         bits: see `Kernel`.
@@ -69,37 +67,61 @@ def load_kernels(
         has_offsets: see `Kernel`.
         wide_results: see `Kernel`.
     """
+    kernels = [Kernel(bits, arithmetic, rows, has_offsets, wide_results) for rows in range(1, MAX_ROWS + 1)]
+    code = compile_functions(module_text(kernels), [*(kernel.name for kernel in kernels), SHARE])
+    if code is None:
+        return None
+    functions = {kernel.rows: code.addresses[kernel.name] for kernel in kernels}
+    return CompiledKernels(functions, code.addresses[SHARE], code)
+
+
+class Code(NamedTuple):
+    """Compiled functions.
+
+    Attributes:
+        addresses: by name.
+        parallel: OpenMP's way to run one on several threads: (function, argument, number of threads, 0).
+        engine: what the code lives in.
+    """
+
+    addresses: dict[str, int]
+    parallel: Callable[..., Any]
+    engine: object
+
+
+def compile_functions(text: str, names: Sequence[str]) -> Code | None:
+    """Compiles a module for this processor, or returns None where there is no compiler or no OpenMP.
+
+    Args:
+        text: in LLVM's language.
+        names: of the functions wanted.
+    """
     openmp = _openmp()
     if openmp is None:
         return None
     try:
         import llvmlite.binding as llvm
     except ImportError:
-        logger.info("llvmlite is not installed: quantised weights are multiplied by torch's operators")
+        logger.info("llvmlite is not installed: torch's operators serve instead of the CPU kernels")
         return None
     _initialise(llvm)
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
-        address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
-        llvm.add_symbol(name, address)
-    kernels = [Kernel(bits, arithmetic, rows, has_offsets, wide_results) for rows in range(1, MAX_ROWS + 1)]
+        llvm.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
     )
-    module = llvm.parse_assembly(module_text(kernels))
+    module = llvm.parse_assembly(text)
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    llvm.create_pass_builder(machine, options).getModulePassManager().run(
-        module, llvm.create_pass_builder(machine, options)
-    )
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    functions = {kernel.rows: engine.get_function_address(kernel.name) for kernel in kernels}
     parallel = openmp.GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
-    return CompiledKernels(functions, engine.get_function_address(SHARE), parallel, engine)
+    return Code({name: engine.get_function_address(name) for name in names}, parallel, engine)
 
 
 @functools.cache
