@@ -20,7 +20,7 @@ from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware
 from server.openapi import install_openapi
 from server.prompt_encoding import PromptEncoder
-from server.routes import chat, completions, health, models, tokenize
+from server.routes import chat, completions, health, models, page, tokenize
 from server.server_config import ServerConfig
 from server.services import Services
 
@@ -67,7 +67,7 @@ def create_app(
     )
     install_error_handlers(app)
     install_openapi(app)
-    for module in (chat, completions, models, tokenize, health):
+    for module in (chat, completions, models, tokenize, health, page):
         app.include_router(module.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)

@@ -1,4 +1,4 @@
-"""How the server is: /health, /ready, /metrics, /version, and a page for people at /."""
+"""How the server is: /health, /ready, /metrics and /version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from server.engine_supervisor import EngineState
 from server.errors import JsonResponse
@@ -14,13 +14,6 @@ from server.reply_types import UNAVAILABLE, State, Version
 from server.services import ServicesDep
 
 router = APIRouter(tags=["server"])
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>qwen-server</title>
-<h1>qwen-server</h1>
-<p>An OpenAI-compatible API for first-generation Qwen checkpoints: point your client's base URL at <code>/v1</code>.</p>
-<p><a href="docs">API documentation</a> · <a href="v1/models">models</a> · <a href="ready">state</a> ·
-<a href="metrics">metrics</a>. The project's README tells the rest.</p></html>
-"""
 
 
 @router.get(
@@ -63,12 +56,6 @@ async def metrics(services: ServicesDep) -> Response:
 async def get_version() -> Response:
     """Returns the version of this package."""
     return JsonResponse({"version": package_version()})
-
-
-@router.get("/", include_in_schema=False)
-async def index() -> Response:
-    """Points people at the documentation."""
-    return HTMLResponse(_PAGE)
 
 
 def package_version() -> str:

@@ -1,0 +1,80 @@
+"""The chat page at / and its files, and what the page must know before anybody typed a key."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from prompts.chatml import DEFAULT_SYSTEM
+from server.errors import JsonResponse
+from server.protocol import ChatCompletionRequest
+from server.routes.health import package_version
+from server.services import Services, ServicesDep
+from server.web_files import INDEX, load_web_files
+
+router = APIRouter(include_in_schema=False)
+
+_FILES = load_web_files()
+_METHODS = ["GET", "HEAD"]
+# What the page offers to set, with the value of a request that leaves it out and the checkpoint does not say.
+_SAMPLING: dict[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+_BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+
+
+@router.api_route("/", methods=_METHODS)
+async def index(request: Request) -> Response:
+    """Returns the chat page."""
+    return _FILES[INDEX].response(request.headers)
+
+
+@router.api_route("/web/settings.json", methods=_METHODS)
+async def page_settings(services: ServicesDep) -> Response:
+    """Says how to get in, and the real defaults and limits of sampling."""
+    credentials = services.config.credentials
+    settings = {
+        "version": package_version(),
+        "auth": {"bearer": bool(credentials.key_digests), "basic": credentials.basic_digest is not None},
+        "system": DEFAULT_SYSTEM,
+        "defaults": _defaults(services),
+        "limits": _limits(),
+    }
+    return JsonResponse(settings, headers={"Cache-Control": "no-store"})
+
+
+@router.api_route("/web/{name}", methods=_METHODS)
+async def web_file(name: str, request: Request) -> Response:
+    """Returns a file of the page."""
+    if name not in _FILES:
+        raise HTTPException(404)
+    return _FILES[name].response(request.headers)
+
+
+def _defaults(services: Services) -> dict[str, float]:
+    checkpoint = services.converter.encoder.defaults
+    return {name: getattr(checkpoint, name, value) for name, value in _SAMPLING.items()}
+
+
+def _limits() -> dict[str, dict[str, Any]]:
+    """The bounds that requests are checked against, named as in JSON Schema."""
+    limits = {}
+    for name in _SAMPLING:
+        field = ChatCompletionRequest.model_fields[name]
+        bounds = {
+            word: getattr(bound, attribute)
+            for bound in field.metadata
+            for attribute, word in _BOUNDS.items()
+            if hasattr(bound, attribute)
+        }
+        limits[name] = {"type": "integer" if int in get_args(field.annotation) else "number", **bounds}
+    return limits
