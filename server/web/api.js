@@ -130,7 +130,12 @@ async function readPiece(reader) {
 
 /** Returns what an event says, or throws what it complains of. */
 export function parseEvent(data) {
-  const chunk = JSON.parse(data);
+  let chunk;
+  try {
+    chunk = JSON.parse(data);
+  } catch {
+    throw new Problem(t("errorUnreadable"));
+  }
   if (chunk.error) throw problemOf(chunk.error.type === "engine_unavailable" ? 503 : 500, chunk.error.message);
   return chunk;
 }

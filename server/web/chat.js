@@ -3,7 +3,7 @@
 import { t } from "./i18n.js";
 import { Run } from "./run.js";
 import { forget, idOf, load, loadAll, newConversation, newestFirst, save } from "./store.js";
-import { onForeignChange } from "./storage.js";
+import { onForeignChange, read, write } from "./storage.js";
 import { answer, isBuiltIn } from "./tools.js";
 
 const MAX_CALLS_IN_A_ROW = 6; // that are answered by themselves; then the user is asked
@@ -17,7 +17,7 @@ export class Chat extends EventTarget {
     this.models = [];
     this.runs = new Map();
     this.conversations = loadAll();
-    this.current = this.conversations[0] ?? newConversation();
+    this.current = this.conversations[0] ?? newConversation(lastSettings());
     this.savedAt = 0;
     addEventListener("pagehide", () => this.keepAll());
     onForeignChange((name) => this.reload(idOf(name)));
@@ -96,6 +96,7 @@ export class Chat extends EventTarget {
 
   changeSettings(change) {
     Object.assign(this.current.settings, change);
+    write("settings", JSON.stringify(this.current.settings));
     if (this.conversations.includes(this.current)) this.keep(this.current);
   }
 
@@ -190,6 +191,15 @@ export class Chat extends EventTarget {
       conversation.messages.push({ role: "tool", tool_call_id: call.id, content: answer(call.function) });
     }
     this.generate(conversation);
+  }
+}
+
+/** The settings that were changed last; a conversation that was never had keeps none of its own. */
+function lastSettings() {
+  try {
+    return JSON.parse(read("settings")) ?? {};
+  } catch {
+    return {};
   }
 }
 

@@ -134,10 +134,8 @@ export class AssistantView {
       !(["length", "stopped"].includes(message.finish) || message.error);
     buttons.goOn.disabled = running;
     buttons.raw.hidden = !recordOf(message);
-    const parts = active ? [] : statsParts(message);
-    if (this.stats.textContent !== parts.join("")) {
-      this.stats.replaceChildren(...parts.map((text) => el("span", { text })));
-    }
+    const stats = active ? "" : statsParts(message).join(" · ");
+    if (this.stats.textContent !== stats) this.stats.textContent = stats;
     if (this.raw && this.raw.record !== recordOf(message)) {
       this.toggleRaw(); // the reply was continued by a request of its own
       this.toggleRaw();

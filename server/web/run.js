@@ -92,10 +92,11 @@ export class Run {
     if (this.first === undefined) return;
     // Without the usage, which a stopped stream never sends, a chunk is taken for a token.
     const tokens = this.usage?.completion_tokens ?? this.chunks;
+    // In less time nothing was streamed: it all came in one piece.
     const seconds = ((this.last ?? this.first) - this.first) / 1000;
     this.message.stats = {
       first_ms: this.first - this.started,
-      rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null,
+      rate: tokens > 1 && seconds > 0.005 ? (tokens - 1) / seconds : null,
       completion_tokens: tokens,
       prompt_tokens: this.usage?.prompt_tokens ?? null,
       cached_tokens: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
