@@ -89,7 +89,7 @@ async function asProblem(response) {
 
 function problemOf(status, said, retryAfter = null) {
   const known = { 401: "error401", 413: "error413", 429: "error429", 502: "errorGateway", 503: "error503", 504: "error504" };
-  const key = known[status] ?? (status >= 500 ? "error500" : "error400");
+  const key = (status === 401 && !storedKey() && "errorNoKey") || known[status] || (status >= 500 ? "error500" : "error400");
   const wait = retryAfter && (status === 429 || status === 503) ? t("errorWait", { seconds: retryAfter }) : "";
   return new Problem([t(key, { status }), said, wait].filter(Boolean).join(" "), { status, retryAfter });
 }

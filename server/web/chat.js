@@ -31,10 +31,11 @@ export class Chat extends EventTarget {
     return this.runs.get(this.current.id) ?? null;
   }
 
-  /** The model a conversation talks to: its own choice if the server has it. */
+  /** The model a conversation talks to: its own choice if the server has it, or a name that is not a folder's path. */
   get model() {
     const { model } = this.current.settings;
-    return this.models.includes(model) ? model : this.models[0] ?? model;
+    if (this.models.includes(model)) return model;
+    return this.models.find((name) => !name.startsWith("/")) ?? this.models[0] ?? model;
   }
 
   open(conversation) {

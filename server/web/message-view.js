@@ -15,7 +15,7 @@ export class UserView {
     this.bubble = el("div", { class: "bubble", text: message.content });
     this.editButton = iconButton("edit", t("edit"), () => this.edit());
     this.tools = el("div", { class: "actions" }, copyAction(() => message.content), this.editButton);
-    this.node = el("article", { class: "message user", "aria-label": t("you") }, this.bubble, this.tools);
+    this.node = el("article", { class: "message user", "aria-label": t("you") }, speaker(t("you")), this.bubble, this.tools);
   }
 
   update({ running }) {
@@ -82,7 +82,7 @@ export class AssistantView {
     this.foot = el("div", { class: "foot" }, this.stats, el("div", { class: "actions" }, ...Object.values(this.buttons)));
     this.said = el("div", { class: "said" }, this.thoughtLabel, this.text.root);
     this.node = el("article", { class: "message assistant", "aria-label": t("assistant") },
-      this.said, this.calls, this.waiting, this.problem, this.foot);
+      speaker(t("assistant")), this.said, this.calls, this.waiting, this.problem, this.foot);
   }
 
   /** @param {Object} state {running, last, active, results}: of the conversation, and whether this reply is being written. */
@@ -159,6 +159,9 @@ export class AssistantView {
     this.callViews[0]?.focus();
   }
 }
+
+/** Says who speaks, to those who hear the page: they can go from heading to heading. */
+const speaker = (name) => el("h2", { class: "visually-hidden", text: name });
 
 function copyAction(read) {
   const button = iconButton("copy", t("copy"), async () => {

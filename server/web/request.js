@@ -13,7 +13,7 @@ const SDK = new Set(["model", "messages", "stream", "stream_options", "temperatu
  * @param {Array} messages of the conversation that are sent.
  */
 export function chatRequest({ settings }, messages) {
-  const body = { model: settings.model, messages: [] };
+  const body = { ...(settings.model && { model: settings.model }), messages: [] };
   if (settings.system.trim()) body.messages.push({ role: "system", content: settings.system });
   // A reply that was stopped before its first word is none.
   body.messages.push(...messages.filter((m) => m.role !== "assistant" || m.content || m.tool_calls.length).map(wireMessage));

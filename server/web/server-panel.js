@@ -84,7 +84,7 @@ export class ServerPanel {
     const show = (value, digits = 0) => (value === undefined ? "–" : value.toLocaleString(language(), { maximumFractionDigits: digits }));
     this.values.running.textContent = show(running);
     this.values.waiting.textContent = show(waiting);
-    this.values.cache.textContent = cache === undefined ? "–" : `${show(cache * 100, 1)} %`;
+    this.values.cache.textContent = cache === undefined ? "–" : `${show(cache * 100, cache < 0.01 ? 2 : 1)} %`;
     this.values.speed.textContent = show(this.points.at(-1)?.rate);
     this.note.textContent = "";
     this.draw();

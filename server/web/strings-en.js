@@ -153,6 +153,7 @@ export const strings = {
   errorUnreachable: "The server does not answer. It may be down, or the network is.",
   errorCut: "The connection broke before the reply was complete.",
   errorUnreadable: "The server sent something that cannot be read.",
+  errorNoKey: "The server wants a key.",
   errorWait: "Try again in {seconds} s.",
   error400: "The server refused the request.",
   error401: "The server did not accept the key.",

@@ -153,6 +153,7 @@ export const strings = {
   errorUnreachable: "服务器没有响应，可能已停止，或网络不通。",
   errorCut: "回复还没有完成，连接就断开了。",
   errorUnreadable: "服务器发来的内容无法读取。",
+  errorNoKey: "服务器需要密钥。",
   errorWait: "请在 {seconds} 秒后重试。",
   error400: "服务器拒绝了请求。",
   error401: "服务器没有接受密钥。",

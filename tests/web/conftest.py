@@ -39,7 +39,7 @@ def open_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable
     pages: list[ChatPage] = []
     problems: list[str] = []
 
-    def opener(server: ServerProcess, settings: dict[str, Any] | None = None, **options: Any) -> ChatPage:
+    def opener(server: ServerProcess, settings: dict[str, Any] | None = None, *, locked: bool = False, **options: Any) -> ChatPage:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, "locale": "en-US", **options})
         context.set_default_timeout(10_000)
         contexts.append(context)
@@ -52,6 +52,8 @@ def open_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable
             page.add_init_script(f"localStorage.getItem('qwen-server:settings') ?? "
                                  f"localStorage.setItem('qwen-server:settings', {stored})")  # fmt: skip
         chat.open()
+        if not locked:
+            chat.until("document.querySelector('#model').textContent")
         return chat
 
     yield opener

@@ -44,6 +44,11 @@ class ChatPage:
     def users(self) -> Any:
         return self.page.get_by_role("article", name="You")
 
+    def said(self) -> list[str]:
+        """The user's messages."""
+        texts = self.page.get_by_role("article", name="You").locator(".bubble").all_inner_texts()
+        return [str(text) for text in texts]
+
     @property
     def replies(self) -> Any:
         return self.page.get_by_role("article", name="Assistant")

@@ -23,7 +23,7 @@ def test_a_conversation_that_a_reload_keeps(server: ServerProcess, open_page: Op
     assert reply
     assert chat.input.input_value() == ""
     assert chat.page.evaluate("document.activeElement.id") == "composer-input"
-    assert chat.users.inner_text() == "first line\nsecond line"
+    assert chat.said() == ["first line\nsecond line"]
     assert re.fullmatch(
         r"first token [\d.,]+ m?s · [\d.,]+ tokens/s · 12 tokens · prompt \d+( \(\d+ cached\))?"
         r" · cut off at the token limit",
@@ -31,7 +31,7 @@ def test_a_conversation_that_a_reload_keeps(server: ServerProcess, open_page: Op
     )
     assert chat.ask("again")
     chat.page.reload()
-    assert chat.users.all_inner_texts() == ["first line\nsecond line", "again"]
+    assert chat.said() == ["first line\nsecond line", "again"]
     assert chat.replies.first.locator(".markdown").inner_text() == reply
     assert "12 tokens" in chat.stats()
     assert chat.page.locator("#title").inner_text() == "first line second line"
@@ -41,7 +41,7 @@ def test_the_reply_streams_and_stops(server: ServerProcess, open_page: OpenPage)
     chat = open_page(server, {"sampling": {"temperature": 0}})
     markdown = chat.replies.last.locator(".markdown")
     for stop in (lambda: chat.page.keyboard.press("Escape"), lambda: chat.button("Stop").click()):
-        chat.say("tell me a long story")
+        chat.say("hello")
         chat.until("document.querySelector('[aria-busy=true] .markdown')?.textContent.length > 10")
         first = len(markdown.inner_text())
         chat.until(f"document.querySelector('[aria-busy=true] .markdown').textContent.length > {first}")
@@ -87,9 +87,9 @@ def test_edit_and_resend_with_undo(server: ServerProcess, open_page: OpenPage) -
     area.fill("changed")
     area.press("Enter")
     assert chat.reply() == "C."
-    assert chat.users.all_inner_texts() == ["changed"]
+    assert chat.said() == ["changed"]
     chat.button("Undo").click()
-    assert chat.users.all_inner_texts() == ["first", "second"]
+    assert chat.said() == ["first", "second"]
     assert chat.replies.locator(".markdown").all_inner_texts() == ["A.", "B."]
 
 
@@ -104,7 +104,7 @@ def test_several_conversations(server: ServerProcess, open_page: OpenPage) -> No
     chat.ask("pears")
     assert names.all_inner_texts() == ["pears", "apples"]
     chat.page.get_by_role("button", name="apples", exact=True).click()
-    assert chat.users.all_inner_texts() == ["apples"]
+    assert chat.said() == ["apples"]
     assert chat.input.input_value() == "a draft"
     chat.page.locator("#conversations li").last.hover()
     chat.button("Rename “apples”").click()
@@ -127,7 +127,7 @@ def test_two_tabs_do_not_overwrite_each_other(server: ServerProcess, open_page: 
     chat.ask("here")
     other.ask("there")
     chat.page.get_by_role("button", name="there", exact=True).click()
-    assert chat.users.all_inner_texts() == ["there"]
+    assert chat.said() == ["there"]
     assert sorted(other.page.locator("#conversations .title").all_inner_texts()) == ["here", "there"]
 
 
@@ -145,9 +145,10 @@ def test_export_and_import(server: ServerProcess, open_page: OpenPage, tmp_path:
     fresh = open_page(server)
     chooser = fresh.page.locator("#import-file")
     chooser.set_input_files(path)
-    assert fresh.users.all_inner_texts() == ["apples"]
+    assert fresh.said() == ["apples"]
     assert fresh.replies.locator("strong").inner_text() == "A"
     chooser.set_input_files(path)  # once more: a copy, under an id of its own
+    fresh.until("document.querySelectorAll('#conversations li').length === 2")
     assert fresh.page.locator("#conversations .title").all_inner_texts() == ["apples", "apples"]
     bad = tmp_path / "bad.json"
     for content in ("{", "[]", '{"format": "qwen-server-conversations", "conversations": [{"id": "x"}]}'):

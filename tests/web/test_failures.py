@@ -26,7 +26,7 @@ def locked_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_wrong_key_and_then_the_right_one(locked_server: ServerProcess, open_page: OpenPage) -> None:
-    chat = open_page(locked_server, SHORT)
+    chat = open_page(locked_server, SHORT, locked=True)
     dialog = chat.page.get_by_role("dialog", name="This server asks for a key")
     dialog.wait_for()
     field = dialog.get_by_label("Key", exact=True)
@@ -55,7 +55,7 @@ def test_a_wrong_key_and_then_the_right_one(locked_server: ServerProcess, open_p
 
 
 def test_a_user_and_a_password(locked_server: ServerProcess, open_page: OpenPage) -> None:
-    chat = open_page(locked_server, SHORT)
+    chat = open_page(locked_server, SHORT, locked=True)
     field = chat.page.get_by_label("Key", exact=True)
     field.fill(USER)
     field.press("Enter")
@@ -63,14 +63,14 @@ def test_a_user_and_a_password(locked_server: ServerProcess, open_page: OpenPage
 
 
 def test_without_a_key_the_page_says_what_is_missing(locked_server: ServerProcess, open_page: OpenPage) -> None:
-    chat = open_page(locked_server, SHORT)
+    chat = open_page(locked_server, SHORT, locked=True)
     dialog = chat.page.get_by_role("dialog")
     dialog.wait_for()
     chat.page.keyboard.press("Escape")
-    chat.page.locator("#banner").get_by_text("The server did not accept the key.").wait_for()
+    chat.page.locator("#banner").get_by_text("The server wants a key.").wait_for()
     chat.say("hello")
     dialog.get_by_role("button", name="Cancel").click()
-    chat.replies.get_by_role("alert").get_by_text("The server did not accept the key.").wait_for()
+    chat.replies.get_by_role("alert").get_by_text("The server wants a key.").wait_for()
     chat.button("Try again").click()
     dialog.get_by_label("Key", exact=True).fill("sesame")
     chat.button("Use this key").click()
@@ -143,7 +143,7 @@ def test_storage_that_makes_no_sense_is_ignored(server: ServerProcess, open_page
 
 def test_a_dead_server(locked_server: ServerProcess, open_page: OpenPage) -> None:
     """The last: it ends the server."""
-    chat = open_page(locked_server, SHORT)
+    chat = open_page(locked_server, SHORT, locked=True)
     chat.page.get_by_label("Key", exact=True).fill("sesame")
     chat.page.keyboard.press("Enter")
     chat.ask("hello")
