@@ -19,7 +19,7 @@ export class Chat extends EventTarget {
     this.conversations = loadAll();
     this.current = this.conversations[0] ?? newConversation(lastSettings());
     this.savedAt = 0;
-    addEventListener("pagehide", () => this.keepAll());
+    addEventListener("pagehide", () => this.leave());
     onForeignChange((name) => this.reload(idOf(name)));
   }
 
@@ -81,7 +81,9 @@ export class Chat extends EventTarget {
     this.emit("list");
   }
 
-  keepAll() {
+  /** Ends what runs before the browser cuts it, which would look like a failure; what was said so far is kept. */
+  leave() {
+    for (const run of this.runs.values()) run.stop();
     for (const conversation of this.conversations) if (this.runs.has(conversation.id)) save(conversation);
   }
 

@@ -19,6 +19,7 @@ export class UserView {
   }
 
   update({ running }) {
+    this.running = running;
     this.editButton.disabled = running;
   }
 
@@ -32,7 +33,7 @@ export class UserView {
     };
     const resend = (event) => {
       event?.preventDefault();
-      if (area.value.trim()) this.actions.edit(this.message, area.value);
+      if (area.value.trim() && !this.running) this.actions.edit(this.message, area.value);
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) resend(event);
@@ -129,6 +130,7 @@ export class AssistantView {
     const { message, buttons } = this;
     this.foot.classList.toggle("quiet", active);
     buttons.copy.hidden = !message.content;
+    buttons.regenerate.hidden = Boolean(message.error); // "Try again" is the same
     buttons.regenerate.disabled = running;
     buttons.goOn.hidden = !last || !message.content || message.tool_calls.length > 0 ||
       !(["length", "stopped"].includes(message.finish) || message.error);
@@ -188,7 +190,7 @@ export function statsParts({ stats, finish }) {
   }
   const about = stats?.guessed ? "≈ " : "";
   if (stats?.rate) parts.push(t("statRate", { rate: about + show(stats.rate, stats.rate < 10 ? 1 : 0) }));
-  if (stats?.completion_tokens) parts.push(t("statTokens", { count: about + show(stats.completion_tokens, 0) }));
+  if (stats?.completion_tokens) parts.push(t(stats.completion_tokens === 1 ? "statToken" : "statTokens", { count: about + show(stats.completion_tokens, 0) }));
   if (stats?.prompt_tokens) {
     const key = stats.cached_tokens ? "statPromptCached" : "statPrompt";
     parts.push(t(key, { count: show(stats.prompt_tokens, 0), cached: show(stats.cached_tokens ?? 0, 0) }));

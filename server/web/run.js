@@ -37,7 +37,7 @@ export class Run {
     try {
       await this.stream();
     } catch (error) {
-      if (error.name === "AbortError") message.finish = "stopped";
+      if (this.abort.signal.aborted) message.finish = "stopped";
       else message.error = error instanceof Problem ? error.message : String(error);
     }
     this.measure();

@@ -5,7 +5,7 @@ import { el, svg } from "./dom.js";
 import { language, t } from "./i18n.js";
 
 const EVERY_MS = 2000;
-const WINDOW_S = 300;
+const WINDOWS_S = [60, 300]; // the shorter one until there is more to show
 const WIDTH = 300;
 const HEIGHT = 96;
 const NAMES = {
@@ -45,11 +45,12 @@ export class ServerPanel {
     this.line = svg("path", { class: "line" });
     this.area = svg("path", { class: "area" });
     this.peak = el("span", { text: "" });
+    this.begin = el("span", { text: "" });
     this.chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", class: "chart" }, this.area, this.line);
     body.append(
       el("dl", { class: "numbers" }, ...Object.entries(this.values).map(([name, value]) => el("div", {}, el("dt", { text: t(`live_${name}`) }), value))),
       el("figure", {}, el("div", { class: "chart-head" }, el("span", { text: t("tokensPerSecond") }), this.peak), this.chart,
-        el("figcaption", {}, el("span", { text: t("minutesAgo") }), el("span", { text: t("now") }))),
+        el("figcaption", {}, this.begin, el("span", { text: t("now") }))),
       this.note,
       el("p", { class: "links" }, ...[["docs", "docs"], ["metrics", "metrics"], ["version", "version"]].map(([path, key]) =>
         el("a", { href: address(path), target: "_blank", rel: "noopener", text: t(`link_${key}`) }))));
@@ -80,7 +81,7 @@ export class ServerPanel {
       this.points.push({ at, rate: (tokens - this.last.tokens) / (at - this.last.at) });
     }
     this.last = { at, tokens };
-    this.points = this.points.filter((point) => point.at > at - WINDOW_S);
+    this.points = this.points.filter((point) => point.at > at - WINDOWS_S.at(-1));
     const show = (value, digits = 0) => (value === undefined ? "–" : value.toLocaleString(language(), { maximumFractionDigits: digits }));
     this.values.running.textContent = show(running);
     this.values.waiting.textContent = show(waiting);
@@ -93,7 +94,9 @@ export class ServerPanel {
   draw() {
     const now = performance.now() / 1000;
     const peak = Math.max(1, ...this.points.map(({ rate }) => rate));
-    const place = ({ at, rate }) => [WIDTH * (1 - (now - at) / WINDOW_S), HEIGHT - 2 - (HEIGHT - 6) * (rate / peak)].map((n) => n.toFixed(1)).join(" ");
+    const seconds = WINDOWS_S.find((window) => !this.points.length || now - this.points[0].at <= window) ?? WINDOWS_S.at(-1);
+    this.begin.textContent = t(seconds === 60 ? "minuteAgo" : "minutesAgo", { count: seconds / 60 });
+    const place = ({ at, rate }) => [WIDTH * (1 - (now - at) / seconds), HEIGHT - 2 - (HEIGHT - 6) * (rate / peak)].map((n) => n.toFixed(1)).join(" ");
     const line = this.points.map((point, index) => (index ? "L" : "M") + place(point)).join("");
     this.line.setAttribute("d", line);
     const [first, last] = [this.points[0], this.points.at(-1)];

@@ -16,9 +16,13 @@ export function newConversation(settings = {}) {
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** Returns all stored conversations, the newest first. */
+/** Returns all stored conversations, the newest first; replies that a closed page broke off count as stopped. */
 export function loadAll() {
-  return names(KEY).map((name) => load(name.slice(KEY.length))).filter(Boolean).sort(newestFirst);
+  const all = names(KEY).map((name) => load(name.slice(KEY.length))).filter(Boolean);
+  for (const { messages } of all) {
+    for (const message of messages) if (message.finish === "" && !message.error) message.finish = "stopped";
+  }
+  return all.sort(newestFirst);
 }
 
 export const newestFirst = (a, b) => b.updated - a.updated || b.created - a.created;

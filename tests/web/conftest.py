@@ -34,14 +34,19 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., ChatPage]]:
-    """Opens the chat page of a server in a fresh profile; options are of the browser's context."""
+    """Opens the chat page of a server in a fresh profile and with settings made before.
+
+    A locked server says nothing about itself before it gets a key. Options are of the browser's context.
+    """
     contexts = []
     pages: list[ChatPage] = []
     problems: list[str] = []
 
-    def opener(server: ServerProcess, settings: dict[str, Any] | None = None, *, locked: bool = False, **options: Any) -> ChatPage:
+    def opener(
+        server: ServerProcess, settings: dict[str, Any] | None = None, *, locked: bool = False, **options: Any
+    ) -> ChatPage:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, "locale": "en-US", **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         page = context.new_page()
         watch(page, server.url, problems)
@@ -67,13 +72,13 @@ def open_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable
     assert not problems
 
 
-@pytest.fixture(scope="module")
-def awkward_page(browser: Any, server: ServerProcess) -> Iterator[ChatPage]:
-    """One page for many questions to its modules."""
+@pytest.fixture(scope="package")
+def modules(browser: Any, server: ServerProcess) -> Iterator[Any]:
+    """A page for questions to its modules, which leave it as it is."""
     with browser.new_context() as context:
-        chat = ChatPage(context.new_page(), server.url, [])
-        chat.open()
-        yield chat
+        page = context.new_page()
+        ChatPage(page, server.url, []).open()
+        yield page
 
 
 def watch(page: Any, url: str, problems: list[str]) -> None:

@@ -29,7 +29,7 @@ class ChatPage:
         self.page.locator("html[lang]").wait_for(state="attached")
         self.until("document.querySelector('#messages').childElementCount > 0")
 
-    def until(self, expression: str, timeout_s: float = 15) -> None:
+    def until(self, expression: str, timeout_s: float = 30) -> None:
         """Waits for an expression; the page's own policy forbids playwright's way, which evaluates text in it."""
         deadline = time.monotonic() + timeout_s
         while not self.page.evaluate(expression):

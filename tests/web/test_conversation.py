@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.support.server_process import ServerProcess
 from tests.web.driver import SHORT, ChatPage, text
@@ -26,7 +27,7 @@ def test_a_conversation_that_a_reload_keeps(server: ServerProcess, open_page: Op
     assert chat.said() == ["first line\nsecond line"]
     assert re.fullmatch(
         r"first token [\d.,]+ m?s · [\d.,]+ tokens/s · 12 tokens · prompt \d+( \(\d+ cached\))?"
-        r" · cut off at the token limit",
+        r" · token limit reached",
         chat.stats(),
     )
     assert chat.ask("again")
@@ -51,15 +52,20 @@ def test_the_reply_streams_and_stops(server: ServerProcess, open_page: OpenPage)
         assert "stopped by you" in chat.stats()
         assert "≈" in chat.stats()
         assert chat.page.evaluate("document.activeElement.id") == "composer-input"
+    chat.say("hello")
+    chat.until("document.querySelector('[aria-busy=true] .markdown')?.textContent.length > 10")
     chat.page.reload()
-    assert chat.replies.count() == 2
+    server.wait_idle()
+    assert chat.replies.count() == 3
+    assert len(markdown.inner_text()) > 10
     assert "stopped by you" in chat.stats()
+    assert chat.button("Go on from here").is_visible()
 
 
 def test_regenerate_and_go_on(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server, SHORT)
-    requests = []
-    chat.page.on("request", lambda r: requests.append(r.post_data_json) if r.url.endswith("/chat/completions") else None)
+    requests: list[Any] = []
+    chat.page.on("request", lambda r: requests.append(r.post_data_json) if r.method == "POST" else None)
     first = chat.ask("one")
     chat.button("Write another reply").click()
     assert chat.reply() == first  # greedy

@@ -118,7 +118,9 @@ def test_errors_are_sentences(server: ServerProcess, open_page: OpenPage) -> Non
 def test_a_full_storage_is_told(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server, SHORT)
     chat.answer_with(text("A."))
-    chat.page.evaluate("""() => { Storage.prototype.setItem = () => { throw new DOMException("", "QuotaExceededError"); }; }""")
+    chat.page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }; }"
+    )
     assert chat.ask("hello") == "A."
     chat.page.get_by_text("no room left for conversations").wait_for()
 
@@ -132,7 +134,8 @@ def test_storage_that_makes_no_sense_is_ignored(server: ServerProcess, open_page
           put("panel", "nonsense");
           put("language", "xx");
           put("conversation:a", "{");
-          put("conversation:b", '{"id": "b", "messages": [{"role": "user", "content": {"toString": 1}}, {"role": "assistant", "tool_calls": 7}]}');
+          const messages = [{ role: "user", content: { toString: 1 } }, { role: "assistant", tool_calls: 7 }];
+          put("conversation:b", JSON.stringify({ id: "b", messages }));
           put("conversation:c", '{"id": "c", "messages": [null]}');
         }"""
     )

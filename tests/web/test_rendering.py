@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,8 @@ open <b>fence</b>
 """
 
 
-def test_markdown(server: ServerProcess, open_page: OpenPage) -> None:
-    shown = open_page(server).page.evaluate(SHOW, list(CASES))
+def test_markdown(modules: Any) -> None:
+    shown = modules.evaluate(SHOW, list(CASES))
     assert dict(zip(CASES, shown, strict=True)) == CASES
 
 
@@ -99,9 +100,9 @@ def test_code_and_tables(server: ServerProcess, open_page: OpenPage) -> None:
     assert chat.replies.locator("td").nth(1).get_attribute("class") == "align-end"
 
 
-def test_streamed_is_as_whole_at_every_character(server: ServerProcess, open_page: OpenPage) -> None:
+def test_streamed_is_as_whole_at_every_character(modules: Any) -> None:
     texts = [LONG, *CASES]
-    differing = open_page(server).page.evaluate(
+    differing = modules.evaluate(
         """async (texts) => {
           const { MarkdownView } = await import("/web/markdown.js");
           const differing = [];
@@ -121,8 +122,8 @@ def test_streamed_is_as_whole_at_every_character(server: ServerProcess, open_pag
     assert differing == []
 
 
-def test_what_was_shown_stays_the_same_node(server: ServerProcess, open_page: OpenPage) -> None:
-    assert open_page(server).page.evaluate(
+def test_what_was_shown_stays_the_same_node(modules: Any) -> None:
+    assert modules.evaluate(
         """async () => {
           const { MarkdownView } = await import("/web/markdown.js");
           const view = new MarkdownView();
@@ -136,9 +137,12 @@ def test_what_was_shown_stays_the_same_node(server: ServerProcess, open_page: Op
     )
 
 
-@pytest.mark.parametrize("piece", ["*a ", "**a", "_a ", "`", "[", "[a](", "![", "<", "> ", "- ", "| a ", "  - a\n", "~~a", "#", "\\", "h"])
-def test_awkward_text_takes_no_long(server: ServerProcess, awkward_page: ChatPage, piece: str) -> None:
-    milliseconds = awkward_page.page.evaluate(
+AWKWARD = ["*a ", "**a", "_a ", "`", "[", "[a](", "![", "<", "> ", "- ", "| a ", "  - a\n", "~~a", "#", "\\", "h"]
+
+
+@pytest.mark.parametrize("piece", AWKWARD)
+def test_awkward_text_takes_no_long(modules: Any, piece: str) -> None:
+    milliseconds = modules.evaluate(
         """async (text) => {
           const { MarkdownView } = await import("/web/markdown.js");
           const started = performance.now();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tests.support.server_process import ServerProcess
 from tests.web.driver import SHORT, ChatPage, sse
@@ -69,12 +70,14 @@ def test_the_calculator_answers_by_itself(server: ServerProcess, open_page: Open
 
 def test_forced_calls_and_answers_by_themselves_end(server: ServerProcess, open_page: OpenPage) -> None:
     """A call is forced once only; a model that never stops calling is stopped."""
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "current_time", "arguments": '{"time_zone": "x"}'}}
+    function = {"name": "current_time", "arguments": '{"time_zone": "x"}'}
+    call = {"index": 0, "type": "function", "function": function}
     chat = open_page(server, SHORT)
     chat.open_panel("Tools")
     chat.button("+ current_time").click()
     chat.field("May the model call?").select_option(label="It must call one")
-    requests = chat.answer_with(*(sse({"tool_calls": [{**call, "id": f"c{i}"}]}, reason="tool_calls") for i in range(20)))
+    bodies = [sse({"tool_calls": [{**call, "id": f"c{i}"}]}, reason="tool_calls") for i in range(20)]
+    requests = chat.answer_with(*bodies)
     chat.say("time?")
     chat.page.get_by_label("Result of current_time").wait_for()
     assert [r["tool_choice"] for r in requests] == ["required"] + ["auto"] * 6
@@ -101,9 +104,8 @@ EXPRESSIONS = {
 }
 
 
-def test_the_calculator(server: ServerProcess, open_page: OpenPage) -> None:
-    chat = open_page(server)
-    values = chat.page.evaluate(
+def test_the_calculator(modules: Any) -> None:
+    values = modules.evaluate(
         """async (expressions) => {
           const { calculate } = await import("/web/calculator.js");
           return expressions.map((text) => { try { return calculate(text); } catch (error) { return error.message; } });
@@ -122,9 +124,8 @@ SPELLINGS = [
 ]
 
 
-def test_every_way_to_write_schemas(server: ServerProcess, open_page: OpenPage) -> None:
-    chat = open_page(server)
-    names = chat.page.evaluate(
+def test_every_way_to_write_schemas(modules: Any) -> None:
+    names = modules.evaluate(
         """async (texts) => {
           const { readSchemas } = await import("/web/tools.js");
           return texts.map((text) => readSchemas(text).map(({ name }) => name));
