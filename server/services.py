@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from server.generation_request import GenerationRequest
 from server.metrics import Metrics
 from server.request_context import request_id_var
 from server.server_config import ServerConfig
+from server.web_files import WebFile, load_web_files
 
 
 class Admission:
@@ -69,6 +71,7 @@ class Services:
         engine: generates.
         metrics: counts.
         created: Unix time of the start, for /v1/models.
+        web_files: of the chat page, by name.
     """
 
     config: ServerConfig
@@ -77,6 +80,7 @@ class Services:
     engine: EngineClient
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
+    web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,11 +13,10 @@ from server.errors import JsonResponse
 from server.protocol import ChatCompletionRequest
 from server.routes.health import package_version
 from server.services import Services, ServicesDep
-from server.web_files import INDEX, load_web_files
+from server.web_files import INDEX
 
 router = APIRouter(include_in_schema=False)
 
-_FILES = load_web_files()
 _METHODS = ["GET", "HEAD"]
 # What the page offers to set, with the value of a request that leaves it out and the checkpoint does not say.
 _SAMPLING: dict[str, float] = {
@@ -33,9 +32,9 @@ _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "ex
 
 
 @router.api_route("/", methods=_METHODS)
-async def index(request: Request) -> Response:
+async def index(request: Request, services: ServicesDep) -> Response:
     """Returns the chat page."""
-    return _FILES[INDEX].response(request.headers)
+    return services.web_files[INDEX].response(request.headers)
 
 
 @router.api_route("/web/settings.json", methods=_METHODS)
@@ -53,11 +52,11 @@ async def page_settings(services: ServicesDep) -> Response:
 
 
 @router.api_route("/web/{name}", methods=_METHODS)
-async def web_file(name: str, request: Request) -> Response:
+async def web_file(name: str, request: Request, services: ServicesDep) -> Response:
     """Returns a file of the page."""
-    if name not in _FILES:
+    if name not in services.web_files:
         raise HTTPException(404)
-    return _FILES[name].response(request.headers)
+    return services.web_files[name].response(request.headers)
 
 
 def _defaults(services: Services) -> dict[str, float]:

@@ -51,7 +51,7 @@ async function start() {
   });
   chat.emit("list");
   chat.emit("current");
-  composer.focus();
+  if (!matchMedia("(pointer: coarse)").matches) composer.focus(); // on a phone the keyboard would cover the page
   await connect(chat, panel);
   view.render();
 }

@@ -17,6 +17,7 @@ export class Panel {
     this.shown = null;
     for (const name of TABS) byId(`open-${name}`).addEventListener("click", (event) => this.toggle(name, event.currentTarget));
     onLanguage(() => this.rebuild());
+    narrow.addEventListener("change", () => this.mark());
     const remembered = read("panel");
     if (!narrow.matches && TABS.includes(remembered)) this.open(remembered);
   }
@@ -64,7 +65,9 @@ export class Panel {
     this.contents[name].show(body);
   }
 
+  /** Shows which tab is open; where the panel covers the page, the page behind it cannot be reached. */
   mark() {
+    document.querySelector("main").inert = this.covers;
     for (const name of TABS) byId(`open-${name}`).setAttribute("aria-expanded", String(this.shown === name));
   }
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from docs import page_screenshot
 from server.protocol import ChatCompletionRequest
 from tests.support.server_process import ROOT, ServerProcess
 from tests.web.driver import SHORT, ChatPage, sse, text
@@ -198,6 +200,17 @@ def test_the_live_panel(server: ServerProcess, open_page: OpenPage) -> None:
     chat.page.keyboard.press("Escape")
     chat.reply()
     server.wait_idle()
+
+
+def test_its_picture_for_the_readme(server: ServerProcess, open_page: OpenPage, tmp_path: Path) -> None:
+    chat = open_page(server)
+    requests = chat.answer_with(text("Good day."))
+    path = tmp_path / "page.png"
+    page_screenshot.take(chat.page, Namespace(url=server.url, panel="tools", prompt=["Hello!"], file=path))
+    assert chat.said() == ["What is 37 * 12?", "Hello!"]
+    assert requests[1]["tools"][0]["function"]["name"] == "calculator"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size < page_screenshot.MAX_BYTES
 
 
 @pytest.fixture(scope="module")

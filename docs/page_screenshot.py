@@ -1,4 +1,4 @@
-"""Makes the README's picture of the chat page from a running server: `python docs/screenshots.py URL docs/page.png`.
+"""Makes the README's picture of the chat page from a running server: `python -m docs.page_screenshot URL page.png`.
 
 Needs the package playwright and a chromium. The picture shows real replies of whatever checkpoint the server has.
 """
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--height", type=int, default=820)
     parser.add_argument("--chromium", help="path of the browser (default: the one that is installed)")
     options = parser.parse_args()
+    options.prompt = options.prompt or PROMPTS
     path = options.chromium or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         parser.error("no chromium is installed; name one with --chromium")
@@ -61,11 +62,12 @@ def take(page: Any, options: argparse.Namespace) -> None:
         page.click(f"#open-{options.panel}")
     page.locator(".example").last.click()  # brings its tool along
     wait(page)
-    for prompt in options.prompt or PROMPTS:
+    for prompt in options.prompt:
         page.fill("#composer-input", prompt)
         page.press("#composer-input", "Enter")
         wait(page)
-    page.wait_for_timeout(4500)  # two more readings of the live panel
+    if options.panel == "server":
+        page.wait_for_timeout(4500)  # two more readings of the live panel
     page.mouse.move(0, 0)
     page.screenshot(path=options.file)
 
