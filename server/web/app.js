@@ -107,7 +107,7 @@ async function learn(chat) {
   const { data } = await (await send("v1/models")).json();
   chat.models = data.map(({ id }) => id);
   server.maxModelLen = data[0].max_model_len;
-  byId("model").textContent = chat.model;
+  chat.emit("list");
   await send("ready");
 }
 

@@ -101,6 +101,7 @@ export class Chat extends EventTarget {
     Object.assign(this.current.settings, change);
     write("settings", JSON.stringify(this.current.settings));
     if (this.conversations.includes(this.current)) this.keep(this.current);
+    else this.emit("list");
   }
 
   /** Says something; the reply follows. */

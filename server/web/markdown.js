@@ -15,8 +15,8 @@ const MAX_DEPTH = 10;
 
 /** Shows a text that grows, in an element of its own. */
 export class MarkdownView {
-  constructor(properties = { class: "markdown" }) {
-    this.root = el("div", properties);
+  constructor() {
+    this.root = el("div", { class: "markdown", dir: "auto" });
     this.text = "";
     this.blocks = [];
   }

@@ -12,7 +12,7 @@ export class UserView {
   constructor(message, actions) {
     this.message = message;
     this.actions = actions;
-    this.bubble = el("div", { class: "bubble", text: message.content });
+    this.bubble = el("div", { class: "bubble", dir: "auto", text: message.content });
     this.editButton = iconButton("edit", t("edit"), () => this.edit());
     this.tools = el("div", { class: "actions" }, copyAction(() => message.content), this.editButton);
     this.node = el("article", { class: "message user", "aria-label": t("you") }, speaker(t("you")), this.bubble, this.tools);

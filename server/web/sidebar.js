@@ -36,6 +36,8 @@ export class Sidebar {
     byId("no-conversations").hidden = conversations.length > 0;
     byId("export").disabled = !conversations.length;
     byId("title").textContent = titleOf(current);
+    byId("model").textContent = this.chat.model;
+    document.title = `${titleOf(current)} · qwen-server`;
     if (focused) this.list.querySelector(`[data-id="${focused}"] [data-role="${role}"]`)?.focus();
   }
 

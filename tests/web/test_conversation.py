@@ -36,6 +36,7 @@ def test_a_conversation_that_a_reload_keeps(server: ServerProcess, open_page: Op
     assert chat.replies.first.locator(".markdown").inner_text() == reply
     assert "12 tokens" in chat.stats()
     assert chat.page.locator("#title").inner_text() == "first line second line"
+    assert chat.page.title() == "first line second line · qwen-server"
 
 
 def test_the_reply_streams_and_stops(server: ServerProcess, open_page: OpenPage) -> None:
