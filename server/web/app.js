@@ -92,7 +92,7 @@ async function connect(chat, panel) {
       return;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      byId("banner").textContent = error.message;
+      byId("banner").textContent = error.status === 401 ? error.message : `${error.message} ${t("keepsTrying")}`;
       byId("banner").hidden = false;
       if (error.status === 401) return;
     }

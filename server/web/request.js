@@ -21,6 +21,7 @@ export function chatRequest({ settings }, messages) {
   Object.assign(body, sampling);
   if (limit !== undefined) body.max_completion_tokens = limit;
   if (settings.stop.length) body.stop = settings.stop;
+  if (settings.truncate) body.truncation = "auto";
   const tools = settings.tools.filter((tool) => tool.enabled);
   if (tools.length) {
     body.tools = tools.map((tool) => ({ type: "function", function: tool.function }));

@@ -32,13 +32,13 @@ export class SettingsPanel {
         el("div", { class: "grid" }, ...SAMPLING.map((name) => this.number(name, this.server.limits[name])),
           this.number("seed", WHOLE, t("seedRandom")),
           this.number("max_tokens", { ...WHOLE, minimum: 1, maximum: this.server.maxModelLen ?? WHOLE.maximum }, t("maxTokensRest"))),
-        this.stops(),
+        this.stops(), this.truncate(),
         el("button", { type: "button", class: "button", text: t("resetSampling"), onclick: () => this.reset(body) })),
       this.page());
   }
 
   reset(body) {
-    this.chat.changeSettings({ sampling: {}, stop: [] });
+    this.chat.changeSettings({ sampling: {}, stop: [], truncate: false });
     body.replaceChildren();
     this.show(body);
     body.querySelector("fieldset button")?.focus();
@@ -93,6 +93,12 @@ export class SettingsPanel {
     area.value = this.chat.current.settings.stop.map((stop) => stop.replaceAll("\n", "\\n")).join("\n");
     return el("div", { class: "field" }, el("label", { for: id }, t("set_stop"), el("code", { text: "stop" })), area,
       el("p", { class: "hint", id: `${id}-hint`, text: t("stopHint") }));
+  }
+
+  truncate() {
+    const box = el("input", { id: "setting-truncate", type: "checkbox", checked: this.chat.current.settings.truncate,
+      onchange: () => this.chat.changeSettings({ truncate: box.checked }) });
+    return el("div", { class: "check" }, box, el("label", { for: box.id, text: t("truncate") }));
   }
 
   page() {

@@ -119,6 +119,7 @@ export function readSettings(data = {}) {
     tools: Array.isArray(source.tools) ? source.tools.filter((tool) => isObject(tool?.function)).map(readTool) : [],
     toolChoice: string(source.toolChoice) || "auto",
     autoAnswer: source.autoAnswer !== false,
+    truncate: source.truncate === true,
   };
 }
 

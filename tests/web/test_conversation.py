@@ -182,11 +182,18 @@ def test_settings_are_sent_as_they_are_shown(server: ServerProcess, open_page: O
     chat.field("Seed").fill("-7")
     chat.field("Reply length").fill("5")
     chat.field("Stop at").fill("END\n\\n\\n")
+    chat.page.get_by_label("Drop the oldest messages").check()
     chat.input.click()
     chat.ask("with settings")
     assert requests[1]["messages"][0] == {"role": "system", "content": "Be brief."}
-    sent = {name: requests[1][name] for name in ("temperature", "seed", "max_completion_tokens", "stop")}
-    assert sent == {"temperature": 0.6, "seed": -7, "max_completion_tokens": 5, "stop": ["END", "\n\n"]}
+    sent = {name: requests[1][name] for name in ("temperature", "seed", "max_completion_tokens", "stop", "truncation")}
+    assert sent == {
+        "temperature": 0.6,
+        "seed": -7,
+        "max_completion_tokens": 5,
+        "stop": ["END", "\n\n"],
+        "truncation": "auto",
+    }
     chat.page.reload()
     assert chat.field("Seed").input_value() == "-7"
     chat.button("Back to the server's values").click()
