@@ -26,7 +26,6 @@ class ChatPage:
 
     def open(self) -> None:
         self.page.goto(self.url)
-        self.page.locator("html[lang]").wait_for(state="attached")
         self.until("document.querySelector('#messages').childElementCount > 0")
 
     def until(self, expression: str, timeout_s: float = 30) -> None:
