@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from model.errors import StartupError
 from server.bench import arguments as bench_arguments
+from server.evaluation import command as evaluation_command
 from server.settings import Settings, flag_name, is_repeatable, load_settings
 from server.terminal import arguments as chat_arguments
 
@@ -63,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
     bench_arguments.add_arguments(bench)
     bench.set_defaults(command=_bench)
+    evaluation = subparsers.add_parser(
+        "eval",
+        help="measure tool calls or chat on any OpenAI-compatible server",
+        description="Asks a server the cases of a suite, temperature 0, and prints how many replies are right.",
+    )
+    evaluation_command.add_arguments(evaluation)
+    evaluation.set_defaults(command=evaluation_command.run)
     return parser
 
 
