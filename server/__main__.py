@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from model.errors import StartupError
 from server.bench import arguments as bench_arguments
 from server.evaluation import command as evaluation_command
+from server.memory import command as memory_command
 from server.settings import Settings, flag_name, is_repeatable, load_settings
 from server.terminal import arguments as chat_arguments
 
@@ -71,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluation_command.add_arguments(evaluation)
     evaluation.set_defaults(command=evaluation_command.run)
+    memory = subparsers.add_parser(
+        "memory",
+        help="tell how much memory a checkpoint takes, without loading it",
+        description="Reckons weights, KV cache and what fits into a device, from config.json alone.",
+    )
+    memory_command.add_arguments(memory)
+    memory.set_defaults(command=memory_command.run)
     return parser
 
 

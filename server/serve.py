@@ -7,14 +7,18 @@ ends the process now.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from model.errors import ConfigError, StartupError
+from model.config import ModelConfig
+from model.errors import CheckpointError, ConfigError, StartupError
+from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
 from server.app import create_app
 from server.engine_client import EngineClient
@@ -100,6 +104,7 @@ def serve(settings: Settings) -> None:
     config = settings.server_config()
     configure_logging(config.log_level, config.log_format)
     checkpoint = resolve_checkpoint(config.model)
+    _log_memory(settings, checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
     defaults = GenerationDefaults.from_folder(checkpoint)
     fatal: list[str] = []
@@ -137,6 +142,18 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listener])
     if fatal:
         raise StartupError(fatal[0])
+
+
+def _log_memory(settings: Settings, checkpoint: Path) -> None:
+    """What `qwen-server memory` would say, in one line; how many blocks there are the engine tells when it is ready."""
+    with contextlib.suppress(CheckpointError):  # the engine says it better
+        plan = plan_memory(
+            ModelConfig.from_folder(checkpoint),
+            dtype=settings.dtype,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            block_size=settings.block_size,
+        )
+        logger.info("memory: %s", plan.summary())
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -17,6 +17,8 @@ PURE = {
     "model.messages",
     "model.engine_config",
     "model.config",
+    "model.memory_plan",
+    "model.safetensors_header",
     "model.sequence",
     "model.block_manager",
     "model.free_extents",
