@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
+from model import quantize_options
 from model.errors import StartupError
 from server.bench import arguments as bench_arguments
 from server.evaluation import command as evaluation_command
@@ -79,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     memory_command.add_arguments(memory)
     memory.set_defaults(command=memory_command.run)
+    quantize = subparsers.add_parser(
+        "quantize",
+        help="make an Int4 or Int8 checkpoint from an unquantised one",
+        description="GPTQ in the published layout, layer by layer; on a GPU where there is one.",
+    )
+    quantize_options.add_arguments(quantize)
+    quantize.set_defaults(command=_quantize)
     return parser
 
 
@@ -128,6 +136,10 @@ def _bench(arguments: dict[str, Any]) -> int:
     from server.bench.command import run
 
     return run(argparse.Namespace(**arguments))
+def _quantize(arguments: dict[str, Any]) -> int:
+    from server.quantize import run
+
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ PURE = {
     "model.engine_config",
     "model.config",
     "model.memory_plan",
+    "model.quantize_options",
     "model.safetensors_header",
     "model.sequence",
     "model.block_manager",
