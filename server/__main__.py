@@ -66,6 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
     bench_arguments.add_arguments(bench)
     bench.set_defaults(command=_bench)
+    check = subparsers.add_parser(
+        "check-config",
+        help="show the settings `serve` would use, and where each comes from",
+        description="Takes what `serve` takes; prints the settings, or one line about what is wrong with them.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_settings(check)
+    check.set_defaults(command=_check_config)
     evaluation = subparsers.add_parser(
         "eval",
         help="measure tool calls or chat on any OpenAI-compatible server",
@@ -118,10 +126,10 @@ def _metavar(annotation: Any) -> str:
 
 
 def _serve(arguments: dict[str, Any]) -> int:
-    config_file = arguments.pop("config", None)
-    settings = load_settings(arguments, os.environ, config_file)
     from server.serve import serve
 
+    settings = load_settings(arguments, os.environ, arguments.pop("config", None))
+    arguments.clear()
     serve(settings)
     return 0
 
@@ -136,6 +144,15 @@ def _bench(arguments: dict[str, Any]) -> int:
     from server.bench.command import run
 
     return run(argparse.Namespace(**arguments))
+
+
+def _check_config(arguments: dict[str, Any]) -> int:
+    from server.check_config import check_config
+
+    print(check_config(arguments, os.environ, arguments.pop("config", None)))
+    return 0
+
+
 def _quantize(arguments: dict[str, Any]) -> int:
     from server.quantize import run
 

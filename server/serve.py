@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from server.generation_defaults import GenerationDefaults
 from server.hub import resolve_checkpoint
 from server.logs import configure_logging
 from server.server_config import ServerConfig
-from server.settings import Settings
+from server.settings import SECRETS, Settings, variable_name
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ def serve(settings: Settings) -> None:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
     """
     config = settings.server_config()
+    settings = settings.without_secrets()
+    for name in SECRETS:  # children and whoever dumps the environment need not know them
+        os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
     checkpoint = resolve_checkpoint(config.model)
     _log_memory(settings, checkpoint)
@@ -130,6 +134,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=_LAST_WORDS_S,
             lifespan="on",
             ws="none",
+            **({} if config.tls is None else config.tls.uvicorn_options()),
         ),
         engine,
         config.shutdown_timeout_s,
@@ -138,7 +143,8 @@ def serve(settings: Settings) -> None:
     with listener:
         host, port = listener.getsockname()[:2]
         shown_host = f"[{host}]" if ":" in host else host
-        logger.info("listening on http://%s:%d (model %s)", shown_host, port, ", ".join(config.served_names))
+        scheme = "http" if config.tls is None else "https"
+        logger.info("listening on %s://%s:%d (model %s)", scheme, shown_host, port, ", ".join(config.served_names))
         server.run(sockets=[listener])
     if fatal:
         raise StartupError(fatal[0])

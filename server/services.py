@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from server.generation_request import GenerationRequest
 from server.metrics import Metrics
 from server.request_context import request_id_var
 from server.server_config import ServerConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
@@ -126,6 +129,10 @@ class Services:
         Raises:
             EngineUnavailableError: the engine would not serve it now.
         """
+        if self.config.log_prompts:
+            for prompt in request.prompts:
+                text = self.tokenizer.decode(list(prompt.ids), show_special_tokens=True)
+                logger.info("prompt", extra={"fields": {"text": text}})
         handle = self.engine.submit(
             request.prompts, n=request.n, request_id=request_id_var.get(), priority=request.priority
         )
