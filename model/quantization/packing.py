@@ -6,8 +6,7 @@ import torch
 
 from model.errors import CheckpointError
 from model.quantization.gptq_solver import QuantizedLinear
-
-_WORD_BITS = 32
+from model.quantization.words import WORD_BITS
 
 
 def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None:
@@ -16,7 +15,7 @@ def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None
     Raises:
         CheckpointError: naming it.
     """
-    per_word = _WORD_BITS // bits
+    per_word = WORD_BITS // bits
     if num_inputs % per_word or num_outputs % per_word:
         raise CheckpointError(
             f"{name}: {num_inputs} x {num_outputs} does not divide into words of {per_word} values; "
@@ -34,7 +33,7 @@ def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
     Returns:
         [R * bits / 32, C] int32.
     """
-    per_word = _WORD_BITS // bits
+    per_word = WORD_BITS // bits
     parts = values.to(torch.int32).view(-1, per_word, values.shape[1])
     words = torch.zeros_like(parts[:, 0])
     for place in range(per_word):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
-from demo.recipe import suites
+import pytest
+
+from demo.recipe import calibration, suites
+from model.quantization.calibration import calibration_samples
+from model.tokenizer import Tokenizer
 
 FOLDER = Path(suites.__file__).resolve().parents[1] / "suites"
 
@@ -21,6 +26,16 @@ def test_another_seed_makes_other_cases() -> None:
     same = {json.dumps(case["messages"]) for case in ours} & {json.dumps(case["messages"]) for case in theirs}
     assert len(theirs) == len(ours)
     assert len(same) < len(ours) // 2
+
+
+def test_calibration_text_is_read_by_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "text.jsonl"
+    monkeypatch.setattr(sys, "argv", ["calibration", str(out), "--documents", "5"])
+    calibration.main()
+    tokenizer = Tokenizer({bytes([value]): value for value in range(256)})
+    pieces = calibration_samples(tokenizer, out, num_samples=4, sample_length=64, seed=0)
+    assert pieces.shape == (4, 64)
+    assert len(out.read_text().splitlines()) == 5
 
 
 def test_steps_are_read_back() -> None:

@@ -176,6 +176,15 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_does_the_same(tmp_path: Path) -> None:
+    there = quantize(options(tmp_path / "gpu", device="cuda"))
+    here = quantize(options(tmp_path / "cpu"))
+    assert all(there[name] == pytest.approx(here[name], rel=0.2) for name in here)
+    assert divergence(tmp_path / "gpu") < 1.2 * divergence(tmp_path / "cpu")
+
+
 def test_the_command(tmp_path: Path) -> None:
     target = tmp_path / "Int8"
     command = [sys.executable, "-m", "server", "quantize", str(SOURCE), str(target), "--bits", "8"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
@@ -17,6 +18,7 @@ from model.memory_plan import MemoryPlan, plan_memory
 from model.safetensors_header import read_header
 from server.__main__ import main
 from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape
+from tests.support.engine_driver import LoadedModel
 from tests.support.server_process import ROOT, ServerProcess
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -48,6 +50,14 @@ def test_what_the_engine_says_is_what_the_plan_says(server: ServerProcess, demo_
     assert int(said["weights_bytes"]) == plan.weights_bytes
     assert int(said["kv_cache_bytes"]) == int(said["num_blocks"]) * plan.kv_block_bytes
     assert "memory: weights" in server.log()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["gptq_int4", "gptq_int8", "gptq_int4_asym_desc_act"])
+def test_quantised_weights_stay_about_as_small_as_they_are_stored(name: str, dtype: str) -> None:
+    """How a backend packs them is its own business; a few percent are its to spend."""
+    model = LoadedModel(GOLDEN / name, getattr(torch, dtype))
+    assert model.num_bytes == pytest.approx(plan_memory(model.config, dtype=dtype).weights_bytes, rel=0.08)
 
 
 def test_the_published_cards_are_near() -> None:
