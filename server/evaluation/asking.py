@@ -139,9 +139,9 @@ def to_functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             names |= {call["id"]: call["function"]["name"] for call in calls}
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
             converted.append({**rest, "function_call": calls[0]["function"]})
-        elif message["role"] == "tool":
+        elif message.get("role") == "tool":
             name = names[message["tool_call_id"]]
-            converted.append({"role": "function", "name": name, "content": message["content"]})
+            converted.append({"role": "function", "name": name, "content": message.get("content")})
         else:
             converted.append(message)
     return converted

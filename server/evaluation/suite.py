@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import ConfigError
 
@@ -51,6 +51,21 @@ class ToolCase(_Strict):
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] = Field(min_length=1)
     expected: ExpectedCall | None
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> ToolCase:
+        """Both modes must be able to say it: tools with names, results that belong to calls."""
+        names = [function.get("name") for tool in self.tools if isinstance(function := tool.get("function"), dict)]
+        if len(names) != len(self.tools) or not all(isinstance(name, str) for name in names):
+            raise ValueError("each of the tools needs a function with a name")
+        if self.expected is not None and self.expected.name not in names:
+            raise ValueError(f"expected calls {self.expected.name!r}, which is none of the tools")
+        made: set[Any] = set()
+        for message in self.messages:
+            made |= {call.get("id") for call in message.get("tool_calls") or () if "name" in call.get("function", {})}
+            if message.get("role") == "tool" and message.get("tool_call_id") not in made:
+                raise ValueError("a tool message needs the tool_call_id of an earlier call")
+        return self
 
 
 class ChatCase(_Strict):
@@ -101,7 +116,8 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the line"
-            raise ConfigError(f"{path}, line {number}: {place}: {first['msg'].lower()}") from error
+            reason = str(first["msg"]).removeprefix("Value error, ")
+            raise ConfigError(f"{path}, line {number}: {place}: {reason[:1].lower()}{reason[1:]}") from error
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}, line {number}: not JSON ({error})") from error
         if case.id in ids:

@@ -30,9 +30,14 @@ CARD_FIGURES: dict[tuple[str, int | None], tuple[float, float | None]] = {
 }
 
 
+def short_name(name: str) -> str:
+    """A published checkpoint's name as the table has it: `Qwen/Qwen-1_8B-Chat-Int4` is `qwen-1.8b-int4`."""
+    return name.lower().removeprefix("qwen/").replace("1_8b", "1.8b").replace("-chat", "")
+
+
 def published_shape(name: str) -> ModelConfig | None:
-    """The numbers of a published checkpoint such as `qwen-7b` or `qwen-14b-int4`; None for any other name."""
-    name = name.lower().replace("1_8b", "1.8b").replace("-chat", "")
+    """The numbers of a published checkpoint such as `qwen-7b` or `Qwen/Qwen-14B-Chat-Int4`; None for any other name."""
+    name = short_name(name)
     if name not in PUBLISHED_NAMES:
         return None
     size, _, kind = name.removeprefix("qwen-").partition("-")

@@ -11,7 +11,7 @@ from model.memory_plan import MemoryPlan, plan_memory
 from model.safetensors_header import read_header
 from server.errors import dump_json
 from server.hub import describe_checkpoint
-from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape
+from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape, short_name
 
 _GIB = 1 << 30
 _USUAL_DEVICES = (8, 16, 24, 40, 48, 80, 141)  # GiB
@@ -67,7 +67,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     """
     shape = None if Path(name).is_dir() else published_shape(name)
     if shape is not None:
-        return Checkpoint(name.lower(), shape, None)
+        return Checkpoint(short_name(name), shape, None)
     folder = describe_checkpoint(name, f"nor one of {', '.join(PUBLISHED_NAMES)}")
     files = sorted(folder.glob("*.safetensors"))
     num_bytes = sum(info.num_bytes for file in files for info in read_header(file).values())

@@ -142,6 +142,22 @@ def test_suites_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> No
         load_suite(path, ChatCase)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tools": [{"name": "f"}]}, "each of the tools needs a function with a name"),
+        ({"expected": {"name": "g", "arguments": {}}}, "expected calls 'g', which is none of the tools"),
+        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": ""}]}, "of an earlier call"),
+        ({"expected": {"name": "weather"}}, r"expected\.arguments: field required"),
+    ],
+)
+def test_tool_cases_that_cannot_be_asked(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = tmp_path / "suite.jsonl"
+    path.write_text(json.dumps({**case(CALL).model_dump(), **change}))
+    with pytest.raises(ConfigError, match=words):
+        load_suite(path, ToolCase)
+
+
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 

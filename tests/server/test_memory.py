@@ -104,6 +104,13 @@ def test_every_published_name_has_a_table(capsys: pytest.CaptureFixture[str]) ->
     assert "48.9 / -" in capsys.readouterr().out
 
 
+def test_published_hub_ids_need_no_network(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run(capsys, "Qwen/Qwen-14B-Chat-Int4")
+    assert figures["quantization"] == {"bits": 4, "group_size": 128}
+    assert figures["peak"][6]["card_gb"] == [13.0, 21.8]
+    assert figures == run(capsys, "qwen-14b-int4")
+
+
 def test_settings_count(capsys: pytest.CaptureFixture[str]) -> None:
     figures = run(capsys, "Qwen-1_8B-Chat", "--dtype", "float32", "--block-size", "32", "--max-model-len", "100")
     assert figures["kv_cache_bytes_per_block"] == 32 * figures["kv_cache_bytes_per_token"] == 32 * 2 * 24 * 2048 * 4
