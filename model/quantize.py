@@ -30,12 +30,13 @@ from model.quantization.calibration import calibration_samples
 from model.quantization.checkpoint_writer import CheckpointWriter
 from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
 from model.quantization.packing import check_shape, pack_linear
-from model.quantization.tensor_source import TensorSource
+from model.quantization.tensor_source import TensorSource, all_finite
 from model.quantize_options import QuantizeOptions, add_arguments, read_options
 from model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+_EMBEDDING = "transformer.wte.weight"
 _LINEARS = tuple(name for stage in STAGES for name in stage)
 _DISK_MARGIN = 1.05
 
@@ -81,10 +82,8 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
             on_linear(name, error)
 
     with CheckpointWriter(options.target) as writer, torch.inference_mode():
-        outside = source.read(["transformer.wte.weight"])
-        run = CalibrationRun(config, samples, outside["transformer.wte.weight"], device)
-        writer.add(_as_float16(outside))
-        del outside
+        run = CalibrationRun(config, samples, source.read([_EMBEDDING])[_EMBEDDING], device)
+        writer.add(_as_float16(source.read([_EMBEDDING])))
         for layer in range(config.num_layers):
             writer.add(_quantize_block(options, config, run, source, layer, record))
         writer.add(_as_float16(source.read(["transformer.ln_f.weight", "lm_head.weight"])))
@@ -149,7 +148,7 @@ def _as_float16(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The published layout keeps everything that is not quantised in float16."""
     converted = {name: tensor.to(device="cpu", dtype=torch.float16) for name, tensor in tensors.items()}
     for name, tensor in converted.items():
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise CheckpointError(f"tensor {name!r} has values beyond float16, which this layout stores")
     return converted
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from model.errors import ConfigError
 
-_MAX_SHARD_BYTES = 1 << 30  # also what waits in memory to be written
+_MAX_SHARD_BYTES = 512 << 20  # also what waits in memory to be written, twice: safetensors copies it
 _METADATA = {"format": "pt"}
 _COPIED = ("*.tiktoken", "*.json", "*.py", "LICENSE*", "NOTICE*")
 _NOT_COPIED = ("config.json", "quantize_config.json")

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
-from model.checkpoint import find_weight_files, load_weights
+from model import checkpoint as checkpoint_module
+from model.checkpoint import find_weight_files, iterate_tensors, load_weights
 from model.config import ModelConfig
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -464,3 +465,11 @@ def test_config_and_tensors_agree_for_the_first_releases_names() -> None:
     model = LoadedModel(folder, torch.bfloat16)
     assert model.config == ModelConfig.from_folder(folder)
     assert model.logits(PROMPT).isfinite().all()
+
+
+def test_a_file_of_another_user_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(2)}, str(path))
+    monkeypatch.setattr(checkpoint_module.os, "access", lambda *_: False)  # root may read everything
+    with pytest.raises(CheckpointError, match="permission denied"):
+        list(iterate_tensors(path))
