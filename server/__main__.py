@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_settings(check)
     check.set_defaults(command=_check_config)
+    _add_tools(subparsers)
+    return parser
+
+
+def _add_tools(subparsers: Any) -> None:
+    """Adds what works on checkpoints and servers without being one."""
     evaluation = subparsers.add_parser(
         "eval",
         help="measure tool calls or chat on any OpenAI-compatible server",
@@ -98,7 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quantize_options.add_arguments(quantize)
     quantize.set_defaults(command=_quantize)
-    return parser
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
