@@ -2,7 +2,7 @@
 
 `python -m demo.recipe.suites --out demo/suites` draws conversations from the held-out side of the corpus (tools,
 wordings and values that training never draws) and takes each apart again: messages and tools as a client sends them,
-and what the reply must be. The same seed writes the same bytes. docs/EVALUATION.md describes the format.
+and what the reply must be. The same seed writes the same bytes. docs/evaluation.md describes the format.
 """
 
 from __future__ import annotations

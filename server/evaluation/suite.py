@@ -1,4 +1,4 @@
-"""Suites of cases: JSONL files, one case a line (docs/EVALUATION.md), read strictly.
+"""Suites of cases: JSONL files, one case a line (docs/evaluation.md), read strictly.
 
 Knows nothing of HTTP nor of scores.
 """

@@ -14,6 +14,7 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.kv_cache import kv_cache_block_bytes
 from model.memory_plan import MemoryPlan, plan_memory
 from model.safetensors_header import read_header
 from server.__main__ import main
@@ -58,6 +59,13 @@ def test_quantised_weights_stay_about_as_small_as_they_are_stored(name: str, dty
     """How a backend packs them is its own business; a few percent are its to spend."""
     model = LoadedModel(GOLDEN / name, getattr(torch, dtype))
     assert model.num_bytes == pytest.approx(plan_memory(model.config, dtype=dtype).weights_bytes, rel=0.08)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_the_cache_is_reckoned_as_it_is_allocated(dtype: str) -> None:
+    config = ModelConfig.from_folder(GOLDEN / "gptq_int4")
+    plan = plan_memory(config, kv_cache_dtype=dtype, block_size=32)
+    assert plan.kv_block_bytes == kv_cache_block_bytes(config, 32, getattr(torch, dtype))
 
 
 def test_the_published_cards_are_near() -> None:
