@@ -8,6 +8,7 @@ in a checkpoint is executed: safetensors, or torch's weights-only reader for `.b
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         CheckpointError: the file is truncated, corrupt or holds something other than tensors.
     """
+    if not os.access(path, os.R_OK):  # the readers below would call it missing or corrupt
+        raise CheckpointError(f"{path}: cannot be read: permission denied; is it another user's?")
     if path.suffix == ".safetensors":
         yield from _iterate_safetensors(path)
     else:

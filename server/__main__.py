@@ -11,8 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
+from model import quantize_options
 from model.errors import StartupError
 from server.bench import arguments as bench_arguments
+from server.evaluation import command as evaluation_command
+from server.memory import command as memory_command
 from server.settings import Settings, flag_name, is_repeatable, load_settings
 from server.terminal import arguments as chat_arguments
 
@@ -39,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever reads, `head` perhaps, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,7 +69,41 @@ def build_parser() -> argparse.ArgumentParser:
     bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
     bench_arguments.add_arguments(bench)
     bench.set_defaults(command=_bench)
+    check = subparsers.add_parser(
+        "check-config",
+        help="show the settings `serve` would use, and where each comes from",
+        description="Takes what `serve` takes; prints the settings, or one line about what is wrong with them.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_settings(check)
+    check.set_defaults(command=_check_config)
+    _add_tools(subparsers)
     return parser
+
+
+def _add_tools(subparsers: Any) -> None:
+    """Adds what works on checkpoints and servers without being one."""
+    evaluation = subparsers.add_parser(
+        "eval",
+        help="measure tool calls or chat on any OpenAI-compatible server",
+        description="Asks a server the cases of a suite, temperature 0, and prints how many replies are right.",
+    )
+    evaluation_command.add_arguments(evaluation)
+    evaluation.set_defaults(command=evaluation_command.run)
+    memory = subparsers.add_parser(
+        "memory",
+        help="tell how much memory a checkpoint takes, without loading it",
+        description="Reckons weights, KV cache and what fits into a device, from config.json alone.",
+    )
+    memory_command.add_arguments(memory)
+    memory.set_defaults(command=memory_command.run)
+    quantize = subparsers.add_parser(
+        "quantize",
+        help="make an Int4 or Int8 checkpoint from an unquantised one",
+        description="GPTQ in the published layout, layer by layer; on a GPU where there is one.",
+    )
+    quantize_options.add_arguments(quantize)
+    quantize.set_defaults(command=_quantize)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -94,10 +134,10 @@ def _metavar(annotation: Any) -> str:
 
 
 def _serve(arguments: dict[str, Any]) -> int:
-    config_file = arguments.pop("config", None)
-    settings = load_settings(arguments, os.environ, config_file)
     from server.serve import serve
 
+    settings = load_settings(arguments, os.environ, arguments.pop("config", None))
+    arguments.clear()
     serve(settings)
     return 0
 
@@ -112,6 +152,19 @@ def _bench(arguments: dict[str, Any]) -> int:
     from server.bench.command import run
 
     return run(argparse.Namespace(**arguments))
+
+
+def _check_config(arguments: dict[str, Any]) -> int:
+    from server.check_config import check_config
+
+    print(check_config(arguments, os.environ, arguments.pop("config", None)))
+    return 0
+
+
+def _quantize(arguments: dict[str, Any]) -> int:
+    from server.quantize import run
+
+    return run(arguments)
 
 
 if __name__ == "__main__":

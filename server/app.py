@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,7 @@ from server.prompt_encoding import PromptEncoder
 from server.routes import chat, completions, health, models, page, tokenize
 from server.server_config import ServerConfig
 from server.services import Services
+from server.tracing import Tracer, TracingMiddleware
 
 
 def create_app(
@@ -39,6 +41,7 @@ def create_app(
     metrics = Metrics(config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts)
     engine.on_step(metrics.observe_step)
     grammars = GrammarChecker(tokenizer)
+    tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +52,8 @@ def create_app(
         finally:
             grammars.close()
             await engine.stop()
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="qwen-server",
@@ -81,5 +86,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
+    if tracer is not None:
+        app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
     return app

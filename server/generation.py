@@ -19,6 +19,7 @@ from server.errors import ApiError
 from server.generation_request import GenerationRequest, ReplyReading
 from server.metrics import Metrics
 from server.output_processor import STOP, TOOL_CALLS, ChoiceDelta, ChoiceProcessor
+from server.request_context import request_figures_var
 from server.request_handle import RequestHandle
 
 logger = logging.getLogger(__name__)
@@ -216,6 +217,9 @@ class Generation:
         if self._failure:
             fields["error"] = self._failure
         logger.info("finished", extra={"fields": fields})
+        figures = request_figures_var.get()
+        if figures is not None:
+            figures.update(fields)
 
 
 def _parser(reading: ReplyReading) -> ReActParser:

@@ -44,6 +44,34 @@ def resolve_checkpoint(model: str) -> Path:
     return _fetch(model)
 
 
+def describe_checkpoint(model: str, otherwise: str) -> Path:
+    """Returns a folder with a checkpoint's configuration; of a hub id without its weights, unless they are there.
+
+    Args:
+        model: a folder or a hub id.
+        otherwise: what else it could have been, for the error message.
+
+    Raises:
+        CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise CheckpointError(f"{model}: is a file; give the checkpoint's folder")
+    if _HUB_ID.fullmatch(model) is None:
+        raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name {otherwise}".rstrip())
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=[*_SMALL_FILES, "*.index.json"]))
+    except (OSError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(f"{model}: {_why(error)}") from error
+    except Exception as error:  # a network library's own kinds
+        raise CheckpointError(f"{model}: cannot fetch it from the hub ({_first_line(error)})") from error
+
+
 def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names requests may use, the first being the one replies carry by default.
 

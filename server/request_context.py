@@ -11,6 +11,8 @@ from contextvars import ContextVar
 
 NO_REQUEST = "-"
 request_id_var: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
+# Where a generation leaves the figures of its log line for whoever traces the request; None: nobody does.
+request_figures_var: ContextVar[dict[str, object] | None] = ContextVar("request_figures", default=None)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 

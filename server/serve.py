@@ -7,14 +7,19 @@ ends the process now.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from model.errors import ConfigError, StartupError
+from model.config import ModelConfig
+from model.errors import CheckpointError, ConfigError, StartupError
+from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
 from server.app import create_app
 from server.engine_client import EngineClient
@@ -22,7 +27,7 @@ from server.generation_defaults import GenerationDefaults
 from server.hub import resolve_checkpoint
 from server.logs import configure_logging
 from server.server_config import ServerConfig
-from server.settings import Settings
+from server.settings import SECRETS, Settings, variable_name
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +103,12 @@ def serve(settings: Settings) -> None:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
     """
     config = settings.server_config()
+    settings = settings.without_secrets()
+    for name in SECRETS:  # children and whoever dumps the environment need not know them
+        os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
     checkpoint = resolve_checkpoint(config.model)
+    _log_memory(settings, checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
     defaults = GenerationDefaults.from_folder(checkpoint)
     fatal: list[str] = []
@@ -125,6 +134,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=_LAST_WORDS_S,
             lifespan="on",
             ws="none",
+            **({} if config.tls is None else config.tls.uvicorn_options()),
         ),
         engine,
         config.shutdown_timeout_s,
@@ -133,10 +143,23 @@ def serve(settings: Settings) -> None:
     with listener:
         host, port = listener.getsockname()[:2]
         shown_host = f"[{host}]" if ":" in host else host
-        logger.info("listening on http://%s:%d (model %s)", shown_host, port, ", ".join(config.served_names))
+        scheme = "http" if config.tls is None else "https"
+        logger.info("listening on %s://%s:%d (model %s)", scheme, shown_host, port, ", ".join(config.served_names))
         server.run(sockets=[listener])
     if fatal:
         raise StartupError(fatal[0])
+
+
+def _log_memory(settings: Settings, checkpoint: Path) -> None:
+    """What `qwen-server memory` would say, in one line; how many blocks there are the engine tells when it is ready."""
+    with contextlib.suppress(CheckpointError):  # the engine says it better
+        plan = plan_memory(
+            ModelConfig.from_folder(checkpoint),
+            dtype=settings.dtype,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            block_size=settings.block_size,
+        )
+        logger.info("memory: %s", plan.summary())
 
 
 def _listen(config: ServerConfig) -> socket.socket:

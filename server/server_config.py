@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.credentials import Credentials
+from server.tls import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,9 @@ class ServerConfig:
         cors_allow_origins: web origins whose pages may call the API.
         log_level: of LOG_LEVELS.
         log_format: "text" or "json".
+        log_prompts: write every prompt to the log.
+        tls: certificate and key, or None for plain HTTP.
+        otel_endpoint: where traces go, or None.
     """
 
     model: str
@@ -44,3 +48,6 @@ class ServerConfig:
     cors_allow_origins: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
+    log_prompts: bool = False
+    tls: Tls | None = None
+    otel_endpoint: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from server.metrics import Metrics
 from server.request_context import request_id_var
 from server.server_config import ServerConfig
 from server.web_files import WebFile, load_web_files
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
@@ -130,6 +133,10 @@ class Services:
         Raises:
             EngineUnavailableError: the engine would not serve it now.
         """
+        if self.config.log_prompts:
+            for prompt in request.prompts:
+                text = self.tokenizer.decode(list(prompt.ids), show_special_tokens=True)
+                logger.info("prompt", extra={"fields": {"text": text}})
         handle = self.engine.submit(
             request.prompts, n=request.n, request_id=request_id_var.get(), priority=request.priority
         )

@@ -21,9 +21,12 @@ from server.credentials import Credentials
 from server.hub import served_names
 from server.server_config import ServerConfig
 from server.sizes import parse_size
+from server.tls import tls_from_files
+from server.tracing import require_tracing
 
 ENV_PREFIX = "QWEN_SERVER_"
 CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
+SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
@@ -84,6 +87,13 @@ class Settings(BaseModel):
     cors_allow_origin: Texts = Field((), description="web origin whose pages may call the API, * for all (repeatable)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["text", "json"] = Field("text", description="of log lines")
+    log_prompts: bool = Field(False, description="write every prompt to the log, as the model sees it")
+    ssl_certfile: Path | None = Field(None, description="certificate chain (PEM); the server then speaks HTTPS")
+    ssl_keyfile: Path | None = Field(None, description="its private key (default: in the same file)")
+    ssl_keyfile_password: str | None = Field(None, description="of the private key (better in the environment)")
+    otel_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="send traces to this OTLP/HTTP collector (needs the extra otel)"
+    )
 
     def engine_config(self, checkpoint: Path) -> EngineConfig:
         """Returns what the engine process is told.
@@ -113,9 +123,11 @@ class Settings(BaseModel):
         """Returns what the HTTP side is told.
 
         Raises:
-            ConfigError: the key file cannot be read or is empty.
+            ConfigError: the key file cannot be read or is empty, or certificate or traces cannot be used.
         """
         keys = (*self.api_key, *_read_keys(self.api_key_file))
+        if self.otel_endpoint is not None:
+            require_tracing()
         return ServerConfig(
             model=self.model,
             served_names=served_names(self.model, self.served_model_name),
@@ -132,7 +144,14 @@ class Settings(BaseModel):
             cors_allow_origins=self.cors_allow_origin,
             log_level=self.log_level,
             log_format=self.log_format,
+            log_prompts=self.log_prompts,
+            tls=tls_from_files(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password),
+            otel_endpoint=self.otel_endpoint,
         )
+
+    def without_secrets(self) -> Settings:
+        """A copy to keep while the server runs, when what lets callers in is known by its hashes."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in SECRETS})
 
 
 def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> Settings:
@@ -146,6 +165,22 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_f
     Raises:
         ConfigError: an unknown key, a bad value or a missing one, naming where it came from.
     """
+    return trace_settings(flags, environ, config_file)[0]
+
+
+def trace_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """Like `load_settings`; also tells where each setting that is not a default came from.
+
+    Args:
+        flags: as for `load_settings`.
+        environ: as for `load_settings`.
+        config_file: as for `load_settings`.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
     known = Settings.model_fields.keys()
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -157,13 +192,13 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_f
     for variable, text in environ.items():
         if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
             name = _known(
-                variable.removeprefix(ENV_PREFIX).lower(), known, f"unknown variable {variable}", _variable_name
+                variable.removeprefix(ENV_PREFIX).lower(), known, f"unknown variable {variable}", variable_name
             )
             merged[name], origins[name] = text, variable
     for name, value in flags.items():
         merged[name], origins[name] = value, "MODEL" if name == "model" else flag_name(name)
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(merged), origins
     except ValidationError as error:
         raise ConfigError(_explain(error, origins)) from error
 
@@ -179,7 +214,8 @@ def is_repeatable(field: str) -> bool:
     return get_origin(annotation) is tuple
 
 
-def _variable_name(field: str) -> str:
+def variable_name(field: str) -> str:
+    """Returns the environment variable of a setting."""
     return ENV_PREFIX + field.upper()
 
 
@@ -228,5 +264,4 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         return f"{'MODEL' if name == 'model' else name} is missing: name a checkpoint folder or a hub id"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    secret = name.startswith("api_")
-    return f"{origins.get(name, name)}: {message}" + ("" if secret else f", not {first['input']!r}")
+    return f"{origins.get(name, name)}: {message}" + ("" if name in SECRETS else f", not {first['input']!r}")

@@ -267,3 +267,13 @@ def in_one_message(rng: random.Random, split: str) -> Document:
         else say("(你刚才说了什么|再说一遍|重复一遍你的回答|请再说一次)[。]", rng)
     )
     return doc.user(ask).assistant(answer)
+
+
+def told_value(answer: str) -> str | None:
+    """What an answer of `remember` tells, without the words around it; None for any other text."""
+    for thing in _THINGS:
+        for template in (thing[4], thing[8]):
+            before, _, after = template.partition("{v}")
+            if answer.startswith(before) and answer.endswith(after) and len(answer) > len(before) + len(after):
+                return answer[len(before) : len(answer) - len(after)]
+    return None

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
-from model.checkpoint import find_weight_files, load_weights
+from model import checkpoint as checkpoint_module
+from model.checkpoint import find_weight_files, iterate_tensors, load_weights
 from model.config import ModelConfig
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -383,6 +384,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
+from model.backends.cpu.packed_linear import make_bfloat16_linear
 from tests.support.engine_driver import LoadedModel
 
 def status_bytes(name):
@@ -390,7 +392,9 @@ def status_bytes(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 torch.set_num_threads(1)
-LoadedModel(Path(sys.argv[2]), torch.bfloat16)  # what oneDNN and the loader take once
+LoadedModel(Path(sys.argv[2]), torch.bfloat16)  # what the loader takes once, and the compiler of the kernels
+for wide_results in (False, True):
+    make_bfloat16_linear(torch.zeros(64, 64, dtype=torch.bfloat16), None, wide_results=wide_results)
 before = status_bytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 num_bytes = LoadedModel(Path(sys.argv[1]), torch.bfloat16).num_bytes
@@ -464,3 +468,12 @@ def test_config_and_tensors_agree_for_the_first_releases_names() -> None:
     model = LoadedModel(folder, torch.bfloat16)
     assert model.config == ModelConfig.from_folder(folder)
     assert model.logits(PROMPT).isfinite().all()
+
+
+def test_a_file_of_another_user_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(2)}, str(path))
+    may = os.access  # root may read everything
+    monkeypatch.setattr(checkpoint_module.os, "access", lambda name, mode: name != path and may(name, mode))
+    with pytest.raises(CheckpointError, match="permission denied"):
+        list(iterate_tensors(path))

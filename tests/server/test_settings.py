@@ -8,8 +8,10 @@ import pytest
 
 from model.errors import ConfigError
 from server.__main__ import build_parser
+from server.flag_table import with_table
 from server.settings import Settings, flag_name, load_settings
 from server.sizes import parse_size
+from tests.support.server_process import ROOT
 
 
 def test_a_flag_beats_a_variable_beats_a_file_beats_the_default(tmp_path: Path) -> None:
@@ -36,6 +38,13 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args(["serve", "--help"])
     text = capsys.readouterr().out
     assert all(flag_name(name) in text for name in Settings.model_fields if name != "model")
+
+
+def test_the_readme_lists_the_flags_as_they_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(text) == text, "run: python -m server.flag_table README.md"
+    with pytest.raises(ValueError, match="needs the lines"):
+        with_table("no markers")
 
 
 def test_flags_and_lists() -> None:

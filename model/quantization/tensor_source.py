@@ -1,0 +1,70 @@
+"""Tensors of a checkpoint by name, a few at a time: the rest stays on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from model.checkpoint import find_weight_files, iterate_tensors
+from model.errors import CheckpointError
+
+
+class TensorSource:
+    """The weights of a folder.
+
+    Args:
+        folder: of a checkpoint.
+
+    Raises:
+        CheckpointError: there are no weights, or a file is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file_of: dict[str, Path] = {}
+        for path in find_weight_files(folder):
+            self._file_of |= dict.fromkeys(_names(path), path)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._file_of
+
+    def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Reads tensors in their stored dtype; they may be views of the file, whose pages go when they do.
+
+        Raises:
+            CheckpointError: one is missing, or holds infinities or NaN.
+        """
+        missing = [name for name in names if name not in self._file_of]
+        if missing:
+            raise CheckpointError(f"{self._folder}: missing tensors: {', '.join(missing[:3])}")
+        tensors: dict[str, torch.Tensor] = {}
+        for path in {self._file_of[name] for name in names}:
+            wanted = {name for name in names if self._file_of[name] == path}
+            tensors |= _read(path, wanted)
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not all_finite(tensor):
+                raise CheckpointError(f"{self._folder}: tensor {name!r} holds infinities, NaN or no fractions")
+        return tensors
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether nothing is infinite or NaN; one pass without a copy: such values stay in any sum."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite())
+
+
+def _names(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        return [name for name, _ in iterate_tensors(path)]
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
+    if path.suffix != ".safetensors":
+        return {name: tensor.clone() for name, tensor in iterate_tensors(path) if name in names}
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}

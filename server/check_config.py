@@ -1,0 +1,48 @@
+"""`qwen-server check-config`: the settings as they would be used, each with its source; secrets are not shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.settings import SECRETS, Settings, trace_settings
+
+
+def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None) -> str:
+    """Reads settings as `serve` does and tests what can be tested without the checkpoint: keys, certificate.
+
+    Args:
+        flags: only those given.
+        environ: of the process.
+        config_file: of `--config`.
+
+    Returns:
+        A line for each setting: name, value, source.
+
+    Raises:
+        ConfigError: they cannot be used; one line.
+    """
+    settings, origins = trace_settings(flags, environ, config_file)
+    config = settings.server_config()
+    values = {name: _shown(name, getattr(settings, name)) for name in Settings.model_fields}
+    width = max(map(len, values))
+    longest = max(map(len, values.values()))
+    lines = [f"{name:<{width}}  {value:<{longest}}  {origins.get(name, 'default')}" for name, value in values.items()]
+    credentials = config.credentials
+    guards = [f"{len(credentials.key_digests)} keys"] if credentials.key_digests else []
+    guards += ["one user with a password"] if credentials.basic_digest is not None else []
+    notes = [
+        f"callers need      {' or '.join(guards) or 'nothing: anyone who reaches the port is let in'}",
+        f"requests may name {', '.join(config.served_names)}",
+    ]
+    return "\n".join([*lines, "", *notes])
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in SECRETS and value:
+        return f"({len(value)} hidden)" if isinstance(value, tuple) else "(hidden)"
+    if value is None or value == ():
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

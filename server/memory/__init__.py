@@ -1,0 +1,1 @@
+"""`qwen-server memory`: what a checkpoint needs, told without loading it."""

@@ -1,0 +1,60 @@
+"""HTTPS: certificate and key, tried out before anything is loaded."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files that uvicorn reads.
+
+    Attributes:
+        certfile: certificate chain, PEM.
+        keyfile: private key; None where the chain's file holds it.
+        password: of the private key.
+    """
+
+    certfile: Path
+    keyfile: Path | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        """Arguments of uvicorn.Config."""
+        return {
+            "ssl_certfile": str(self.certfile),
+            "ssl_keyfile": None if self.keyfile is None else str(self.keyfile),
+            "ssl_keyfile_password": self.password,
+        }
+
+
+def tls_from_files(certfile: Path | None, keyfile: Path | None, password: str | None) -> Tls | None:
+    """Checks that the files can be used.
+
+    Args:
+        certfile: certificate chain; None is plain HTTP.
+        keyfile: private key.
+        password: of the private key.
+
+    Raises:
+        ConfigError: a file is missing or no PEM, key and certificate do not belong together, or the password is wrong.
+    """
+    if certfile is None:
+        if keyfile is not None or password is not None:
+            raise ConfigError("--ssl-keyfile and its password need --ssl-certfile")
+        return None
+    for path in filter(None, (certfile, keyfile)):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such certificate or key file")
+    try:
+        # A callback, for without one OpenSSL would ask on the terminal.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, lambda: password or "")
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or "not PEM, or the wrong password"
+        raise ConfigError(f"{certfile}: certificate and key cannot be used ({reason})") from error
+    return Tls(certfile, keyfile, password)
