@@ -21,9 +21,10 @@ from model.errors import InvalidRequestError
 from model.grammar import GrammarCompiler
 from model.grammar_compiler import GrammarError
 from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
-from model.model_runner import ModelRunner, StepResult
+from model.model_runner import ModelRunner
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
 from model.sequence import Sequence
+from model.step_guard import GuardedStep, StepGuard
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Engine:
             max_num_batched_tokens=self._runner.max_num_batched_tokens,
             max_model_len=self._runner.max_model_len,
         )
+        self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._refused: list[SequenceOutput] = []
@@ -88,6 +90,12 @@ class Engine:
 
     def add_request(self, request: AddRequest) -> None:
         """Queues a request's choices. One that can never run ends with an "error" output of the next step."""
+        vocab_size = self._runner.model_config.vocab_size
+        if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
+            # On a GPU such an id would end not this request but the process.
+            message = f"The prompt has ids that do not exist; they go from 0 to {vocab_size - 1}."
+            self._refused += [SequenceOutput(seq_id, [], "error", error=message) for seq_id in request.seq_ids]
+            return
         alpha = self._runner.model_config.rope_alpha(len(request.prompt_ids))
         sequences = [
             Sequence(
@@ -148,31 +156,36 @@ class Engine:
         """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
         self._admit_compiled()
         outputs, self._refused = self._refused, []
+        self._scheduler.max_num_batched_tokens = self._guard.token_budget
         batch = self._scheduler.schedule()
         if batch:
-            result = self._runner.execute(batch)
-            outputs += self._commit(batch, result)
+            outputs += self._commit(batch, self._guard.run(batch))
         stats = self._scheduler.stats()
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
         return StepOutputs(outputs, stats._replace(num_waiting=stats.num_waiting + num_compiling))
 
-    def _commit(self, batch: ScheduledBatch, result: StepResult) -> list[SequenceOutput]:
+    def _commit(self, batch: ScheduledBatch, step: GuardedStep) -> list[SequenceOutput]:
+        result = step.result
+        if result is None:
+            return []
         outputs: list[SequenceOutput] = []
         tokens = {}
-        broken: list[int] = []
+        broken = dict(step.failures)
         for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
             seq_id = entry.seq.seq_id
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
                 if any(math.isnan(score.logprob) for score in scores):
-                    broken.append(seq_id)
+                    broken[seq_id] = _NOT_NUMBERS
             if token is not None:
                 tokens[seq_id] = token
                 if not token.is_valid:
-                    broken.append(seq_id)
+                    broken[seq_id] = _NOT_NUMBERS
+        reason = "abort" if step.is_out_of_memory else "error"
         for seq in self._scheduler.abort(broken):
-            logger.error("request %s: logits are not numbers", seq.request_id)
-            outputs.append(SequenceOutput(seq.seq_id, [], "error", error=_NOT_NUMBERS))
+            message = broken[seq.seq_id]
+            logger.error("request %s: %s", seq.request_id, message)
+            outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
             self._forget([seq.seq_id])
         sampled = [None if token is None else token.token_id for token in result.tokens]
         for update in self._scheduler.update(batch, sampled, result.completed):

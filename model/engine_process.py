@@ -8,6 +8,7 @@ an engine without a server is of no use to anyone.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import select
@@ -30,6 +31,7 @@ from model.messages import (
     EngineFailed,
     FromEngine,
     LoadProgress,
+    Ping,
     Shutdown,
     ToEngine,
     decode,
@@ -168,9 +170,11 @@ def run(connection: Connection) -> int:
                         engine.add_request(message)
                     case Abort(seq_ids):
                         engine.abort(seq_ids)
+                    case Ping():
+                        pass
                     case Shutdown():
                         return 0
-            # Also after a lone abort: the step is empty then, but tells the other side the new state.
+            # Also after a lone abort or ping: the step is empty then, but tells the other side the new state.
             connection.send(engine.step())
     except ConnectionClosed:
         raise
@@ -215,6 +219,8 @@ def main() -> None:
     arguments = parser.parse_args()
     # Ctrl-C reaches the whole process group; when to end is the server's decision, told through the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # the last words of a crash, which the server repeats
+    faulthandler.register(signal.SIGUSR1)  # sent before a hung engine is ended, so that the log says where it hung
     connection = Connection(socket.socket(fileno=arguments.fd))
     try:
         status = run(connection)

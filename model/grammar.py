@@ -7,6 +7,7 @@ one text, in llguidance's Lark dialect or its JSON form.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence as AlignedList
@@ -18,6 +19,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from model.grammar_compiler import compile_grammar, make_ll_tokenizer
 from model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _MAX_CACHED_GRAMMARS = 128
 _NUM_COMPILE_THREADS = 1
@@ -94,10 +97,9 @@ class GrammarStates:
             if (matcher := self._matchers.get(seq_id)) is not None:
                 words = masks[row]
                 words.zero_()
-                if not matcher.is_error():
-                    bits = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.int32)
-                    count = min(len(bits), len(words))
-                    words[:count] = bits[:count]
+                bits = torch.frombuffer(bytearray(_allowed(matcher)), dtype=torch.int32)
+                count = min(len(bits), len(words))
+                words[:count] = bits[:count]
         return masks
 
     def advance(self, seq_id: int, token_id: int) -> bool:
@@ -107,4 +109,27 @@ class GrammarStates:
             Whether the grammar is complete: nothing may follow, so the sequence ends here.
         """
         matcher = self._matchers.get(seq_id)
-        return matcher is not None and (not matcher.consume_token(token_id) or matcher.is_stopped())
+        if matcher is None:
+            return False
+        try:
+            return not matcher.consume_token(token_id) or matcher.is_stopped()
+        except BaseException as error:
+            _reraise_unless_ours(error)
+            return True
+
+
+def _allowed(matcher: LLMatcher) -> bytes:
+    """The bit mask of a matcher; of one that fails, four zero bytes."""
+    try:
+        if not matcher.is_error():
+            return bytes(matcher.compute_bitmask())
+    except BaseException as error:
+        _reraise_unless_ours(error)
+    return bytes(4)
+
+
+def _reraise_unless_ours(error: BaseException) -> None:
+    """A panic in the library is no Exception, but it concerns one sequence like any other failure of its."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    logger.error("a grammar failed: %s", error)

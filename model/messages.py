@@ -61,6 +61,11 @@ class Shutdown:
     """End the engine process now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Say something: an engine between two steps answers with `StepOutputs`, as it does to every message."""
+
+
 class SequenceOutput(NamedTuple):
     """What one step did for one sequence. The one with a `finish_reason` is its last message.
 
@@ -73,7 +78,7 @@ class SequenceOutput(NamedTuple):
         num_cached_tokens: prompt tokens taken from the prefix cache; set in a sequence's first output.
         prompt_logprobs: for each prompt token but the first, in the first output when asked for.
         queue_time_s: waiting time before the first step, in the first output.
-        error: why, when `finish_reason` is "error".
+        error: why, when `finish_reason` is "error" or "abort".
     """
 
     seq_id: int
@@ -153,7 +158,7 @@ class LoadProgress(NamedTuple):
     total_bytes: int
 
 
-ToEngine = AddRequest | Abort | Shutdown
+ToEngine = AddRequest | Abort | Ping | Shutdown
 FromEngine = StepOutputs | EngineReady | EngineFailed | LoadProgress
 
 
@@ -168,6 +173,8 @@ def encode(message: ToEngine | FromEngine) -> bytes:
             body = ["add", message.seq_ids, message.request_id, message.prompt_ids, sampling, message.priority]
         case Abort():
             body = ["abort", message.seq_ids]
+        case Ping():
+            body = ["ping"]
         case Shutdown():
             body = ["shutdown"]
         case EngineReady():
@@ -204,6 +211,8 @@ def decode(payload: bytes) -> ToEngine | FromEngine:
             )
         case "abort":
             return Abort(tuple(fields[0]))
+        case "ping":
+            return Ping()
         case "shutdown":
             return Shutdown()
         case "ready":

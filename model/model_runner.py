@@ -158,6 +158,10 @@ class ModelRunner:
         for seq_id in seq_ids:
             self.grammars.forget(seq_id)
 
+    def undo(self, seq_ids: list[int]) -> None:
+        """Drops what a step that failed half-way may have left half-written; the next one makes it anew."""
+        self._sampler.forget(seq_ids)
+
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Runs one step.

@@ -29,6 +29,7 @@ from model.messages import (
     EngineReady,
     EngineStats,
     LoadProgress,
+    Ping,
     SequenceOutput,
     Shutdown,
     StepOutputs,
@@ -225,6 +226,11 @@ def test_a_lone_abort_of_nothing_is_answered(engine: EngineThread) -> None:
     assert engine.receive().outputs == []
 
 
+def test_a_ping_is_answered(engine: EngineThread) -> None:
+    engine.send(Ping())
+    assert engine.receive().outputs == []
+
+
 def test_a_request_and_its_abort_in_one_write(engine: EngineThread) -> None:
     engine.send(request(0, PROMPT), Abort((0,)), request(1, PROMPT))
     message = engine.receive()
@@ -233,14 +239,14 @@ def test_a_request_and_its_abort_in_one_write(engine: EngineThread) -> None:
 
 
 def test_a_prompt_that_is_too_long_arrives_in_pieces_and_is_refused(engine: EngineThread) -> None:
-    """30,000 tokens are more than a socket takes at once; nothing is said before all of it is there."""
-    data = encode(request(0, [123456] * 30_000))
+    """70,000 tokens are more than a socket takes at once; nothing is said before all of it is there."""
+    data = encode(request(0, [299] * 70_000))
     for start in range(0, len(data), 50_000):
         engine.socket.sendall(data[start : start + 50_000])
         time.sleep(0.01)
     message = engine.receive()
     assert [output.finish_reason for output in message.outputs] == ["error"]
-    assert "30000 tokens" in message.outputs[0].error
+    assert "70000 tokens" in message.outputs[0].error
 
 
 def test_frames_cut_anywhere(engine: EngineThread) -> None:

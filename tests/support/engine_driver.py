@@ -91,7 +91,7 @@ class Driver:
             reply = self.replies[output.seq_id]
             assert reply.finish_reason is None, "an output after the last one"
             is_first = reply.num_cached_tokens is None
-            if output.finish_reason != "error":
+            if output.finish_reason not in ("error", "abort"):
                 assert (output.num_cached_tokens is not None) == is_first
                 assert (output.queue_time_s is not None) == is_first
                 reply.num_cached_tokens = output.num_cached_tokens if is_first else reply.num_cached_tokens
