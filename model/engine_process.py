@@ -8,6 +8,8 @@ an engine without a server is of no use to anyone.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 0.5
 _RECEIVE_BYTES = 1 << 20
+
+_PR_SET_PDEATHSIG = 1
 
 # While every request waits for its grammar to be compiled, this often it is looked whether one is.
 _GRAMMAR_POLL_S = 0.001
@@ -212,6 +216,12 @@ def _one_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _die_with_the_server() -> None:
+    """Asks the kernel to end this process when its server is gone: in a step that hangs, the socket is not read."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """The process's entry point."""
     parser = argparse.ArgumentParser(description="The engine process; started by qwen-server, not by hand.")
@@ -219,6 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Ctrl-C reaches the whole process group; when to end is the server's decision, told through the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_the_server()
     faulthandler.enable()  # the last words of a crash, which the server repeats
     faulthandler.register(signal.SIGUSR1)  # sent before a hung engine is ended, so that the log says where it hung
     connection = Connection(socket.socket(fileno=arguments.fd))

@@ -7,7 +7,9 @@ ids, never text or HTTP.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from model.engine_config import EngineConfig
@@ -16,6 +18,11 @@ from model.messages import Abort, AddRequest, EngineReady, EngineStats, Sequence
 from model.sampling_params import SamplingParams
 from server.engine_supervisor import EngineState, EngineSupervisor
 from server.request_handle import RequestHandle
+
+logger = logging.getLogger(__name__)
+
+# A request that nobody has heard of yet goes to so many engines; more, and it may be what they die of.
+MAX_ATTEMPTS = 3
 
 _UNAVAILABLE = {
     EngineState.LOADING: "The model is still loading; try again in a moment.",
@@ -32,12 +39,22 @@ class Prompt(NamedTuple):
     sampling: SamplingParams
 
 
+@dataclass(slots=True)
+class _Submission:
+    """What to send again should the engine die before it has said anything of a request."""
+
+    messages: list[AddRequest]
+    num_tokens: int
+    num_attempts: int = 1
+
+
 class EngineClient:
     """Requests to the engine, and what comes back.
 
     Args:
         config: of the engine.
         start_timeout_s: the longest silence while it loads.
+        timeout_s: the longest silence after that; None chooses by the device.
         on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
         module: the engine's entry point (another one in tests).
 
@@ -50,21 +67,28 @@ class EngineClient:
         config: EngineConfig,
         *,
         start_timeout_s: float = 600.0,
+        timeout_s: float | None = None,
         on_fatal: Callable[[str], None] | None = None,
         module: str = "model.engine_process",
     ) -> None:
         self._supervisor = EngineSupervisor(
             config,
             on_step=self._on_step,
-            on_death=self._on_death,
-            on_fatal=on_fatal,
+            on_ready=self._on_ready,
+            on_lost=self._on_lost,
+            on_fatal=self._on_fatal,
             start_timeout_s=start_timeout_s,
+            timeout_s=timeout_s,
             module=module,
         )
+        self._tell_fatal = on_fatal
         self._draining = False
         self._seq_ids = itertools.count(1)
         self._handles: dict[int, RequestHandle] = {}
         self._open_requests: set[RequestHandle] = set()
+        self._unstarted: dict[RequestHandle, _Submission] = {}
+        self._num_unstarted_tokens = 0
+        self._is_in_a_hurry = False
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self.stats = EngineStats()
 
@@ -76,11 +100,15 @@ class EngineClient:
         """Ends the engine; open requests end with an error."""
         self._draining = True
         self._fail_all("The server has shut down.")
-        await self._supervisor.stop()
+        await self._supervisor.stop(now=self._is_in_a_hurry)
 
     def drain(self) -> None:
         """Takes no new requests from now on; those that run go on."""
         self._draining = True
+
+    def hurry(self) -> None:
+        """Lets `stop` not wait for the engine's step to end."""
+        self._is_in_a_hurry = True
 
     @property
     def state(self) -> EngineState:
@@ -106,7 +134,12 @@ class EngineClient:
     @property
     def num_unstarted_requests(self) -> int:
         """HTTP requests of which the engine has not yet said anything."""
-        return sum(not handle.has_output for handle in self._open_requests)
+        return len(self._unstarted)
+
+    @property
+    def num_unstarted_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return self._num_unstarted_tokens
 
     def on_step(self, listener: Callable[[EngineStats], None]) -> None:
         """Registers a listener for the state after each step."""
@@ -144,17 +177,25 @@ class EngineClient:
         self._open_requests.add(handle)
         for seq_id in seq_ids:
             self._handles[seq_id] = handle
-        for number, prompt in enumerate(prompts):
-            self._supervisor.send(
-                AddRequest(
-                    seq_ids=tuple(seq_ids[number * n : (number + 1) * n]),
-                    request_id=request_id,
-                    prompt_ids=prompt.ids,
-                    sampling=prompt.sampling,
-                    priority=priority,
-                )
+        messages = [
+            AddRequest(
+                seq_ids=tuple(seq_ids[number * n : (number + 1) * n]),
+                request_id=request_id,
+                prompt_ids=prompt.ids,
+                sampling=prompt.sampling,
+                priority=priority,
             )
+            for number, prompt in enumerate(prompts)
+        ]
+        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts))
+        self._unstarted[handle] = submission
+        self._num_unstarted_tokens += submission.num_tokens
+        self._send_all(messages)
         return handle
+
+    def _send_all(self, messages: list[AddRequest]) -> None:
+        for message in messages:
+            self._supervisor.send(message)
 
     def fail_open_requests(self, message: str) -> None:
         """Ends every open request with an error, and its sequences in the engine."""
@@ -166,8 +207,17 @@ class EngineClient:
         for seq_id in seq_ids:
             self._handles.pop(seq_id, None)
         if not handle.open_seq_ids:
-            self._open_requests.discard(handle)
+            self._forget(handle)
         self._supervisor.send(Abort(seq_ids))
+
+    def _forget(self, handle: RequestHandle) -> None:
+        self._open_requests.discard(handle)
+        self._note_started(handle)
+
+    def _note_started(self, handle: RequestHandle) -> None:
+        submission = self._unstarted.pop(handle, None)
+        if submission is not None:
+            self._num_unstarted_tokens -= submission.num_tokens
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
@@ -183,15 +233,39 @@ class EngineClient:
         if output.finish_reason is not None:
             del self._handles[output.seq_id]
         handle.deliver(output)
+        self._note_started(handle)
         if not handle.open_seq_ids:
             self._open_requests.discard(handle)
 
-    def _on_death(self) -> None:
+    def _on_ready(self) -> None:
+        """Sends again what the engine before this one took along unheard."""
+        if self._unstarted:
+            logger.info("sending %d requests to the new engine", len(self._unstarted))
+        for submission in self._unstarted.values():
+            submission.num_attempts += 1
+            self._send_all(submission.messages)
+
+    def _on_lost(self) -> None:
+        """Ends what cannot be told twice; the rest waits for the next engine."""
         self.stats = EngineStats()
-        self._fail_all("The engine stopped while the request ran; please send it again.")
+        for handle in list(self._open_requests):
+            submission = self._unstarted.get(handle)
+            if submission is None:
+                self._fail(handle, "The engine stopped while the request ran; please send it again.")
+            elif submission.num_attempts >= MAX_ATTEMPTS:
+                self._fail(handle, f"The engine stopped {MAX_ATTEMPTS} times before this request's first token.")
+
+    def _on_fatal(self, reason: str) -> None:
+        self._fail_all(_UNAVAILABLE[EngineState.DEAD])
+        if self._tell_fatal is not None:
+            self._tell_fatal(reason)
 
     def _fail_all(self, message: str) -> None:
-        self._handles = {}
-        handles, self._open_requests = self._open_requests, set()
-        for handle in handles:
-            handle.fail(EngineUnavailableError(message))
+        for handle in list(self._open_requests):
+            self._fail(handle, message)
+
+    def _fail(self, handle: RequestHandle, message: str) -> None:
+        for seq_id in handle.open_seq_ids:
+            self._handles.pop(seq_id, None)
+        self._forget(handle)
+        handle.fail(EngineUnavailableError(message))

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +21,9 @@ from model.messages import FRAME_HEADER, MAX_FRAME_BYTES, FromEngine, Shutdown, 
 logger = logging.getLogger(__name__)
 
 _SOCKET_BUFFER_BYTES = 1 << 20
-_EXIT_GRACE_S = 5.0
+_EXIT_GRACE_S = 2.0
+_LAST_WORDS_S = 0.3  # for a hung engine to write down where it hangs
+_MAX_TAIL_BYTES = 8192
 
 # Reusing freed memory instead of returning it to the kernel: a fresh 8 MB allocation costs 5 ms of page faults.
 _ALLOCATOR_ENV = {
@@ -28,6 +32,8 @@ _ALLOCATOR_ENV = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 _SECRET_ENV_PREFIX = "QWEN_SERVER_API_"
+# How the lines of the engine's own log begin, as text and as JSON.
+_LOG_LINE = re.compile(r'\d{4}-\d\d-\d\d \S+ [A-Z]+ engine: |\{"time":')
 
 
 class FrameReader(asyncio.Protocol):
@@ -80,6 +86,37 @@ class FrameReader(asyncio.Protocol):
         self._on_close(self._error or exc)
 
 
+class StderrRelay:
+    """Passes on what an engine writes to its standard error, and remembers the end of it.
+
+    Args:
+        stream: of the engine.
+    """
+
+    def __init__(self, stream: asyncio.StreamReader) -> None:
+        self._tail = b""
+        self._task = asyncio.create_task(self._relay(stream), name="engine stderr")
+
+    async def _relay(self, stream: asyncio.StreamReader) -> None:
+        while data := await stream.read(1 << 16):
+            self._tail = (self._tail + data)[-_MAX_TAIL_BYTES:]
+            while data:
+                try:
+                    data = data[os.write(2, data) :]
+                except OSError:  # nobody reads ours; the engine must not wait for that
+                    break
+
+    async def last_words(self) -> str | None:
+        """The last line that is not from our own log: what a crash leaves behind. To be called after the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._task
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines()]
+        lines = [line for line in lines if line and not _LOG_LINE.match(line)]
+        telling = [line for line in lines if line.startswith("Fatal Python error")] or lines
+        return telling[-1] if telling else None
+
+
 class EngineLink:
     """A running engine process. Make one with `spawn`; it is used once.
 
@@ -88,10 +125,15 @@ class EngineLink:
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, transport: asyncio.Transport, closed: asyncio.Event
+        self,
+        process: asyncio.subprocess.Process,
+        transport: asyncio.Transport,
+        closed: asyncio.Event,
+        stderr: StderrRelay,
     ) -> None:
         self._process = process
         self._transport = transport
+        self._stderr = stderr
         self.closed = closed
 
     @classmethod
@@ -112,6 +154,7 @@ class EngineLink:
                     sys.executable, "-m", module, "--fd", str(theirs.fileno()),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
                     env=child_environment(os.environ),
                     start_new_session=True,  # Ctrl-C is ours: the engine ends when we have drained
                 )  # fmt: skip
@@ -125,7 +168,8 @@ class EngineLink:
             raise
         payload = config.to_json()
         transport.write(FRAME_HEADER.pack(len(payload)) + payload)
-        return cls(process, transport, closed)
+        assert process.stderr is not None
+        return cls(process, transport, closed, StderrRelay(process.stderr))
 
     @property
     def pid(self) -> int:
@@ -140,44 +184,62 @@ class EngineLink:
         if not self._transport.is_closing():
             self._transport.write(encode(message))
 
-    async def wait(self) -> int:
-        """Waits for the socket to close, then makes sure the process is gone.
+    async def reap(self) -> str:
+        """Makes sure that a process whose socket has closed is gone.
 
         Returns:
-            The exit status, negative for a signal.
+            How it ended, with the last line it wrote.
         """
-        await self.closed.wait()
-        return await self._reap()
+        status = await self._end(_EXIT_GRACE_S)
+        reason = describe_exit(status)
+        last_words = await self._stderr.last_words()
+        return f"{reason}: {last_words[:300]}" if last_words else reason
 
-    async def stop(self) -> None:
-        """Ends the process: asks, then insists."""
+    async def stop(self, grace_s: float = _EXIT_GRACE_S) -> None:
+        """Ends the process: asks, then insists.
+
+        Args:
+            grace_s: how long it may take to follow.
+        """
         self.send(Shutdown())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_EXIT_GRACE_S):
+            async with asyncio.timeout(grace_s):
                 await self.closed.wait()
-        await self._reap()
+                await self._process.wait()
+        await self._end(0)
 
     async def kill(self) -> None:
-        """Ends a process that no longer answers."""
-        self._signal(kill=True)
-        await self._reap()
+        """Ends a process that no longer answers, after it had a moment to write down where it hangs."""
+        self._signal(signal.SIGUSR1)
+        await asyncio.sleep(_LAST_WORDS_S)
+        await self._end(0)
 
-    async def _reap(self) -> int:
+    async def _end(self, grace_s: float) -> int:
         self._transport.close()
-        for kill in (False, True):
-            try:
-                async with asyncio.timeout(_EXIT_GRACE_S):
-                    return await self._process.wait()
-            except TimeoutError:
-                self._signal(kill=kill)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                return await self._process.wait()
+        self._signal(signal.SIGKILL)  # the one that a stopped process obeys too
         return await self._process.wait()
 
-    def _signal(self, *, kill: bool) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            if kill:
-                self._process.kill()
-            else:
-                self._process.terminate()
+            self._process.send_signal(number)
+
+
+def describe_exit(status: int) -> str:
+    """Says in words how a process ended.
+
+    Args:
+        status: its exit status, negative for a signal.
+    """
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return name + (" (out of memory, or by hand)" if -status == signal.SIGKILL else "")
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

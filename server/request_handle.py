@@ -30,7 +30,6 @@ class RequestHandle:
         self._pending: list[tuple[int, SequenceOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: QwenServerError | None = None
-        self.has_output = False
 
     @property
     def open_seq_ids(self) -> tuple[int, ...]:
@@ -44,7 +43,6 @@ class RequestHandle:
             return
         if output.finish_reason is not None:
             del self._open[output.seq_id]
-        self.has_output = True
         self._pending.append((index, output))
         self._wake()
 

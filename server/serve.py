@@ -69,6 +69,7 @@ class DrainingServer(uvicorn.Server):
             self._draining = asyncio.create_task(self._drain(), name="drain")
         else:
             self._draining.cancel()
+            self._engine.hurry()
             self._end("The server was told to shut down at once.")
 
     def _end(self, reason: str) -> None:
@@ -120,6 +121,7 @@ def serve(settings: Settings) -> None:
     engine = EngineClient(
         settings.engine_config(checkpoint),
         start_timeout_s=config.engine_start_timeout_s,
+        timeout_s=config.engine_timeout_s,
         on_fatal=on_fatal,
     )
     # Streams end when they are finished or the drain is over, not because a signal came.

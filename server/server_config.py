@@ -24,6 +24,7 @@ class ServerConfig:
         request_timeout_s: the longest a request may take; None is no limit.
         shutdown_timeout_s: how long running requests may take to finish after SIGTERM.
         engine_start_timeout_s: the longest silence of a loading engine.
+        engine_timeout_s: the longest silence of a running engine; None chooses by the device.
         ping_interval_s: between comments that keep an idle stream open; 0 sends none.
         cors_allow_origins: web origins whose pages may call the API.
         log_level: of LOG_LEVELS.
@@ -44,6 +45,7 @@ class ServerConfig:
     request_timeout_s: float | None = None
     shutdown_timeout_s: float = 30.0
     engine_start_timeout_s: float = 600.0
+    engine_timeout_s: float | None = None
     ping_interval_s: float = 10.0
     cors_allow_origins: tuple[str, ...] = ()
     log_level: str = "info"

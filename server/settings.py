@@ -83,6 +83,9 @@ class Settings(BaseModel):
     request_timeout_s: float | None = Field(None, gt=0, description="longest time for a request (default: no limit)")
     shutdown_timeout_s: float = Field(30.0, ge=0, description="time for running requests to finish after SIGTERM")
     engine_start_timeout_s: float = Field(600.0, gt=0, description="longest silence of a loading engine")
+    engine_timeout_s: float | None = Field(
+        None, gt=0, description="longest silence of a running engine, until it is restarted (default: 60, on a CPU 600)"
+    )
     ping_interval_s: float = Field(10.0, ge=0, description="between comments on idle streams; 0 sends none")
     cors_allow_origin: Texts = Field((), description="web origin whose pages may call the API, * for all (repeatable)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
@@ -140,6 +143,7 @@ class Settings(BaseModel):
             request_timeout_s=self.request_timeout_s,
             shutdown_timeout_s=self.shutdown_timeout_s,
             engine_start_timeout_s=self.engine_start_timeout_s,
+            engine_timeout_s=self.engine_timeout_s,
             ping_interval_s=self.ping_interval_s,
             cors_allow_origins=self.cors_allow_origin,
             log_level=self.log_level,

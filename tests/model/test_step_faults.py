@@ -1,4 +1,4 @@
-"""What breaks in a step: one sequence's fault is its own, memory that runs out slows the loop, a dead device ends it."""
+"""What breaks in a step: one sequence's fault is its own, want of memory slows the loop, a dead device ends it."""
 
 from __future__ import annotations
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 
 from model.engine_config import EngineConfig
 from model.errors import EngineUnavailableError
 from model.sampling_params import SamplingParams
 from server import engine_supervisor
-from server.engine_client import EngineClient, Prompt
-from server.engine_link import child_environment
+from server.engine_client import MAX_ATTEMPTS, EngineClient, Prompt
+from server.engine_link import child_environment, describe_exit
 from server.engine_supervisor import EngineState
+from server.request_handle import RequestHandle
 
 PROMPT = Prompt([1, 2], SamplingParams(max_tokens=5))
 
@@ -24,8 +28,8 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_supervisor, "_FIRST_BACKOFF_S", 0.01)
 
 
-def client_of(mode: str, told: list[str], **settings: float) -> EngineClient:
-    config = EngineConfig(checkpoint_path="none", device=mode)
+def client_of(mode: str, told: list[str], checkpoint: str = "none", **settings: float) -> EngineClient:
+    config = EngineConfig(checkpoint_path=checkpoint, device=mode)
     return EngineClient(config, on_fatal=told.append, module="tests.support.bad_engine", **settings)  # type: ignore[arg-type]
 
 
@@ -40,7 +44,7 @@ async def until(condition: Callable[[], object]) -> None:
     [
         ("silent", "no sign of life for 0.3 s", 0),
         ("refuses", "no such checkpoint", 0),
-        ("crashes", "exit status 3", engine_supervisor.MAX_FAILURES_IN_A_ROW),
+        ("crashes", "(exit status 3: something snapped); that was failure 6 in a row", 5),
     ],
 )
 async def test_hopeless_engines_are_given_up(mode: str, words: str, restarts: int) -> None:
@@ -64,10 +68,10 @@ async def test_a_message_that_cannot_be_read_is_a_death() -> None:
     await client.start()
     await until(lambda: client.state is EngineState.READY)
     handle = client.submit([PROMPT], request_id="r")
-    with pytest.raises(EngineUnavailableError, match="send it again"):
+    with pytest.raises(EngineUnavailableError, match=f"stopped {MAX_ATTEMPTS} times"):
         await asyncio.wait_for(handle.next(), 10)
     assert client.num_open_requests == 0
-    await until(lambda: client.num_restarts == 1)
+    await until(lambda: client.num_restarts == MAX_ATTEMPTS)
     await client.stop()
 
 
@@ -82,6 +86,77 @@ async def test_what_arrived_before_a_death_is_delivered_before_the_error() -> No
             seen += [(index, output.token_ids) for index, output in await asyncio.wait_for(handle.next(), 10)]
     assert seen == [(0, [65]), (1, [66])]
     await client.stop()
+
+
+async def ids_of(handle: RequestHandle) -> list[int]:
+    ids: list[int] = []
+    async with asyncio.timeout(10):
+        while news := await handle.next():
+            for _, output in news:
+                ids += output.token_ids
+    return ids
+
+
+async def test_requests_without_a_token_go_to_the_next_engine(tmp_path: Path) -> None:
+    client = client_of(f"mortal:{MAX_ATTEMPTS - 1}", [], str(tmp_path / "lives"))
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    handles = [client.submit([Prompt([i, 50 + i], PROMPT.sampling)], n=2, request_id="r") for i in range(3)]
+    assert (client.num_unstarted_requests, client.num_unstarted_tokens) == (3, 6)
+    handles[2].abort()  # its client does not wait for that
+    assert (client.num_unstarted_requests, client.num_unstarted_tokens) == (2, 4)
+    assert [await ids_of(handle) for handle in handles[:2]] == [[0, 50, 0, 50], [1, 51, 1, 51]]
+    assert client.num_restarts == MAX_ATTEMPTS - 1
+    assert client.num_open_requests == client.num_unstarted_requests == client.num_unstarted_tokens == 0
+    await client.stop()
+
+
+async def test_requests_that_engines_keep_dying_of_are_given_up(tmp_path: Path) -> None:
+    client = client_of(f"mortal:{MAX_ATTEMPTS}", [], str(tmp_path / "lives"))
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    handle = client.submit([PROMPT], request_id="r")
+    client.drain()  # what was taken is finished, by whichever engine
+    with pytest.raises(EngineUnavailableError, match=f"stopped {MAX_ATTEMPTS} times"):
+        await ids_of(handle)
+    assert client.num_open_requests == client.num_unstarted_requests == 0
+    await until(lambda: client.num_restarts == MAX_ATTEMPTS)
+    await client.stop()
+
+
+@pytest.mark.parametrize("mode", ["hangs", "stopped"])
+async def test_an_engine_that_says_nothing_is_ended(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it has work or not, whether it hangs or was stopped."""
+    client = client_of(mode, [], timeout_s=0.3)
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    pid = client._supervisor.pid
+    handle = client.submit([PROMPT], request_id="r") if mode == "hangs" else None
+    await until(lambda: client.num_restarts == 1)
+    assert pid is not None and not psutil.pid_exists(pid)
+    assert "said nothing for 0.3 s (--engine-timeout-s)" in caplog.text
+    assert handle is None or handle.open_seq_ids, "no token yet: it waits for the next engine"
+    client.hurry()
+    stopped_at = time.monotonic()
+    await client.stop()
+    assert time.monotonic() - stopped_at < 1.5
+
+
+async def test_an_idle_engine_that_answers_lives_on(tmp_path: Path) -> None:
+    client = client_of("mortal:0", [], str(tmp_path / "lives"), timeout_s=0.2)
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    await asyncio.sleep(0.8)
+    assert client.state is EngineState.READY
+    assert client.num_restarts == 0
+    await client.stop()
+
+
+def test_ends_are_described() -> None:
+    assert describe_exit(-11) == "SIGSEGV"
+    assert describe_exit(-9) == "SIGKILL (out of memory, or by hand)"
+    assert describe_exit(-100) == "signal 100"
+    assert describe_exit(3) == "exit status 3"
 
 
 async def test_stopping_ends_open_requests() -> None:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from model.engine_config import EngineConfig
-from model.messages import FRAME_HEADER, EngineFailed, EngineReady, EngineStats, SequenceOutput, StepOutputs, encode
+from model.messages import (
+    FRAME_HEADER,
+    Abort,
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    Ping,
+    SequenceOutput,
+    Shutdown,
+    StepOutputs,
+    decode,
+    encode,
+)
 
 
 def read_frame(sock: socket.socket) -> bytes:
@@ -16,11 +32,34 @@ def read_frame(sock: socket.socket) -> bytes:
     return sock.recv(length, socket.MSG_WAITALL)
 
 
+def serve_in_the_last_life(sock: socket.socket, lives: Path, num_deaths: int) -> None:
+    """Dies of its first request as often as told; then answers each with its prompt, a token a step."""
+    with lives.open("a") as file:
+        file.write("x")
+    is_mortal = len(lives.read_text()) <= num_deaths
+    while True:
+        message = decode(read_frame(sock))
+        match message:
+            case Shutdown():
+                return
+            case Ping() | Abort():
+                sock.sendall(encode(StepOutputs([], EngineStats())))
+            case AddRequest():
+                if is_mortal:
+                    print("2026-01-01 00:00:00,000 INFO engine: a line of the log", file=sys.stderr, flush=True)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                for seq_id in message.seq_ids:
+                    for token_id in message.prompt_ids:
+                        sock.sendall(encode(StepOutputs([SequenceOutput(seq_id, [token_id])], EngineStats())))
+                    sock.sendall(encode(StepOutputs([SequenceOutput(seq_id, [], "stop")], EngineStats())))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int)
     sock = socket.socket(fileno=parser.parse_args().fd)
-    mode = EngineConfig.from_json(read_frame(sock)).device
+    config = EngineConfig.from_json(read_frame(sock))
+    mode, _, number = config.device.partition(":")
     ready = encode(EngineReady(100, 512, 1, 16, 1, 1, "float32", "none", 0.0))
     if mode == "silent":
         time.sleep(60)
@@ -29,7 +68,19 @@ def main() -> None:
         sys.exit(1)
     elif mode == "crashes":
         sock.sendall(ready)
+        print("something snapped\n", file=sys.stderr, flush=True)
         sys.exit(3)
+    elif mode == "mortal":
+        sock.sendall(ready)
+        serve_in_the_last_life(sock, Path(config.checkpoint_path), int(number))
+    elif mode == "hangs":
+        sock.sendall(ready)
+        read_frame(sock)
+        sock.sendall(encode(StepOutputs([], EngineStats())))
+        time.sleep(60)
+    elif mode == "stopped":
+        sock.sendall(ready)
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif mode == "garbage":
         sock.sendall(ready)
         read_frame(sock)
