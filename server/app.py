@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from model.tokenizer import Tokenizer
+from server.admission import Admission, AdmissionMiddleware
 from server.auth import AuthMiddleware
 from server.conversion import Converter
 from server.engine_client import EngineClient
@@ -21,6 +22,7 @@ from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware
 from server.openapi import install_openapi
 from server.prompt_encoding import PromptEncoder
+from server.rate_limits import RateLimiter, RateLimitMiddleware
 from server.routes import chat, completions, health, models, page, tokenize
 from server.server_config import ServerConfig
 from server.services import Services
@@ -42,6 +44,10 @@ def create_app(
     engine.on_step(metrics.observe_step)
     grammars = GrammarChecker(tokenizer)
     tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)
+    admission = Admission(
+        engine, metrics, max_queue_requests=config.max_queue_requests, max_queue_tokens=config.max_queue_tokens
+    )
+    limiter = RateLimiter(config.max_requests_per_minute, config.max_tokens_per_minute)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,8 +72,12 @@ def create_app(
     app.state.services = Services(
         config=config,
         tokenizer=tokenizer,
-        converter=Converter(PromptEncoder(tokenizer, defaults, config.chat_format), grammars),
+        converter=Converter(
+            PromptEncoder(tokenizer, defaults, config.chat_format), grammars, config.max_request_tokens
+        ),
         engine=engine,
+        admission=admission,
+        limiter=limiter,
         metrics=metrics,
     )
     install_error_handlers(app)
@@ -76,6 +86,9 @@ def create_app(
         app.include_router(module.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(AdmissionMiddleware, admission=admission)
+    if limiter.has_limits:
+        app.add_middleware(RateLimitMiddleware, limiter=limiter, metrics=metrics)
     if config.credentials.required:
         app.add_middleware(AuthMiddleware, credentials=config.credentials)
     if config.cors_allow_origins:

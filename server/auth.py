@@ -34,6 +34,7 @@ class AuthMiddleware:
             return
         authorization = Headers(scope=scope).get("authorization")
         if self._credentials.accepts(authorization):
+            scope.setdefault("state", {})["is_authenticated"] = True
             await self._app(scope, receive, send)
             return
         await self._refusal(authorization).response()(scope, receive, send)

@@ -35,10 +35,12 @@ class Converter:
     Args:
         encoder: of the checkpoint.
         grammars: compiles what replies are held to.
+        max_request_tokens: the most tokens a request may ask for, all choices together.
     """
 
     encoder: PromptEncoder
     grammars: GrammarChecker
+    max_request_tokens: int = 1 << 20
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a chat request.
@@ -78,6 +80,7 @@ class Converter:
         reading = None
         if prompt.react.reads_react:
             reading = ReplyReading(prompt.react.opening, prompt.react.allow_calls, calling.is_legacy)
+        self._check_size(request.n or 1, [sampling])
         return _generation_request(request, [Prompt(prompt.ids, sampling)], num_top_logprobs, reading=reading)
 
     async def _chat_grammar(
@@ -149,6 +152,7 @@ class Converter:
                 grammar=grammar,
             )
             prompts.append(Prompt(ids, sampling))
+        self._check_size(n, [prompt.sampling for prompt in prompts])
         return _generation_request(request, prompts, request.logprobs, echo_texts=texts if request.echo else ())
 
     async def _completion_prompts(
@@ -205,6 +209,16 @@ class Converter:
             ignore_eos=bool(request.ignore_eos),
             grammar=grammar,
         )
+
+    def _check_size(self, n: int, samplings: Sequence[SamplingParams]) -> None:
+        asked = n * sum(sampling.max_tokens for sampling in samplings)
+        if asked > self.max_request_tokens:
+            raise InvalidRequestError(
+                f"This asks for {asked} tokens: {n * len(samplings)} choices of up to"
+                f" {max(sampling.max_tokens for sampling in samplings)}. A request may ask for"
+                f" {self.max_request_tokens}; lower 'n' or 'max_tokens', or send several requests.",
+                param="n" if n > 1 else "max_tokens",
+            )
 
     def _eos_token_ids(self, vocab_size: int) -> tuple[int, ...]:
         tokenizer = self.encoder.tokenizer

@@ -90,6 +90,7 @@ class EngineClient:
         self._num_unstarted_tokens = 0
         self._is_in_a_hurry = False
         self._step_listeners: list[Callable[[EngineStats], None]] = []
+        self._start_listeners: list[Callable[[int], None]] = []
         self.stats = EngineStats()
 
     async def start(self) -> None:
@@ -144,6 +145,10 @@ class EngineClient:
     def on_step(self, listener: Callable[[EngineStats], None]) -> None:
         """Registers a listener for the state after each step."""
         self._step_listeners.append(listener)
+
+    def on_start(self, listener: Callable[[int], None]) -> None:
+        """Registers a listener for requests that have their first token; it is told their prompts' tokens."""
+        self._start_listeners.append(listener)
 
     def require_ready(self) -> EngineReady:
         """Returns what the engine can do.
@@ -212,12 +217,13 @@ class EngineClient:
 
     def _forget(self, handle: RequestHandle) -> None:
         self._open_requests.discard(handle)
-        self._note_started(handle)
+        self._leave_queue(handle)
 
-    def _note_started(self, handle: RequestHandle) -> None:
+    def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
         submission = self._unstarted.pop(handle, None)
         if submission is not None:
             self._num_unstarted_tokens -= submission.num_tokens
+        return submission
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
@@ -233,7 +239,10 @@ class EngineClient:
         if output.finish_reason is not None:
             del self._handles[output.seq_id]
         handle.deliver(output)
-        self._note_started(handle)
+        submission = self._leave_queue(handle)
+        if submission is not None:
+            for listener in self._start_listeners:
+                listener(submission.num_tokens)
         if not handle.open_seq_ids:
             self._open_requests.discard(handle)
 

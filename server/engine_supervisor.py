@@ -157,7 +157,10 @@ class EngineSupervisor:
         self._failed = None
         self._is_ready = self._has_worked = False
         self._last_progress_log = time.monotonic()
-        link = self._link = await EngineLink.spawn(self._config, self._on_message, module=self._module)
+        try:
+            link = self._link = await EngineLink.spawn(self._config, self._on_message, module=self._module)
+        except OSError as error:  # no descriptors or no memory: a moment later there may be
+            return _Death(f"cannot start the engine process: {error}", is_startup_error=False, has_worked=False)
         logger.info("engine process %d started", link.pid)
         watch = asyncio.create_task(self._end_if_silent(link), name="engine watch")
         try:

@@ -110,6 +110,17 @@ def server_overloaded(message: str, *, retry_after_s: int) -> ApiError:
     )
 
 
+def rate_limited(message: str, *, retry_after_s: int) -> ApiError:
+    """429: a key has used up what it may have."""
+    return ApiError(
+        429,
+        message,
+        type="rate_limit_exceeded",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(max(1, min(retry_after_s, MAX_RETRY_AFTER_S)))},
+    )
+
+
 def server_error() -> ApiError:
     """500: our own fault; the log has the details."""
     return ApiError(

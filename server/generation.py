@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from model.errors import EngineUnavailableError
@@ -35,6 +35,7 @@ class Generation:
         metrics: told how it went.
         arrived: `time.monotonic()` when the request arrived.
         timeout_s: the longest it may take, or None.
+        on_end: told the number of generated tokens, once.
 
     Attributes:
         num_completion_tokens: of all choices so far.
@@ -50,6 +51,7 @@ class Generation:
         *,
         arrived: float,
         timeout_s: float | None = None,
+        on_end: Callable[[int], None] | None = None,
     ) -> None:
         self.request = request
         self.num_cached_tokens = 0
@@ -57,6 +59,7 @@ class Generation:
         self._metrics = metrics
         self._arrived = arrived
         self._timeout_s = timeout_s
+        self._on_end = on_end
         self._closed = False
         self._failure: str | None = None
         self._queue_time_s = 0.0
@@ -151,7 +154,7 @@ class Generation:
                 code="server_error",
             )
         if output.finish_reason == "abort":
-            raise EngineUnavailableError("The engine gave this request up; please send it again.")
+            raise EngineUnavailableError(output.error or "The engine gave this request up; please send it again.")
         self._observe(index, output)
         before = processor.num_tokens
         delta = processor.push(output)
@@ -190,6 +193,8 @@ class Generation:
         outcome = "error" if self._failure else "abort"
         for _ in range(unfinished):
             self._metrics.count_finished(outcome)
+        if self._on_end is not None:
+            self._on_end(self.num_completion_tokens)
         self._record(outcome if unfinished else ",".join(sorted({str(r) for r in self._finish_reasons})))
 
     def _record(self, reason: str) -> None:

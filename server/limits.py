@@ -1,6 +1,7 @@
 """Bounds on what one request may cost before any of it is worked on.
 
-A pure ASGI middleware for the size of the body; it counts while the body is read and never stores it.
+A pure ASGI middleware for the size of the body and the time it takes; it counts while the body is read and never
+stores it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,15 @@ from server.errors import ApiError, dump_json
 # A client that is cut off while it sends never reads the reply: what it still sends is read and dropped, up to a point.
 _DRAIN_TIMEOUT_S = 5.0
 _DRAIN_FACTOR = 8
+# The longest pause in a body.
+_BODY_TIMEOUT_S = 60.0
+
+_GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+def is_generating(scope: Scope) -> bool:
+    """Whether a request asks the engine for something."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _GENERATING_PATHS
 
 
 class BodyLimitMiddleware:
@@ -40,15 +50,22 @@ class BodyLimitMiddleware:
             await self._refuse(receive, send)
             return
         num_bytes = 0
+        is_complete = False
         started = False
 
         async def counting_receive() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                num_bytes += len(message.get("body", b""))
-                if num_bytes > self._max_body_bytes:
-                    raise self._error()
+            nonlocal num_bytes, is_complete
+            if is_complete:
+                return await receive()  # the news that the client has left
+            try:
+                async with asyncio.timeout(_BODY_TIMEOUT_S):
+                    message = await receive()
+            except TimeoutError:
+                raise _too_slow() from None
+            is_complete = not message.get("more_body", False)
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise self._error()
             return message
 
         async def watching_send(message: Message) -> None:
@@ -91,3 +108,12 @@ class BodyLimitMiddleware:
                         break
                     left -= len(message.get("body", b""))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _too_slow() -> ApiError:
+    return ApiError(
+        408,
+        f"The request body paused for more than {_BODY_TIMEOUT_S:g} s; please send it again.",
+        code="request_timeout",
+        headers={"Connection": "close"},
+    )

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import server_error
+from server.limits import is_generating
 from server.metrics import Metrics
 from server.request_context import choose_request_id, request_id_var
 
@@ -63,7 +64,7 @@ class RequestContextMiddleware:
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
         route = scope.get("route")
-        handler = getattr(route, "path", None) or "none"
+        handler = getattr(route, "path", None) or (scope["path"] if is_generating(scope) else "none")
         self._metrics.observe_http(scope["method"], handler, status, duration_s)
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
         if scope["path"] in _QUIET and status != 500:

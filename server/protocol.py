@@ -14,6 +14,11 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_MESSAGES = 4096
+MAX_TOOLS = 512
+# Both are gone through for each token.
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 256
 _INT64 = 1 << 63
 
 JsonObject = dict[str, Any]
@@ -123,13 +128,15 @@ class SamplingFields(WireModel):
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: Number | None = Field(None, gt=0, le=1e6, description="1 is off")
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
-        None, description="token id (as a text) to what is added to its logit"
+        None, max_length=MAX_LOGIT_BIASES, description="token id (as a text) to what is added to its logit"
     )
     seed: int | None = Field(
         None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"
     )
     stop: Stop = Field(None, description=f"text, or up to {MAX_STOPS} texts, at which a choice ends")
-    stop_token_ids: TokenIds | None = Field(None, description="token ids at which a choice ends")
+    stop_token_ids: TokenIds | None = Field(
+        None, max_length=MAX_STOP_TOKEN_IDS, description="token ids at which a choice ends"
+    )
     include_stop_str_in_output: bool | None = Field(None, description="leave what ended the choice in its text")
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
     priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="lower is served first")
@@ -177,7 +184,9 @@ class ChatMessage(WireModel):
 class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="the conversation, oldest first")
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="the conversation, oldest first"
+    )
     max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
     max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
     logprobs: bool | None = None
@@ -189,13 +198,17 @@ class ChatCompletionRequest(SamplingFields):
         None, description='{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", ...}; enforced'
     )
     tools: list[JsonObject] | None = Field(
-        None, description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema'
+        None,
+        max_length=MAX_TOOLS,
+        description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema',
     )
     tool_choice: str | JsonObject | None = Field(
         None, description="none, auto, required, one function, or allowed_tools"
     )
     parallel_tool_calls: bool | None = Field(None, description="accepted; these models make one call a turn")
-    functions: list[JsonObject] | None = Field(None, description="older form of tools, OpenAI's or Qwen's")
+    functions: list[JsonObject] | None = Field(
+        None, max_length=MAX_TOOLS, description="older form of tools, OpenAI's or Qwen's"
+    )
     function_call: str | JsonObject | None = Field(None, description="older form of tool_choice")
     truncation: str | None = Field(None, description="auto drops whole oldest turns that do not fit the context")
     modalities: list[str] | None = None
@@ -223,14 +236,14 @@ class TokenizeRequest(WireModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool | None = Field(None, description="as in /v1/completions")
     add_generation_prompt: bool | None = Field(None, description="open the assistant's turn (the default)")
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
-    tools: list[JsonObject] | None = None
+    tools: list[JsonObject] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: str | JsonObject | None = Field(None, description="as in /v1/chat/completions: a forced call opens")
-    functions: list[JsonObject] | None = None
+    functions: list[JsonObject] | None = Field(None, max_length=MAX_TOOLS)
     function_call: str | JsonObject | None = None
 
 

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable
 
 from model.errors import QwenServerError
 from model.messages import SequenceOutput
+from server.errors import ApiError
+
+# Outputs that may wait for a consumer; about 16 MB of them.
+MAX_PENDING_OUTPUTS = 1 << 16
 
 
 class RequestHandle:
     """Outputs of all sequences of one HTTP request.
 
     Everything that has arrived since the last look is taken at once, so a slow consumer gets fewer, larger
-    pieces and never holds the loop.
+    pieces and never holds the loop. One that is too slow even for that loses the request.
 
     Args:
         request_id: of the HTTP request.
@@ -29,7 +33,7 @@ class RequestHandle:
         self._on_abort = on_abort
         self._pending: list[tuple[int, SequenceOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._error: QwenServerError | None = None
+        self._error: QwenServerError | ApiError | None = None
 
     @property
     def open_seq_ids(self) -> tuple[int, ...]:
@@ -44,6 +48,11 @@ class RequestHandle:
         if output.finish_reason is not None:
             del self._open[output.seq_id]
         self._pending.append((index, output))
+        if len(self._pending) > MAX_PENDING_OUTPUTS and self._open:
+            self._error = ApiError(
+                408, "The reply was read too slowly to be kept.", type="server_error", code="reader_too_slow"
+            )
+            self.abort()
         self._wake()
 
     def fail(self, error: QwenServerError) -> None:
@@ -65,6 +74,7 @@ class RequestHandle:
 
         Raises:
             QwenServerError: the engine cannot finish the request.
+            ApiError: too much had not been taken.
         """
         while not self._pending:
             if self._error is not None:

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +26,7 @@ from model.tokenizer import Tokenizer
 from server.app import create_app
 from server.engine_client import EngineClient
 from server.generation_defaults import GenerationDefaults
+from server.http_protocol import HttpProtocol
 from server.hub import resolve_checkpoint
 from server.logs import configure_logging
 from server.server_config import ServerConfig
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 75  # longer than the pools of usual clients and proxies keep idle connections
 _LAST_WORDS_S = 2  # for streams that were cut to send their error
 _POLL_S = 0.05
+_MAX_DESCRIPTORS = 1 << 16
 
 
 class DrainingServer(uvicorn.Server):
@@ -129,6 +133,7 @@ def serve(settings: Settings) -> None:
     server = DrainingServer(
         uvicorn.Config(
             create_app(config, tokenizer, defaults, engine),
+            http=partial(HttpProtocol, send_timeout_s=config.send_timeout_s),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
@@ -141,6 +146,7 @@ def serve(settings: Settings) -> None:
         engine,
         config.shutdown_timeout_s,
     )
+    _allow_many_connections()
     listener = _listen(config)
     with listener:
         host, port = listener.getsockname()[:2]
@@ -172,8 +178,19 @@ def _listen(config: ServerConfig) -> socket.socket:
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Inherited by connections: the kernel ends those on which nothing moves, also once we are done with them.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * config.send_timeout_s))
         listener.bind(address)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port") from error
     return listener
+
+
+def _allow_many_connections() -> None:
+    """The usual limit of 1024 descriptors is meant for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -21,6 +21,11 @@ class ServerConfig:
         credentials: who may use the API.
         max_body_bytes: the largest request body.
         max_queue_requests: requests that may wait for their first token; more are refused.
+        max_queue_tokens: prompt tokens that may wait so.
+        max_request_tokens: the most tokens a request may ask for.
+        max_requests_per_minute: of one key; None is no limit.
+        max_tokens_per_minute: of one key; None is no limit.
+        send_timeout_s: how long a client may leave its reply unread.
         request_timeout_s: the longest a request may take; None is no limit.
         shutdown_timeout_s: how long running requests may take to finish after SIGTERM.
         engine_start_timeout_s: the longest silence of a loading engine.
@@ -42,6 +47,11 @@ class ServerConfig:
     credentials: Credentials = field(default_factory=Credentials)
     max_body_bytes: int = 16 << 20
     max_queue_requests: int = 1024
+    max_queue_tokens: int = 1 << 20
+    max_request_tokens: int = 1 << 20
+    max_requests_per_minute: int | None = None
+    max_tokens_per_minute: int | None = None
+    send_timeout_s: float = 60.0
     request_timeout_s: float | None = None
     shutdown_timeout_s: float = 30.0
     engine_start_timeout_s: float = 600.0

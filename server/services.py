@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from model.tokenizer import Tokenizer
+from server.admission import Admission
 from server.conversion import Converter
 from server.engine_client import EngineClient
-from server.errors import ApiError, server_overloaded
+from server.errors import ApiError
 from server.generation import Generation
 from server.generation_request import GenerationRequest
 from server.metrics import Metrics
+from server.rate_limits import RateLimiter
 from server.request_context import request_id_var
 from server.server_config import ServerConfig
 from server.web_files import WebFile, load_web_files
+from server.while_connected import while_connected
 
 logger = logging.getLogger(__name__)
-
-
-class Admission:
-    """Decides whether a request may wait, and when one that may not should come back.
-
-    Args:
-        engine: knows who waits.
-        max_queue_requests: the most that may wait for a first token.
-    """
-
-    def __init__(self, engine: EngineClient, max_queue_requests: int) -> None:
-        self._engine = engine
-        self._max_queue_requests = max_queue_requests
-        self._admitted_at: deque[float] = deque(maxlen=256)
-
-    def check(self) -> None:
-        """Admits a request.
-
-        Raises:
-            EngineUnavailableError: the engine would not serve it now.
-            ApiError: 429, too many wait already.
-        """
-        self._engine.require_ready()
-        waiting = self._engine.num_unstarted_requests
-        if waiting >= self._max_queue_requests:
-            raise server_overloaded(
-                f"{waiting} requests are waiting already; please try again later.",
-                retry_after_s=self._retry_after_s(waiting),
-            )
-        self._admitted_at.append(time.monotonic())
-
-    def _retry_after_s(self, waiting: int) -> int:
-        """A guess: with a full queue, requests are admitted at the rate at which others get their first token."""
-        if len(self._admitted_at) < 2:
-            return 1
-        seconds = time.monotonic() - self._admitted_at[0]
-        return math.ceil(waiting / 2 * seconds / len(self._admitted_at))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +36,8 @@ class Services:
         tokenizer: of the checkpoint.
         converter: understands requests.
         engine: generates.
+        admission: decides who may wait for it.
+        limiter: counts what each key asks for.
         metrics: counts.
         created: Unix time of the start, for /v1/models.
         web_files: of the chat page, by name.
@@ -81,13 +47,11 @@ class Services:
     tokenizer: Tokenizer
     converter: Converter
     engine: EngineClient
+    admission: Admission
+    limiter: RateLimiter
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
-    admission: Admission = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.admission = Admission(self.engine, self.config.max_queue_requests)
 
     def resolve_model(self, asked: str | None) -> str:
         """Returns the name replies carry.
@@ -107,39 +71,30 @@ class Services:
             param="model",
         )
 
-    def admit(self) -> None:
-        """Refuses a request that could not be served soon, before any work is done for it.
-
-        Raises:
-            EngineUnavailableError: the engine would not serve it now.
-            ApiError: too many requests wait.
-        """
-        try:
-            self.admission.check()
-        except ApiError as error:
-            self.metrics.count_rejected(error.code or "")
-            raise
-
-    def generate(self, http: Request, request: GenerationRequest) -> Generation:
-        """Hands a request to the engine.
+    async def generate(self, http: Request, understand: Callable[[], Awaitable[GenerationRequest]]) -> Generation:
+        """Waits until a request is understood and hands it to the engine.
 
         Args:
-            http: it came by.
-            request: what to generate.
+            http: it came by; its body has been read.
+            understand: what is to be generated; given up if the client leaves.
 
         Returns:
             What must be closed in the end, whatever happens.
 
         Raises:
             EngineUnavailableError: the engine would not serve it now.
+            ApiError: too much waits already, or the client has left.
         """
-        if self.config.log_prompts:
-            for prompt in request.prompts:
-                text = self.tokenizer.decode(list(prompt.ids), show_special_tokens=True)
-                logger.info("prompt", extra={"fields": {"text": text}})
-        handle = self.engine.submit(
-            request.prompts, n=request.n, request_id=request_id_var.get(), priority=request.priority
-        )
+        with self.admission.place():
+            request = await while_connected(http.receive, understand())
+            self._log_prompts(request)
+            self.admission.check_prompt(request.num_prompt_tokens)
+            handle = self.engine.submit(
+                request.prompts, n=request.n, request_id=request_id_var.get(), priority=request.priority
+            )
+        caller = http.scope["state"].get("caller", "")
+        if self.limiter.has_limits:
+            self.limiter.charge(caller, request.num_prompt_tokens)
         return Generation(
             request,
             handle,
@@ -147,7 +102,14 @@ class Services:
             self.metrics,
             arrived=http.scope["state"]["arrived"],
             timeout_s=self.config.request_timeout_s,
+            on_end=(lambda num_tokens: self.limiter.charge(caller, num_tokens)) if self.limiter.has_limits else None,
         )
+
+    def _log_prompts(self, request: GenerationRequest) -> None:
+        if self.config.log_prompts:
+            for prompt in request.prompts:
+                text = self.tokenizer.decode(list(prompt.ids), show_special_tokens=True)
+                logger.info("prompt", extra={"fields": {"text": text}})
 
 
 def get_services(request: Request) -> Services:

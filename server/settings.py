@@ -80,7 +80,18 @@ class Settings(BaseModel):
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
     max_body_bytes: Size = Field(16 << 20, description="largest request body")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a first token; more get 429")
+    max_queue_tokens: int = Field(
+        1 << 20, ge=1, description="prompt tokens that may wait for a first token; more get 429"
+    )
+    max_request_tokens: int = Field(
+        1 << 20, ge=1, description="most tokens a request may ask for, all its choices together"
+    )
+    max_requests_per_minute: int | None = Field(None, ge=1, description="of one key (default: no limit)")
+    max_tokens_per_minute: int | None = Field(
+        None, ge=1, description="of one key, prompts and replies together (default: no limit)"
+    )
     request_timeout_s: float | None = Field(None, gt=0, description="longest time for a request (default: no limit)")
+    send_timeout_s: float = Field(60.0, gt=0, description="how long a client may leave its reply unread")
     shutdown_timeout_s: float = Field(30.0, ge=0, description="time for running requests to finish after SIGTERM")
     engine_start_timeout_s: float = Field(600.0, gt=0, description="longest silence of a loading engine")
     engine_timeout_s: float | None = Field(
@@ -140,6 +151,11 @@ class Settings(BaseModel):
             credentials=Credentials.from_secrets(keys, self.api_auth),
             max_body_bytes=self.max_body_bytes,
             max_queue_requests=self.max_queue_requests,
+            max_queue_tokens=self.max_queue_tokens,
+            max_request_tokens=self.max_request_tokens,
+            max_requests_per_minute=self.max_requests_per_minute,
+            max_tokens_per_minute=self.max_tokens_per_minute,
+            send_timeout_s=self.send_timeout_s,
             request_timeout_s=self.request_timeout_s,
             shutdown_timeout_s=self.shutdown_timeout_s,
             engine_start_timeout_s=self.engine_start_timeout_s,

@@ -5,7 +5,6 @@ Both free the engine at once when the client goes away, whatever the request was
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -20,12 +19,11 @@ from server.errors import JsonResponse, as_api_error, dump_json
 from server.generation import Generation
 from server.output_processor import ChoiceDelta
 from server.protocol import SamplingFields
+from server.while_connected import while_connected
 
 logger = logging.getLogger(__name__)
 
 DONE_EVENT = b"data: [DONE]\n\n"
-# What nginx and others write in their logs for a client that hung up; nobody reads the reply.
-CLIENT_CLOSED_REQUEST = 499
 
 
 class Reply(Protocol):
@@ -123,17 +121,9 @@ async def whole_reply(request: Request, generation: Generation, reply: Reply) ->
         generation: already submitted.
         reply: writes the chunks that are folded.
     """
-    work = asyncio.create_task(_fold(generation, reply))
-    gone = asyncio.create_task(_client_gone(request.receive))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return JsonResponse(work.result())
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return JsonResponse(await while_connected(request.receive, _fold(generation, reply)))
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
         generation.close()
 
 
@@ -144,8 +134,3 @@ async def _fold(generation: Generation, reply: Reply) -> dict[str, Any]:
                 for chunk in reply.chunks(delta):
                     reply.add(chunk)
     return reply.result(generation.usage())
-
-
-async def _client_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -37,8 +37,8 @@ async def create_chat_completion(
 ) -> Response:
     """Answers a conversation with one or more choices."""
     model = services.resolve_model(body.model)
-    services.admit()
-    understood = await services.converter.chat(body, services.engine.require_ready())
-    generation = services.generate(request, understood)
-    reply = ChatReply(understood, model, services.tokenizer)
+    generation = await services.generate(
+        request, lambda: services.converter.chat(body, services.engine.require_ready())
+    )
+    reply = ChatReply(generation.request, model, services.tokenizer)
     return await respond(request, generation, reply, body, services.config.ping_interval_s)

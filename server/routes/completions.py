@@ -37,8 +37,8 @@ async def create_completion(
 ) -> Response:
     """Continues one or more prompts, each with one or more choices."""
     model = services.resolve_model(body.model)
-    services.admit()
-    understood = await services.converter.completion(body, services.engine.require_ready())
-    generation = services.generate(request, understood)
-    reply = CompletionReply(understood, model, services.tokenizer)
+    generation = await services.generate(
+        request, lambda: services.converter.completion(body, services.engine.require_ready())
+    )
+    reply = CompletionReply(generation.request, model, services.tokenizer)
     return await respond(request, generation, reply, body, services.config.ping_interval_s)

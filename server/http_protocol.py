@@ -1,0 +1,163 @@
+"""uvicorn's HTTP parser, with the patience it lacks an end to: for heads of requests, and for clients that do not read.
+
+The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
+stream and its place in the engine. Knows connections and nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.errors import ApiError, dump_json
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 << 10
+# From the first byte of a request (or from the connection) to the end of its head.
+HEAD_TIMEOUT_S = 60.0
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        send_timeout_s: how long a client may leave what was written to it unread.
+        options: of the base class.
+    """
+
+    def __init__(self, *, send_timeout_s: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._send_timeout_s = send_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._num_head_bytes = 0
+        self._num_unparsed_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts to wait for a request."""
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops all waiting."""
+        self._stop_head_timer()
+        self._stop_send_timer()
+        super().connection_lost(exc)
+
+    # How long the head of a request may be, and how long it may take.
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came."""
+        self._num_unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._num_unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._num_head_bytes = self._num_unparsed_bytes = 0
+        self._start_head_timer()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its target."""
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header, before the body or after it."""
+        super().on_header(name, value)
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self._num_unparsed_bytes = 0
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        self._num_unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is complete."""
+        self._num_unparsed_bytes = 0
+        super().on_message_complete()
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._num_unparsed_bytes = 0
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            raise ValueError("a head that is too large")  # the parser ends, and send_400_response says why
+
+    def _refuse_head(self) -> None:
+        error = ApiError(
+            431, f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.", code="request_too_large"
+        )
+        self._answer_and_close(error)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, in the shape of all errors."""
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+        else:
+            self._answer_and_close(ApiError(400, f"{msg} Send HTTP/1.1 with a complete body.", code="bad_request"))
+
+    def _answer_and_close(self, error: ApiError) -> None:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = dump_json(error.body())
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b"
+                % (error.status_code, HTTPStatus(error.status_code).phrase.encode(), len(body), body)
+            )
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._end_silent_connection)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_silent_connection(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # else the head is of a pipelined request
+            self.transport.abort()
+
+    # How long a client may not read.
+
+    def pause_writing(self) -> None:
+        """More is written than the client takes."""
+        super().pause_writing()
+        self._stop_send_timer()
+        self._send_timer = self.loop.call_later(self._send_timeout_s, self._end_slow_reader)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        self._stop_send_timer()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _end_slow_reader(self) -> None:
+        logger.warning("ending a connection whose client has read nothing for %g s", self._send_timeout_s)
+        self.transport.abort()  # to the request it is a client that left
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends an idle connection, also one whose client has not read its last reply."""
+        if not self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            else:
+                self.transport.close()
