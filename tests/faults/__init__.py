@@ -1,0 +1,1 @@
+"""What a server has to live through, done to real ones."""

@@ -1,0 +1,53 @@
+"""The soak of benchmarks/soak.py, a few seconds of each part; the long ones are marked slow."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.soak import broken_promises
+from benchmarks.soak_faults import kill_rounds, overload
+from benchmarks.soak_malformed import malformed
+from benchmarks.soak_memory import soak
+from tests.faults.conftest import StartServer
+
+# A busy machine says little about latencies: they are measured by the soak itself, on a quiet one.
+TIMINGS = {"the admitted are served as fast", "refusing is quick", "it is back soon"}
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+async def test_an_engine_that_is_killed_again_and_again(start_server: StartServer, rounds: int) -> None:
+    server = start_server()
+    figures = await kill_rounds(server, rounds=rounds, streams=64, max_tokens=100)
+    assert not set(broken_promises("kill", figures)) - TIMINGS, figures
+    assert "SIGKILL" in server.log()
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+async def test_more_load_than_it_can_carry(start_server: StartServer, seconds: int) -> None:
+    server = start_server("--max-num-seqs", "8", "--max-queue-requests", "8")
+    figures = await overload(server, concurrency=8, seconds=seconds, max_tokens=24)
+    assert not set(broken_promises("overload", figures)) - TIMINGS, figures
+    assert figures["admitted"] and figures["refused"]
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+async def test_nonsense(start_server: StartServer, count: int) -> None:
+    server = start_server()
+    figures = await malformed(server, requests=count, concurrency=16, seed=count)
+    assert not broken_promises("malformed", figures), figures
+    assert figures["statuses"]["400"] > count / 2
+
+
+@pytest.mark.slow
+async def test_memory_stays_flat(start_server: StartServer) -> None:
+    server = start_server()
+    figures = await soak(server, requests=20_000, first=5000)
+    assert not broken_promises("memory", figures), figures
+
+
+async def test_every_kind_of_request_and_clients_that_leave(start_server: StartServer) -> None:
+    figures = await soak(start_server(), requests=120, first=60, cancelled=0.2)
+    assert not figures["problems"]
+    assert figures["cancelled"] > 5
+    assert figures["fds"][1] <= figures["fds"][0] + 1
