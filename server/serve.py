@@ -180,7 +180,7 @@ def _listen(config: ServerConfig) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Inherited by connections: the kernel ends those on which nothing moves, also once we are done with them.
-            # Later than we do (see HttpProtocol), who can say so in the log.
+            # It counts from the client's last read, HttpProtocol from when the kernel's own buffer is full.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * config.send_timeout_s))
         listener.bind(address)
     except OSError as error:

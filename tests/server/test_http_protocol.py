@@ -1,0 +1,101 @@
+"""What the parser of requests does to connections that take too long or say too much."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from server import http_protocol
+from server.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with what it was sent."""
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Client:
+    """The other end of a connection with the protocol."""
+
+    def __init__(self, protocol: HttpProtocol, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.protocol = protocol
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, data: bytes) -> bytes:
+        self.writer.write(data)
+        return await asyncio.wait_for(self.reader.read(1 << 16), 5)
+
+
+@pytest.fixture
+async def client(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    config = uvicorn.Config(app, ws="none", log_config=None)
+    protocol = HttpProtocol(send_timeout_s=0.2, config=config, server_state=ServerState(), app_state={})
+    ours, theirs = socket.socketpair()
+    await asyncio.get_running_loop().create_connection(lambda: protocol, sock=ours)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    yield Client(protocol, reader, writer)
+    writer.close()
+    protocol.transport.abort()
+
+
+GOOD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def test_a_good_request_and_a_second_one(client: Client) -> None:
+    assert (await client.ask(GOOD)).endswith(b"\r\n\r\nhi")
+    await asyncio.sleep(0.3)  # an idle connection is no head that takes too long
+    assert (await client.ask(GOOD)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"GET / HTTP/1.1\r\nX"])
+async def test_a_head_that_is_too_large(client: Client, start: bytes) -> None:
+    client.writer.write(GOOD)
+    assert (await client.reader.read(1 << 16)).endswith(b"hi")
+    client.writer.write(start)
+    client.writer.write(b"y" * (MAX_HEAD_BYTES - 1000))
+    await asyncio.sleep(0.02)
+    answer = await client.ask(b"y" * (MAX_HEAD_BYTES + 1))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"request_too_large"' in answer
+
+
+async def test_many_small_headers_are_too_large_together(client: Client) -> None:
+    answer = await client.ask(b"GET / HTTP/1.1\r\n" + b"X: 0123456789\r\n" * 8000)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_what_is_not_http_is_told_in_the_usual_shape(client: Client) -> None:
+    answer = await client.ask(b"hello?\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b'{"error":{"message":"Invalid HTTP request received.' in answer
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost"])
+async def test_a_head_that_takes_too_long(client: Client, head: bytes) -> None:
+    assert await client.ask(head) == b""
+
+
+async def test_a_client_that_reads_too_slowly(client: Client) -> None:
+    protocol = client.protocol
+    await client.ask(GOOD)
+    protocol.pause_writing()
+    await asyncio.sleep(0.1)
+    protocol.resume_writing()
+    await asyncio.sleep(0.2)
+    assert not protocol.transport.is_closing(), "it has caught up in time"
+    protocol.pause_writing()
+    assert await client.ask(b"") == b""
