@@ -11,6 +11,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.messages import EngineStats
+from server import limits
+from server.errors import ApiError
 from server.limits import BodyLimitMiddleware
 from server.metrics import Metrics
 from server.middleware import RequestContextMiddleware
@@ -68,6 +70,23 @@ async def test_body_limit(pieces: list[bytes], length: str | None, status: int) 
     if status == 413:
         assert json.loads(body)["error"]["code"] == "request_too_large"
         assert reply_headers["connection"] == "close"
+
+
+async def test_a_body_that_pauses_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_BODY_TIMEOUT_S", 0.05)
+    pieces: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.sleep(10)
+        return pieces.pop(0)
+
+    async def send(message: Message) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
+    with pytest.raises(ApiError) as caught:  # which becomes a reply where all errors do
+        await BodyLimitMiddleware(echo_size, 10)(scope, receive, send)
+    assert caught.value.status_code == 408
 
 
 async def test_an_unexpected_failure_is_a_plain_500(caplog: pytest.LogCaptureFixture) -> None:
