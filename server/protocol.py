@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_MESSAGES = 4096
+MAX_PARTS = 1024
 MAX_TOOLS = 512
 # Both are gone through for each token.
 MAX_LOGIT_BIASES = 1024
@@ -34,6 +44,24 @@ def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("should be a number, not true or false")
     return value
+
+
+class _FirstError(FailFast):
+    """Stops at the first item that is wrong; unlike its base it may stand in a union."""
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Looks at the length first: pydantic would check every item and keep an error for each, a kilobyte a byte sent."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise ValueError(f"should have at most {limit} items, not {len(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _check_stop(value: str | list[str] | None) -> str | list[str] | None:
@@ -70,7 +98,7 @@ def _check_prompt(value: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
-Stop = Annotated[str | list[str] | None, AfterValidator(_check_stop)]
+Stop = Annotated[str | Annotated[list[str], _FirstError()] | None, AfterValidator(_check_stop)]
 PromptField = Annotated[
     Any,
     PlainValidator(_check_prompt),
@@ -103,6 +131,14 @@ def _check_ids(value: object) -> object:
     raise ValueError("should be a list of token ids")
 
 
+Tools = Annotated[list[JsonObject], _FirstError(), Field(max_length=MAX_TOOLS), _at_most(MAX_TOOLS)]
+LogitBias = Annotated[
+    dict[str, Annotated[Number, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+    _at_most(MAX_LOGIT_BIASES),
+]
+
+
 class StreamOptions(WireModel):
     """Options of a streamed reply."""
 
@@ -127,9 +163,7 @@ class SamplingFields(WireModel):
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: Number | None = Field(None, gt=0, le=1e6, description="1 is off")
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=MAX_LOGIT_BIASES, description="token id (as a text) to what is added to its logit"
-    )
+    logit_bias: LogitBias | None = Field(None, description="token id (as a text) to what is added to its logit")
     seed: int | None = Field(
         None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"
     )
@@ -170,23 +204,30 @@ class ToolCallField(WireModel):
     function: FunctionCallField
 
 
+Parts = Annotated[list[ContentPart], _FirstError(), Field(max_length=MAX_PARTS), _at_most(MAX_PARTS)]
+ToolCalls = Annotated[list[ToolCallField], _FirstError(), Field(max_length=MAX_TOOLS), _at_most(MAX_TOOLS)]
+
+
 class ChatMessage(WireModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Parts | None = None
     name: str | None = Field(None, description="of the speaker; accepted, and needed by role function")
-    tool_calls: list[ToolCallField] | None = None
+    tool_calls: ToolCalls | None = None
     function_call: FunctionCallField | None = None
     tool_call_id: str | None = None
+
+
+Messages = Annotated[
+    list[ChatMessage], _FirstError(), Field(min_length=1, max_length=MAX_MESSAGES), _at_most(MAX_MESSAGES)
+]
 
 
 class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(
-        min_length=1, max_length=MAX_MESSAGES, description="the conversation, oldest first"
-    )
+    messages: Messages = Field(description="the conversation, oldest first")
     max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
     max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
     logprobs: bool | None = None
@@ -197,21 +238,18 @@ class ChatCompletionRequest(SamplingFields):
     response_format: JsonObject | None = Field(
         None, description='{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", ...}; enforced'
     )
-    tools: list[JsonObject] | None = Field(
+    tools: Tools | None = Field(
         None,
-        max_length=MAX_TOOLS,
         description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema',
     )
     tool_choice: str | JsonObject | None = Field(
         None, description="none, auto, required, one function, or allowed_tools"
     )
     parallel_tool_calls: bool | None = Field(None, description="accepted; these models make one call a turn")
-    functions: list[JsonObject] | None = Field(
-        None, max_length=MAX_TOOLS, description="older form of tools, OpenAI's or Qwen's"
-    )
+    functions: Tools | None = Field(None, description="older form of tools, OpenAI's or Qwen's")
     function_call: str | JsonObject | None = Field(None, description="older form of tool_choice")
     truncation: str | None = Field(None, description="auto drops whole oldest turns that do not fit the context")
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], _FirstError()] | None = None
     audio: JsonObject | None = None
     web_search_options: JsonObject | None = None
 
@@ -236,14 +274,14 @@ class TokenizeRequest(WireModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="as in /v1/completions")
     add_generation_prompt: bool | None = Field(None, description="open the assistant's turn (the default)")
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
-    tools: list[JsonObject] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Tools | None = None
     tool_choice: str | JsonObject | None = Field(None, description="as in /v1/chat/completions: a forced call opens")
-    functions: list[JsonObject] | None = Field(None, max_length=MAX_TOOLS)
+    functions: Tools | None = None
     function_call: str | JsonObject | None = None
 
 
