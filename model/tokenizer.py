@@ -55,6 +55,7 @@ class Tokenizer:
     Attributes:
         num_ranks: ids below it are ordinary text.
         num_tokens: ordinary and special tokens together; ids at or above it have no token.
+        longest_token_bytes: length of the longest token, names of special ones included.
         endoftext_id: id of `<|endoftext|>`, likewise `im_start_id` and `im_end_id`.
     """
 
@@ -67,6 +68,7 @@ class Tokenizer:
         self.endoftext_id = self._special_ids[ENDOFTEXT]
         self.im_start_id = self._special_ids[IM_START]
         self.im_end_id = self._special_ids[IM_END]
+        self.longest_token_bytes = max(map(len, [*ranks, *names]))
         self._bytes: list[bytes] = [b""] * self.num_ranks
         for token, token_id in ranks.items():
             self._bytes[token_id] = token

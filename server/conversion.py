@@ -20,7 +20,7 @@ from server.grammar_check import GrammarChecker
 from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
 from server.response_format import AnswerFormat, read_answer_format
-from server.token_budget import budget, prompt_window
+from server.token_budget import budget, prompt_window, refuse_hopeless_length
 from server.unsupported import refuse_impossible
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -52,6 +52,9 @@ class Converter:
         _check_stream_options(request)
         if request.top_logprobs is not None and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        if request.truncation != "auto":
+            texts = (message.content for message in request.messages if isinstance(message.content, str))
+            refuse_hopeless_length(texts, self.encoder.tokenizer, engine.max_model_len, param="messages")
         calling = read_function_calling(request)
         answer = read_answer_format(request)
         newer_name = request.max_completion_tokens is not None
@@ -165,6 +168,7 @@ class Converter:
         elif isinstance(prompt[0], int):
             prompt = [prompt]
         if isinstance(prompt[0], str):
+            refuse_hopeless_length(prompt, self.encoder.tokenizer, engine.max_model_len, param="prompt")
             return prompt, await self.encoder.texts(prompt, with_special_tokens=bool(request.add_special_tokens))
         for number, ids in enumerate(prompt):
             check_ids(ids, engine.vocab_size, param="prompt" if len(prompt) == 1 else f"prompt[{number}]")

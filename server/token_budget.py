@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from model.errors import InvalidRequestError
+from model.tokenizer import Tokenizer
 
 _SHORT_REPLY_TOKENS = 512
+# Outside of ASCII, normalisation may join so many characters into one.
+_MAX_JOINED_CHARS = 4
+
+
+def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model_len: int, *, param: str) -> None:
+    """Refuses texts that cannot fit whatever tokens they become, before the work of finding out which.
+
+    Args:
+        texts: each, or what there is of it, goes into one prompt.
+        tokenizer: of the checkpoint.
+        max_model_len: prompt and reply together.
+        param: the field they came from.
+
+    Raises:
+        InvalidRequestError: one does not fit, with code `context_length_exceeded`.
+    """
+    limit = max_model_len * tokenizer.longest_token_bytes
+    for text in texts:
+        if len(text) > (limit if text.isascii() else limit * _MAX_JOINED_CHARS):
+            raise InvalidRequestError(
+                f"This model's maximum context length is {max_model_len} tokens. However, your {param} has a text of"
+                f" {len(text)} characters, which cannot fit. Please reduce the length of the {param}.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
 def prompt_window(truncation: str | None, asked: int | None, max_model_len: int) -> int | None:

@@ -14,7 +14,7 @@ from server.generation_defaults import GenerationDefaults
 from server.generation_request import GenerationRequest
 from server.prompt_encoding import PromptEncoder
 from server.protocol import ChatCompletionRequest, CompletionRequest
-from server.token_budget import budget
+from server.token_budget import budget, refuse_hopeless_length
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 
@@ -202,3 +202,15 @@ async def test_stops_and_seeds() -> None:
     assert (await chat(stop=[])).stops == (await chat(stop="")).stops == ()
     assert (await sampling(seed=-1)).seed == (1 << 63) - 1
     assert (await sampling()).seed is None
+
+
+@pytest.mark.parametrize("text", ["x", "e\u0301", "\ud83d\ude00", "<|endoftext|>"])
+def test_only_what_cannot_fit_is_refused_without_counting(text: str) -> None:
+    """Neither characters that are joined nor names of special tokens make a text hopeless that is not."""
+    tokenizer = byte_tokenizer()
+    fitting = text * (64 // max(1, len(tokenizer.encode_with_special_tokens(text))))
+    assert len(tokenizer.encode_with_special_tokens(fitting)) <= 64
+    refuse_hopeless_length([fitting], tokenizer, 64, param="prompt")
+    with pytest.raises(InvalidRequestError) as caught:
+        refuse_hopeless_length(["", text * 6000], tokenizer, 64, param="prompt")
+    assert caught.value.code == "context_length_exceeded"
