@@ -45,7 +45,7 @@ class ServerConfig:
     port: int = 8000
     chat_format: str = "auto"
     credentials: Credentials = field(default_factory=Credentials)
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: int = 4 << 20
     max_queue_requests: int = 1024
     max_queue_tokens: int = 1 << 20
     max_request_tokens: int = 1 << 20

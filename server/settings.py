@@ -78,7 +78,7 @@ class Settings(BaseModel):
     api_key: Texts = Field((), description="key that lets a caller in (repeatable; better in the environment)")
     api_key_file: Path | None = Field(None, description="file with one key a line")
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
-    max_body_bytes: Size = Field(16 << 20, description="largest request body")
+    max_body_bytes: Size = Field(4 << 20, description="largest request body")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a first token; more get 429")
     max_queue_tokens: int = Field(
         1 << 20, ge=1, description="prompt tokens that may wait for a first token; more get 429"
