@@ -24,7 +24,7 @@ from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs,
 from model.model_runner import ModelRunner
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
 from model.sequence import Sequence
-from model.step_guard import GuardedStep, StepGuard
+from model.step_guard import STEP_FAILED, GuardedStep, StepGuard
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +139,13 @@ class Engine:
                     logger.error("a grammar failed to compile", exc_info=error)
                 self._refuse(sequences, f"The grammar cannot be used: {error}")
                 continue
-            for seq in sequences:
-                self._runner.grammars.start(seq.seq_id, future.result())
+            try:
+                for seq in sequences:
+                    self._runner.grammars.start(seq.seq_id, future.result())
+            except Exception:
+                logger.exception("a compiled grammar cannot be used")
+                self._refuse(sequences, STEP_FAILED)
+                continue
             self._schedule(sequences)
 
     def abort(self, seq_ids: Iterable[int]) -> None:

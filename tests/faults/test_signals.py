@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from benchmarks.soak_client import SoakClient
-from benchmarks.soak_server import SoakServer
 from tests.faults.conftest import StartServer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -25,11 +24,6 @@ async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
-
-
-def num_waiting(server: SoakServer) -> float:
-    """Requests whose body has come but whose reply has not begun, as the log and the metrics cannot tell."""
-    return len([c for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == "ESTABLISHED"])
 
 
 async def test_a_hang_and_a_death_before_the_first_token(start_server: StartServer) -> None:

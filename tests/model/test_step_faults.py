@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,19 @@ def test_ids_that_do_not_exist_never_reach_the_device(driver: Driver) -> None:
         reply = driver.run([request(0, ids)])[0]
         assert reply.finish_reason == "error"
         assert "from 0 to 299" in (reply.error or "")
+
+
+def test_a_grammar_that_cannot_be_started_ends_its_request_only(driver: Driver) -> None:
+    class Matcher:
+        def deep_copy(self) -> Matcher:
+            raise RuntimeError("no copy")
+
+    compiled: Future[Any] = Future()
+    compiled.set_result(Matcher())
+    driver.engine._grammar_compiler._compiled["bad"] = compiled
+    replies = driver.run([request(0, [4], grammar="bad"), request(1, [4])])
+    assert replies[0].error == STEP_FAILED
+    assert replies[1].finish_reason == "length"
 
 
 def test_a_grammar_that_fails_in_a_step_ends_its_sequence_only(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
