@@ -176,5 +176,5 @@ def test_the_engine_gets_an_allocator_and_no_keys() -> None:
     assert "QWEN_SERVER_API_KEY" not in child
     assert (child["PATH"], child["MALLOC_TOP_PAD_"]) == ("p", "1")
     assert int(child["MALLOC_MMAP_THRESHOLD_"]) == 1 << 30
-    assert int(child["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == 128
+    assert child["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == child["LRU_CACHE_CAPACITY"] == "32"
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
