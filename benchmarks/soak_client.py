@@ -10,8 +10,8 @@ from urllib.parse import SplitResult
 
 import orjson
 
-from benchmarks.serving_http import Connection, request_bytes
-from benchmarks.serving_wire import Disconnected, ProtocolError
+from server.bench.http import Connection, request_bytes
+from server.bench.wire import Disconnected, ProtocolError
 
 CHAT_PATH = "/v1/chat/completions"
 _HEADERS = {"Content-Type": "application/json"}

@@ -7,9 +7,9 @@ import random
 import time
 from typing import Any
 
-from benchmarks.serving_report import percentile
 from benchmarks.soak_client import Ending, SoakClient
 from benchmarks.soak_server import SoakServer
+from server.bench.report import percentile
 
 Figures = dict[str, Any]
 
