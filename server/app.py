@@ -67,7 +67,7 @@ def create_app(
         summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
         lifespan=lifespan,
         redirect_slashes=False,
-        strict_content_type=False,  # `curl -d` without a header says it sends a form; what it sends is JSON
+        strict_content_type=False,  # a body without a Content-Type is JSON
     )
     app.state.services = Services(
         config=config,

@@ -26,4 +26,25 @@ def _document(app: FastAPI) -> dict[str, Any]:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    _name_bounds(document["components"]["schemas"])
     return document
+
+
+# What pydantic calls a bound of a value that a function of ours has looked at before.
+_BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+
+
+def _name_bounds(node: Any) -> None:
+    """Gives bounds the names that JSON schema has for them, everywhere below a schema."""
+    if isinstance(node, list):
+        for item in node:
+            _name_bounds(item)
+    if isinstance(node, dict):
+        for name, keyword in _BOUNDS.items():
+            if isinstance(node.get(name), int | float):
+                bound = node.pop(name)
+                for branch in node.get("anyOf", [node]):
+                    if branch.get("type") in ("integer", "number"):
+                        branch[keyword] = bound
+        for value in node.values():
+            _name_bounds(value)

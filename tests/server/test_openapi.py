@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
+from server import openapi
+from server.protocol import ChatCompletionRequest
 from tests.conftest import SMALL
 from tests.support.server_process import ServerProcess, running_server
 from tests.support.wishes import BATCHES
@@ -28,6 +31,16 @@ with warnings.catch_warnings():
     )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+def test_bounds_have_the_names_of_json_schema() -> None:
+    schema = ChatCompletionRequest.model_json_schema()
+    raw = {"components": schema}
+    openapi._name_bounds(raw)
+    text = json.dumps(raw)
+    assert not any(f'"{name}":' in text for name in ("ge", "le", "gt", "lt"))
+    temperature = schema["properties"]["temperature"]["anyOf"][0]
+    assert temperature == {"type": "number", "minimum": 0, "maximum": 2}
 
 
 @pytest.fixture(scope="module")
