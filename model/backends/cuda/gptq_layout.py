@@ -1,8 +1,8 @@
 """GPTQ weights in the layout the Triton kernels read: made once, at load.
 
 The published files pack inputs k, k + 1, ... of one output into a word. A kernel that unpacks a word gets values that
-belong to different rows of its tile, so a tile's inputs are dealt out anew: with R = 16 words of a column in a tile, the
-value at place s of word r is input `s * R + r` of the tile. What place s holds of all words is then 16 consecutive
+belong to different rows of its tile, so a tile's inputs are dealt out anew: with R = 16 words of a column in a tile,
+the value at place s of word r is input `s * R + r` of the tile. What place s holds of all words is then 16 consecutive
 inputs, one slice of a product, and reading x needs no gathering.
 """
 

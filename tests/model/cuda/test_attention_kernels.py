@@ -18,8 +18,9 @@ class Pool:
     """A cache of one layer with NaN (or 127) in every slot that no sequence owns."""
 
     def __init__(
-        self, lengths: list[int], head_dim: int, block_size: int, dtype: torch.dtype, is_int8: bool, device: torch.device
-    ) -> None:
+        self, lengths: list[int], head_dim: int, block_size: int, dtype: torch.dtype, is_int8: bool,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.block_size = block_size
         counts = [-(-n // block_size) for n in lengths]
         blocks = torch.randperm(sum(counts) + 3)[: sum(counts)]
@@ -97,7 +98,8 @@ def test_decode(
 def test_decode_with_scores_far_apart(device: torch.device, num_splits: int) -> None:
     pool = Pool([500], 16, 16, torch.float32, False, device)
     query = torch.randn(1, NUM_HEADS, 16, device=device) * 40
-    decodes = decode.DecodeRows(*(torch.tensor(x, dtype=torch.int32, device=device) for x in ([0], [500], [0])), pool.table)
+    numbers = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0], [500], [0]))
+    decodes = decode.DecodeRows(*numbers, pool.table)
     out = torch.empty_like(query)
     decode.decode_attention(query, pool.data, None, decodes, out, block_size=16, num_splits=num_splits)
     torch.testing.assert_close(out.double().cpu(), pool.expected(0, query, 499), rtol=1e-4, atol=1e-4)

@@ -1,9 +1,10 @@
 """Attention of one query row a sequence over its paged keys: split over the keys, then merged.
 
 Reading the cache is all that counts here. The keys of a sequence are cut into as many parts as it takes to give every
-multiprocessor work even at batch 1; the number of parts is fixed at launch (a CUDA graph cannot change it), their length
-follows the context, which is read on the device. The arithmetic is plain float32 on vectors: one row against a tile
-would leave fifteen sixteenths of a tensor core's product unused, and the tile would have to pass through shared memory.
+multiprocessor work even at batch 1; the number of parts is fixed at launch (a CUDA graph cannot change it), their
+length follows the context, which is read on the device. The arithmetic is plain float32 on vectors: one row against a
+tile would leave fifteen sixteenths of a tensor core's product unused, and the tile would have to pass through shared
+memory.
 """
 
 from __future__ import annotations

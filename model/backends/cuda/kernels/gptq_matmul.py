@@ -3,8 +3,8 @@
 Three ways, by the number of rows:
 - one row: plain float32 arithmetic on vectors. Integers become floats by writing their bits into a mantissa, so a
   weight costs one logical operation and two multiply-adds: a conversion each would take longer than the memory does.
-- a few rows: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled in
-  float32 once a group; less is rounded than in a dequantised weight.
+- a few rows: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled
+  in float32 once a group; less is rounded than in a dequantised weight.
 - many rows: slices of the weight are dequantised into a buffer that stays in the L2 cache, for cuBLAS to multiply.
 The first two split the inputs over programs, and a second kernel adds the parts in a fixed order.
 """
@@ -30,7 +30,7 @@ _MAX_SPLITS = 16
 
 @triton.jit
 def _values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
-    """value - zero of one place of the words, float32 and exact, without shift or conversion.
+    """Integers less their zero at one place of the words, float32 and exact, without shift or conversion.
 
     The value's bits are left where they stand in the word and made part of the mantissa of 2 ** 23. Places that would
     reach into the exponent take one shift of the word, which all of them share.
@@ -93,14 +93,13 @@ def _one_row_kernel(
             zeros = _load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)
             part = tl.zeros([ROWS, BLOCK_COLUMNS], tl.float32)
             for index in tl.static_range(SLICES_PER_SCALE):
-                place: tl.constexpr = slice_of_scale * SLICES_PER_SCALE + index
                 inputs = first_input + index * ROWS + rows
                 is_input = inputs < in_features
                 sources = inputs
                 if HAS_PERMUTATION:
                     sources = tl.load(permutation_ptr + inputs, mask=is_input, other=0)
                 x = tl.load(x_ptr + sources, mask=is_input, other=0.0).to(tl.float32)
-                part += x[:, None] * _values(words, zeros, place, BITS)
+                part += x[:, None] * _values(words, zeros, slice_of_scale * SLICES_PER_SCALE + index, BITS)
             total += part * scales.to(tl.float32)[None, :]
     out = tl.sum(total, 0)
     tl.store(partial_ptr + split.to(tl.int64) * out_features + columns, out, mask=is_column)
@@ -151,14 +150,14 @@ def _tile_kernel(
             zeros = _load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)
             part = tl.zeros([BLOCK_TOKENS, BLOCK_COLUMNS], tl.float32)
             for index in tl.static_range(SLICES_PER_SCALE):
-                place: tl.constexpr = slice_of_scale * SLICES_PER_SCALE + index
                 inputs = first_input + index * ROWS + rows
                 is_input = inputs < in_features
                 sources = inputs
                 if HAS_PERMUTATION:
                     sources = tl.load(permutation_ptr + inputs, mask=is_input, other=0)
                 x = tl.load(x_rows + sources[None, :], mask=is_token[:, None] & is_input[None, :], other=0.0)
-                values = _values(words, zeros, place, BITS).to(x_ptr.dtype.element_ty)
+                values = _values(words, zeros, slice_of_scale * SLICES_PER_SCALE + index, BITS)
+                values = values.to(x_ptr.dtype.element_ty)
                 part = tl.dot(x, values, part, input_precision=PRECISION)
             total += part * scales.to(tl.float32)[None, :]
     out = partial_ptr + (split.to(tl.int64) * num_rows + tokens)[:, None] * out_features + columns[None, :]
@@ -174,7 +173,7 @@ def _sum_splits_kernel(
     mask = places < num_values
     total = tl.zeros([BLOCK], tl.float32)
     for split in tl.static_range(NUM_SPLITS):
-        total += tl.load(partial_ptr + split * num_values.to(tl.int64) + places, mask=mask, other=0.0)
+        total += tl.load(partial_ptr + split * num_values + places, mask=mask, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias_ptr + places % out_features, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=mask)

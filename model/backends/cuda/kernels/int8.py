@@ -1,6 +1,6 @@
 """Numbers of the int8 KV cache, to and from float32, without the slow conversion instructions.
 
-1.5 * 2 ** 23 is a float whose last bit counts one: adding an integer to its bits, or a number to its value, are the same.
+1.5 * 2 ** 23 is a float whose last bit counts one: adding an integer to its bits adds as much to its value.
 """
 
 from __future__ import annotations

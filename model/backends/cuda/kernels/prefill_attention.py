@@ -24,7 +24,8 @@ class PrefillTiles(NamedTuple):
     """Query tiles of a step's chunks.
 
     Attributes:
-        records: [number of tiles, 4] int32: first row in the step, its position, rows, where its blocks begin in `table`.
+        records: [number of tiles, 4] int32: first row in the step, its position, number of rows, where its blocks
+            begin in `table`.
         table: [any] int32, block numbers.
         block_rows: most rows of a tile.
     """
@@ -219,7 +220,8 @@ def prefill_attention(
         BLOCK_SIZE=block_size,
         IS_INT8=scales is not None,
         BLOCK_ROWS=tiles.block_rows,
-        BLOCK_KEYS=32 if is_float32 else 64,
+        # Wider tiles of float32, or of keys to convert, do not fit into the registers.
+        BLOCK_KEYS=32 if is_float32 or scales is not None else 64,
         # tl.dot takes no side below 16.
         BLOCK_DIM=max(16, next_power_of_2(head_dim)),
         # Never TF32: float32 is asked for by those who want the published numbers.

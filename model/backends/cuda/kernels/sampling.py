@@ -1,9 +1,9 @@
-"""Greedy choice, temperature, top_k, top_p, min_p and the draw: one program a row, no sort, nothing for the host to read.
+"""Greedy choice, temperature, top_k, top_p, min_p and the draw: one program a row, no sort, no host.
 
 What the filters keep of a row is everything above some weight, and some of those that equal it. That weight is looked
-for on its bits: floats of one sign are ordered as their bits are, so each pass over the row (which sits in the L2 cache)
-tries three thresholds and settles two bits, until the bracket holds a single token. A flat row takes 15 passes of a few
-microseconds, a usual one half of that; a sort of 151,936 logits takes longer and a top-k of fixed size is not exact.
+for on its bits: floats of one sign are ordered as their bits are, so each pass over the row (which sits in the L2
+cache) tries three thresholds and settles two bits, until the bracket holds a single value. At most 15 passes are needed
+and usually half of them; sorting moves each of 151,936 logits several times, and a top-k of fixed size is not exact.
 """
 
 from __future__ import annotations
