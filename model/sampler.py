@@ -10,7 +10,7 @@ presence penalties, logit bias, min_tokens; then greedy, or temperature, top_k, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as AlignedList
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from model.messages import MIN_LOGPROB, TokenLogprob
 from model.sampling_params import SamplingParams
+from model.sequence import UNKNOWN_TOKEN
 
 _MASK_64 = (1 << 64) - 1
 
@@ -40,9 +41,10 @@ class SamplingRow(NamedTuple):
     Attributes:
         seq_id: names its penalty history.
         sampling: its parameters.
-        token_ids: prompt and output so far.
+        token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
         num_prompt_tokens: how many of them are the prompt.
         stream_key: 64 bits from seed and choice index (`stream_key`).
+        source: where that last token is among those sampled by the step before, or -1.
     """
 
     seq_id: int
@@ -50,6 +52,7 @@ class SamplingRow(NamedTuple):
     token_ids: list[int]
     num_prompt_tokens: int
     stream_key: int
+    source: int = -1
 
     @property
     def num_output_tokens(self) -> int:
@@ -71,6 +74,39 @@ class SampledToken(NamedTuple):
     is_valid: bool
 
 
+# From logits [S, vocab_size] and S rows to ids [S] int64 and whether each row was of numbers, [S] bool.
+Choose = Callable[[torch.Tensor, AlignedList[SamplingRow]], tuple[torch.Tensor, torch.Tensor]]
+
+
+class PendingSample:
+    """Rows that have been sampled on the device; the host has seen nothing of it yet.
+
+    Args:
+        ids: [S] int64.
+        is_valid: [S] bool.
+        reporter: of log-probabilities, or None if no row wants them.
+
+    Attributes:
+        tensors: what `read` needs a copy of on the host.
+    """
+
+    def __init__(self, ids: torch.Tensor, is_valid: torch.Tensor, reporter: _LogprobReporter | None) -> None:
+        self._reporter = reporter
+        self.tensors = [ids, is_valid] + ([] if reporter is None else reporter.collect(ids))
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """[S] int64, on the device."""
+        return self.tensors[0]
+
+    def read(self, tensors: AlignedList[torch.Tensor]) -> list[SampledToken]:
+        """Returns the tokens, given `tensors` or copies of them."""
+        ids: list[int] = tensors[0].tolist()
+        valid: list[bool] = tensors[1].tolist()
+        logprobs = self._reporter.entries(tensors[2:]) if self._reporter is not None else [None] * len(ids)
+        return [SampledToken(*parts) for parts in zip(ids, logprobs, valid, strict=True)]
+
+
 class Sampler:
     """Samples rows of logits. Keeps the token history of sequences with penalties on the device.
 
@@ -79,11 +115,20 @@ class Sampler:
         device: where they are.
         max_num_seqs: the most sequences with a history at a time.
         max_model_len: the most tokens of one.
+        choose: picks the tokens once penalties and masks are applied; None does it with torch alone.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device,
+        max_num_seqs: int,
+        max_model_len: int,
+        choose: Choose | None = None,
+    ) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._choose = choose or _choose
         self._history = _PenaltyHistory(device, max_num_seqs, max_model_len)
 
     def forget(self, seq_ids: Iterable[int]) -> None:
@@ -93,32 +138,32 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, rows: AlignedList[SamplingRow], masks: torch.Tensor | None = None
     ) -> list[SampledToken]:
-        """Picks a token for each row.
+        """Picks a token for each row and waits for it; see `launch`."""
+        pending = self.launch(logits, rows, masks)
+        return pending.read(pending.tensors)
+
+    def launch(
+        self,
+        logits: torch.Tensor,
+        rows: AlignedList[SamplingRow],
+        masks: torch.Tensor | None = None,
+        last_ids: torch.Tensor | None = None,
+    ) -> PendingSample:
+        """Picks a token for each row; on a GPU nothing is waited for.
 
         Args:
             logits: [S, vocab_size] float32; overwritten.
             rows: S sequences.
             masks: [S, ceil(vocab_size / 32)] int32 bit masks of allowed tokens, or None for no constraint.
-
-        Returns:
-            S tokens.
+            last_ids: [any] int64, what the step before sampled; needed by rows with a `source`.
         """
         reports = self._logprob_reporter(logits, rows)
         if masks is not None:
-            logits.masked_fill_(~unpack_bits(masks.to(self._device), self._vocab_size), float("-inf"))
-        self._history.apply(logits, rows)
+            logits.masked_fill_(~unpack_bits(masks.to(self._device, non_blocking=True), self._vocab_size), float("-inf"))
+        self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
         _forbid_early_endings(logits, rows)
-        best, token_ids = _argmax(logits)
-        random_rows = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
-        if random_rows:
-            chosen = logits if len(random_rows) == len(rows) else logits[random_rows]
-            token_ids[random_rows] = _draw(chosen, [rows[i] for i in random_rows])
-        is_valid = torch.isfinite(best)
-        ids: list[int] = token_ids.tolist()
-        valid: list[bool] = is_valid.tolist()
-        logprobs = reports.read(ids) if reports is not None else [None] * len(rows)
-        return [SampledToken(*parts) for parts in zip(ids, logprobs, valid, strict=True)]
+        return PendingSample(*self._choose(logits, rows), reports)
 
     def _logprob_reporter(self, logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> _LogprobReporter | None:
         counts = [row.sampling.num_logprobs for row in rows]
@@ -137,7 +182,8 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: list[int], num_top: int) -> 
         R entries.
     """
     reporter = _LogprobReporter(logits, [num_top] * len(next_ids))
-    return [entry for entry in reporter.read(next_ids) if entry is not None]
+    tensors = reporter.collect(_on(logits.device, next_ids))
+    return [entry for entry in reporter.entries(tensors) if entry is not None]
 
 
 def stream_key(seed: int, choice_index: int) -> int:
@@ -165,6 +211,11 @@ def unpack_bits(masks: torch.Tensor, vocab_size: int) -> torch.Tensor:
     return bits.flatten(1)[:, :vocab_size]
 
 
+def _on(device: torch.device, values: object, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Moves numbers to the device without waiting for what it is doing."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def _mix(x: int) -> int:
     x = (x + 0x9E3779B97F4A7C15) & _MASK_64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
@@ -178,20 +229,29 @@ class _LogprobReporter:
     def __init__(self, logits: torch.Tensor, counts: AlignedList[int | None]) -> None:
         self._counts = counts
         self._wanted = [i for i, count in enumerate(counts) if count is not None]
-        raw = logits[self._wanted] if len(self._wanted) < len(counts) else logits
+        self._index = None if len(self._wanted) == len(counts) else _on(logits.device, self._wanted)
+        raw = logits if self._index is None else logits[self._index]
         self._logprobs = torch.log_softmax(raw, dim=-1)
         num_top = max(count for count in counts if count is not None)
         self._top = torch.topk(self._logprobs, min(num_top, logits.shape[-1]), dim=-1) if num_top else None
 
-    def read(self, token_ids: list[int]) -> list[TokenLogprob | None]:
-        ids = torch.tensor([token_ids[i] for i in self._wanted], device=self._logprobs.device)
-        chosen = self._logprobs.gather(1, ids[:, None])[:, 0].clamp_min(MIN_LOGPROB).tolist()
+    def collect(self, token_ids: torch.Tensor) -> list[torch.Tensor]:
+        """What `entries` reads, still on the device; `token_ids` [S] int64 are those of all rows."""
+        ids = token_ids if self._index is None else token_ids[self._index]
+        tensors = [self._logprobs.gather(1, ids[:, None])[:, 0].clamp_min(MIN_LOGPROB)]
+        if self._top is not None:
+            tensors += [self._top.values.clamp_min(MIN_LOGPROB), self._top.indices]
+        return tensors
+
+    def entries(self, tensors: AlignedList[torch.Tensor]) -> list[TokenLogprob | None]:
+        """One entry a row, from what `collect` returned or copies of it."""
+        chosen = tensors[0].tolist()
         result: list[TokenLogprob | None] = [None] * len(self._counts)
-        if self._top is None:
+        if len(tensors) == 1:
             for i, logprob in zip(self._wanted, chosen, strict=True):
                 result[i] = TokenLogprob(logprob, [], [])
             return result
-        values, indices = self._top.values.clamp_min(MIN_LOGPROB).tolist(), self._top.indices.tolist()
+        values, indices = tensors[1].tolist(), tensors[2].tolist()
         for i, logprob, top, top_ids in zip(self._wanted, chosen, values, indices, strict=True):
             count = self._counts[i]
             result[i] = TokenLogprob(logprob, top_ids[:count], top[:count])
@@ -218,47 +278,71 @@ class _PenaltyHistory:
             if slot := self._slots.pop(seq_id, None):
                 self._free.append(slot.index)
 
-    def apply(self, logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> None:
+    def apply(self, logits: torch.Tensor, rows: AlignedList[SamplingRow], last_ids: torch.Tensor | None) -> None:
         penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
         if not penalised:
             return
-        slots = self._extend([rows[i] for i in penalised])
+        slots = _on(self._device, self._extend([rows[i] for i in penalised], last_ids))
+        index = None if len(penalised) == len(rows) else _on(self._device, penalised)
         length = max(len(rows[i].token_ids) for i in penalised)
         ids, added = self._ids[slots, :length], self._added[slots, :length]
-        part = logits if len(penalised) == len(rows) else logits[penalised]
+        part = logits if index is None else logits[index]
         samplings = [rows[i].sampling for i in penalised]
         if any(sampling.repetition_penalty != 1.0 for sampling in samplings):
-            penalty = torch.tensor([s.repetition_penalty for s in samplings], dtype=torch.float32, device=self._device)[
-                :, None
-            ]
+            penalty = _on(self._device, [[s.repetition_penalty] for s in samplings], torch.float32)
             seen = part.gather(1, ids)
             part.scatter_(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
         if any(sampling.frequency_penalty or sampling.presence_penalty for sampling in samplings):
             part.scatter_add_(1, ids, added)
-        if part is not logits:
-            logits[penalised] = part
+        if index is not None:
+            logits[index] = part
 
-    def _extend(self, rows: list[SamplingRow]) -> list[int]:
+    def _extend(self, rows: list[SamplingRow], last_ids: torch.Tensor | None) -> list[int]:
         """Brings the device rows up to date; returns their numbers."""
         self._evict_for(rows)
         slots, columns, ids, added = [], [], [], []
+        unknown: list[SamplingRow] = []
         for row in rows:
             slot = self._slots.get(row.seq_id) or self._start(row)
             sampling = row.sampling
-            for column in range(slot.length, len(row.token_ids)):
+            for column in range(slot.num_known, len(row.token_ids)):
                 token_id = row.token_ids[column]
-                slots.append(slot.index)
-                columns.append(column)
-                ids.append(token_id)
+                if token_id == UNKNOWN_TOKEN:
+                    unknown.append(row)
+                    break
                 first = token_id not in slot.seen
                 slot.seen.add(token_id)
-                added.append(-sampling.frequency_penalty - (sampling.presence_penalty if first else 0.0))
+                slot.num_known = column + 1
+                if column >= slot.length:  # else it was written when only the device knew it
+                    slots.append(slot.index)
+                    columns.append(column)
+                    ids.append(token_id)
+                    added.append(-sampling.frequency_penalty - (sampling.presence_penalty if first else 0.0))
             slot.length = len(row.token_ids)
         if slots:
-            where = torch.tensor(slots, device=self._device), torch.tensor(columns, device=self._device)
-            self._ids[where] = torch.tensor(ids, device=self._device)
-            self._added[where] = torch.tensor(added, dtype=torch.float32, device=self._device)
+            where = _on(self._device, slots), _on(self._device, columns)
+            self._ids[where] = _on(self._device, ids)
+            self._added[where] = _on(self._device, added, torch.float32)
+        if unknown:
+            assert last_ids is not None
+            self._append_unknown(unknown, last_ids)
         return [self._slots[row.seq_id].index for row in rows]
+
+    def _append_unknown(self, rows: list[SamplingRow], last_ids: torch.Tensor) -> None:
+        """Adds tokens that the host has not seen, from where the step before left them."""
+        samplings = [row.sampling for row in rows]
+        numbers = [
+            [self._slots[row.seq_id].index, len(row.token_ids) - 1, row.source, row.num_prompt_tokens] for row in rows
+        ]
+        slots, columns, sources, firsts = _on(self._device, numbers).unbind(1)
+        penalties = [[s.frequency_penalty, s.presence_penalty] for s in samplings]
+        frequency, presence = _on(self._device, penalties, torch.float32).unbind(1)
+        ids = last_ids[sources]
+        places = torch.arange(max(len(row.token_ids) for row in rows), device=self._device)
+        is_output = (places >= firsts[:, None]) & (places < columns[:, None])
+        is_repeated = ((self._ids[slots, : len(places)] == ids[:, None]) & is_output).any(1)
+        self._ids[slots, columns] = ids
+        self._added[slots, columns] = -frequency - torch.where(is_repeated, 0.0, presence)
 
     def _evict_for(self, rows: list[SamplingRow]) -> None:
         """Makes room: preempted sequences keep their history until somebody running needs its place."""
@@ -273,18 +357,22 @@ class _PenaltyHistory:
         self._ids[slot.index].fill_(row.token_ids[0])
         self._added[slot.index].zero_()
         prompt = row.token_ids[: row.num_prompt_tokens]
-        self._ids[slot.index, : len(prompt)] = torch.tensor(prompt, device=self._device)
+        self._ids[slot.index, : len(prompt)] = _on(self._device, prompt)
         return slot
 
 
 class _Slot:
-    """Where a sequence's history is, how long it is, and which ids its output has had."""
+    """Where a sequence's history is, how long it is, and which ids its output has had.
 
-    __slots__ = ("index", "length", "seen")
+    The device's row has `length` tokens; the host knew `num_known` of them when it last looked.
+    """
+
+    __slots__ = ("index", "length", "num_known", "seen")
 
     def __init__(self, index: int, length: int) -> None:
         self.index = index
         self.length = length
+        self.num_known = length
         self.seen: set[int] = set()
 
 
@@ -295,8 +383,8 @@ def _has_penalty(sampling: SamplingParams) -> bool:
 def _apply_bias(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> None:
     places = [(i, token_id, bias) for i, row in enumerate(rows) for token_id, bias in row.sampling.logit_bias]
     if places:
-        where = tuple(torch.tensor(column, device=logits.device) for column in list(zip(*places, strict=True))[:2])
-        added = torch.tensor([p[2] for p in places], dtype=torch.float32, device=logits.device)
+        where = tuple(_on(logits.device, column) for column in list(zip(*places, strict=True))[:2])
+        added = _on(logits.device, [p[2] for p in places], torch.float32)
         logits.index_put_(where, added, accumulate=True)
 
 
@@ -308,8 +396,18 @@ def _forbid_early_endings(logits: torch.Tensor, rows: AlignedList[SamplingRow]) 
         for token_id in row.sampling.ending_token_ids
     ]
     if places:
-        where = tuple(torch.tensor(column, device=logits.device) for column in zip(*places, strict=True))
-        logits.index_put_(where, torch.tensor(float("-inf"), device=logits.device))
+        where = tuple(_on(logits.device, column) for column in zip(*places, strict=True))
+        logits.index_put_(where, _on(logits.device, float("-inf"), torch.float32))
+
+
+def _choose(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Choose` of torch operations."""
+    best, token_ids = _argmax(logits)
+    random_rows = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    if random_rows:
+        chosen = logits if len(random_rows) == len(rows) else logits[random_rows]
+        token_ids[random_rows] = _draw(chosen, [rows[i] for i in random_rows])
+    return token_ids, torch.isfinite(best)
 
 
 def _argmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

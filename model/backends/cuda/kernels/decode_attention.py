@@ -23,7 +23,8 @@ _TARGET_PROGRAMS = 528
 _MAX_SPLITS = 32
 # Shorter parts than this cost more in merging than they gain.
 _MIN_SPLIT_TOKENS = 128
-_BLOCK_TOKENS = 32
+# Elements of a tile of keys: 32 a thread, of which none spills.
+_TILE_ELEMENTS = 4096
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -231,7 +232,7 @@ def decode_attention(
         BLOCK_SIZE=block_size,
         IS_INT8=scales is not None,
         BLOCK_DIM=block_dim,
-        BLOCK_TOKENS=_BLOCK_TOKENS,
+        BLOCK_TOKENS=max(16, min(64, _TILE_ELEMENTS // block_dim)),
         num_warps=4,
     )
     if num_splits > 1:
