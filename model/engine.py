@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 
+import torch
 from llguidance import LLMatcher
 
 from model.block_manager import BlockManager
@@ -21,9 +22,10 @@ from model.errors import InvalidRequestError
 from model.grammar import GrammarCompiler
 from model.grammar_compiler import GrammarError
 from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
-from model.model_runner import ModelRunner, StepResult
+from model.model_runner import ModelRunner
+from model.pending_step import PendingStep
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
-from model.sequence import Sequence
+from model.sequence import Sequence, SequenceStatus
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,15 @@ _NOT_NUMBERS = (
 )
 
 
+_OUT_OF_MEMORY = "The device ran out of memory for this request alone; shorten it, or give the server more memory."
+
+
 class Engine:
     """Continuous batching over one checkpoint.
+
+    Where the backend works on its own (a GPU), steps overlap: the next one is planned and launched while the tokens of
+    the one before travel. A sequence that turns out to have ended has then taken part in one step too many; nobody sees
+    what that made of it.
 
     Args:
         config: settings.
@@ -57,6 +66,7 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[LLMatcher], list[Sequence]]] = []
+        self._in_flight: PendingStep | None = None
         self._load_s = time.monotonic() - started
 
     @property
@@ -77,11 +87,12 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
-        return bool(self._refused or self._compiling) or self._scheduler.has_work()
+        return bool(self._refused or self._compiling or self._in_flight) or self._scheduler.has_work()
 
     def is_waiting_for_grammars(self) -> bool:
         """Whether all there is to do is to wait for compilations: a step now would do nothing."""
-        return bool(self._compiling) and not (self._refused or self._scheduler.has_work() or self._compiled_some())
+        is_idle = not (self._refused or self._in_flight or self._scheduler.has_work())
+        return bool(self._compiling) and is_idle and not self._compiled_some()
 
     def _compiled_some(self) -> bool:
         return any(future.done() for future, _ in self._compiling)
@@ -148,19 +159,61 @@ class Engine:
         """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
         self._admit_compiled()
         outputs, self._refused = self._refused, []
-        batch = self._scheduler.schedule()
-        if batch:
-            result = self._runner.execute(batch)
-            outputs += self._commit(batch, result)
+        if self._in_flight is not None and self._needs_tokens(self._in_flight.batch):
+            outputs += self._settle()
+        launched = self._launch()
+        if self._in_flight is not None:
+            outputs += self._settle()
+        self._in_flight = launched
+        if launched is not None and not self._runner.runs_ahead:
+            outputs += self._settle()
+        outputs += self._refused
+        self._refused = []
         stats = self._scheduler.stats()
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
         return StepOutputs(outputs, stats._replace(num_waiting=stats.num_waiting + num_compiling))
 
-    def _commit(self, batch: ScheduledBatch, result: StepResult) -> list[SequenceOutput]:
+    def _needs_tokens(self, batch: ScheduledBatch) -> bool:
+        """Whether the host must see a step's tokens to plan the next: a grammar says what may follow them."""
+        return any(entry.seq.sampling.grammar is not None for entry in batch.entries)
+
+    def _launch(self) -> PendingStep | None:
+        """Plans a step and starts it; None when there is nothing to do, or no memory to do it in."""
+        batch = self._scheduler.schedule()
+        if not batch:
+            return None
+        try:
+            launched = self._runner.launch(batch)
+        except torch.OutOfMemoryError:
+            self._make_room(batch)
+            return None
+        self._scheduler.advance(batch)
+        return launched
+
+    def _make_room(self, batch: ScheduledBatch) -> None:
+        """After a step that did not fit into the memory: smaller ones from now on, or one sequence less."""
+        sequences = [entry.seq for entry in batch.entries]
+        self._runner.recover([seq.seq_id for seq in sequences])
+        what = self._scheduler.shrink(batch)
+        if what is not None:
+            logger.warning("out of memory in a step of %d tokens: %s", batch.num_tokens, what)
+            return
+        (seq,) = sequences
+        logger.error("request %s: out of memory alone", seq.request_id)
+        self._scheduler.abort([seq.seq_id])
+        self._refuse([seq], _OUT_OF_MEMORY)
+
+    def _settle(self) -> list[SequenceOutput]:
+        """Waits for the step in flight and reports what it did."""
+        assert self._in_flight is not None
+        pending, self._in_flight = self._in_flight, None
+        batch, result = pending.batch, pending.wait()
         outputs: list[SequenceOutput] = []
         tokens = {}
         broken: list[int] = []
         for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
+            if entry.seq.status is SequenceStatus.FINISHED:
+                continue  # it had ended by the time this was launched, or was aborted since
             seq_id = entry.seq.seq_id
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
@@ -175,7 +228,7 @@ class Engine:
             outputs.append(SequenceOutput(seq.seq_id, [], "error", error=_NOT_NUMBERS))
             self._forget([seq.seq_id])
         sampled = [None if token is None else token.token_id for token in result.tokens]
-        for update in self._scheduler.update(batch, sampled, result.completed):
+        for update in self._scheduler.settle(batch, sampled, result.completed):
             token = tokens.get(update.seq.seq_id)
             logprob = None if token is None or token.logprob is None else [token.logprob]
             outputs.append(self._output(update, logprob))

@@ -159,7 +159,8 @@ class Sampler:
         """
         reports = self._logprob_reporter(logits, rows)
         if masks is not None:
-            logits.masked_fill_(~unpack_bits(masks.to(self._device, non_blocking=True), self._vocab_size), float("-inf"))
+            is_allowed = unpack_bits(masks.to(self._device, non_blocking=True), self._vocab_size)
+            logits.masked_fill_(~is_allowed, float("-inf"))
         self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
         _forbid_early_endings(logits, rows)

@@ -3,9 +3,9 @@
 It exists so that batching, preemption and endings are one plain algorithm, tested without a model. It must not know
 tensors, text or the pipe: the engine turns a `ScheduledBatch` into tensors and updates into messages.
 
-Planning (`schedule`) gives out blocks and admits. A step that has been launched advances its sequences (`advance`): what
-it computes counts as computed, what it samples is a token not known yet. So the next one can be planned, and launched,
-before the first one's tokens are here (`settle`).
+Planning (`schedule`) gives out blocks and admits. A step that has been launched advances its sequences (`advance`):
+what it computes counts as computed, what it samples is a token not known yet. So the next one can be planned, and
+launched, before the first one's tokens are here (`settle`).
 
 Pure: the standard library and other pure files of `model`.
 """
@@ -198,6 +198,22 @@ class Scheduler:
                 self._finish(seq)
             updates.append(update)
         return updates
+
+    def shrink(self, batch: ScheduledBatch) -> str | None:
+        """Lowers what a step may take, after one did not fit into memory.
+
+        Returns:
+            what it did, for a log line; None when the step was of one token of one sequence, and nothing is left to do.
+        """
+        if batch.num_tokens > len(batch):
+            self.max_num_batched_tokens = max(1, batch.num_tokens // 2)
+            return f"steps have at most {self.max_num_batched_tokens} tokens from now on"
+        if len(batch) > 1:
+            self.max_num_seqs = len(batch) - 1
+            while len(self._running) > self.max_num_seqs:
+                self._preempt(self._running[-1])
+            return f"at most {self.max_num_seqs} sequences run from now on"
+        return None
 
     def has_work(self) -> bool:
         """Returns whether any sequence has not ended."""

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from model.sampling_params import SamplingParams
 
-
 # Stands for a token that the device has sampled, or will, and the host has not read: a later step is planned with it.
 UNKNOWN_TOKEN = -1
 

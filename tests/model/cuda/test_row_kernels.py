@@ -11,9 +11,18 @@ from model.backends.cuda.kernels.decode_inputs import AngleTables, make_decode_i
 from model.backends.cuda.kernels.norm import rms_norm
 from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.silu_mul import silu_mul
-from model.backends.torch_backend import TorchBackend, rotate
+from model.backends.torch_backend import TorchBackend
 from model.forward_batch import ForwardBatch, SequenceSpan
 from tests.model.test_torch_backend import CONFIG
+
+
+def rotated(x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    """[T, heads, head_dim] in float32, halves layout."""
+    half = batch.cos.shape[1]
+    cos, sin = batch.cos[:, None], batch.sin[:, None]
+    x1, x2, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :].float()
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
+
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -55,7 +64,8 @@ def test_rotary(device: torch.device, dtype: torch.dtype, rotary_dim: int) -> No
     batch = ForwardBatch.build(spans, config, 16, torch.device("cpu"))
     qkv = torch.randn(4, 3 * 48).to(dtype)
     q, k, v = qkv.view(4, 3, 3, 16).unbind(1)
-    query, keys = rotate(q, k, batch)
+    query = (rotated(q, batch) * batch.query_scale[:, None, None]).to(dtype)
+    keys = rotated(k, batch).to(dtype)
     slots = batch.slots.clone()
     slots[1] = -1
     cache = torch.full((2, 3, 96, 16), 7.0, dtype=dtype, device=device)
@@ -75,7 +85,7 @@ def test_rotary_into_an_int8_cache(device: torch.device) -> None:
     qkv = torch.randn(5, 3 * 48)
     qkv[0, 96:112] = 0.0  # a value of zeros has scale 0
     _, k, v = qkv.view(5, 3, 3, 16).unbind(1)
-    _, keys = rotate(k, k, batch)
+    keys = rotated(k, batch)
     cache = torch.zeros((2, 3, 48, 16), dtype=torch.int8, device=device)
     scales = torch.full((2, 3, 48), -1.0, device=device)
     tensors = (qkv, batch.cos, batch.sin, batch.query_scale, batch.slots)

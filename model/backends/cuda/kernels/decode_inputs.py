@@ -41,6 +41,7 @@ class DecodeInputs(NamedTuple):
         token_ids: [B] int64.
         slots: [B] int64, -1 for unused rows.
         lengths: [B] int32, 0 for unused rows.
+        table_starts: [B] int32.
         cos: [B, rotary_dim / 2] float32.
         sin: the same.
         query_scale: [B] float32.
@@ -49,6 +50,7 @@ class DecodeInputs(NamedTuple):
     token_ids: torch.Tensor
     slots: torch.Tensor
     lengths: torch.Tensor
+    table_starts: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     query_scale: torch.Tensor
@@ -65,6 +67,7 @@ def _decode_inputs_kernel(
     token_ids_ptr,
     slots_ptr,
     lengths_ptr,
+    table_starts_ptr,
     cos_ptr,
     sin_ptr,
     query_scale_ptr,
@@ -86,6 +89,7 @@ def _decode_inputs_kernel(
     block = tl.load(table_ptr + table_start + place // BLOCK_SIZE, mask=is_used, other=0).to(tl.int64)
     tl.store(slots_ptr + row, tl.where(is_used, block * BLOCK_SIZE + place % BLOCK_SIZE, -1))
     tl.store(lengths_ptr + row, position + 1)
+    tl.store(table_starts_ptr + row, table_start.to(tl.int32))
     tl.store(query_scale_ptr + row, tl.load(scale_table_ptr + place))
     dims = tl.arange(0, BLOCK_HALF)
     mask = dims < HALF
@@ -112,6 +116,7 @@ def make_decode_inputs(
         token_ids=torch.empty(num_rows, dtype=torch.int64, device=device),
         slots=torch.empty(num_rows, dtype=torch.int64, device=device),
         lengths=torch.empty(num_rows, dtype=torch.int32, device=device),
+        table_starts=torch.empty(num_rows, dtype=torch.int32, device=device),
         cos=torch.empty((num_rows, half), dtype=torch.float32, device=device),
         sin=torch.empty((num_rows, half), dtype=torch.float32, device=device),
         query_scale=torch.empty(num_rows, dtype=torch.float32, device=device),

@@ -29,7 +29,7 @@ def _rms_norm_kernel(
     if HAS_RESIDUAL:
         places = residual_ptr + row * residual_stride + columns
         residual = tl.load(places, mask=mask, other=0.0)
-        # Rounded as torch rounds `residual + x`, and normalised after that.
+        # Rounded to the residual's dtype, and normalised after that.
         x = (residual.to(tl.float32) + x.to(tl.float32)).to(residual_ptr.dtype.element_ty)
         tl.store(places, x, mask=mask)
     wide = x.to(tl.float32)
@@ -50,15 +50,15 @@ def rms_norm(
         x: [T, hidden], rows of any stride.
         weight: [hidden].
         epsilon: added to the mean square.
-        residual: [T, hidden] of the same dtype; becomes `residual + x`, and that is normalised.
+        residual: [T, hidden], usually float32; becomes `residual + x`, and that is normalised.
 
     Returns:
-        [T, hidden], contiguous, dtype of x.
+        [T, hidden], contiguous, dtype of the weight.
     """
     num_rows, hidden_size = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
-    out = torch.empty((num_rows, hidden_size), dtype=x.dtype, device=x.device)
+    out = torch.empty((num_rows, hidden_size), dtype=weight.dtype, device=x.device)
     block = next_power_of_2(hidden_size)
     launch(
         _rms_norm_kernel,
