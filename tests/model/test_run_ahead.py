@@ -63,7 +63,7 @@ def facts(reply: Reply) -> tuple[Any, ...]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_blocks", [400, 30], ids=["roomy", "tight"])
 def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int) -> None:
-    """Stops, limits, choices, scores, penalties and preemptions; only log-probabilities may differ in the last digits."""
+    """Stops, limits, choices, scores, penalties, preemptions; log-probabilities may differ in their last digits."""
     requests = random_requests(random.Random(seed), 14, 60)
     settings: dict[str, Any] = {
         "num_blocks": num_blocks, "block_size": 4, "max_model_len": 110, "max_num_seqs": 6, "max_num_batched_tokens": 24
