@@ -14,9 +14,11 @@ from model.backends.cuda import decode_graphs
 from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
+from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
-from model.kv_cache import allocate_kv_cache
+from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.messages import AddRequest
+from model.model_runner import ModelRunner
 from model.sampler import SamplingRow, stream_key
 from model.sampling_params import SamplingParams
 from model.sequence import UNKNOWN_TOKEN
@@ -201,6 +203,8 @@ class InterpretedBackend(CudaBackend):
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.model_runner.make_backend", lambda device: InterpretedBackend(CPU))
+    # Programs run one after another here.
+    monkeypatch.setattr("model.backends.cuda.kernels.gptq_matmul._TARGET_PROGRAMS", 1)
 
 
 def drive(folder: Path, **changes: Any) -> Driver:
@@ -208,11 +212,42 @@ def drive(folder: Path, **changes: Any) -> Driver:
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_memory_for_steps_is_set_aside(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest step is really run, and what it takes is not given to the cache."""
+    ran: list[object] = []
+
+    def measure(self: CudaBackend, run: Any) -> int:
+        ran.append(run())
+        return 300_000
+
+    monkeypatch.setattr(CudaBackend, "measure_step_bytes", measure)
+    monkeypatch.setattr(CudaBackend, "available_memory_bytes", lambda self, share: int(1_000_000 * share))
+    config = EngineConfig(
+        checkpoint_path=str(tiny_checkpoint),
+        dtype="float32",
+        max_model_len=20,
+        max_num_seqs=2,
+        max_num_batched_tokens=24,
+        gpu_memory_utilization=0.9,
+        block_size=4,
+        cuda_graphs=False,
+    )
+    runner = ModelRunner(config)
+    assert len(ran) == 1
+    history_bytes = 2 * 20 * (8 + 4)
+    block_bytes = kv_cache_block_bytes(runner.model_config, 4, torch.float32)
+    assert runner.num_blocks == 2 * 5, "more could never be used"
+    free = 300_000 + history_bytes + 7 * block_bytes + 5
+    monkeypatch.setattr(CudaBackend, "available_memory_bytes", lambda self, share: free)
+    assert ModelRunner(config).num_blocks == 7
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("folder", "num_cases"),
     [
         ("ntk_logn_fp32", 2),
-        ("gptq_int4_asym_desc_act", 1),
+        pytest.param("gptq_int4_asym_desc_act", 1, marks=pytest.mark.slow),
         pytest.param("gptq_int8", 2, marks=pytest.mark.slow),
         pytest.param("gptq_int4", 2, marks=pytest.mark.slow),
         pytest.param("first_release_names_bf16", 3, marks=pytest.mark.slow),
