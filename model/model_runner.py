@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # faster arithmetic, but arrays of over 32 MiB cost malloc more in page faults than that saves.)
 _LOGIT_ROWS_PER_PASS = 32
 
+# Beside the logits, recorded decode steps take this much at most.
+_GRAPH_BYTES = 512 << 20
+
 _GIB = 1 << 30
 
 
@@ -122,10 +125,15 @@ class ModelRunner:
             wide = hidden[:1].expand(num_rows, -1).contiguous()
             self._make_sampler(1, 1).launch(self.model.logits(wide), rows)
 
-        # An id and a number for each token that a sequence with penalties may have.
-        history_bytes = config.max_num_seqs * max_model_len * 12
         num_bytes = self.backend.measure_step_bytes(run)
-        return num_bytes + history_bytes if num_bytes else 0
+        if num_bytes == 0:
+            return 0
+        # An id and a number for each token that a sequence with penalties may have.
+        num_bytes += config.max_num_seqs * max_model_len * 12
+        if config.cuda_graphs:
+            # Recorded steps keep what they compute in: mostly logits, in the activations' dtype and in float32.
+            num_bytes += num_rows * self.model_config.vocab_size * 8 + _GRAPH_BYTES
+        return num_bytes
 
     def _make_cache(self, config: EngineConfig) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now."""

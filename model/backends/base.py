@@ -42,7 +42,7 @@ class DecodeGraphs(Protocol):
 
     @property
     def max_num_rows(self) -> int:
-        """The most sequences of a step; larger ones run as any other."""
+        """The most sequences of a step, perhaps 0; larger ones run as any other."""
         ...
 
     def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:

@@ -61,12 +61,13 @@ def facts(reply: Reply) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("num_blocks", [400, 30], ids=["roomy", "tight"])
+@pytest.mark.parametrize("num_blocks", [400, 28], ids=["roomy", "tight"])
 def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int) -> None:
     """Stops, limits, choices, scores, penalties, preemptions; log-probabilities may differ in their last digits."""
-    requests = random_requests(random.Random(seed), 14, 60)
+    requests = random_requests(random.Random(seed), 12, 60)
+    requests[2:2] = [greedy(1000 + i, 50) for i in range(4)]  # together they outgrow the tight pool
     settings: dict[str, Any] = {
-        "num_blocks": num_blocks, "block_size": 4, "max_model_len": 110, "max_num_seqs": 6, "max_num_batched_tokens": 24
+        "num_blocks": num_blocks, "block_size": 4, "max_model_len": 110, "max_num_seqs": 8, "max_num_batched_tokens": 24
     }  # fmt: skip
     expected = run_staggered(make_driver(tiny_checkpoint, **settings), requests, seed)
     driver = make_driver(tiny_checkpoint, **settings, run_ahead=True)
@@ -79,7 +80,7 @@ def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int)
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
         if reply.prompt_logprobs is not None:
             assert len(found[seq_id].prompt_logprobs or []) == len(reply.prompt_logprobs)
-    if num_blocks == 30:
+    if num_blocks == 28:
         assert driver.stats.num_preemptions_total > 0
 
 

@@ -53,6 +53,7 @@ class CudaBackend:
         self._dtype = torch.bfloat16
         self.choose_tokens: Choose | None = self._choose_tokens
         self._recorder: CudaRecorder | None = None
+        self._has_wide_products = False
         if device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
             if major < 8:
@@ -65,6 +66,7 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._recorder = CudaRecorder()
+            self._has_wide_products = _wide_products_work(device)
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`."""
@@ -106,8 +108,12 @@ class CudaBackend:
         """See `Backend`."""
         return _MAX_NUM_BATCHED_TOKENS
 
-    def prepare_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel:
+    def prepare_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
+    ) -> LinearKernel:
         """See `Backend`. cuBLAS."""
+        if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
+            return functools.partial(torch.mm, mat2=weight.t(), out_dtype=torch.float32)
         return functools.partial(F.linear, weight=weight, bias=bias)
 
     def prepare_gptq_linear(
@@ -204,3 +210,14 @@ class CudaBackend:
             return copies
 
         return wait
+
+
+def _wide_products_work(device: torch.device) -> bool:
+    """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
+    x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
+    try:
+        wide = torch.mm(x, weight.t(), out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    exact = F.linear(x.float(), weight.float())
+    return wide.dtype == torch.float32 and torch.allclose(wide, exact, rtol=1e-3, atol=1e-3)

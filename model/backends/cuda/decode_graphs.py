@@ -135,14 +135,17 @@ class CapturedDecodes:
             if self._graphs and time.monotonic() - started > MAX_CAPTURE_S:
                 logger.warning("recording decode steps took too long; batch sizes below %d have none", batch_size + 1)
                 break
-            self._graphs[batch_size] = recorder.record(functools.partial(self._decode, batch_size))
+            try:
+                self._graphs[batch_size] = recorder.record(functools.partial(self._decode, batch_size))
+            except torch.OutOfMemoryError:
+                logger.warning("no memory to record decode steps of %d sequences", batch_size)
         self.batch_sizes = sorted(self._graphs)
         logger.info("recorded decode steps of %s sequences in %.1f s", self.batch_sizes, time.monotonic() - started)
 
     @property
     def max_num_rows(self) -> int:
-        """The most sequences of a step."""
-        return self.batch_sizes[-1]
+        """The most sequences of a step; 0 when there was no memory for any."""
+        return max(self.batch_sizes, default=0)
 
     def _decode(self, batch_size: int) -> torch.Tensor:
         """What is recorded: the step, from the numbers in the fixed buffer to logits [batch_size, vocab_size]."""

@@ -182,6 +182,25 @@ def test_a_staging_buffer_is_not_overwritten_while_it_is_read(model: FakeModel) 
         assert recorder.num_waits == max(0, number - 1), "waits for the copy of two steps ago"
 
 
+def test_recording_without_memory(model: FakeModel) -> None:
+    """What could be recorded is used; with nothing, steps run as any other."""
+
+    class Full(FakeRecorder):
+        max_rows = 2
+
+        def record(self, run: Any) -> Any:
+            if len(run()) > self.max_rows:
+                raise torch.OutOfMemoryError("no memory")
+            return super().record(run)
+
+    graphs = capture(model, Full())
+    assert graphs.batch_sizes == [1, 2]
+    assert graphs.max_num_rows == 2
+    none = Full()
+    none.max_rows = 0
+    assert capture(model, none).max_num_rows == 0
+
+
 def test_recording_that_takes_too_long_keeps_the_largest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_graphs, "MAX_CAPTURE_S", -1.0)
     recorder = FakeRecorder()
