@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 # faster arithmetic, but arrays of over 32 MiB cost malloc more in page faults than that saves.)
 _LOGIT_ROWS_PER_PASS = 32
 
-# Beside the logits, recorded decode steps take this much at most.
-_GRAPH_BYTES = 512 << 20
+# Recorded decode steps of all batch sizes have together this many times the logits of the largest, and this beside.
+_GRAPH_LOGITS = 6
+_GRAPH_BYTES = 256 << 20
 
 _GIB = 1 << 30
 
@@ -79,6 +80,8 @@ class ModelRunner:
             self._cache = self._make_cache(config)
             self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
+            if self.backend.runs_ahead:
+                self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
         self.kv_cache_bytes = self._cache.num_bytes
@@ -93,6 +96,17 @@ class ModelRunner:
         backend = self.backend
         vocab_size = self.model_config.vocab_size
         return Sampler(vocab_size, backend.device, max_num_seqs, max_model_len, backend.choose_tokens)
+
+    def _warm_up(self) -> None:
+        """Runs small steps of every kind, so that no request waits for kernels to be compiled.
+
+        They write to the first block of the cache, which nothing has been written to yet.
+        """
+        config, block_size, device = self.model_config, self._cache.block_size, self.backend.device
+        for lengths in ((2, 1), (40,), (100,)):
+            spans = [SequenceSpan([0] * length, 0, 1.0, [0] * -(-length // block_size), 1) for length in lengths]
+            batch = ForwardBatch.build(spans, config, block_size, device)
+            self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
 
     def _capture(self) -> DecodeGraphs | None:
         def step(batch: ForwardBatch) -> torch.Tensor:
@@ -131,8 +145,8 @@ class ModelRunner:
         # An id and a number for each token that a sequence with penalties may have.
         num_bytes += config.max_num_seqs * max_model_len * 12
         if config.cuda_graphs:
-            # Recorded steps keep what they compute in: mostly logits, in the activations' dtype and in float32.
-            num_bytes += num_rows * self.model_config.vocab_size * 8 + _GRAPH_BYTES
+            # Recorded steps keep their logits; what they compute in between they share.
+            num_bytes += _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
         return num_bytes
 
     def _make_cache(self, config: EngineConfig) -> KVCache:

@@ -113,7 +113,7 @@ class CudaBackend:
     ) -> LinearKernel:
         """See `Backend`. cuBLAS."""
         if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
-            return functools.partial(torch.mm, mat2=weight.t(), out_dtype=torch.float32)
+            return _wide_product(weight)
         return functools.partial(F.linear, weight=weight, bias=bias)
 
     def prepare_gptq_linear(
@@ -212,11 +212,16 @@ class CudaBackend:
         return wait
 
 
+def _wide_product(weight: torch.Tensor) -> LinearKernel:
+    transposed = weight.t()
+    return lambda x: torch.mm(x, transposed, out_dtype=torch.float32)
+
+
 def _wide_products_work(device: torch.device) -> bool:
     """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
     x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
     try:
-        wide = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        wide = _wide_product(weight)(x)
     except (RuntimeError, TypeError):
         return False
     exact = F.linear(x.float(), weight.float())

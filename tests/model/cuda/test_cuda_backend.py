@@ -71,7 +71,7 @@ def test_plan_of_a_mixed_step() -> None:
     assert plan.decodes.lengths.tolist() == [10, 1]
     assert plan.decodes.table_starts.tolist() == [0, 9]
     assert plan.decodes.table.tolist() == [5, 3, 8, 1, 2, 4, 6, 7, 10, 11]
-    assert plan.tiles.block_rows == 32
+    assert plan.tiles.block_rows == 64
     assert plan.tiles.records.tolist() == [[1, 4, 20, 3]]
     assert make_plan(spans[:1], cache, CPU, torch.bfloat16).tiles is None
     assert make_plan(spans[1:2], cache, CPU, torch.bfloat16).decodes is None
@@ -222,6 +222,7 @@ class InterpretedBackend(CudaBackend):
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.model_runner.make_backend", lambda device: InterpretedBackend(CPU))
+    monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
     # Programs run one after another here.
     monkeypatch.setattr("model.backends.cuda.kernels.gptq_matmul._TARGET_PROGRAMS", 1)
 

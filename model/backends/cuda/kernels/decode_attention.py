@@ -45,7 +45,7 @@ class DecodeRows(NamedTuple):
     table: torch.Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _decode_split_kernel(
     query_ptr,
     keys_ptr,
@@ -63,7 +63,8 @@ def _decode_split_kernel(
     out_stride,
     head_stride,
     scale_head_stride,
-    NUM_SPLITS: tl.constexpr,
+    num_splits,
+    IS_SPLIT: tl.constexpr,
     MIN_SPLIT_TOKENS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -77,7 +78,7 @@ def _decode_split_kernel(
     split = tl.program_id(2)
     length = tl.load(lengths_ptr + sequence)
     # A multiple of the tile, so that no part but the last has a ragged end.
-    part = tl.cdiv(tl.cdiv(length, NUM_SPLITS), BLOCK_TOKENS) * BLOCK_TOKENS
+    part = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_TOKENS) * BLOCK_TOKENS
     part = tl.maximum(part, MIN_SPLIT_TOKENS)
     first = split * part
     last = tl.minimum(first + part, length)
@@ -122,24 +123,24 @@ def _decode_split_kernel(
     is_empty = first >= last
     total = tl.where(is_empty, 1.0, total)
     out = out / total
-    if NUM_SPLITS == 1:
+    if not IS_SPLIT:
         places = out_ptr + row * out_stride + head * HEAD_DIM + dims
         tl.store(places, out.to(out_ptr.dtype.element_ty), mask=dim_mask)
     else:
-        index = (sequence * NUM_HEADS + head).to(tl.int64) * NUM_SPLITS + split
+        index = (sequence * NUM_HEADS + head).to(tl.int64) * num_splits + split
         tl.store(partial_ptr + index * HEAD_DIM + dims, out, mask=dim_mask & (first < last))
         log_sum = tl.where(is_empty, float("-inf"), highest + tl.log2(total))
         tl.store(log_sum_ptr + index, log_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _decode_merge_kernel(
     partial_ptr,
     log_sum_ptr,
     rows_ptr,
     out_ptr,
     out_stride,
-    NUM_SPLITS: tl.constexpr,
+    num_splits,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
@@ -150,8 +151,8 @@ def _decode_merge_kernel(
     splits = tl.arange(0, BLOCK_SPLITS)
     dims = tl.arange(0, BLOCK_DIM)
     dim_mask = dims < HEAD_DIM
-    first = (sequence * NUM_HEADS + head).to(tl.int64) * NUM_SPLITS
-    log_sums = tl.load(log_sum_ptr + first + splits, mask=splits < NUM_SPLITS, other=float("-inf"))
+    first = (sequence * NUM_HEADS + head).to(tl.int64) * num_splits
+    log_sums = tl.load(log_sum_ptr + first + splits, mask=splits < num_splits, other=float("-inf"))
     is_used = log_sums > float("-inf")
     highest = tl.max(log_sums, 0)
     # Unused parts have -inf, and a sequence without keys nothing but those.
@@ -225,7 +226,8 @@ def decode_attention(
         out.stride(0),
         cache.stride(1),
         0 if scales is None else scales.stride(1),
-        NUM_SPLITS=num_splits,
+        num_splits,
+        IS_SPLIT=num_splits > 1,
         MIN_SPLIT_TOKENS=_MIN_SPLIT_TOKENS,
         NUM_HEADS=num_heads,
         HEAD_DIM=head_dim,
@@ -244,10 +246,10 @@ def decode_attention(
             decodes.rows,
             out,
             out.stride(0),
-            NUM_SPLITS=num_splits,
+            num_splits,
             NUM_HEADS=num_heads,
             HEAD_DIM=head_dim,
-            BLOCK_SPLITS=next_power_of_2(num_splits),
+            BLOCK_SPLITS=_MAX_SPLITS,
             BLOCK_DIM=block_dim,
             num_warps=4,
         )

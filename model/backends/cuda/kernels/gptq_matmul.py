@@ -105,7 +105,7 @@ def _one_row_kernel(
     tl.store(partial_ptr + split.to(tl.int64) * out_features + columns, out, mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # a batch size seen for the first time must not wait for a compiler
 def _tile_kernel(
     x_ptr,
     words_ptr,

@@ -17,7 +17,9 @@ from model.backends.cuda.kernels.int8 import float_from_int8
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_TILE_FIELDS = 4
+
+# Few, as each is a kernel to compile; in float32 larger ones spill.
+BLOCK_ROWS = {True: (16, 64, 128), False: (16,)}
 
 
 class PrefillTiles(NamedTuple):
@@ -175,8 +177,8 @@ def tile_records(chunks: Iterable[tuple[int, int, int, int]], block_rows: int) -
 
 def choose_block_rows(dtype: torch.dtype, longest_chunk: int) -> int:
     """Rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks."""
-    largest = 16 if dtype == torch.float32 else 128
-    return max(16, min(largest, next_power_of_2(longest_chunk)))
+    sizes = BLOCK_ROWS[dtype != torch.float32]
+    return next((size for size in sizes if size >= longest_chunk), sizes[-1])
 
 
 def prefill_attention(
