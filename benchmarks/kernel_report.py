@@ -29,6 +29,7 @@ from model.backends.cuda.gptq_layout import ROWS, PackedWeight
 from model.backends.cuda.kernels import decode_attention, decode_inputs, gptq_matmul, norm, prefill_attention, sampling
 from model.backends.cuda.kernels.launch import Launch, recorded
 from model.backends.cuda.kernels.rotary import rotate_and_cache
+from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
 
 _TYPES = {
@@ -124,6 +125,7 @@ def _rows(dtype: torch.dtype) -> None:
     norm.rms_norm(x, weight, 1e-6)
     norm.rms_norm(x, weight, 1e-6, x)
     silu_mul(x, x)
+    row_matmul(x, _meta(22016, 8192, dtype=dtype), weight[:22016])
 
 
 def _step() -> None:

@@ -51,8 +51,8 @@ class Load:
                 AddRequest(seq_ids=(self._next_id,), request_id="bench", prompt_ids=prompt, sampling=sampling)
             )
 
-    def decode(self, num_seqs: int, prompt_len: int, num_tokens: int) -> dict[str, float]:
-        """Seconds a step, mean over all steps in which every sequence decodes; and the context in the middle."""
+    def decode(self, num_seqs: int, prompt_len: int, num_tokens: int) -> float | None:
+        """Seconds a step, mean over all steps in which every sequence decodes; None if their keys do not all fit."""
         self.add(num_seqs, prompt_len, num_tokens)
         marks = []
         while self._engine.has_work():
@@ -60,10 +60,9 @@ class Load:
                 marks.append(time.perf_counter())
         # The first step of all still holds prefill, the last two drain what was launched ahead.
         marks = marks[1:-2]
-        return {
-            "step_s": (marks[-1] - marks[0]) / (len(marks) - 1),
-            "context": prompt_len + num_tokens / 2,
-        }
+        if len(marks) < 2:
+            return None
+        return (marks[-1] - marks[0]) / (len(marks) - 1)
 
     def prefill(self, prompt_len: int) -> float:
         """Seconds until the first token of one prompt."""
@@ -120,8 +119,11 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device, limi
     load.decode(1, 8, 8)
     rows = []
     for batch_size in arguments.batch_sizes:
-        found = load.decode(batch_size, arguments.prompt_len, arguments.num_tokens)
-        num_bytes = weights + batch_size * found["context"] * kv_bytes
+        step_s = load.decode(batch_size, arguments.prompt_len, arguments.num_tokens)
+        if step_s is None:
+            print(f"{name}: {batch_size} sequences of this length do not fit into the memory together", flush=True)
+            continue
+        num_bytes = weights + batch_size * (arguments.prompt_len + arguments.num_tokens / 2) * kv_bytes
         least = max(
             num_bytes / limits["copy_bytes_per_s"],
             batch_size * block_flops_per_token(shape) / limits["matmul_flops_per_s"],
@@ -129,10 +131,10 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device, limi
         rows.append(
             {
                 "batch_size": batch_size,
-                "ms_per_step": found["step_s"] * 1e3,
-                "tokens_per_s": batch_size / found["step_s"],
+                "ms_per_step": step_s * 1e3,
+                "tokens_per_s": batch_size / step_s,
                 "bytes_per_step": num_bytes,
-                "share_of_limit": least / found["step_s"],
+                "share_of_limit": least / step_s,
             }
         )
         print(f"{name}: {json.dumps(rows[-1])}", flush=True)
@@ -164,7 +166,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "copy_bytes_per_s": device_limits.copy_bytes_per_s(device),
         "matmul_flops_per_s": device_limits.matmul_flops_per_s(device, dtype),
     }
-    shapes = []
+    figures = _circumstances(arguments, device, limits)
+    shapes: list[dict[str, Any]] = []
     for name in arguments.shapes:
         shapes.append(measure(name, arguments, device, limits))
         gc.collect()
@@ -174,6 +177,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             from benchmarks.roofline_peer import measure_peer
 
             shapes[-1]["transformers"] = measure_peer(SHAPES[name], arguments, device, dtype)
+        write(arguments, figures | {"shapes": shapes})  # what comes next may not end well
+    return figures | {"shapes": shapes}
+
+
+def write(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Writes what was asked for."""
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if arguments.png:
+        draw(figures, arguments.png)
+
+
+def _circumstances(arguments: argparse.Namespace, device: torch.device, limits: dict[str, float]) -> dict[str, Any]:
     describe = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "commit": describe.stdout.strip(),
@@ -182,7 +198,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "prompt_len": arguments.prompt_len,
         "num_tokens": arguments.num_tokens,
         **limits,
-        "shapes": shapes,
     }
 
 
@@ -258,10 +273,6 @@ def main() -> None:
     arguments = parse()
     figures = run(arguments)
     print(table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if arguments.png:
-        draw(figures, arguments.png)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.checkpoint import load_weights
 from model.config import ModelConfig
+from model.engine import Engine
+from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import allocate_kv_cache
 from model.messages import AddRequest
@@ -193,3 +195,32 @@ def test_out_of_memory_is_survived(tiny_checkpoint: Path, monkeypatch: pytest.Mo
     replies = driver.run(requests)
     assert num_failures > 0
     assert all(len(reply.token_ids) == 5 for reply in replies.values())
+
+
+def test_the_cache_takes_its_share_of_the_memory(demo_checkpoint: Path) -> None:
+    """Sized from what is free, steps and graphs set aside; afterwards no more than the share is taken."""
+    free_before, total = torch.cuda.mem_get_info()
+    share = (total - free_before) / total + 0.2
+    engine = Engine(
+        EngineConfig(
+            checkpoint_path=str(demo_checkpoint),
+            device="cuda",
+            dtype="bfloat16",
+            gpu_memory_utilization=share,
+            max_num_seqs=4096,
+            max_model_len=8192,
+        )
+    )
+    assert engine.ready.kv_cache_bytes > 0.1 * total
+    driver = Driver(engine)
+    driver.run(greedy_prompts(64, 500))
+    taken = total - torch.cuda.mem_get_info()[0]
+    assert taken <= share * total + (64 << 20)
+
+
+def greedy_prompts(num_requests: int, length: int) -> list[AddRequest]:
+    sampling = SamplingParams(max_tokens=8, temperature=0.0, repetition_penalty=1.1)
+    return [
+        AddRequest(seq_ids=(i,), request_id=str(i), prompt_ids=[1 + i % 200] * length, sampling=sampling)
+        for i in range(num_requests)
+    ]

@@ -22,6 +22,7 @@ from model.backends.cuda.kernels.prefill_attention import prefill_attention
 from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.forward_batch import ForwardBatch
@@ -54,6 +55,7 @@ class CudaBackend:
         self.choose_tokens: Choose | None = self._choose_tokens
         self._recorder: CudaRecorder | None = None
         self._has_wide_products = False
+        self._linears: LinearChoice | None = None
         if device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
             if major < 8:
@@ -67,6 +69,7 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._recorder = CudaRecorder()
             self._has_wide_products = _wide_products_work(device)
+            self._linears = LinearChoice(time_us_on_device(device))
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`."""
@@ -111,10 +114,12 @@ class CudaBackend:
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
-        """See `Backend`. cuBLAS."""
+        """See `Backend`. cuBLAS, and for one row a kernel of our own where that is faster."""
+        library: LinearKernel = functools.partial(F.linear, weight=weight, bias=bias)
+        result = weight.dtype
         if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
-            return _wide_product(weight)
-        return functools.partial(F.linear, weight=weight, bias=bias)
+            library, result = _wide_product(weight), torch.float32
+        return library if self._linears is None else self._linears.choose(library, weight, bias, result)
 
     def prepare_gptq_linear(
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype

@@ -210,6 +210,9 @@ def test_recording_that_takes_too_long_keeps_the_largest(model: FakeModel, monke
     assert recorder.replayed == [6]
 
 
+WARM_UP = ModelRunner._warm_up
+
+
 class InterpretedBackend(CudaBackend):
     """The CUDA backend on a CPU, with graphs that are none."""
 
@@ -284,6 +287,21 @@ def test_golden_through_the_engine(folder: str, num_cases: int) -> None:
     backend: Any = driver.engine._runner.backend
     assert driver.engine._runner.runs_ahead
     assert backend.recorder.replayed, "decodes went through graphs"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreted")
+def test_warming_up_changes_no_reply(tiny_checkpoint: Path) -> None:
+    requests = [
+        AddRequest(
+            seq_ids=(0,), request_id="0", prompt_ids=[7] * 5, sampling=SamplingParams(max_tokens=3, temperature=0.0)
+        )
+    ]
+    driver = drive(tiny_checkpoint)
+    expected = driver.run(requests)[0].token_ids
+    with torch.inference_mode():
+        WARM_UP(driver.engine._runner)
+    assert drive(tiny_checkpoint).run(requests)[0].token_ids == expected
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -10,7 +10,9 @@ import torch
 from model.backends.cuda.kernels.decode_inputs import AngleTables, make_decode_inputs
 from model.backends.cuda.kernels.norm import rms_norm
 from model.backends.cuda.kernels.rotary import rotate_and_cache
+from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.linear_choice import LinearChoice
 from model.backends.torch_backend import TorchBackend
 from model.forward_batch import ForwardBatch, SequenceSpan
 from tests.model.test_torch_backend import CONFIG
@@ -98,6 +100,41 @@ def test_rotary_into_an_int8_cache(device: torch.device) -> None:
         assert (stored - expected).abs().max() <= 1
         assert (stored != expected).float().mean() < 0.01, "a tie may fall either way, nothing else"
     assert (scales.cpu()[:, :, 0] == -1).all(), "other slots are left alone"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_row_times_a_weight(device: torch.device, dtype: torch.dtype, has_bias: bool) -> None:
+    """Neither side a multiple of the tile; in the activations' dtype and in float32."""
+    x, weight = torch.randn(1, 700).to(dtype), (torch.randn(37, 700) / 26).to(dtype)
+    bias = torch.randn(37).to(dtype) if has_bias else None
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    operands = (x.to(device), weight.to(device), None if bias is None else bias.to(device))
+    out = row_matmul(*operands)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    wide = row_matmul(*operands, torch.float32)
+    torch.testing.assert_close(wide.double().cpu(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ours_us", [1.0, 3.0])
+def test_the_faster_product_is_used_for_one_row(device: torch.device, ours_us: float) -> None:
+    """Each shape is timed once; more rows always go to the library."""
+    times = iter([ours_us, 2.0])
+    choice = LinearChoice(lambda run: next(times))
+    calls: list[int] = []
+    weight = torch.randn(24, 600, device=device)
+
+    def library(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return torch.nn.functional.linear(x, weight)
+
+    kernels = [choice.choose(library, weight, None, torch.float32) for _ in range(2)]
+    for num_rows in (1, 3):
+        x = torch.randn(num_rows, 600, device=device)
+        for kernel in kernels:
+            torch.testing.assert_close(kernel(x), torch.nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+    assert calls == ([3, 3] if ours_us < 2 else [1, 1, 3, 3])
 
 
 def test_inputs_of_a_decode_step(device: torch.device) -> None:
