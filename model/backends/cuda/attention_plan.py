@@ -22,23 +22,15 @@ class AttentionPlan:
 
     Attributes:
         cache: keys and values.
-        scales: [num_layers, 2, num_heads, num_slots] float32 beside an int8 cache, else None.
         decodes: the sequences with one new token, or None.
         num_splits: of the decodes' keys.
         tiles: the chunks of more tokens, or None.
     """
 
     cache: KVCache
-    scales: torch.Tensor | None
     decodes: DecodeRows | None
     num_splits: int
     tiles: PrefillTiles | None
-
-
-def cache_scales(cache: KVCache) -> torch.Tensor | None:
-    """The scales beside an int8 cache, else None."""
-    scales: torch.Tensor | None = getattr(cache, "scales", None)
-    return scales
 
 
 def make_plan(
@@ -74,7 +66,6 @@ def make_plan(
     longest = max((length for _, length, _ in decodes), default=0)
     return AttentionPlan(
         cache=cache,
-        scales=cache_scales(cache),
         decodes=None if rows is None else DecodeRows(*rows, table_view),
         num_splits=choose_num_splits(len(decodes), num_heads, longest),
         tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,

@@ -156,7 +156,7 @@ class CudaBackend:
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
         """See `Backend`."""
         data = plan.cache.data[layer]
-        scales = None if plan.scales is None else plan.scales[layer]
+        scales = None if plan.cache.scales is None else plan.cache.scales[layer]
         query = rotate_and_cache(qkv, batch.cos, batch.sin, batch.query_scale, batch.slots, data, scales)
         out = torch.empty_like(query)
         block_size = plan.cache.block_size

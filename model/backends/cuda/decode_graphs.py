@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from model.backends.cuda.attention_plan import AttentionPlan, cache_scales
+from model.backends.cuda.attention_plan import AttentionPlan
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, make_decode_inputs
 from model.config import ModelConfig
@@ -157,7 +157,6 @@ class CapturedDecodes:
         num_heads = self._cache.data.shape[2]
         plan = AttentionPlan(
             cache=self._cache,
-            scales=cache_scales(self._cache),
             decodes=decodes,
             num_splits=choose_num_splits(batch_size, num_heads, self._max_model_len),
             tiles=None,

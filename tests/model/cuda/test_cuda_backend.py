@@ -14,6 +14,7 @@ from model.backends.cuda import decode_graphs
 from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
+from model.backends.torch_backend import TorchBackend
 from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
@@ -55,6 +56,37 @@ def test_random_mixes(seed: int) -> None:
             for seq in rng.sample(alive, rng.randrange(1, len(alive) + 1))
         ]
         run_step(backend, config, cache, chunks, max(TOLERANCE[dtype], 1e-4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_int8_cache_as_the_reference_keeps_it(dtype: torch.dtype) -> None:
+    """Chunks, then a decode and a chunk behind a prefix: the same integers, scales and outputs."""
+    torch.manual_seed(0)
+    backends = (TorchBackend(CPU), CudaBackend(CPU))
+    backends[1].resolve_dtype(str(dtype).removeprefix("torch."), None)
+    caches = [
+        allocate_kv_cache(CONFIG, num_blocks=12, block_size=4, dtype=torch.int8, device=CPU) for _ in backends
+    ]
+    tables = [[3, 1, 2, 7, 5], [0, 4, 6]]
+    for spans in (
+        [SequenceSpan([0] * 11, 0, 3.0, tables[0], 1), SequenceSpan([0] * 5, 0, 1.0, tables[1], 1)],
+        [SequenceSpan([0] * 6, 11, 3.0, tables[0], 1), SequenceSpan([0], 5, 1.0, tables[1], 1)],
+    ):
+        batch = ForwardBatch.build(spans, CONFIG, 4, CPU)
+        qkv = torch.randn(len(batch.token_ids), 3 * CONFIG.hidden_size).to(dtype)
+        outs = [
+            backend.attention(qkv.clone(), 1, batch, backend.plan_attention(batch, cache))
+            for backend, cache in zip(backends, caches, strict=True)
+        ]
+        # A chunk's own keys the reference may attend to before they are rounded.
+        torch.testing.assert_close(outs[1].float(), outs[0].float(), rtol=3e-2, atol=3e-2)
+        slots = batch.slots
+        ours, theirs = caches[1], caches[0]
+        assert ours.scales is not None
+        assert theirs.scales is not None
+        torch.testing.assert_close(ours.scales[1][..., slots], theirs.scales[1][..., slots], rtol=1e-2, atol=1e-6)
+        difference = ours.data[1][:, :, slots].int() - theirs.data[1][:, :, slots].int()
+        assert difference.abs().max() <= (1 if dtype == torch.float32 else 2)
 
 
 def test_plan_of_a_mixed_step() -> None:
