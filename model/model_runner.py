@@ -26,8 +26,9 @@ from model.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
 from model.messages import TokenLogprob
 from model.pending_step import PendingStep, StepResult
 from model.quantization import linear_maker
-from model.sampler import PendingSample, Sampler, SamplingRow, prompt_logprobs, stream_key
+from model.sampler import PendingSample, Sampler, prompt_logprobs
 from model.sampling_params import SamplingParams
+from model.sampling_row import SamplingRow, stream_key
 from model.scheduler import ScheduledBatch, ScheduledSequence
 from model.sequence import Sequence
 

@@ -11,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import KVCache
-from model.sampler import Choose
+from model.sampling_row import Choose
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
 

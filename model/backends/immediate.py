@@ -10,7 +10,7 @@ from model.backends.base import DecodeGraphs, HostCopy
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
-from model.sampler import Choose
+from model.sampling_row import Choose
 
 
 class ImmediateSteps:

@@ -27,7 +27,7 @@ from model.config import ModelConfig
 from model.errors import ConfigError
 from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
-from model.sampler import Choose, SamplingRow, uniform
+from model.sampling_row import Choose, SamplingRow, uniform
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class CudaBackend:
     def _choose_tokens(
         self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `model.sampler.Choose` of one kernel."""
+        """A `model.sampling_row.Choose` of one kernel."""
         columns: list[list[float]] = [[], [], [], [], []]
         for row in rows:
             sampling = row.sampling

@@ -20,8 +20,8 @@ from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies,
 from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.messages import AddRequest
 from model.model_runner import ModelRunner
-from model.sampler import SamplingRow, stream_key
 from model.sampling_params import SamplingParams
+from model.sampling_row import SamplingRow, stream_key
 from model.sequence import UNKNOWN_TOKEN
 from tests.model.test_golden import assert_golden, greedy_requests, read_cases
 from tests.model.test_torch_backend import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from model.backends.cuda.gptq_layout import PackedWeight, pack
 from model.backends.cuda.kernels import gptq_matmul as gptq
+from model.backends.cuda.kernels.gptq_dequantize import dequantize as dequantize_packed
 from model.quantization.gptq import dequantize
 from tests.model.test_gptq import pack_rows
 
@@ -92,7 +93,7 @@ def test_dequantising_is_exact(device: torch.device, bits: int, scale_dtype: tor
     layer = Layer(bits, 64, device, has_act_order=True, scale_dtype=scale_dtype)
     permutation = layer.packed.permutation
     assert permutation is not None
-    found = gptq.dequantize(layer.packed, torch.float32, 0, 72)
+    found = dequantize_packed(layer.packed, torch.float32, 0, 72)
     assert torch.equal(found.cpu().t(), layer.expected[:, permutation.cpu().long()])
 
 
