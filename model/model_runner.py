@@ -161,7 +161,7 @@ class ModelRunner:
             num_blocks = config.kv_cache_memory_bytes // block_bytes
         else:
             step_bytes = self._step_bytes(config, dtype, max_model_len)
-            free = self.backend.available_memory_bytes(config.gpu_memory_utilization) - step_bytes
+            free = max(0, self.backend.available_memory_bytes(config.gpu_memory_utilization) - step_bytes)
             if step_bytes:
                 logger.info("steps of %d tokens take %.2f GiB", self.max_num_batched_tokens, step_bytes / _GIB)
             # More than all sequences at full length could never be used.
