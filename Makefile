@@ -35,7 +35,7 @@ serve: $(VENV)/.installed $(filter demo/.cache/random-checkpoint,$(MODEL))
 	$(BIN)/qwen-server serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

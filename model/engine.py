@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 
+import torch
 from llguidance import LLMatcher
 
 from model.block_manager import BlockManager
@@ -22,8 +23,9 @@ from model.grammar import GrammarCompiler
 from model.grammar_compiler import GrammarError
 from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
 from model.model_runner import ModelRunner
+from model.pending_step import PendingStep, StepResult
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
-from model.sequence import Sequence
+from model.sequence import Sequence, SequenceStatus
 from model.step_guard import STEP_FAILED, GuardedStep, StepGuard
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,10 @@ _NOT_NUMBERS = (
 
 class Engine:
     """Continuous batching over one checkpoint.
+
+    Where the backend works on its own (a GPU), steps overlap: the next one is planned and launched while the tokens of
+    the one before travel. A sequence that turns out to have ended has then taken part in one step too many; nobody sees
+    what that made of it.
 
     Args:
         config: settings.
@@ -59,6 +65,7 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[LLMatcher], list[Sequence]]] = []
+        self._in_flight: PendingStep | None = None
         self._load_s = time.monotonic() - started
 
     @property
@@ -79,11 +86,12 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
-        return bool(self._refused or self._compiling) or self._scheduler.has_work()
+        return bool(self._refused or self._compiling or self._in_flight) or self._scheduler.has_work()
 
     def is_waiting_for_grammars(self) -> bool:
         """Whether all there is to do is to wait for compilations: a step now would do nothing."""
-        return bool(self._compiling) and not (self._refused or self._scheduler.has_work() or self._compiled_some())
+        is_idle = not (self._refused or self._in_flight or self._scheduler.has_work())
+        return bool(self._compiling) and is_idle and not self._compiled_some()
 
     def _compiled_some(self) -> bool:
         return any(future.done() for future, _ in self._compiling)
@@ -161,22 +169,73 @@ class Engine:
         """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
         self._admit_compiled()
         outputs, self._refused = self._refused, []
-        self._scheduler.max_num_batched_tokens = self._guard.token_budget
-        batch = self._scheduler.schedule()
-        if batch:
-            outputs += self._commit(batch, self._guard.run(batch))
+        outputs += self._step_ahead() if self._runner.runs_ahead else self._step_guarded()
+        outputs += self._refused
+        self._refused = []
         stats = self._scheduler.stats()
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
         return StepOutputs(outputs, stats._replace(num_waiting=stats.num_waiting + num_compiling))
 
-    def _commit(self, batch: ScheduledBatch, step: GuardedStep) -> list[SequenceOutput]:
-        result = step.result
-        if result is None:
+    def _step_guarded(self) -> list[SequenceOutput]:
+        """Plans a step, runs it and waits for it; who makes it fail goes alone."""
+        self._scheduler.max_num_batched_tokens = self._guard.token_budget
+        batch = self._scheduler.schedule()
+        if not batch:
             return []
+        step = self._guard.run(batch)
+        if step.result is None:
+            return []
+        self._scheduler.advance(batch)
+        return self._commit(batch, step.result, step)
+
+    def _step_ahead(self) -> list[SequenceOutput]:
+        """Launches a step, then waits for the one before it."""
+        outputs: list[SequenceOutput] = []
+        if self._in_flight is not None and self._needs_tokens(self._in_flight.batch):
+            outputs += self._settle()
+        self._scheduler.max_num_batched_tokens = self._guard.token_budget
+        batch = self._scheduler.schedule()
+        launched = self._launch(batch) if batch else None
+        if self._in_flight is not None:
+            outputs += self._settle()
+        if not isinstance(launched, Exception):
+            self._in_flight = launched
+        elif not self._guard.shrink_for(batch.num_tokens, launched):
+            outputs += self._step_guarded()  # finds out whose fault it was
+        return outputs
+
+    def _needs_tokens(self, batch: ScheduledBatch) -> bool:
+        """Whether the host must see a step's tokens to plan the next: a grammar says what may follow them."""
+        return any(entry.seq.sampling.grammar is not None for entry in batch.entries)
+
+    def _launch(self, batch: ScheduledBatch) -> PendingStep | Exception:
+        """Starts a step, or returns why it cannot be started."""
+        try:
+            launched = self._runner.launch(batch)
+        except torch.AcceleratorError:
+            raise  # nothing on this device works from here on
+        except Exception as error:
+            self._runner.undo([entry.seq.seq_id for entry in batch.entries])
+            return error.with_traceback(None)  # which would hold on to the step's tensors
+        self._scheduler.advance(batch)
+        return launched
+
+    def _settle(self) -> list[SequenceOutput]:
+        """Waits for the step in flight and reports what it did."""
+        assert self._in_flight is not None
+        pending, self._in_flight = self._in_flight, None
+        result = pending.wait()
+        self._guard.note_success()
+        return self._commit(pending.batch, result, GuardedStep(result, {}))
+
+    def _commit(self, batch: ScheduledBatch, result: StepResult, step: GuardedStep) -> list[SequenceOutput]:
+        """Reports what a step did; it was advanced before."""
         outputs: list[SequenceOutput] = []
         tokens = {}
         broken = dict(step.failures)
         for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
+            if entry.seq.status is SequenceStatus.FINISHED:
+                continue  # it had ended by the time this was launched, or was aborted since
             seq_id = entry.seq.seq_id
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
@@ -193,7 +252,7 @@ class Engine:
             outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
             self._forget([seq.seq_id])
         sampled = [None if token is None else token.token_id for token in result.tokens]
-        for update in self._scheduler.update(batch, sampled, result.completed):
+        for update in self._scheduler.settle(batch, sampled, result.completed):
             token = tokens.get(update.seq.seq_id)
             logprob = None if token is None or token.logprob is None else [token.logprob]
             outputs.append(self._output(update, logprob))

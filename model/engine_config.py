@@ -26,6 +26,8 @@ class EngineConfig:
         block_size: tokens in a KV cache block.
         kv_cache_memory_bytes: None takes what is free (`gpu_memory_utilization` on a GPU).
         gpu_memory_utilization: share of a GPU's memory that weights, activations and cache may take.
+        cuda_graphs: record decode steps on a GPU and replay them.
+        run_ahead: launch a step before the tokens of the one before are here; None leaves it to the backend.
         enable_prefix_caching: reuse the KV blocks of equal prompt starts.
         num_threads: CPU threads for tensor work; None lets torch choose.
         log_level: least severe log line written.
@@ -43,6 +45,8 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.90
+    cuda_graphs: bool = True
+    run_ahead: bool | None = None
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     seed: int | None = None

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -59,6 +60,7 @@ class ForwardBatch:
         slots: [T] int64, where each token's key and value go: block * block_size + offset.
         logit_rows: [R] int64, the rows whose logits are needed.
         block_size: tokens in a block.
+        attention_plan: of the backend that made the batch itself; None leaves planning to `plan_attention`.
     """
 
     spans: AbstractSequence[SequenceSpan]
@@ -70,6 +72,7 @@ class ForwardBatch:
     slots: torch.Tensor
     logit_rows: torch.Tensor
     block_size: int
+    attention_plan: Any = None
 
     @classmethod
     def build(

@@ -3,8 +3,9 @@
 It exists so that batching, preemption and endings are one plain algorithm, tested without a model. It must not know
 tensors, text or the pipe: the engine turns a `ScheduledBatch` into tensors and updates into messages.
 
-Planning (`schedule`) gives out blocks and admits; committing (`update`) alone advances sequences, so that a later
-version may plan a step while the one before it still runs.
+Planning (`schedule`) gives out blocks and admits. A step that has been launched advances its sequences (`advance`):
+what it computes counts as computed, what it samples is a token not known yet. So the next one can be planned, and
+launched, before the first one's tokens are here (`settle`).
 
 Pure: the standard library and other pure files of `model`.
 """
@@ -20,7 +21,14 @@ from operator import attrgetter
 from model.block_manager import BlockManager
 from model.errors import InvalidRequestError
 from model.messages import EngineStats
-from model.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus, SequenceUpdate
+from model.sequence import (
+    UNKNOWN_TOKEN,
+    ScheduledBatch,
+    ScheduledSequence,
+    Sequence,
+    SequenceStatus,
+    SequenceUpdate,
+)
 
 __all__ = ["ScheduledBatch", "ScheduledSequence", "Scheduler", "SequenceUpdate"]
 
@@ -59,6 +67,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._followers: dict[int, list[Sequence]] = {}  # by id of the leader whose prompt they wait for
         self._num_arrived = 0
+        self._num_in_flight = 0
         self._num_turns = 0
         self._num_steps = 0
         self._num_step_tokens = 0
@@ -105,6 +114,8 @@ class Scheduler:
         """
         has_preempted = self._secure_blocks()
         chosen, budget = self._running, self.max_num_batched_tokens
+        if self._num_in_flight:
+            chosen = [seq for seq in chosen if not self._is_about_to_end(seq)]
         if len(chosen) > budget:
             chosen = sorted(chosen, key=attrgetter("last_turn"))[:budget]
         budget -= len(chosen)  # one token each is safe from those before it
@@ -130,34 +141,60 @@ class Scheduler:
     def update(
         self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
     ) -> list[SequenceUpdate]:
-        """Commits a step that has run.
+        """Commits a step that has run: `advance` and `settle` in one."""
+        self.advance(batch)
+        return self.settle(batch, sampled, completed)
+
+    def advance(self, batch: ScheduledBatch) -> None:
+        """Takes note that a step was launched. At most two may be in flight.
 
         Args:
-            batch: from `schedule`.
+            batch: from `schedule`, not aborted in between.
+        """
+        self._num_in_flight += 1
+        for seq, start, num_tokens, needs_sampling in batch.entries:
+            if seq.status is SequenceStatus.RUNNING:
+                seq.num_computed_tokens = start + num_tokens
+                if needs_sampling:
+                    seq.token_ids.append(UNKNOWN_TOKEN)
+
+    def settle(
+        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
+    ) -> list[SequenceUpdate]:
+        """Commits the results of the oldest step in flight.
+
+        Args:
+            batch: as given to `advance`.
             sampled: for each entry its next token, or None where `needs_sampling` is false.
             completed: ids of sequences that this token ends whatever it is, because their grammar is complete.
 
         Returns:
-            The sequences that got a token or ended; those aborted since `schedule` are left out.
+            The sequences that got a token or ended; those that had ended before are left out.
         """
+        self._num_in_flight -= 1
         updates: list[SequenceUpdate] = []
         for (seq, start, num_tokens, needs_sampling), token_id in zip(batch.entries, sampled, strict=True):
-            if seq.status is not SequenceStatus.RUNNING:
+            if seq.status is SequenceStatus.FINISHED:
                 continue
-            seq.num_computed_tokens = start + num_tokens
-            self.block_manager.commit(seq)
-            if seq.num_computed_tokens >= seq.num_prompt_tokens and seq.seq_id in self._followers:
-                self._fork_followers(seq)
+            end = start + num_tokens
             if needs_sampling:
                 if token_id is None:
                     raise ValueError(f"no token was sampled for {seq}")
-                seq.token_ids.append(token_id)
-                update = self._judge(seq, token_id, seq.seq_id in completed)
-            elif seq.num_uncomputed_tokens == 0:
+                seq.token_ids[end] = token_id
+            if seq.status is SequenceStatus.RUNNING:
+                # By now a later step may have advanced it, but only over tokens that are known since.
+                self.block_manager.commit(seq)
+                if end >= seq.num_prompt_tokens and seq.seq_id in self._followers:
+                    self._fork_followers(seq)
+            if needs_sampling:
+                assert token_id is not None
+                update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
+            elif end == seq.num_tokens:
                 update = SequenceUpdate(seq, None, "length", None)
             else:
                 continue
             if update.finish_reason is not None:
+                del seq.token_ids[end + needs_sampling :]
                 self._finish(seq)
             updates.append(update)
         return updates
@@ -189,19 +226,31 @@ class Scheduler:
         needs_sampling = start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0
         return ScheduledSequence(seq, start, num_tokens, needs_sampling)
 
-    def _judge(self, seq: Sequence, token_id: int, is_complete: bool) -> SequenceUpdate:
+    def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:
         is_ending = token_id in seq.sampling.ending_token_ids
         if is_ending or is_complete:
             return SequenceUpdate(seq, token_id, "stop", token_id if is_ending else None)
-        # A sequence that outgrew the whole pool could not go on even alone.
-        is_full = seq.num_tokens >= self.max_model_len or seq.num_tokens > self._num_slots
-        reason = "length" if is_full or seq.num_output_tokens >= seq.sampling.max_tokens else None
+        reason = "length" if self._is_at_limit(seq, num_tokens) else None
         return SequenceUpdate(seq, token_id, reason, None)
+
+    def _is_at_limit(self, seq: Sequence, num_tokens: int) -> bool:
+        """Whether a sequence ends with this many tokens, whatever they are."""
+        # One that outgrew the whole pool could not go on even alone.
+        is_full = num_tokens >= self.max_model_len or num_tokens > self._num_slots
+        return is_full or num_tokens - seq.num_prompt_tokens >= seq.sampling.max_tokens
+
+    def _is_about_to_end(self, seq: Sequence) -> bool:
+        """Whether the step in flight is the last of this running sequence: no slot need be wasted on another."""
+        if seq.num_uncomputed_tokens == 0:
+            return True  # a prompt that is only scored
+        return seq.has_unknown_token and self._is_at_limit(seq, seq.num_tokens)
 
     def _secure_blocks(self) -> bool:
         """Gives every running sequence blocks for all its tokens; returns whether that preempted any."""
         num_before = self.num_preemptions_total
         for seq in self._running.copy():
+            if self._num_in_flight and self._is_about_to_end(seq):
+                continue
             while seq.status is SequenceStatus.RUNNING and not self.block_manager.allocate(seq, seq.num_tokens):
                 if len(self._running) > 1:
                     self._preempt(self._running[-1])

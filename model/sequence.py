@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from model.sampling_params import SamplingParams
 
+# Stands for a token that the device has sampled, or will, and the host has not read: a later step is planned with it.
+UNKNOWN_TOKEN = -1
+
 
 class SequenceStatus(enum.Enum):
     """Where a sequence is in its life; a preempted one is WAITING again."""
@@ -30,7 +33,7 @@ class Sequence:
     Attributes:
         seq_id: never reused while the engine lives.
         request_id: of the HTTP request, for log lines.
-        token_ids: prompt, then output.
+        token_ids: prompt, then output; the last may be `UNKNOWN_TOKEN` while its step is in flight.
         num_prompt_tokens: how many of `token_ids` are the prompt.
         sampling: how to sample it and when to end it.
         priority: lower is served first.
@@ -120,6 +123,11 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def has_unknown_token(self) -> bool:
+        """Whether a step that is to sample its next token is in flight."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN
 
     @property
     def num_uncomputed_tokens(self) -> int:

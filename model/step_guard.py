@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.model_runner import StepResult
+from model.pending_step import StepResult
 from model.sequence import ScheduledBatch
 
 logger = logging.getLogger(__name__)
@@ -80,12 +80,13 @@ class StepGuard:
                 return self._isolate(batch, error)
             reason = _one_line(error)
         else:
-            self._note_success()
+            self.note_success()
             return GuardedStep(result, {})
         # Outside of the handler: the traceback holds on to the step's tensors until here.
         return self._shrink(batch, reason)
 
-    def _note_success(self) -> None:
+    def note_success(self) -> None:
+        """Takes note of a step that went well; after some of them a lowered budget grows again."""
         self._num_lonely_failures = 0
         if self.token_budget < self._max_num_batched_tokens:
             self._num_good_steps += 1
@@ -94,16 +95,34 @@ class StepGuard:
                 self.token_budget = min(2 * self.token_budget, self._max_num_batched_tokens)
                 logger.info("steps may have %d tokens again", self.token_budget)
 
-    def _shrink(self, batch: ScheduledBatch, reason: str) -> GuardedStep:
+    def shrink_for(self, num_tokens: int, error: Exception) -> bool:
+        """Lowers the budget if that may help.
+
+        Args:
+            num_tokens: of the step that failed.
+            error: it failed with.
+
+        Returns:
+            False when memory is not what was missing, or the step was of one token.
+        """
+        if num_tokens == 1 or not is_out_of_memory(error):
+            return False
+        self._lower_budget(num_tokens, _one_line(error))
+        return True
+
+    def _lower_budget(self, num_tokens: int, reason: str) -> None:
         self._num_good_steps = 0
+        self.token_budget = num_tokens // 2
+        logger.error(
+            "out of memory in a step of %d tokens; the next ones have at most %d (%s)",
+            num_tokens,
+            self.token_budget,
+            reason,
+        )
+
+    def _shrink(self, batch: ScheduledBatch, reason: str) -> GuardedStep:
         if batch.num_tokens > 1:
-            self.token_budget = batch.num_tokens // 2
-            logger.error(
-                "out of memory in a step of %d tokens; the next ones have at most %d (%s)",
-                batch.num_tokens,
-                self.token_budget,
-                reason,
-            )
+            self._lower_budget(batch.num_tokens, reason)
             return GuardedStep(None, {})
         seq = batch.entries[0].seq
         logger.error("out of memory in a step of one token; giving request %s up (%s)", seq.request_id, reason)

@@ -162,7 +162,7 @@ class SamplingFields(WireModel):
     min_p: Number | None = Field(None, ge=0, le=1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
-    repetition_penalty: Number | None = Field(None, gt=0, le=1e6, description="1 is off")
+    repetition_penalty: Number | None = Field(None, ge=1e-6, le=1e6, description="1 is off")
     logit_bias: LogitBias | None = Field(None, description="token id (as a text) to what is added to its logit")
     seed: int | None = Field(
         None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"

@@ -67,6 +67,8 @@ class Settings(BaseModel):
         None, description="of the KV cache, such as 512MiB or 2GB (default: what is free)"
     )
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1, description="share of a GPU's memory to use")
+    no_cuda_graphs: bool = Field(False, description="do not record decode steps on a GPU (starts faster, runs slower)")
+    no_run_ahead: bool = Field(False, description="on a GPU, wait for each step's tokens before starting the next")
     no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
     threads: int | None = Field(
         None, ge=1, description="CPU threads for tensor work (default: all cores; 1 for small models)"
@@ -126,6 +128,8 @@ class Settings(BaseModel):
             block_size=self.block_size,
             kv_cache_memory_bytes=self.kv_cache_memory,
             gpu_memory_utilization=self.gpu_memory_utilization,
+            cuda_graphs=not self.no_cuda_graphs,
+            run_ahead=False if self.no_run_ahead else None,
             enable_prefix_caching=not self.no_prefix_caching,
             num_threads=self.threads,
             seed=self.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
 from tests.support.server_process import ROOT, ServerProcess, running_server
 from tests.support.wire import Wire
+
+# Without a GPU Triton kernels run in its interpreter. It reads this once, when it is first imported, by whomever.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
 

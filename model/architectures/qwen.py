@@ -69,11 +69,26 @@ class QWenBlock(nn.Module):
         self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
         self.mlp = QWenMLP(config, make_linear, backend)
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch, plan: Any) -> torch.Tensor:
-        """Adds to x, [T, hidden] float32, in place, and returns it."""
-        x += self.attn(self.ln_1(x), batch, plan)
-        x += self.mlp(self.ln_2(x))
-        return x
+    def forward(
+        self, x: torch.Tensor, delta: torch.Tensor | None, batch: ForwardBatch, plan: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the block; each sum is left to the norm that comes next, for a backend that makes one pass of both.
+
+        Args:
+            x: [T, hidden] float32, may be overwritten.
+            delta: [T, hidden], still to be added to x, or None.
+            batch: the step.
+            plan: of its attention.
+
+        Returns:
+            x and what is still to be added to it.
+        """
+        if delta is None:
+            hidden = self.ln_1(x)
+        else:
+            hidden, x = self.ln_1.add(delta, x)
+        hidden, x = self.ln_2.add(self.attn(hidden, batch, plan), x)
+        return x, self.mlp(hidden)
 
 
 class QWenModel(nn.Module):
@@ -118,9 +133,11 @@ class QWenLMHeadModel(nn.Module):
         """
         plan = self._backend.plan_attention(batch, cache)
         x: torch.Tensor = self.transformer.wte(batch.token_ids).float()
+        delta: torch.Tensor | None = None
         for block in self.transformer.h:
-            x = block(x, batch, plan)
-        out: torch.Tensor = self.transformer.ln_f(x)
+            x, delta = block(x, delta, batch, plan)
+        assert delta is not None
+        out, _ = self.transformer.ln_f.add(delta, x)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

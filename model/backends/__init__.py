@@ -25,5 +25,15 @@ def make_backend(device: str) -> Backend:
             raise ConfigError("--device cuda: this torch sees no CUDA device (driver missing, or a CPU build of torch)")
         if int(index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"--device {device}: there are only {torch.cuda.device_count()} CUDA devices")
-        return TorchBackend(torch.device("cuda", int(index or 0)))
+        return _make_cuda_backend(torch.device("cuda", int(index or 0)))
     return TorchBackend(torch.device("cpu"))
+
+
+def _make_cuda_backend(device: torch.device) -> Backend:
+    try:
+        from model.backends.cuda.backend import CudaBackend
+    except ImportError as e:
+        if e.name is None or e.name.split(".")[0] != "triton":
+            raise
+        raise ConfigError("--device cuda needs Triton; install it with `pip install 'qwen-server[cuda]'`") from e
+    return CudaBackend(device)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from model.forward_batch import ForwardBatch
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import KVCache
+from model.sampling_row import Choose
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
+
+# Waits for tensors on their way to the host, and returns them.
+HostCopy = Callable[[], list[torch.Tensor]]
 
 
 class GPTQTensors(NamedTuple):
@@ -31,16 +37,41 @@ class GPTQTensors(NamedTuple):
     bits: int
 
 
+class DecodeGraphs(Protocol):
+    """Decode steps that were recorded at the start and are replayed."""
+
+    @property
+    def max_num_rows(self) -> int:
+        """The most sequences of a step, perhaps 0; larger ones run as any other."""
+        ...
+
+    def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:
+        """Runs a step of one new token a sequence.
+
+        Args:
+            spans: at most `max_num_rows` sequences; a token may be `UNKNOWN_TOKEN`.
+            sources: for each, where an unknown token is in the `last_ids` of the capture, else -1.
+
+        Returns:
+            logits [S, vocab_size] float32, overwritten by the next run.
+        """
+        ...
+
+
 class Backend(Protocol):
     """Device operations. Implementations hold no state of a request; a plan is made anew each step.
 
     Attributes:
         name: for logs.
         device: where parameters, cache and activations live.
+        runs_ahead: whether work is queued, so that the next step can be launched while one runs.
+        choose_tokens: picks tokens from logits; None leaves it to the sampler's torch operations.
     """
 
     name: str
     device: torch.device
+    runs_ahead: bool
+    choose_tokens: Choose | None
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """Chooses the activation dtype.
@@ -55,7 +86,19 @@ class Backend(Protocol):
         ...
 
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
-        """Bytes that the KV cache may take now that the weights are loaded."""
+        """Bytes that the KV cache and the steps may take now that the weights are loaded."""
+        ...
+
+    def measure_step_bytes(self, run: Callable[[], object]) -> int:
+        """Bytes that a step takes while it runs, where that must be set aside; else 0, without running it.
+
+        Args:
+            run: the largest step there can be.
+        """
+        ...
+
+    def release_memory(self) -> None:
+        """Gives back what is kept for reuse; called after running out of memory."""
         ...
 
     def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
@@ -105,6 +148,16 @@ class Backend(Protocol):
         """[T, hidden] normalised in float32, cast to the weight's dtype, times weight [hidden]."""
         ...
 
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds x to the residual (which may be overwritten), and normalises the sum.
+
+        Returns:
+            the normalised sum and the sum, both [T, hidden].
+        """
+        ...
+
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """`up * silu(gate)`, both [T, N]."""
         ...
@@ -125,4 +178,30 @@ class Backend(Protocol):
         Returns:
             [T, num_heads * head_dim].
         """
+        ...
+
+    def capture_decode(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+    ) -> DecodeGraphs | None:
+        """Records decode steps of several batch sizes.
+
+        Args:
+            step: the model, from a batch to logits [T, vocab_size] float32.
+            config: of the checkpoint.
+            cache: of all steps.
+            last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
+            max_model_len: the longest sequence.
+
+        Returns:
+            what replays them, or None where nothing is gained by it.
+        """
+        ...
+
+    def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
+        """Starts copying results to the host, after what has been launched so far."""
         ...

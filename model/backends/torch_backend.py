@@ -15,6 +15,7 @@ from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.huge_pages import use_huge_pages
+from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes
 from model.backends.torch_attention import AttentionPlan, attention, plan_attention, scratch_for
 from model.errors import ConfigError
@@ -32,7 +33,7 @@ _SMALL_MODEL_BYTES = 128 << 20
 _PACK_ROWS_HINT = 16
 
 
-class TorchBackend:
+class TorchBackend(ImmediateSteps):
     """Implements `Backend` with torch alone.
 
     Args:
@@ -122,6 +123,13 @@ class TorchBackend:
         if tensor is None:
             tensor = self._epsilons[epsilon] = torch.tensor(epsilon, dtype=torch.float32, device=self.device)
         return tensor
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Backend`."""
+        residual += x
+        return self.rms_norm(residual, weight, epsilon), residual
 
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""

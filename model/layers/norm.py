@@ -24,6 +24,10 @@ class RMSNorm(nn.Module):
         self._epsilon = epsilon
         self._backend = backend
 
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps x and the residual [num_tokens, hidden_size] to their normalised sum, and the sum."""
+        return self._backend.add_rms_norm(x, residual, self.weight, self._epsilon)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [num_tokens, hidden_size], float32 or of the weight's dtype, to that shape in the weight's dtype."""
         return self._backend.rms_norm(x, self.weight, self._epsilon)

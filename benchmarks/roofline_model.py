@@ -1,0 +1,107 @@
+"""An engine of any published shape without a checkpoint: random weights, made on the device."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from demo import random_checkpoint
+from demo.random_checkpoint import Shape
+from model.checkpoint import ProgressCallback
+from model.engine import Engine
+from model.engine_config import EngineConfig
+
+_SEVEN = Shape(
+    num_layers=32,
+    hidden_size=4096,
+    num_heads=32,
+    intermediate_size=22016,
+    vocab_size=151936,
+    seq_length=8192,
+    dtype="bfloat16",
+)
+_FOURTEEN = replace(
+    _SEVEN, num_layers=40, hidden_size=5120, num_heads=40, intermediate_size=27392, vocab_size=152064, seq_length=2048
+)
+_SEVENTY_TWO = replace(
+    _SEVEN, num_layers=80, hidden_size=8192, num_heads=64, intermediate_size=49152, vocab_size=152064, seq_length=32768
+)
+SHAPES = {
+    "tiny": Shape(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=512, vocab_size=512, seq_length=512),
+    "1.8b": random_checkpoint.SHAPES["1.8b"],
+    "1.8b-int4": random_checkpoint.SHAPES["1.8b-int4"],
+    "7b": _SEVEN,
+    "7b-int4": replace(_SEVEN, quantized_bits=4),
+    "7b-int8": replace(_SEVEN, quantized_bits=8),
+    "14b": _FOURTEEN,
+    "14b-int4": replace(_FOURTEEN, quantized_bits=4),
+    "72b-int4": replace(_SEVENTY_TWO, quantized_bits=4),
+}
+
+
+def fill_with_random_weights(
+    model: nn.Module, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
+) -> int:
+    """Stands in for `model.checkpoint.load_weights`: every tensor is made where it is needed.
+
+    Args:
+        model: built on the meta device.
+        folder: unused.
+        device: where the tensors go.
+        on_progress: unused.
+
+    Returns:
+        Bytes that the model's weights take.
+    """
+    del folder, on_progress
+    generator = torch.Generator(device).manual_seed(0)
+    num_bytes = 0
+    for module in model.modules():
+        optional = getattr(module, "optional_tensors", ())
+        names = [name for name, tensor in module.named_parameters(recurse=False) if name not in optional]
+        for name in names:
+            tensor = _random_tensor(name, module, device, generator)
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        finish_loading = getattr(module, "finish_loading", None)
+        if names and callable(finish_loading):
+            num_bytes += finish_loading()
+        else:
+            num_bytes += sum(module._parameters[name].nbytes for name in names)
+    return num_bytes
+
+
+def _random_tensor(name: str, module: nn.Module, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    placeholder = module._parameters[name]
+    assert placeholder is not None
+    shape, dtype = placeholder.shape, placeholder.dtype
+    if name == "qweight":
+        limit = (1 << 31) - 1
+        return torch.randint(-limit, limit, shape, dtype=dtype, device=device, generator=generator)
+    if name == "qzeros":  # stored minus one; the middle of the range, as in the published files
+        return torch.full(shape, 0x77777777 if module._bits == 4 else 0x7F7F7F7F, dtype=dtype, device=device)
+    if name == "scales":
+        return torch.full(shape, 1e-3, dtype=dtype, device=device)
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=dtype, device=device)
+    return torch.randn(shape, dtype=dtype, device=device, generator=generator).mul_(shape[-1] ** -0.5)
+
+
+def make_engine(shape: Shape, **settings: Any) -> Engine:
+    """Makes an engine with random weights.
+
+    Args:
+        shape: of the checkpoint that it pretends to have read.
+        settings: fields of `EngineConfig`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        for file_name, content in random_checkpoint._json_files(shape).items():
+            (Path(name) / file_name).write_text(json.dumps(content))
+        with mock.patch("model.model_runner.load_weights", fill_with_random_weights):
+            return Engine(EngineConfig(checkpoint_path=name, **settings))

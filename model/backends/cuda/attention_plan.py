@@ -1,0 +1,87 @@
+"""What attention needs to know of a step, in one copy to the device: which rows decode, which are chunks, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+
+import torch
+
+from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
+from model.forward_batch import SequenceSpan
+from model.kv_cache import KVCache
+
+# Parts of the copy start at multiples of this many numbers, so that kernels see the same alignment each time.
+_ALIGNMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """One step's attention, the same in every layer.
+
+    Attributes:
+        cache: keys and values.
+        decodes: the sequences with one new token, or None.
+        num_splits: of the decodes' keys.
+        tiles: the chunks of more tokens, or None.
+    """
+
+    cache: KVCache
+    decodes: DecodeRows | None
+    num_splits: int
+    tiles: PrefillTiles | None
+
+
+def make_plan(
+    spans: AbstractSequence[SequenceSpan], cache: KVCache, device: torch.device, dtype: torch.dtype
+) -> AttentionPlan:
+    """Plans a step.
+
+    Args:
+        spans: its sequences, in row order.
+        cache: keys and values.
+        device: where the numbers go.
+        dtype: of the queries.
+    """
+    table: list[int] = []
+    decodes: list[tuple[int, int, int]] = []  # row, keys, where its blocks begin
+    chunks: list[tuple[int, int, int, int]] = []
+    row = 0
+    for span in spans:
+        start = len(table)
+        table += span.block_table[: -(-span.context_len // cache.block_size)]
+        if span.num_tokens == 1:
+            decodes.append((row, span.context_len, start))
+        else:
+            chunks.append((row, span.start, span.num_tokens, start))
+        row += span.num_tokens
+    block_rows = choose_block_rows(dtype, max((n for _, _, n, _ in chunks), default=1))
+    records = tile_records(chunks, block_rows)
+    parts = [*(list(column) for column in zip(*decodes, strict=True)), [n for r in records for n in r], table]
+    views = iter(_to_device(parts, device))
+    rows = None if not decodes else (next(views), next(views), next(views))
+    tiles, table_view = next(views), next(views)
+    num_heads = cache.data.shape[2]
+    longest = max((length for _, length, _ in decodes), default=0)
+    return AttentionPlan(
+        cache=cache,
+        decodes=None if rows is None else DecodeRows(*rows, table_view),
+        num_splits=choose_num_splits(len(decodes), num_heads, longest),
+        tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,
+    )
+
+
+def _to_device(parts: list[list[int]], device: torch.device) -> list[torch.Tensor]:
+    """Several lists of numbers as int32 views of one tensor."""
+    numbers: list[int] = []
+    places = []
+    for part in parts:
+        places.append((len(numbers), len(numbers) + len(part)))
+        numbers += part
+        numbers += [0] * (-len(numbers) % _ALIGNMENT)
+    data = torch.tensor(numbers, dtype=torch.int32)
+    if device.type == "cuda":
+        data = data.pin_memory()
+    data = data.to(device, non_blocking=True)
+    return [data[low:high] for low, high in places]

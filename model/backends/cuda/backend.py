@@ -1,0 +1,233 @@
+"""The device operations on an NVIDIA GPU: Triton kernels where they win, torch's libraries for the large products."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from model.backends.base import GPTQTensors, HostCopy, LinearKernel
+from model.backends.cuda.attention_plan import AttentionPlan, make_plan
+from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
+from model.backends.cuda.gptq_layout import pack
+from model.backends.cuda.kernels.decode_attention import decode_attention
+from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
+from model.backends.cuda.kernels.norm import rms_norm
+from model.backends.cuda.kernels.prefill_attention import prefill_attention
+from model.backends.cuda.kernels.rotary import rotate_and_cache
+from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
+from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.sampling_row import Choose, SamplingRow, uniform
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_MAX_NUM_BATCHED_TOKENS = 4096
+
+
+class CudaBackend:
+    """Implements `Backend` with Triton.
+
+    Args:
+        device: a CUDA device of compute capability 8.0 or above; the CPU when Triton interprets (tests).
+
+    Raises:
+        ConfigError: the device is too old.
+    """
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.runs_ahead = True
+        self._dtype = torch.bfloat16
+        self.choose_tokens: Choose | None = self._choose_tokens
+        self._recorder: CudaRecorder | None = None
+        self._has_wide_products = False
+        self._linears: LinearChoice | None = None
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            if major < 8:
+                raise ConfigError(
+                    f"--device {device}: compute capability {major}.{minor} is below 8.0, the oldest that is supported"
+                )
+            # Triton launches on the current device and takes its current stream.
+            torch.cuda.set_device(device)
+            # Partial sums of split products stay float32.
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            self._recorder = CudaRecorder()
+            self._has_wide_products = _wide_products_work(device)
+            self._linears = LinearChoice(time_us_on_device(device))
+
+    def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
+        """See `Backend`."""
+        name = requested if requested != "auto" else declared or "bfloat16"
+        if name not in _DTYPES:
+            raise ConfigError(f"unknown dtype {name!r}; use one of {', '.join(_DTYPES)}")
+        self._dtype = _DTYPES[name]
+        return self._dtype
+
+    def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
+        """See `Backend`. The share of the whole device, less what is taken, by whomever."""
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, int(total * gpu_memory_utilization) - (total - free))
+
+    def measure_step_bytes(self, run: Callable[[], object]) -> int:
+        """See `Backend`. Run twice: the first compiles kernels and lets libraries take their workspaces."""
+        run()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        # Reserved, not allocated: what fragmentation costs is taken too.
+        num_bytes = torch.cuda.max_memory_reserved(self.device) - before
+        torch.cuda.empty_cache()
+        return num_bytes
+
+    def release_memory(self) -> None:
+        """See `Backend`."""
+        torch.cuda.empty_cache()
+
+    def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
+        """See `Backend`. The CPU only prepares steps: one thread, unless told otherwise."""
+        torch.set_num_threads(num_threads or 1)
+
+    def default_max_num_batched_tokens(self) -> int:
+        """See `Backend`."""
+        return _MAX_NUM_BATCHED_TOKENS
+
+    def prepare_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
+    ) -> LinearKernel:
+        """See `Backend`. cuBLAS, and for one row a kernel of our own where that is faster."""
+        library: LinearKernel = functools.partial(F.linear, weight=weight, bias=bias)
+        result = weight.dtype
+        if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
+            library, result = _wide_product(weight), torch.float32
+        return library if self._linears is None else self._linears.choose(library, weight, bias, result)
+
+    def prepare_gptq_linear(
+        self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`. Stays quantised, unless its groups are of an unusual size."""
+        packed = pack(*weight)
+        if packed is None:
+            logger.warning("a GPTQ layer's groups are no multiples of 16 inputs; its weight is expanded")
+            return None
+        num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
+        return functools.partial(gptq_matmul, weight=packed, bias=bias), num_bytes
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """See `Backend`."""
+        return rms_norm(x, weight, epsilon)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Backend`."""
+        return rms_norm(x, weight, epsilon, residual), residual
+
+    def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """See `Backend`."""
+        return silu_mul(gate, up)
+
+    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
+        """See `Backend`."""
+        if batch.attention_plan is not None:
+            plan: AttentionPlan = batch.attention_plan
+            return plan
+        return make_plan(batch.spans, cache, batch.token_ids.device, self._dtype)
+
+    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
+        """See `Backend`."""
+        data = plan.cache.data[layer]
+        scales = None if plan.cache.scales is None else plan.cache.scales[layer]
+        query = rotate_and_cache(qkv, batch.cos, batch.sin, batch.query_scale, batch.slots, data, scales)
+        out = torch.empty_like(query)
+        block_size = plan.cache.block_size
+        if plan.decodes is not None:
+            decode_attention(
+                query, data, scales, plan.decodes, out, block_size=block_size, num_splits=plan.num_splits
+            )
+        if plan.tiles is not None:
+            prefill_attention(query, data, scales, plan.tiles, out, block_size=block_size)
+        return out.view(len(out), -1)
+
+    def _choose_tokens(
+        self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `model.sampling_row.Choose` of one kernel."""
+        columns: list[list[float]] = [[], [], [], [], []]
+        for row in rows:
+            sampling = row.sampling
+            is_random = sampling.temperature > 0
+            values = (
+                sampling.temperature,
+                sampling.top_k,
+                sampling.top_p,
+                sampling.min_p,
+                uniform(row.stream_key, row.num_output_tokens) if is_random else 0.0,
+            )
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        filters = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
+        temperature, top_k, top_p, min_p, draws = filters.unbind(0)
+        return sample_rows(logits, RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws))
+
+    def capture_decode(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+    ) -> CapturedDecodes | None:
+        """See `Backend`."""
+        if self._recorder is None:
+            return None
+        return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder)
+
+    def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
+        """See `Backend`. To pinned memory, in the order of the stream; waiting is for these copies alone."""
+        if self.device.type != "cuda":
+            return lambda: tensors
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+
+        def wait() -> list[torch.Tensor]:
+            event.synchronize()
+            return copies
+
+        return wait
+
+
+def _wide_product(weight: torch.Tensor) -> LinearKernel:
+    transposed = weight.t()
+    return lambda x: torch.mm(x, transposed, out_dtype=torch.float32)
+
+
+def _wide_products_work(device: torch.device) -> bool:
+    """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
+    x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
+    try:
+        wide = _wide_product(weight)(x)
+    except (RuntimeError, TypeError):
+        return False
+    exact = F.linear(x.float(), weight.float())
+    return wide.dtype == torch.float32 and torch.allclose(wide, exact, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,239 @@
+"""Decode steps as CUDA graphs: recorded once for some batch sizes, replayed without allocation or a word from the host.
+
+A step of n sequences runs in the graph of the next batch size; its surplus rows have position -1: they attend to
+nothing, write nothing to the cache, and their logits are not looked at. What a graph reads lies in fixed places: one
+buffer on the device, filled by a single copy from one of two buffers on the host, which take turns because the copy of
+the step before may not have begun when the next one is prepared.
+
+Everything but the recording itself runs on a CPU too, so that tests can hold it to its word.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from array import array
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from model.backends.cuda.attention_plan import AttentionPlan
+from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, make_decode_inputs
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
+from model.kv_cache import KVCache
+from model.sequence import UNKNOWN_TOKEN
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+# Recording stops here; the batch sizes it did not come to run in larger graphs.
+MAX_CAPTURE_S = 90.0
+
+_UNUSED_ROW = (0, -1, 0, 0)
+
+
+class Recorder(Protocol):
+    """Records work on the device."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """Runs something, and records it.
+
+        Returns:
+            what repeats it, and its result, which every repetition overwrites.
+        """
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """Returns what waits until the work launched so far is done."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs, all in one pool of memory: no two of them run at a time."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._pool: Any = None
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """See `Recorder`."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()  # compiles kernels, and lets libraries make what they may not make while recording
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            output = run()
+        self._pool = graph.pool()
+        return graph.replay, output
+
+    def mark(self) -> Callable[[], None]:
+        """See `Recorder`."""
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+
+class CapturedDecodes:
+    """Implements `model.backends.base.DecodeGraphs`.
+
+    Args:
+        step: the model, from a batch to logits [T, vocab_size] float32.
+        config: of the checkpoint.
+        cache: of all steps.
+        last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
+        max_model_len: the longest sequence.
+        recorder: of the device.
+
+    Attributes:
+        batch_sizes: that were recorded, ascending.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+        recorder: Recorder,
+    ) -> None:
+        started = time.monotonic()
+        self._step = step
+        self._cache = cache
+        self._last_ids = last_ids
+        self._max_model_len = max_model_len
+        self._recorder = recorder
+        device = cache.data.device
+        max_num_rows = min(len(last_ids), _BATCH_SIZES[-1])
+        self._alpha_rows, self._angles = angle_tables(config, max_model_len, device)
+        # The numbers of the rows, then the block tables of the sequences, one after another.
+        self._table_start = max_num_rows * NUM_FIELDS
+        capacity = self._table_start + max_num_rows * -(-max_model_len // cache.block_size)
+        self._numbers = torch.zeros(capacity, dtype=torch.int32, device=device)
+        self._staging = [torch.zeros(capacity, dtype=torch.int32) for _ in range(2)]
+        if device.type == "cuda":
+            self._staging = [buffer.pin_memory() for buffer in self._staging]
+        self._is_free: list[Callable[[], None]] = [lambda: None, lambda: None]
+        self._turn = 0
+        self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
+        rows = self._numbers[: self._table_start].view(-1, NUM_FIELDS)
+        rows.copy_(torch.tensor(_UNUSED_ROW, dtype=torch.int32))
+        # The largest first: the others fit into its memory.
+        for batch_size in reversed(_batch_sizes(max_num_rows)):
+            if self._graphs and time.monotonic() - started > MAX_CAPTURE_S:
+                logger.warning("recording decode steps took too long; batch sizes below %d have none", batch_size + 1)
+                break
+            try:
+                self._graphs[batch_size] = recorder.record(functools.partial(self._decode, batch_size))
+            except torch.OutOfMemoryError:
+                logger.warning("no memory to record decode steps of %d sequences", batch_size)
+        self.batch_sizes = sorted(self._graphs)
+        logger.info("recorded decode steps of %s sequences in %.1f s", self.batch_sizes, time.monotonic() - started)
+
+    @property
+    def max_num_rows(self) -> int:
+        """The most sequences of a step; 0 when there was no memory for any."""
+        return max(self.batch_sizes, default=0)
+
+    def _decode(self, batch_size: int) -> torch.Tensor:
+        """What is recorded: the step, from the numbers in the fixed buffer to logits [batch_size, vocab_size]."""
+        fields = self._numbers[: batch_size * NUM_FIELDS].view(batch_size, NUM_FIELDS)
+        table = self._numbers[self._table_start :]
+        inputs = make_decode_inputs(fields, table, self._last_ids, self._angles, self._cache.block_size)
+        rows = torch.arange(batch_size, dtype=torch.int32, device=fields.device)
+        decodes = DecodeRows(rows, inputs.lengths, inputs.table_starts, table)
+        num_heads = self._cache.data.shape[2]
+        plan = AttentionPlan(
+            cache=self._cache,
+            decodes=decodes,
+            num_splits=choose_num_splits(batch_size, num_heads, self._max_model_len),
+            tiles=None,
+        )
+        return self._step(
+            ForwardBatch(
+                spans=(),
+                token_ids=inputs.token_ids,
+                positions=inputs.lengths,
+                cos=inputs.cos,
+                sin=inputs.sin,
+                query_scale=inputs.query_scale,
+                slots=inputs.slots,
+                logit_rows=rows,
+                block_size=self._cache.block_size,
+                attention_plan=plan,
+            )
+        )
+
+    def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:
+        """See `DecodeGraphs`."""
+        batch_size = next(size for size in self.batch_sizes if size >= len(spans))
+        fields, table = self._numbers_of(spans, sources)
+        fields += _UNUSED_ROW * (batch_size - len(spans))
+        staging = self._staging[self._turn]
+        self._is_free[self._turn]()
+        numbers = staging.numpy()
+        numbers[: len(fields)] = fields
+        end = self._table_start + len(table)
+        numbers[self._table_start : end] = np.frombuffer(table, dtype=np.int32)
+        self._numbers[:end].copy_(staging[:end], non_blocking=True)
+        self._is_free[self._turn] = self._recorder.mark()
+        self._turn = 1 - self._turn
+        replay, logits = self._graphs[batch_size]
+        replay()
+        return logits[: len(spans)]
+
+    def _numbers_of(
+        self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]
+    ) -> tuple[list[int], array[int]]:
+        fields: list[int] = []
+        table: array[int] = array("i")
+        for span, source in zip(spans, sources, strict=True):
+            token = span.token_ids[0]
+            start = len(table)
+            table.extend(span.block_table[: -(-span.context_len // self._cache.block_size)])
+            fields += (-1 - source if token == UNKNOWN_TOKEN else token, span.start, self._alpha_row(span), start)
+        return fields, table
+
+    def _alpha_row(self, span: SequenceSpan) -> int:
+        return self._alpha_rows[span.rope_alpha]
+
+
+def angle_tables(
+    config: ModelConfig, max_model_len: int, device: torch.device
+) -> tuple[dict[float, int], AngleTables]:
+    """Angles of all positions for every alpha that a prompt may have, computed as a batch's own are.
+
+    Returns:
+        the row of each alpha, and the tables.
+    """
+    lengths = {1, max_model_len}
+    length = config.seq_length
+    while length < max_model_len:
+        lengths.add(length + 1)
+        length *= 2
+    alphas = sorted({config.rope_alpha(n) for n in lengths})
+    positions = torch.arange(max_model_len, dtype=torch.int64)
+    angles = [positions.to(torch.float32)[:, None] * inverse_frequencies(config, alpha)[None] for alpha in alphas]
+    tables = AngleTables(
+        torch.stack([angle.cos() for angle in angles]).to(device),
+        torch.stack([angle.sin() for angle in angles]).to(device),
+        query_scale(positions, config).to(device),
+    )
+    return {alpha: row for row, alpha in enumerate(alphas)}, tables
+
+
+def _batch_sizes(max_num_rows: int) -> list[int]:
+    """The sizes to record, ascending; the last one holds `max_num_rows`."""
+    return [*(size for size in _BATCH_SIZES if size < max_num_rows), max_num_rows]

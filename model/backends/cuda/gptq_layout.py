@@ -1,0 +1,129 @@
+"""GPTQ weights in the layout the Triton kernels read: made once, at load.
+
+The published files pack inputs k, k + 1, ... of one output into a word. A kernel that unpacks a word gets values that
+belong to different rows of its tile, so a tile's inputs are dealt out anew: with R = 16 words of a column in a tile,
+the value at place s of word r is input `s * R + r` of the tile. What place s holds of all words is then 16 consecutive
+inputs, one slice of a product, and reading x needs no gathering.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+# Words of one column in a tile: 128 inputs at 4 bits, 64 at 8.
+ROWS = 16
+_WORD_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A quantised [N, K] weight.
+
+    Attributes:
+        words: [num_tiles * 16, N] int32.
+        scales: [G, N] float16, bfloat16 or float32, as in the file.
+        zeros: [G, N] uint8 (4 bits) or int16; None when all are the middle of the range.
+        permutation: [K] int32, the input that stands at each place when groups were not consecutive, else None.
+        bits: 4 or 8.
+        group_size: inputs that share a scale; at least all of them when there is one group.
+        in_features: K.
+        out_features: N.
+    """
+
+    words: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    permutation: torch.Tensor | None
+    bits: int
+    group_size: int
+    in_features: int
+    out_features: int
+
+    @property
+    def values_per_word(self) -> int:
+        """8 or 4."""
+        return _WORD_BITS // self.bits
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles along the inputs."""
+        return self.words.shape[0] // ROWS
+
+    @property
+    def slices_per_scale(self) -> int:
+        """Slices of 16 inputs, within a tile, that surely share a scale."""
+        return math.gcd(self.values_per_word, self.group_size // ROWS)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (self.words, self.scales, self.zeros, self.permutation)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def pack(
+    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor, bits: int
+) -> PackedWeight | None:
+    """Repacks a layer.
+
+    Args:
+        qweight: [K / per, N] int32, per = 32 / bits; input k in word k // per at bit (k % per) * bits.
+        qzeros: [G, N / per] int32, packed likewise along N, zeros minus one.
+        scales: [G, N].
+        groups: [K] int64, the group of each input, any order.
+        bits: 4 or 8.
+
+    Returns:
+        the weight, or None if its groups do not fall into slices of 16 inputs (the caller expands it then).
+    """
+    per_word = _WORD_BITS // bits
+    in_features, out_features = qweight.shape[0] * per_word, qweight.shape[1]
+    order = torch.argsort(groups, stable=True)
+    group_size = _common_group_size(groups[order], scales.shape[0])
+    if group_size is None:
+        return None
+    is_in_order = bool(torch.equal(order, torch.arange(in_features, device=order.device)))
+    tile = ROWS * per_word
+    num_tiles = -(-in_features // tile)
+    words = torch.zeros(num_tiles * ROWS, out_features, dtype=torch.int32, device=qweight.device)
+    mask = (1 << bits) - 1
+    for index in range(num_tiles):
+        target = words[index * ROWS : (index + 1) * ROWS]
+        for place in range(per_word):
+            low = index * tile + place * ROWS
+            inputs = order[low : low + ROWS]
+            if len(inputs) == 0:
+                break
+            shifts = ((inputs % per_word) * bits).to(torch.int32)[:, None]
+            values = (qweight[inputs // per_word] >> shifts) & mask
+            target[: len(inputs)] |= values << (place * bits)
+    zeros = _unpack_columns(qzeros, bits) + 1
+    is_symmetric = bool((zeros == 1 << (bits - 1)).all())
+    return PackedWeight(
+        words=words,
+        scales=scales.contiguous(),
+        zeros=None if is_symmetric else zeros.to(torch.uint8 if bits == 4 else torch.int16).contiguous(),
+        permutation=None if is_in_order else order.to(torch.int32),
+        bits=bits,
+        group_size=group_size if scales.shape[0] > 1 else num_tiles * tile,
+        in_features=in_features,
+        out_features=out_features,
+    )
+
+
+def _common_group_size(sorted_groups: torch.Tensor, num_groups: int) -> int | None:
+    """The size of all groups (the last may be shorter), if slices of 16 sorted inputs never straddle two."""
+    counts = torch.bincount(sorted_groups, minlength=num_groups).tolist()
+    size = int(counts[0])
+    if any(count != size for count in counts[:-1]) or counts[-1] > size:
+        return None
+    return size if num_groups == 1 or (size > 0 and size % ROWS == 0) else None
+
+
+def _unpack_columns(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """[G, N / per] int32 words to [G, N] int32 values."""
+    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
+    return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).flatten(1)

@@ -1,0 +1,66 @@
+"""How every kernel is started, and the one place where its launches can be watched.
+
+Kernels are compiled for the arguments they are first called with. `recorded` lets a tool call the public functions
+with tensors that have no storage and learn which kernels, types and configurations a GPU would compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a kernel.
+
+    Attributes:
+        kernel: the function that triton.jit made.
+        grid: number of programs in up to three dimensions.
+        arguments: run-time arguments in order: tensors, integers, floats or None.
+        constants: compile-time arguments by name.
+        num_warps: of a program.
+        num_stages: of software pipelining.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(slots=True)
+class _Recorder:
+    launches: list[Launch] | None = field(default=None)
+
+
+_recorder = _Recorder()
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 2, **constants: Any
+) -> None:
+    """Starts a kernel on the current stream; an empty grid starts nothing."""
+    if _recorder.launches is not None:
+        _recorder.launches.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+    elif all(grid):
+        kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """While active, launches are listed and not carried out."""
+    _recorder.launches = []
+    try:
+        yield _recorder.launches
+    finally:
+        _recorder.launches = None
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
+    return 1 << max(0, number - 1).bit_length()

@@ -1,0 +1,233 @@
+"""Causal attention of prefill chunks over the paged cache.
+
+The chunk's own keys are in the cache by then, so cached prefix and chunk are one sequence of blocks. Chunks of any
+number and length are cut into tiles of query rows; a tile is one record, so a launch has no empty programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from model.backends.cuda.kernels.int8 import float_from_int8
+from model.backends.cuda.kernels.launch import launch, next_power_of_2
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+# Few, as each is a kernel to compile; in float32 larger ones spill.
+BLOCK_ROWS = {True: (16, 64, 128), False: (16,)}
+
+
+class PrefillTiles(NamedTuple):
+    """Query tiles of a step's chunks.
+
+    Attributes:
+        records: [number of tiles, 4] int32: first row in the step, its position, number of rows, where its blocks
+            begin in `table`.
+        table: [any] int32, block numbers.
+        block_rows: most rows of a tile.
+    """
+
+    records: torch.Tensor
+    table: torch.Tensor
+    block_rows: int
+
+
+@triton.jit
+def _attend_keys(
+    out,
+    highest,
+    total,
+    query,
+    first_key,
+    last_key,
+    row_positions,
+    keys_ptr,
+    values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
+    table,
+    IS_CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_INT8: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Adds the keys from `first_key` to `last_key` to a running softmax."""
+    dims = tl.arange(0, BLOCK_DIM)
+    dim_mask = dims < HEAD_DIM
+    for start in tl.range(first_key, last_key, BLOCK_KEYS):
+        positions = start + tl.arange(0, BLOCK_KEYS)
+        is_key = positions < last_key
+        blocks = tl.load(table + positions // BLOCK_SIZE, mask=is_key, other=0)
+        slots = blocks.to(tl.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        places = slots[:, None] * HEAD_DIM + dims[None, :]
+        mask = is_key[:, None] & dim_mask[None, :]
+        keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
+        if IS_INT8:
+            keys = float_from_int8(keys)
+        scores = tl.dot(query, tl.trans(keys.to(query.dtype)), input_precision=PRECISION)
+        if IS_INT8:
+            scores *= tl.load(key_scales_ptr + slots, mask=is_key, other=0.0)[None, :]
+        scores *= _LOG2_E
+        if IS_CAUSAL:
+            is_seen = is_key[None, :] & (positions[None, :] <= row_positions[:, None])
+            scores = tl.where(is_seen, scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        rescale = tl.exp2(highest - new_highest)
+        probs = tl.exp2(scores - new_highest[:, None])
+        total = total * rescale + tl.sum(probs, 1)
+        if IS_INT8:
+            probs *= tl.load(value_scales_ptr + slots, mask=is_key, other=0.0)[None, :]
+        values = tl.load(values_ptr + places, mask=mask, other=0.0)
+        if IS_INT8:
+            values = float_from_int8(values)
+        out = out * rescale[:, None]
+        out = tl.dot(probs.to(query.dtype), values.to(query.dtype), out, input_precision=PRECISION)
+        highest = new_highest
+    return out, highest, total
+
+
+@triton.jit
+def _prefill_kernel(
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
+    records_ptr,
+    table_ptr,
+    out_ptr,
+    query_stride,
+    out_stride,
+    head_stride,
+    scale_head_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_INT8: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    record = records_ptr + tl.program_id(0) * 4
+    head = tl.program_id(1)
+    first_row = tl.load(record)
+    first_position = tl.load(record + 1)
+    num_rows = tl.load(record + 2)
+    table = table_ptr + tl.load(record + 3).to(tl.int64)
+
+    rows = tl.arange(0, BLOCK_ROWS)
+    dims = tl.arange(0, BLOCK_DIM)
+    mask = (rows < num_rows)[:, None] & (dims < HEAD_DIM)[None, :]
+    row_places = (first_row + rows).to(tl.int64)[:, None]
+    own = head * HEAD_DIM + dims[None, :]
+    query = tl.load(query_ptr + row_places * query_stride + own, mask=mask, other=0.0)
+    head_offset = head.to(tl.int64) * head_stride
+    keys_ptr += head_offset
+    values_ptr += head_offset
+    if IS_INT8:
+        key_scales_ptr += head.to(tl.int64) * scale_head_stride
+        value_scales_ptr += head.to(tl.int64) * scale_head_stride
+
+    # Rows beyond the chunk see what its last row sees, so that none of them sums over nothing.
+    row_positions = first_position + tl.minimum(rows, num_rows - 1)
+    highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    out = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
+    # Every row sees all keys up to the tile's first position: whole tiles of those need no mask.
+    num_seen_by_all = (first_position + 1) // BLOCK_KEYS * BLOCK_KEYS
+    out, highest, total = _attend_keys(
+        out, highest, total, query, 0, num_seen_by_all, row_positions, keys_ptr, values_ptr, key_scales_ptr,
+        value_scales_ptr, table, False, HEAD_DIM, BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
+    )  # fmt: skip
+    out, highest, total = _attend_keys(
+        out, highest, total, query, num_seen_by_all, first_position + num_rows, row_positions, keys_ptr, values_ptr,
+        key_scales_ptr, value_scales_ptr, table, True, HEAD_DIM, BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
+    )  # fmt: skip
+    out = out / total[:, None]
+    tl.store(out_ptr + row_places * out_stride + own, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def tile_records(chunks: Iterable[tuple[int, int, int, int]], block_rows: int) -> list[list[int]]:
+    """Cuts chunks into tiles.
+
+    Args:
+        chunks: of each its first row, its first position, its number of rows, where its blocks begin.
+        block_rows: most rows of a tile.
+
+    Returns:
+        a record of four numbers for each tile; those with the longest contexts first, so that none of them is the last
+        to start.
+    """
+    records = [
+        [first_row + low, position + low, min(block_rows, num_rows - low), table_start]
+        for first_row, position, num_rows, table_start in chunks
+        for low in range(0, num_rows, block_rows)
+    ]
+    records.sort(key=lambda record: record[1], reverse=True)
+    return records
+
+
+def choose_block_rows(dtype: torch.dtype, longest_chunk: int) -> int:
+    """Rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks."""
+    sizes = BLOCK_ROWS[dtype != torch.float32]
+    return next((size for size in sizes if size >= longest_chunk), sizes[-1])
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    scales: torch.Tensor | None,
+    tiles: PrefillTiles,
+    out: torch.Tensor,
+    *,
+    block_size: int,
+) -> None:
+    """Attends with the rows of chunks.
+
+    Args:
+        query: [T, num_heads, head_dim], rotated and scaled.
+        cache: [2, num_heads, num_slots, head_dim], one layer's keys and values, the chunks' own included.
+        scales: [2, num_heads, num_slots] float32 beside an int8 cache, else None.
+        tiles: of the chunks.
+        out: [T, num_heads, head_dim], contiguous in the last two dimensions; the chunks' rows are written.
+        block_size: tokens in a block.
+    """
+    _, num_heads, _, head_dim = cache.shape
+    is_float32 = query.dtype == torch.float32
+    key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
+    launch(
+        _prefill_kernel,
+        (len(tiles.records), num_heads),
+        query,
+        cache[0],
+        cache[1],
+        key_scales,
+        value_scales,
+        tiles.records,
+        tiles.table,
+        out,
+        query.stride(0),
+        out.stride(0),
+        cache.stride(1),
+        0 if scales is None else scales.stride(1),
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        IS_INT8=scales is not None,
+        BLOCK_ROWS=tiles.block_rows,
+        # Wider tiles of float32, or of keys to convert, do not fit into the registers.
+        BLOCK_KEYS=32 if is_float32 or scales is not None else 64,
+        # tl.dot takes no side below 16.
+        BLOCK_DIM=max(16, next_power_of_2(head_dim)),
+        # Never TF32: float32 is asked for by those who want the published numbers.
+        PRECISION="ieee" if is_float32 else "tf32",
+        num_warps=8 if tiles.block_rows >= 128 or is_float32 else 4,
+        num_stages=2,
+    )

@@ -1,0 +1,42 @@
+"""The part of a backend that has nothing to queue, record or set aside: each call returns when its work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from model.backends.base import DecodeGraphs, HostCopy
+from model.config import ModelConfig
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.sampling_row import Choose
+
+
+class ImmediateSteps:
+    """The answers of such a backend to what `Backend` asks about steps."""
+
+    runs_ahead = False
+    choose_tokens: Choose | None = None
+
+    def measure_step_bytes(self, run: Callable[[], object]) -> int:
+        """See `Backend`. The cache takes a part of what is free; steps have the rest."""
+        return 0
+
+    def release_memory(self) -> None:
+        """See `Backend`. Nothing is kept."""
+
+    def capture_decode(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+    ) -> DecodeGraphs | None:
+        """See `Backend`. There is nothing to record."""
+        return None
+
+    def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
+        """See `Backend`. They are there, or waited for when they are read."""
+        return lambda: tensors

@@ -1,0 +1,63 @@
+"""A step that has been launched: what it will report, once the device is done.
+
+It exists so that the loop can plan and launch the next step in between. It must not know how steps are planned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from model.backends.base import HostCopy
+from model.grammar import GrammarStates
+from model.messages import TokenLogprob
+from model.sampler import PendingSample, SampledToken
+from model.scheduler import ScheduledBatch
+
+
+class StepResult(NamedTuple):
+    """What the device made of a batch; both lists are aligned with its entries.
+
+    Attributes:
+        tokens: the next token where one was wanted, else None.
+        prompt_logprobs: of the positions start + 1 ... of the chunk where asked for, else None.
+        completed: ids of sequences whose grammar the new token completed.
+    """
+
+    tokens: list[SampledToken | None]
+    prompt_logprobs: list[list[TokenLogprob] | None]
+    completed: set[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A launched step.
+
+    Attributes:
+        batch: what was launched.
+        prompt_logprobs: see `StepResult`.
+        sampled_entries: indexes of the entries that were sampled, in the order of the sample's rows.
+        sample: their tokens on the device, or None when none was sampled.
+        copy: brings them to the host.
+        grammars: walk on with the tokens.
+    """
+
+    batch: ScheduledBatch
+    prompt_logprobs: list[list[TokenLogprob] | None]
+    sampled_entries: list[int]
+    sample: PendingSample | None
+    copy: HostCopy | None
+    grammars: GrammarStates
+
+    def wait(self) -> StepResult:
+        """Waits for the device and returns what it made; to be called once."""
+        entries = self.batch.entries
+        result = StepResult([None] * len(entries), self.prompt_logprobs, set())
+        if self.sample is None or self.copy is None:
+            return result
+        for index, token in zip(self.sampled_entries, self.sample.read(self.copy()), strict=True):
+            result.tokens[index] = token
+            seq_id = entries[index].seq.seq_id
+            if self.grammars.advance(seq_id, token.token_id):
+                result.completed.add(seq_id)
+        return result

@@ -1,0 +1,128 @@
+"""Quantised products against the weight that the published layout stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.backends.cuda.gptq_layout import PackedWeight, pack
+from model.backends.cuda.kernels import gptq_matmul as gptq
+from model.backends.cuda.kernels.gptq_dequantize import dequantize as dequantize_packed
+from model.quantization.gptq import dequantize
+from tests.model.test_gptq import pack_rows
+
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+class Layer:
+    """A random quantised layer: packed for the kernels, and dequantised by the reference."""
+
+    def __init__(
+        self, bits: int, group_size: int, device: torch.device, *, shape: tuple[int, int] = (320, 72),
+        is_symmetric: bool = False, has_act_order: bool = False, scale_dtype: torch.dtype = torch.float16,
+    ) -> None:  # fmt: skip
+        num_inputs, num_outputs = shape
+        size = num_inputs if group_size == -1 else group_size
+        num_groups = -(-num_inputs // size)
+        q = torch.randint(0, 1 << bits, shape)
+        zeros = torch.randint(1, (1 << bits) + 1, (num_groups, num_outputs))
+        if is_symmetric:
+            zeros.fill_(1 << (bits - 1))
+        scales = (torch.rand(num_groups, num_outputs) / (8 << bits)).to(scale_dtype)
+        groups = torch.arange(num_inputs) // size
+        if has_act_order:
+            groups = groups[torch.randperm(num_inputs)]
+        qweight = pack_rows(q, bits)
+        qzeros = pack_rows((zeros - 1).t(), bits).t().contiguous()
+        self.expected = dequantize(qweight, qzeros, scales, groups, bits, torch.float32)
+        packed = pack(*(x.to(device) for x in (qweight, qzeros, scales, groups)), bits)
+        assert packed is not None
+        self.packed: PackedWeight = packed
+
+
+CASES = [
+    # bits, group size, dtype, symmetric, act-order
+    (4, 128, torch.bfloat16, True, False),
+    (4, 32, torch.float32, False, True),
+    (4, 64, torch.float16, False, False),
+    (4, -1, torch.float32, True, False),
+    (8, 128, torch.float32, False, False),
+    (8, 32, torch.bfloat16, True, True),
+    (8, -1, torch.float16, False, False),
+]
+
+
+@pytest.mark.parametrize(("bits", "group_size", "dtype", "is_symmetric", "has_act_order"), CASES)
+@pytest.mark.parametrize("num_rows", [1, 2, 19])
+def test_products(
+    device: torch.device, bits: int, group_size: int, dtype: torch.dtype, is_symmetric: bool, has_act_order: bool,
+    num_rows: int,
+) -> None:  # fmt: skip
+    layer = Layer(bits, group_size, device, is_symmetric=is_symmetric, has_act_order=has_act_order)
+    assert (layer.packed.zeros is None) == is_symmetric
+    assert (layer.packed.permutation is not None) == (has_act_order and group_size != -1)
+    x = torch.randn(num_rows, 320).to(dtype)
+    bias = torch.randn(72).to(dtype) if num_rows != 2 else None
+    out = gptq.gptq_matmul(x.to(device), layer.packed, None if bias is None else bias.to(device))
+    assert out.dtype == dtype
+    exact = F.linear(x.double(), layer.expected.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(out.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("bits", "group_size", "dtype", "is_symmetric", "has_act_order"), CASES[:2] + CASES[5:])
+def test_many_rows(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, bits: int, group_size: int, dtype: torch.dtype,
+    is_symmetric: bool, has_act_order: bool,
+) -> None:  # fmt: skip
+    """Two slices of the outputs, the second one narrower."""
+    monkeypatch.setattr(gptq, "_SLICE_BYTES", 320 * 128 * dtype.itemsize)
+    layer = Layer(
+        bits, group_size, device, shape=(320, 200), is_symmetric=is_symmetric, has_act_order=has_act_order
+    )
+    x = torch.randn(gptq.MAX_ROWS_OF_TILES + 1, 320).to(dtype)
+    bias = torch.randn(200).to(dtype)
+    out = gptq.gptq_matmul(x.to(device), layer.packed, bias.to(device))
+    exact = F.linear(x.double(), layer.expected.double(), bias.double())
+    torch.testing.assert_close(out.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dequantising_is_exact(device: torch.device, bits: int, scale_dtype: torch.dtype) -> None:
+    layer = Layer(bits, 64, device, has_act_order=True, scale_dtype=scale_dtype)
+    permutation = layer.packed.permutation
+    assert permutation is not None
+    found = dequantize_packed(layer.packed, torch.float32, 0, 72)
+    assert torch.equal(found.cpu().t(), layer.expected[:, permutation.cpu().long()])
+
+
+def test_packing_takes_no_more_than_the_file(device: torch.device) -> None:
+    layer = Layer(4, 128, device, shape=(1024, 256), is_symmetric=True)
+    assert layer.packed.words.nbytes == 1024 * 256 // 2
+    assert layer.packed.nbytes == layer.packed.words.nbytes + 8 * 256 * 2
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        torch.arange(64) // 8,  # smaller than a slice
+        torch.arange(64) // 24,  # no multiple of one
+        torch.tensor([0] * 48 + [1] * 16),  # the last may be shorter, but
+        torch.tensor([0] * 16 + [1] * 48),  # not the first
+    ],
+)
+def test_groups_that_do_not_fit_are_left_to_the_caller(groups: torch.Tensor) -> None:
+    num_groups = int(groups.max()) + 1
+    packed = pack(
+        torch.zeros(8, 8, dtype=torch.int32), torch.zeros(num_groups, 1, dtype=torch.int32),
+        torch.ones(num_groups, 8), groups, 4,
+    )  # fmt: skip
+    assert (packed is not None) == (groups.tolist() == [0] * 48 + [1] * 16)
+
+
+@pytest.mark.parametrize(
+    ("num_programs", "num_tiles", "expected"), [(32, 32, 16), (86, 32, 7), (1000, 32, 1), (1, 3, 1), (1, 1, 1)]
+)
+def test_number_of_splits(num_programs: int, num_tiles: int, expected: int) -> None:
+    assert gptq.choose_num_splits(num_programs, num_tiles) == expected

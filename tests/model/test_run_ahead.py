@@ -1,0 +1,230 @@
+"""Steps launched before the tokens of the one before are here: the same replies, and a consistent loop throughout."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.messages import AddRequest
+from model.sampling_params import SamplingParams
+from model.scheduler import ScheduledBatch
+from tests.support.engine_driver import Driver, Reply, make_driver
+
+GRAMMAR = 'start: "a" "b"+'
+
+
+def random_requests(rng: random.Random, num_requests: int, max_len: int) -> list[AddRequest]:
+    requests = []
+    for number in range(num_requests):
+        prompt = [rng.randrange(300) for _ in range(rng.choice([1, 2, 15, 16, 17, 40, max_len // 2]))]
+        sampling = SamplingParams(
+            max_tokens=rng.choice([0, 1, 2, 7, 30]),
+            temperature=rng.choice([0.0, 0.0, 0.9]),
+            top_p=rng.choice([1.0, 0.8]),
+            seed=number,
+            repetition_penalty=rng.choice([1.0, 1.2]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            presence_penalty=rng.choice([0.0, 0.7]),
+            min_tokens=rng.choice([0, 3]),
+            num_logprobs=rng.choice([None, 0, 2]),
+            num_prompt_logprobs=rng.choice([None, None, 1]),
+            stop_token_ids=tuple(rng.sample(range(300), rng.choice([0, 40]))),
+        )
+        first = 4 * number
+        seq_ids = tuple(range(first, first + rng.choice([1, 1, 3])))
+        priority = rng.choice([0, 0, 1])
+        requests.append(
+            AddRequest(seq_ids=seq_ids, request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=priority)
+        )
+    return requests
+
+
+def run_staggered(driver: Driver, requests: list[AddRequest], seed: int) -> dict[int, Reply]:
+    """Requests arrive while others run; the driver checks the loop's integrity after the steps."""
+    rng = random.Random(seed)
+    waiting = list(requests)
+    while waiting or driver.engine.has_work():
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            if waiting:
+                driver.add([waiting.pop(0)])
+        driver.step()
+        driver.check_integrity()
+    return driver.finish()
+
+
+def facts(reply: Reply) -> tuple[Any, ...]:
+    return reply.token_ids, reply.finish_reason, reply.stop_token_id, len(reply.logprobs), reply.error
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_blocks", [400, 28], ids=["roomy", "tight"])
+def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int) -> None:
+    """Stops, limits, choices, scores, penalties, preemptions; log-probabilities may differ in their last digits."""
+    requests = random_requests(random.Random(seed), 12, 60)
+    requests[2:2] = [greedy(1000 + i, 50) for i in range(4)]  # together they outgrow the tight pool
+    settings: dict[str, Any] = {
+        "num_blocks": num_blocks, "block_size": 4, "max_model_len": 110, "max_num_seqs": 8, "max_num_batched_tokens": 24
+    }  # fmt: skip
+    expected = run_staggered(make_driver(tiny_checkpoint, **settings), requests, seed)
+    driver = make_driver(tiny_checkpoint, **settings, run_ahead=True)
+    found = run_staggered(driver, requests, seed)
+    assert {seq_id: facts(reply) for seq_id, reply in found.items()} == {
+        seq_id: facts(reply) for seq_id, reply in expected.items()
+    }
+    for seq_id, reply in expected.items():
+        for a, b in zip(reply.logprobs, found[seq_id].logprobs, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+        if reply.prompt_logprobs is not None:
+            assert len(found[seq_id].prompt_logprobs or []) == len(reply.prompt_logprobs)
+    if num_blocks == 28:
+        assert driver.stats.num_preemptions_total > 0
+
+
+def greedy(seq_id: int, max_tokens: int, **sampling: Any) -> AddRequest:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, **sampling)
+    return AddRequest(seq_ids=(seq_id,), request_id=str(seq_id), prompt_ids=[9, 3, 200, 41], sampling=params)
+
+
+def count_launches(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ids of the sequences of each launched step, one list for all."""
+    launched: list[int] = []
+    original = driver.engine._runner.launch
+
+    def launch(batch: ScheduledBatch) -> Any:
+        launched.extend(entry.seq.seq_id for entry in batch)
+        return original(batch)
+
+    monkeypatch.setattr(driver.engine._runner, "launch", launch)
+    return launched
+
+
+def test_a_known_end_wastes_no_step(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    launched = count_launches(driver, monkeypatch)
+    driver.run([greedy(0, 5), greedy(1, 9)])
+    assert (launched.count(0), launched.count(1)) == (5, 9)
+
+
+def test_an_unforeseen_end_wastes_one_slot(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_driver(tiny_checkpoint).run([greedy(0, 12)])[0].token_ids
+    end = next(i for i in range(3, 12) if whole[i] not in whole[:i])
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    launched = count_launches(driver, monkeypatch)
+    reply = driver.run([greedy(0, 12, stop_token_ids=(whole[end],))])[0]
+    assert reply.token_ids == whole[: end + 1]
+    assert len(launched) == end + 2
+
+
+def test_the_next_step_is_launched_before_tokens_are_read(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    runner = driver.engine._runner
+    events: list[str] = []
+    launch, copy = runner.launch, runner.backend.copy_to_host
+
+    def launch_noted(batch: ScheduledBatch) -> Any:
+        events.append("launch")
+        return launch(batch)
+
+    def copy_noted(tensors: list[torch.Tensor]) -> Any:
+        wait = copy(tensors)
+
+        def wait_noted() -> list[torch.Tensor]:
+            events.append("read")
+            return wait()
+
+        return wait_noted
+
+    monkeypatch.setattr(runner, "launch", launch_noted)
+    monkeypatch.setattr(runner.backend, "copy_to_host", copy_noted)
+    driver.run([greedy(0, 4)])
+    assert events == ["launch", "launch", "read", "launch", "read", "launch", "read", "read"]
+
+
+def test_aborted_between_launch_and_tokens(tiny_checkpoint: Path) -> None:
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    expected = make_driver(tiny_checkpoint).run([greedy(1, 8)])[1].token_ids
+    driver.add([greedy(0, 20), greedy(1, 8)])
+    driver.step()
+    driver.step()
+    driver.engine.abort([0])
+    driver.check_integrity()
+    before = list(driver.replies.pop(0).token_ids)
+    assert driver.finish()[1].token_ids == expected
+    assert len(before) <= 2
+
+
+def test_everything_aborted_leaves_no_work(tiny_checkpoint: Path) -> None:
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    driver.add([greedy(0, 20)])
+    driver.step()
+    driver.engine.abort([0])
+    driver.replies.clear()
+    driver.finish()
+    assert not driver.engine.has_work()
+
+
+def test_a_grammar_waits_for_each_token(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it allows next depends on the token, so such a step is read before the next one is launched."""
+    requests = [
+        AddRequest(
+            seq_ids=(number,),
+            request_id=str(number),
+            prompt_ids=[40 + number],
+            sampling=SamplingParams(max_tokens=6, temperature=0.0, grammar=grammar),
+        )
+        for number, grammar in enumerate([GRAMMAR, None])
+    ]
+    expected = make_driver(demo_checkpoint).run(requests)
+    found = make_driver(demo_checkpoint, run_ahead=True).run(requests)
+    assert {i: facts(r) for i, r in found.items()} == {i: facts(r) for i, r in expected.items()}
+
+
+# --- out of memory
+
+
+class Exhausted:
+    """A launch that has no memory for steps of more than so many tokens, or sequences."""
+
+    def __init__(self, driver: Driver, monkeypatch: pytest.MonkeyPatch, *, max_tokens: int = 10**9, max_seqs: int = 99):
+        self.num_failures = 0
+        original = driver.engine._runner.launch
+
+        def launch(batch: ScheduledBatch) -> Any:
+            if batch.num_tokens > max_tokens or len(batch) > max_seqs:
+                self.num_failures += 1
+                raise torch.OutOfMemoryError("no memory")
+            return original(batch)
+
+        monkeypatch.setattr(driver.engine._runner, "launch", launch)
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+@pytest.mark.parametrize("limits", [{"max_tokens": 9}, {"max_seqs": 2}, {"max_tokens": 3, "max_seqs": 2}])
+def test_steps_that_do_not_fit_become_smaller(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, run_ahead: bool, limits: dict[str, int]
+) -> None:
+    requests = random_requests(random.Random(5), 8, 60)
+    expected = make_driver(tiny_checkpoint).run(requests)
+    driver = make_driver(tiny_checkpoint, run_ahead=run_ahead)
+    exhausted = Exhausted(driver, monkeypatch, **limits)
+    found = driver.run(requests)
+    assert 0 < exhausted.num_failures < 12, "it learns"
+    assert {i: facts(r) for i, r in found.items()} == {i: facts(r) for i, r in expected.items()}
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_a_sequence_that_does_not_fit_alone_is_refused(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, run_ahead: bool
+) -> None:
+    driver = make_driver(tiny_checkpoint, run_ahead=run_ahead)
+    exhausted = Exhausted(driver, monkeypatch, max_tokens=0)
+    replies = driver.run([greedy(0, 5), greedy(1, 5)])
+    assert [reply.finish_reason for reply in replies.values()] == ["abort", "abort"]
+    assert "no memory left" in (replies[0].error or "")
+    assert exhausted.num_failures >= 2
