@@ -32,7 +32,7 @@ async def ask(http: httpx.AsyncClient, case: dict[str, Any]) -> dict[str, Any]:
     return dict(response.json()["choices"][0])
 
 
-@pytest.mark.parametrize("folder", ["ntk_logn_fp32"])
+@pytest.mark.parametrize("folder", sorted(path.name for path in GOLDEN.iterdir() if (path / "cases.json").exists()))
 async def test_greedy_ids_and_logprobs(folder: str, tmp_path: Path) -> None:
     cases = json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]
     flags = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32", "--max-model-len", "512")
