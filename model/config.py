@@ -48,6 +48,7 @@ class ModelConfig:
         seq_length: the trained length; NTK and LogN are relative to it.
         rotary_dim: how much of `head_dim` is rotated (all of it in the published checkpoints).
         declared_dtype: "bfloat16", "float16", "float32", or None when the file leaves it to the device.
+        max_positions: `max_position_embeddings`: how long sequences may become; 0 where the file does not say.
     """
 
     vocab_size: int
@@ -65,6 +66,7 @@ class ModelConfig:
     has_bias: bool
     declared_dtype: str | None
     quantization: QuantizationConfig | None
+    max_positions: int = 0
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
@@ -98,10 +100,9 @@ class ModelConfig:
 
     @property
     def default_max_model_len(self) -> int:
-        """The trained length; with dynamic NTK up to four times that, at most 32768."""
-        if not self.use_dynamic_ntk:
-            return self.seq_length
-        return max(self.seq_length, min(4 * self.seq_length, MAX_DEFAULT_MODEL_LEN))
+        """What the file declares; with dynamic NTK four times the trained length if that is more; at most 32768."""
+        reached = 4 * self.seq_length if self.use_dynamic_ntk else self.seq_length
+        return max(self.seq_length, min(max(reached, self.max_positions), MAX_DEFAULT_MODEL_LEN))
 
 
 class _Fields:
@@ -157,6 +158,7 @@ def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
         head_dim=head_dim,
         intermediate_size=intermediate_size,
         seq_length=fields.positive_int("seq_length", fields.positive_int("max_position_embeddings", 2048)),
+        max_positions=fields.positive_int("max_position_embeddings", 2048),
         rotary_base=fields.positive_float("rotary_emb_base", 10000.0),
         rotary_dim=head_dim if rotary_pct == 1.0 else int(head_dim * rotary_pct) // 2 * 2,
         layer_norm_epsilon=fields.positive_float("layer_norm_epsilon", 1e-6),

@@ -78,6 +78,7 @@ def test_todays_spelling(tmp_path: Path) -> None:
         has_bias=False,
         declared_dtype="bfloat16",
         quantization=None,
+        max_positions=8192,
     )
 
 
@@ -255,5 +256,18 @@ def test_rope_alpha_without_ntk(tmp_path: Path) -> None:
     ],
 )
 def test_default_max_model_len(tmp_path: Path, seq_length: int, use_dynamic_ntk: bool, expected: int) -> None:
-    config = read(tmp_path, TODAY, seq_length=seq_length, use_dynamic_ntk=use_dynamic_ntk)
+    config = read(
+        tmp_path, TODAY, seq_length=seq_length, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=seq_length
+    )
+    assert config.default_max_model_len == expected
+
+
+@pytest.mark.parametrize("use_dynamic_ntk", [False, True])
+@pytest.mark.parametrize(("declared", "expected"), [(16384, 16384), (40000, 32768)])
+def test_what_the_file_declares_is_the_default(
+    tmp_path: Path, use_dynamic_ntk: bool, declared: int, expected: int
+) -> None:
+    config = read(
+        tmp_path, TODAY, seq_length=2048, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=declared
+    )
     assert config.default_max_model_len == expected

@@ -35,7 +35,7 @@ async def ask(http: httpx.AsyncClient, case: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("folder", sorted(path.name for path in GOLDEN.iterdir() if (path / "cases.json").exists()))
 async def test_greedy_ids_and_logprobs(folder: str, tmp_path: Path) -> None:
     cases = json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]
-    flags = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32", "--max-model-len", "512")
+    flags = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32")
     with running_server(GOLDEN / folder, tmp_path / "log", *flags) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             alone = [await ask(http, case) for case in cases]
