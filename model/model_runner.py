@@ -81,8 +81,7 @@ class ModelRunner:
             self._cache = self._make_cache(config)
             self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
-            if self.backend.runs_ahead:
-                self._warm_up()
+            self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
         self.kv_cache_bytes = self._cache.num_bytes
@@ -104,7 +103,8 @@ class ModelRunner:
         They write to the first block of the cache, which nothing has been written to yet.
         """
         config, block_size, device = self.model_config, self._cache.block_size, self.backend.device
-        for lengths in ((2, 1), (40,), (100,)):
+        # Only a device with kernels for each size need see them all; a CPU would take seconds for a large model.
+        for lengths in ((2, 1), (40,), (100,)) if self.backend.runs_ahead else ((2, 1),):
             spans = [SequenceSpan([0] * length, 0, 1.0, [0] * -(-length // block_size), 1) for length in lengths]
             batch = ForwardBatch.build(spans, config, block_size, device)
             self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
