@@ -83,7 +83,8 @@ def _parts(
             lambda s: overload(s, concurrency=arguments.concurrency, seconds=arguments.seconds),
         ),
         "malformed": ([], lambda s: malformed(s, requests=arguments.malformed)),
-        "memory": ([], lambda s: soak(s, requests=arguments.requests, first=arguments.first)),
+        # The pool's pages are taken as blocks are first written: a small one is full before growth is looked at.
+        "memory": (["--kv-cache-memory", "256MiB"], lambda s: soak(s, requests=arguments.requests, first=arguments.first)),
     }
 
 
