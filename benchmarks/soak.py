@@ -84,7 +84,10 @@ def _parts(
         ),
         "malformed": ([], lambda s: malformed(s, requests=arguments.malformed)),
         # The pool's pages are taken as blocks are first written: a small one is full before growth is looked at.
-        "memory": (["--kv-cache-memory", "256MiB"], lambda s: soak(s, requests=arguments.requests, first=arguments.first)),
+        "memory": (
+            ["--kv-cache-memory", "256MiB"],
+            lambda s: soak(s, requests=arguments.requests, first=arguments.first),
+        ),
     }
 
 
