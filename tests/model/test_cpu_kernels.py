@@ -170,6 +170,11 @@ def test_without_a_compiler_the_caller_expands_the_weight() -> None:
     assert make_gptq_linear(stored, None, torch.bfloat16) is None
 
 
+def test_what_llvm_refuses_is_left_to_torch(caplog: pytest.LogCaptureFixture) -> None:
+    assert jit.compile_functions("define nonsense", ["nonsense"]) is None
+    assert "torch's operators serve" in caplog.text
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_bytes_are_where_the_layout_says(bits: int) -> None:
     values = torch.randint(0, 1 << bits, (64, 128))

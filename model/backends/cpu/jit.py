@@ -107,6 +107,19 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
     _initialise(llvm)
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         llvm.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
+    try:
+        engine = _compile(llvm, text)
+    except (RuntimeError, OSError):  # llvmlite's own for all that LLVM refuses
+        logger.warning("LLVM cannot compile the CPU kernels for this machine: torch's operators serve", exc_info=True)
+        return None
+    parallel = openmp.GOMP_parallel
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return Code({name: engine.get_function_address(name) for name in names}, parallel, engine)
+
+
+def _compile(llvm: Any, text: str) -> Any:
+    """An engine that holds the module's code for this processor."""
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
@@ -118,10 +131,7 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    parallel = openmp.GOMP_parallel
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return Code({name: engine.get_function_address(name) for name in names}, parallel, engine)
+    return engine
 
 
 @functools.cache
