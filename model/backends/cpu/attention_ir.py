@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-LANES = 16
+from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, everywhere
 
 # Where each argument stands in the array of 64-bit words that the kernel gets. Addresses come first.
 ARGUMENTS = (
@@ -23,7 +23,6 @@ _NUM_ADDRESSES = 11
 ATTEND = "attend"
 
 _DECLARATIONS = """
-declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <16 x float> @llvm.nearbyint.v16f32(<16 x float>)
 declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
 declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
@@ -51,39 +50,23 @@ class DecodeAttention:
     @cached_property
     def text(self) -> str:
         """A module with the function `attend`, which takes the arguments' address and runs on every thread."""
-        return _DECLARATIONS + _Writer(self).write()
+        return _DECLARATIONS + FMA_DECLARATION + "\n" + _Writer(self).write()
 
 
-class _Writer:
+class _Writer(IRWriter):
     def __init__(self, kernel: DecodeAttention) -> None:
+        super().__init__()
         self.kernel = kernel
         self.vectors = range(kernel.head_dim // LANES)
-        self.lines: list[str] = []
-        self.count = 0
-
-    def emit(self, text: str) -> str:
-        self.count += 1
-        self.lines.append(f"  %t{self.count} = {text}")
-        return f"%t{self.count}"
-
-    def do(self, text: str) -> None:
-        self.lines.append(f"  {text}")
-
-    def label(self, name: str) -> None:
-        self.lines.append(f"{name}:")
 
     def write(self) -> str:
-        self.lines.append(f"define void @{ATTEND}(ptr %arguments) {{")
-        self.label("entry")
-        for i, name in enumerate(ARGUMENTS):
-            self.do(f"%{name}.at = getelementptr i64, ptr %arguments, i64 {i}")
-            self.do(f"%{name} = load {'ptr' if i < _NUM_ADDRESSES else 'i64'}, ptr %{name}.at")
+        """The function's text."""
+        loops = ("kblock", "key", "top", "exp", "vblock", "value")
+        self.begin(f"{ATTEND}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, loops)
         for v in self.vectors:
             self.do(f"%acc.{v} = alloca <16 x float>")
         self.do("%sum.slot = alloca <16 x float>")
         self.do("%max.slot = alloca <16 x float>")
-        for loop in ("kblock", "key", "top", "exp", "vblock", "value"):
-            self.do(f"%{loop}.slot = alloca i64")
         self.do("%thread = call i32 @omp_get_thread_num()")
         self.do("%thread64 = zext i32 %thread to i64")
         self.do("%scratch.first = mul i64 %thread64, %scratch_width")
@@ -97,9 +80,8 @@ class _Writer:
         self._item()
         self.do("br label %item.test")
         self.label("item.end")
-        self.do("ret void")
-        self.lines.append("}")
-        return "\n".join(self.lines) + "\n"
+        self.end()
+        return self.text
 
     def _item(self) -> None:
         dim = self.kernel.head_dim
@@ -118,7 +100,7 @@ class _Writer:
         self.do(f"%num.blocks = udiv i64 {self.emit(f'add i64 %length, {short}')}, %block_size")
         queries = []
         for v in self.vectors:
-            at = self.emit(f"getelementptr float, ptr %query, i64 {self._plus(query, v * LANES)}")
+            at = self.emit(f"getelementptr float, ptr %query, i64 {self.offset(query, v * LANES)}")
             queries.append(self.emit(f"load <16 x float>, ptr {at}, align 4"))
             self.do(f"store <16 x float> zeroinitializer, ptr %acc.{v}")
         # The last vector of scores may be part empty: what is there counts for nothing.
@@ -130,11 +112,11 @@ class _Writer:
         self._over_blocks("vblock", "value", self._add_value)
         total = self.emit("load <16 x float>, ptr %sum.slot")
         total = self.emit(f"call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, <16 x float> {total})")
-        inverse = self._splat(self.emit(f"fdiv float 1.0, {total}"))
+        inverse = self.splat("float", self.emit(f"fdiv float 1.0, {total}"))
         for v in self.vectors:
             value = self.emit(f"load <16 x float>, ptr %acc.{v}")
             value = self.emit(f"fmul <16 x float> {value}, {inverse}")
-            at = self.emit(f"getelementptr float, ptr %out, i64 {self._plus(out, v * LANES)}")
+            at = self.emit(f"getelementptr float, ptr %out, i64 {self.offset(out, v * LANES)}")
             self.do(f"store <16 x float> {value}, ptr {at}, align 4")
 
     def _over_blocks(self, block: str, token: str, body: Callable[[str, str], None]) -> None:
@@ -153,9 +135,9 @@ class _Writer:
             def in_token() -> None:
                 body(self.emit(f"add i64 {first}, %{token}"), self.emit(f"add i64 {place}, %{token}"))
 
-            self._loop(token, count, in_token)
+            self.loop(token, "0", count, in_token)
 
-        self._loop(block, "%num.blocks", in_block)
+        self.loop(block, "0", "%num.blocks", in_block)
 
     def _score(self, queries: list[str], slot: str, place: str) -> None:
         sums: list[str] = []
@@ -164,7 +146,7 @@ class _Writer:
             if v < 2:
                 sums.append(self.emit(f"fmul <16 x float> {key}, {queries[v]}"))
             else:
-                sums[v % 2] = self._fma(key, queries[v], sums[v % 2])
+                sums[v % 2] = self.fma(key, queries[v], sums[v % 2])
         total = sums[0] if len(sums) == 1 else self.emit(f"fadd <16 x float> {sums[0]}, {sums[1]}")
         score = self.emit(f"call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, <16 x float> {total})")
         if self.kernel.cache_dtype == "int8":
@@ -184,10 +166,10 @@ class _Writer:
             best = self.emit(f"call nnan <16 x float> @llvm.maxnum.v16f32(<16 x float> {scores}, <16 x float> {best})")
             self.do(f"store <16 x float> {best}, ptr %max.slot")
 
-        self._loop("top", "%num.vectors", top)
+        self.loop("top", "0", "%num.vectors", top)
         best = self.emit("load <16 x float>, ptr %max.slot")
         best = self.emit(f"call nnan float @llvm.vector.reduce.fmax.v16f32(<16 x float> {best})")
-        best = self._splat(best)
+        best = self.splat("float", best)
 
         def exp() -> None:
             address = self._score_address("%exp")
@@ -197,7 +179,7 @@ class _Writer:
             total = self.emit("load <16 x float>, ptr %sum.slot")
             self.do(f"store <16 x float> {self.emit(f'fadd <16 x float> {total}, {weights}')}, ptr %sum.slot")
 
-        self._loop("exp", "%num.vectors", exp)
+        self.loop("exp", "0", "%num.vectors", exp)
 
     def _exp(self, x: str) -> str:
         """exp(x) of x <= 0, as 2 ** n * 2 ** f."""
@@ -207,9 +189,9 @@ class _Writer:
         f = self.emit(f"fsub <16 x float> {t}, {n}")
         value = self._constant(_COEFFICIENTS[-1])
         for coefficient in reversed(_COEFFICIENTS[:-1]):
-            value = self._fma(value, f, self._constant(coefficient))
+            value = self.fma(value, f, self._constant(coefficient))
         power = self.emit(f"fptosi <16 x float> {n} to <16 x i32>")
-        power = self.emit(f"shl <16 x i32> {power}, {_all('i32 23')}")
+        power = self.emit(f"shl <16 x i32> {power}, {everywhere('i32 23')}")
         bits = self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
         return self.emit(f"bitcast <16 x i32> {self.emit(f'add <16 x i32> {bits}, {power}')} to <16 x float>")
 
@@ -218,14 +200,14 @@ class _Writer:
         weight = self.emit(f"load float, ptr {at}, align 4")
         if self.kernel.cache_dtype == "int8":
             weight = self.emit(f"fmul float {weight}, {self._scale('value_scales', slot)}")
-        weights = self._splat(weight)
+        weights = self.splat("float", weight)
         for v in self.vectors:
             total = self.emit(f"load <16 x float>, ptr %acc.{v}")
-            self.do(f"store <16 x float> {self._fma(weights, self._load('values', slot, v), total)}, ptr %acc.{v}")
+            self.do(f"store <16 x float> {self.fma(weights, self._load('values', slot, v), total)}, ptr %acc.{v}")
 
     def _load(self, name: str, slot: str, v: int) -> str:
         size, kind = _KINDS[self.kernel.cache_dtype]
-        at = self._plus(self.emit(f"mul i64 {slot}, {self.kernel.head_dim}"), v * LANES)
+        at = self.offset(self.emit(f"mul i64 {slot}, {self.kernel.head_dim}"), v * LANES)
         address = self.emit(f"getelementptr {kind}, ptr %{name}, i64 {at}")
         raw = self.emit(f"load <16 x {kind}>, ptr {address}, align {size}")
         if self.kernel.cache_dtype == "float32":
@@ -233,7 +215,7 @@ class _Writer:
         if self.kernel.cache_dtype == "int8":
             return self.emit(f"sitofp <16 x i8> {raw} to <16 x float>")
         wide = self.emit(f"zext <16 x i16> {raw} to <16 x i32>")
-        wide = self.emit(f"shl <16 x i32> {wide}, {_all('i32 16')}")
+        wide = self.emit(f"shl <16 x i32> {wide}, {everywhere('i32 16')}")
         return self.emit(f"bitcast <16 x i32> {wide} to <16 x float>")
 
     def _scale(self, name: str, slot: str) -> str:
@@ -243,37 +225,9 @@ class _Writer:
     def _score_address(self, index: str) -> str:
         return self.emit(f"getelementptr <16 x float>, ptr %scores, i64 {index}")
 
-    def _loop(self, name: str, end: str, body: Callable[[], None]) -> None:
-        self.do(f"store i64 0, ptr %{name}.slot")
-        self.do(f"br label %{name}.test")
-        self.label(f"{name}.test")
-        self.do(f"%{name} = load i64, ptr %{name}.slot")
-        self.do(f"%{name}.more = icmp ult i64 %{name}, {end}")
-        self.do(f"br i1 %{name}.more, label %{name}.body, label %{name}.end")
-        self.label(f"{name}.body")
-        body()
-        self.do(f"%{name}.following = add i64 %{name}, 1")
-        self.do(f"store i64 %{name}.following, ptr %{name}.slot")
-        self.do(f"br label %{name}.test")
-        self.label(f"{name}.end")
-
-    def _fma(self, a: str, b: str, c: str) -> str:
-        return self.emit(f"call <16 x float> @llvm.fma.v16f32(<16 x float> {a}, <16 x float> {b}, <16 x float> {c})")
-
-    def _splat(self, value: str) -> str:
-        one = self.emit(f"insertelement <16 x float> poison, float {value}, i32 0")
-        return self.emit(f"shufflevector <16 x float> {one}, <16 x float> poison, <16 x i32> zeroinitializer")
-
-    def _plus(self, base: str, constant: int) -> str:
-        return self.emit(f"add i64 {base}, {constant}") if constant else base
-
     @staticmethod
     def _constant(value: float) -> str:
-        return _all(f"float {_float_literal(value)}")
-
-
-def _all(element: str) -> str:
-    return "<" + ", ".join([element] * LANES) + ">"
+        return everywhere(f"float {_float_literal(value)}")
 
 
 def _float_literal(value: float) -> str:

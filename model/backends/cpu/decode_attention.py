@@ -8,7 +8,8 @@ from collections.abc import Sequence as AbstractSequence
 
 import torch
 
-from model.backends.cpu.attention_ir import ARGUMENTS, ATTEND, LANES, DecodeAttention
+from model.backends.cpu.attention_ir import ARGUMENTS, ATTEND, DecodeAttention
+from model.backends.cpu.ir_writer import LANES
 from model.backends.cpu.jit import Code, compile_functions
 from model.forward_batch import SequenceSpan
 from model.kv_cache import KVCache

@@ -14,11 +14,12 @@ It knows nothing of torch; it only writes text.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-LANES = 16  # outputs in a vector
+from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, everywhere
+
 VECTORS = 4  # in a block of outputs
 BLOCK = LANES * VECTORS
 INPUTS_PER_VECTOR = {4: 8, 8: 4, 16: 2}  # how many inputs' weights 64 bytes hold for 16 outputs
@@ -36,7 +37,6 @@ _NUM_ADDRESSES = 7
 _DECLARATIONS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 declare <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16>, <32 x i16>)
-declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare i32 @omp_get_thread_num()
 declare i32 @omp_get_num_threads()
 """
@@ -128,80 +128,48 @@ end:
 
 def module_text(kernels: Sequence[Kernel]) -> str:
     """A module with these kernels and what shares their work among threads."""
-    return _DECLARATIONS + _SHARE_TEXT + "\n".join(kernel.text for kernel in kernels)
+    return _DECLARATIONS + FMA_DECLARATION + _SHARE_TEXT + "\n".join(kernel.text for kernel in kernels)
 
 
-class _Writer:
+class _Writer(IRWriter):
     """Writes one kernel; accumulators are stack slots, which LLVM moves into registers."""
 
     def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
         self.kernel = kernel
-        self.lines: list[str] = []
-        self.count = 0
         # With few accumulators two take turns, or each dot product would wait for the one before.
         self.turns = 2 if kernel.rows <= 2 else 1
         self.is_bf16 = kernel.arithmetic == "bf16"
 
-    def emit(self, text: str) -> str:
-        self.count += 1
-        self.lines.append(f"  %t{self.count} = {text}")
-        return f"%t{self.count}"
-
-    def do(self, text: str) -> None:
-        self.lines.append(f"  {text}")
-
-    def label(self, name: str) -> None:
-        self.lines.append(f"{name}:")
-
     def write(self) -> str:
+        """The function's text."""
         kernel = self.kernel
-        self.lines.append(f"define void @{kernel.name}(ptr %arguments, i64 %first, i64 %last, i64 %row) {{")
-        self.label("entry")
-        for i, name in enumerate(ARGUMENTS):
-            kind = "ptr" if i < _NUM_ADDRESSES else "i64"
-            self.do(f"%{name}.at = getelementptr i64, ptr %arguments, i64 {i}")
-            self.do(f"%{name} = load {kind}, ptr %{name}.at")
+        parameters = "ptr %arguments, i64 %first, i64 %last, i64 %row"
+        self.begin(f"{kernel.name}({parameters})", ARGUMENTS, _NUM_ADDRESSES, ("block", "group", "step"))
         accumulators = [(m, v) for m in range(kernel.rows) for v in range(VECTORS)]
         for m, v in accumulators:
             self.do(f"%acc.{m}.{v} = alloca <16 x float>")
             for turn in range(self.turns):
                 self.do(f"%part.{m}.{v}.{turn} = alloca <16 x float>")
-        for loop in ("block", "group", "step"):
-            self.do(f"%{loop}.slot = alloca i64")
-        self._loop("block", "%first", "%last", self._block)
-        self.do("ret void")
-        self.lines.append("}")
-        return "\n".join(self.lines) + "\n"
-
-    def _loop(self, name: str, first: str, last: str, body: Callable[[], None]) -> None:
-        self.do(f"store i64 {first}, ptr %{name}.slot")
-        self.do(f"br label %{name}.test")
-        self.label(f"{name}.test")
-        self.do(f"%{name} = load i64, ptr %{name}.slot")
-        self.do(f"%{name}.more = icmp ult i64 %{name}, {last}")
-        self.do(f"br i1 %{name}.more, label %{name}.body, label %{name}.end")
-        self.label(f"{name}.body")
-        body()
-        self.do(f"%{name}.next = add i64 %{name}, 1")
-        self.do(f"store i64 %{name}.next, ptr %{name}.slot")
-        self.do(f"br label %{name}.test")
-        self.label(f"{name}.end")
+        self.loop("block", "%first", "%last", self._block)
+        self.end()
+        return self.text
 
     def _block(self) -> None:
         kernel = self.kernel
         self.do(f"%column = mul i64 %block, {BLOCK}")
         for v in range(VECTORS):
-            at = self._offset("%column", v * LANES)
+            at = self.offset("%column", v * LANES)
             address = self.emit(f"getelementptr float, ptr %bias, i64 {at}")
             bias = self.emit(f"load <16 x float>, ptr {address}, align 4")
             for m in range(kernel.rows):
                 self.do(f"store <16 x float> {bias}, ptr %acc.{m}.{v}")
-        self._loop("group", "0", "%groups", self._group)
+        self.loop("group", "0", "%groups", self._group)
         for m in range(kernel.rows):
             for v in range(VECTORS):
                 value = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
-                row = self.emit(f"mul i64 %n, {self._offset('%row', m)}")
-                self._store(value, self._offset(self.emit(f"add i64 {row}, %column"), v * LANES))
+                row = self.emit(f"mul i64 %n, {self.offset('%row', m)}")
+                self._store(value, self.offset(self.emit(f"add i64 {row}, %column"), v * LANES))
 
     def _store(self, value: str, at: str) -> None:
         if self.is_bf16 and not self.kernel.wide_results:
@@ -221,7 +189,7 @@ class _Writer:
         self.do("%scale.a = mul i64 %block, %groups")
         self.do("%scale.b = add i64 %scale.a, %group")
         self.do(f"%scale.at = mul i64 %scale.b, {BLOCK}")
-        self._loop("step", "0", "%vectors", self._step)
+        self.loop("step", "0", "%vectors", self._step)
         self._add_group()
 
     def _add_group(self) -> None:
@@ -234,23 +202,23 @@ class _Writer:
                 value = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.0")
                 for turn in range(1, self.turns):
                     other = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.{turn}")
-                    value = self._add(value, other)
+                    value = self.add(value, other)
                 total = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
-                total = self._fma(value, scale, total) if scale else self._add(value, total)
+                total = self.fma(value, scale, total) if scale else self.add(value, total)
                 if offset:
-                    total = self._fma(self._x_sum(m), offset, total)
+                    total = self.fma(self._x_sum(m), offset, total)
                 self.do(f"store <16 x float> {total}, ptr %acc.{m}.{v}")
 
     def _table(self, name: str, v: int) -> str:
-        at = self._offset("%scale.at", v * LANES)
+        at = self.offset("%scale.at", v * LANES)
         address = self.emit(f"getelementptr float, ptr %{name}, i64 {at}")
         return self.emit(f"load <16 x float>, ptr {address}, align 4")
 
     def _x_sum(self, m: int) -> str:
-        row = self.emit(f"mul i64 %groups, {self._offset('%row', m)}")
+        row = self.emit(f"mul i64 %groups, {self.offset('%row', m)}")
         at = self.emit(f"add i64 {row}, %group")
         address = self.emit(f"getelementptr float, ptr %x_sums, i64 {at}")
-        return self._splat("float", self.emit(f"load float, ptr {address}, align 4"))
+        return self.splat("float", self.emit(f"load float, ptr {address}, align 4"))
 
     def _step(self) -> None:
         """A few times 64 bytes of weights for each vector of outputs, times all rows."""
@@ -277,7 +245,7 @@ class _Writer:
                 turn += 1
 
     def _load(self, index: int) -> str:
-        address = self.emit(f"getelementptr i8, ptr %weight, i64 {self._offset('%a.5', 64 * index)}")
+        address = self.emit(f"getelementptr i8, ptr %weight, i64 {self.offset('%a.5', 64 * index)}")
         return self.emit(f"load <16 x i32>, ptr {address}, align 64")
 
     def _multiply_add(self, slot: str, weight: str, x: str) -> None:
@@ -288,17 +256,17 @@ class _Writer:
                 f"<16 x float> {total}, <32 x bfloat> {weight}, <32 x bfloat> {x})"
             )
         else:
-            total = self._fma(weight, x, total)
+            total = self.fma(weight, x, total)
         self.do(f"store <16 x float> {total}, ptr {slot}")
 
     def _activation(self, m: int, first: int) -> str:
-        row = self.emit(f"mul i64 %k, {self._offset('%row', m)}")
-        at = self._offset(self.emit(f"add i64 {row}, %k.3"), first)
+        row = self.emit(f"mul i64 %k, {self.offset('%row', m)}")
+        at = self.offset(self.emit(f"add i64 {row}, %k.3"), first)
         if not self.is_bf16:
             address = self.emit(f"getelementptr float, ptr %x, i64 {at}")
-            return self._splat("float", self.emit(f"load float, ptr {address}, align 4"))
+            return self.splat("float", self.emit(f"load float, ptr {address}, align 4"))
         address = self.emit(f"getelementptr i16, ptr %x, i64 {at}")
-        both = self._splat("i32", self.emit(f"load i32, ptr {address}, align 2"))
+        both = self.splat("i32", self.emit(f"load i32, ptr {address}, align 2"))
         return self.emit(f"bitcast <16 x i32> {both} to <32 x bfloat>")
 
     def _pair(self, raw: str, first: int) -> str:
@@ -342,22 +310,9 @@ class _Writer:
         value = self.emit(f"sitofp <16 x i32> {value} to <16 x float>")
         return self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
 
-    def _add(self, a: str, b: str) -> str:
-        return self.emit(f"fadd <16 x float> {a}, {b}")
-
-    def _fma(self, a: str, b: str, c: str) -> str:
-        return self.emit(f"call <16 x float> @llvm.fma.v16f32(<16 x float> {a}, <16 x float> {b}, <16 x float> {c})")
-
-    def _splat(self, kind: str, value: str) -> str:
-        one = self.emit(f"insertelement <16 x {kind}> poison, {kind} {value}, i32 0")
-        return self.emit(f"shufflevector <16 x {kind}> {one}, <16 x {kind}> poison, <16 x i32> zeroinitializer")
-
-    def _offset(self, base: str, constant: int) -> str:
-        return self.emit(f"add i64 {base}, {constant}") if constant else base
-
 
 def _all(value: int) -> str:
-    return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"
+    return everywhere(f"i32 {value}")
 
 
 def _bf16_bits(value: int) -> int:
