@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,33 +16,29 @@ from demo.random_checkpoint import Shape
 from model.checkpoint import ProgressCallback
 from model.engine import Engine
 from model.engine_config import EngineConfig
+from server.memory.published_shapes import published_shape
 
-_SEVEN = Shape(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    intermediate_size=22016,
-    vocab_size=151936,
-    seq_length=8192,
-    dtype="bfloat16",
-)
-_FOURTEEN = replace(
-    _SEVEN, num_layers=40, hidden_size=5120, num_heads=40, intermediate_size=27392, vocab_size=152064, seq_length=2048
-)
-_SEVENTY_TWO = replace(
-    _SEVEN, num_layers=80, hidden_size=8192, num_heads=64, intermediate_size=49152, vocab_size=152064, seq_length=32768
-)
-SHAPES = {
-    "tiny": Shape(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=512, vocab_size=512, seq_length=512),
-    "1.8b": random_checkpoint.SHAPES["1.8b"],
-    "1.8b-int4": random_checkpoint.SHAPES["1.8b-int4"],
-    "7b": _SEVEN,
-    "7b-int4": replace(_SEVEN, quantized_bits=4),
-    "7b-int8": replace(_SEVEN, quantized_bits=8),
-    "14b": _FOURTEEN,
-    "14b-int4": replace(_FOURTEEN, quantized_bits=4),
-    "72b-int4": replace(_SEVENTY_TWO, quantized_bits=4),
-}
+_TINY = Shape(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=512, vocab_size=512, seq_length=512)
+
+
+def _published(name: str) -> Shape:
+    """The shape of a published checkpoint, such as 7b-int4."""
+    config = published_shape(f"qwen-{name}")
+    assert config is not None
+    return Shape(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        seq_length=config.seq_length,
+        dtype="bfloat16",
+        quantized_bits=0 if config.quantization is None else config.quantization.bits,
+    )
+
+
+_NAMES = ("1.8b", "1.8b-int4", "7b", "7b-int4", "7b-int8", "14b", "14b-int4", "72b-int4")
+SHAPES = {"tiny": _TINY, **{name: _published(name) for name in _NAMES}}
 
 
 def fill_with_random_weights(
