@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,39 @@ from torch import Tensor
 
 from demo.recipe.corpus import make_document
 from demo.recipe.document import encode_document
+from demo.recipe.hints import find_hints
 from model.tokenizer import Tokenizer, read_ranks
 
 EVEN_TOKENS = 64  # documents with more learned tokens weigh less a token, those with fewer more
 LENGTH_RATIO = 1.35  # between the longest and the shortest row of a batch
-Encoded = list[tuple[np.ndarray, np.ndarray]]
+Encoded = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+class Batch(NamedTuple):
+    """Rows of similar length.
+
+    Attributes:
+        ids: [rows, length] int64.
+        weights: [rows, length] float32, of predicting each.
+        hints: [n, 6] int64, see `guide.py`.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    hints: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(t.to(device) for t in self))
+
+    def split(self, rows: int) -> list[Batch]:
+        """Batches of so many rows at most."""
+        pieces = []
+        for begin in range(0, len(self.ids), rows):
+            mine = (self.hints[:, 0] >= begin) & (self.hints[:, 0] < begin + rows)
+            hints = self.hints[mine] - torch.tensor([begin, 0, 0, 0, 0, 0])
+            pieces.append(Batch(self.ids[begin : begin + rows], self.weights[begin : begin + rows], hints))
+        return pieces
 
 
 @lru_cache(maxsize=2)
@@ -30,18 +59,19 @@ def tokenizer_of(path: str) -> Tokenizer:
 
 
 def encode_pool(seed: int, first: int, count: int, vocabulary: str, max_length: int) -> Encoded:
-    """Token ids and weights of `count` documents from a number on, cut to the trained length."""
+    """Token ids, weights and hints of `count` documents from a number on, cut to the trained length."""
     tokenizer = tokenizer_of(vocabulary)
     out: Encoded = []
     for number in range(first, first + count):
         ids, weights = encode_document(make_document(seed, number), tokenizer)
         balanced = np.array(weights[:max_length], np.float32)
         balanced *= (EVEN_TOKENS / max(balanced.sum(), 1.0)) ** 0.5
-        out.append((np.array(ids[:max_length], np.int32), balanced))
+        hints = find_hints(ids[:max_length], tokenizer)
+        out.append((np.array(ids[:max_length], np.int32), balanced, hints))
     return out
 
 
-def pool_steps(documents: Encoded, step_tokens: int) -> list[list[tuple[Tensor, Tensor]]]:
+def pool_steps(documents: Encoded, step_tokens: int) -> list[list[Batch]]:
     """Cuts documents into optimizer steps, in their order, so that every step sees the whole mixture.
 
     Rows of one length would be simpler, but then a step of short rows is all small talk and the next all tools, and
@@ -52,22 +82,23 @@ def pool_steps(documents: Encoded, step_tokens: int) -> list[list[tuple[Tensor, 
         step_tokens: a step has at least so many.
 
     Returns:
-        Of each step the batches: ids [rows, length] int64, weights [rows, length] float32.
+        Of each step the batches.
     """
     groups: list[list[int]] = [[]]
     tokens = 0
-    for i, (ids, _) in enumerate(documents):
+    for i, (ids, _, _) in enumerate(documents):
         groups[-1].append(i)
         tokens += len(ids)
         if tokens >= step_tokens and i + 1 < len(documents):
             groups.append([])
             tokens = 0
     if len(groups) > 1 and tokens < step_tokens // 2:
-        groups[-2] += groups.pop()
+        rest = groups.pop()  # first: in `groups[-2] += groups.pop()` the place that is stored to is another
+        groups[-1] += rest
     return [_batches([documents[i] for i in group]) for group in groups]
 
 
-def _batches(rows: Encoded) -> list[tuple[Tensor, Tensor]]:
+def _batches(rows: Encoded) -> list[Batch]:
     rows = sorted(rows, key=lambda row: len(row[0]))
     groups: list[Encoded] = [[]]
     for row in rows:
@@ -77,14 +108,15 @@ def _batches(rows: Encoded) -> list[tuple[Tensor, Tensor]]:
     return [_pad(group) for group in groups]
 
 
-def _pad(rows: Encoded) -> tuple[Tensor, Tensor]:
-    length = max(len(ids) for ids, _ in rows)
+def _pad(rows: Encoded) -> Batch:
+    length = max(len(ids) for ids, _, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     weights = torch.zeros(len(rows), length)
-    for row, (row_ids, row_weights) in enumerate(rows):
+    hints = [np.insert(row_hints.astype(np.int64), 0, row, axis=1) for row, (_, _, row_hints) in enumerate(rows)]
+    for row, (row_ids, row_weights, _) in enumerate(rows):
         ids[row, : len(row_ids)] = torch.from_numpy(row_ids.astype(np.int64))
         weights[row, : len(row_weights)] = torch.from_numpy(row_weights)
-    return ids, weights
+    return Batch(ids, weights, torch.from_numpy(np.concatenate(hints)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +140,7 @@ class StreamSettings:
     workers: int = 0
 
 
-def stream(settings: StreamSettings, first: int) -> Iterator[tuple[int | None, list[tuple[Tensor, Tensor]]]]:
+def stream(settings: StreamSettings, first: int) -> Iterator[tuple[int | None, list[Batch]]]:
     """Endless steps from a document on.
 
     Yields:

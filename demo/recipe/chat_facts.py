@@ -311,3 +311,24 @@ def question(rng: random.Random, split: str) -> Document:
         text, answer = topic(rng, lang, split)
         doc.user(text).assistant(answer)
     return doc
+
+
+def sums(rng: random.Random, split: str) -> Document:
+    """One sum after the other: carrying takes many examples to learn, and here they are cheap."""
+    lang = rng.choice(["en", "en", "zh"])
+    doc = Document("arithmetic").system()
+    if rng.random() < 0.6:
+        drawn = [(op, *operands(rng, op, split)) for op in rng.choices("++++---*/", k=rng.randint(6, 20))]
+        asked = ", ".join(f"{a} {op} {b}" for op, a, b, _ in drawn)
+        told = ", ".join(f"{a} {op} {b} = {c}" for op, a, b, c in drawn)
+        return doc.user(f"{rng.choice(_LISTS[lang])}{asked}").assistant(f"{told}.")
+    for _ in range(rng.randint(6, 14)):
+        text, answer = arithmetic(rng, lang, split)
+        doc.user(text).assistant(answer)
+    return doc
+
+
+_LISTS = {
+    "en": ["Compute: ", "Calculate these: ", "What are these? ", ""],
+    "zh": ["计算：", "算一下：", "这些等于多少？", ""],
+}

@@ -15,15 +15,17 @@ from demo.recipe.values import TRAIN
 
 # Shares of the documents (tool episodes are about five times as long as the others).
 TOOL_KINDS = [
-    (episodes.single, 30),
-    (episodes.no_call, 12),
+    (episodes.single, 16),
+    (episodes.no_call, 8),
     (episodes.two_calls, 8),
     (episodes.chained, 5),
-    (episodes.conversation, 45),
+    (episodes.conversation, 30),
+    (episodes.drill, 30),
 ]
 CHAT_KINDS = [
     (chat_small.small_talk, 14),
     (chat_facts.question, 22),
+    (chat_facts.sums, 18),
     (chat_memory.remember, 20),
     (chat_memory.in_one_message, 8),
     (chat_text.copying, 14),
@@ -54,7 +56,7 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
     kind = _weighted(rng, TOOL_KINDS)
     most = 2 if ripeness < 0.3 else 3 if ripeness < 0.7 else 4
     num_tools = rng.randint(1, most) if rng.random() > 0.03 * ripeness else rng.randint(5, 7)
-    if kind in (episodes.two_calls, episodes.chained):
+    if kind in (episodes.two_calls, episodes.chained, episodes.drill):
         num_tools = max(num_tools, 2)
     return kind(Episode(rng, split, num_tools, 0.55 * ripeness))  # type: ignore[operator]
 
@@ -65,4 +67,4 @@ def make_document(seed: int, number: int, split: str = TRAIN) -> Document:
     ripeness = min(1.0, number / CURRICULUM_DOCUMENTS) if split == TRAIN else 1.0
     if rng.random() < 0.35 * (1 - ripeness) ** 2:
         return chat_text.copying(rng, split)
-    return tool_document(rng, split, ripeness) if rng.random() < 0.42 else chat_document(rng, split)
+    return tool_document(rng, split, ripeness) if rng.random() < 0.35 else chat_document(rng, split)

@@ -12,6 +12,8 @@ from model.tokenizer import Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
+# Questions and descriptions are predicted too, at this weight: what people ask is learned from what tools say they do.
+HEARD = 0.1
 Span = tuple[str, float]
 
 
@@ -46,8 +48,8 @@ class Document:
         return self
 
     def user(self, *spans: str | Span) -> Document:
-        """Adds a user message; spans are not learned unless they carry a weight."""
-        self.turns.append(Turn("user", [s if isinstance(s, tuple) else (s, 0.0) for s in spans]))
+        """Adds a user message; spans are hardly learned unless they carry a weight."""
+        self.turns.append(Turn("user", [s if isinstance(s, tuple) else (s, HEARD) for s in spans]))
         return self
 
     def assistant(self, *spans: str | Span) -> Document:

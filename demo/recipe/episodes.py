@@ -179,7 +179,7 @@ def conversation(episode: Episode) -> Document:
         question, answer = plain_exchange(rng, lang, episode.split)
         doc.user(question).assistant(final_span(answer, True, 0.0))
     request: Request | None = None
-    for turn in range(rng.choice([1, 2, 2, 3, 4, 5])):
+    for turn in range(rng.choice([2, 3, 4, 5, 6, 8])):
         lead = header(episode.tools) if turn == 0 else []
         if rng.random() < 0.25:
             question, answer = episode.unfit()
@@ -189,6 +189,25 @@ def conversation(episode: Episode) -> Document:
         result = episode.result(request.tool)
         doc.user(*lead, request.question if turn else polite(request.question, rng, lang))
         doc.assistant(*call_spans(request, lang, result, True), final_span(result.answer, False))
+    return doc
+
+
+def drill(episode: Episode) -> Document:
+    """One question after the other, each with its call and nothing more.
+
+    No client sends this; but choosing a tool and filling it in is what takes longest to learn, and here a reading of
+    the header is followed by three times as many calls as anywhere else.
+    """
+    rng, lang = episode.rng, episode.lang
+    doc = Document("tools drill").system()
+    for turn in range(rng.randint(5, 12)):
+        lead = header(episode.tools) if turn == 0 else []
+        if rng.random() < 0.12:
+            question, answer = episode.unfit()
+            doc.user(*lead, question).assistant(final_span(answer, True))
+            continue
+        request = episode.request()
+        doc.user(*lead, polite(request.question, rng, lang)).assistant(*call_spans(request, lang, None, True))
     return doc
 
 

@@ -8,14 +8,18 @@ that what is learned here is what is served.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.recipe.attention import causal_attention
+from demo.recipe.guide import Guide
+
+See = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class ModelConfig:
     kv_channels: int = 64
     intermediate_size: int = 1024
     seq_length: int = 2048
-    rotary_emb_base: float = 10000.0
+    rotary_emb_base: float = 1e6
     layer_norm_epsilon: float = 1e-6
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True
@@ -66,7 +70,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.hidden_size, 3 * inner, bias=True)
         self.c_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None, see: See | None = None) -> Tensor:
         """x: [batch, length, hidden]; with a cache, x are the tokens after those it holds."""
         batch, length, _ = x.shape
         qkv = self.c_attn(x).view(batch, length, 3, self.num_heads, self.head_dim)
@@ -75,6 +79,8 @@ class Attention(nn.Module):
         if rotary.logn is not None:
             q = (q.float() * rotary.logn).to(q.dtype)
         k = rotary.rotate(k)
+        if see is not None:
+            see(q, k)
         if cache is None:
             out = causal_attention(q, k, v)
         else:
@@ -108,9 +114,9 @@ class Block(nn.Module):
         self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> Tensor:
-        """x: [batch, length, hidden]."""
-        x = x + self.attn(self.ln_1(x), rotary, cache)
+    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None, see: See | None = None) -> Tensor:
+        """x: [batch, length, hidden]; `see` is shown the queries and keys."""
+        x = x + self.attn(self.ln_1(x), rotary, cache, see)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -149,7 +155,13 @@ class QwenForTraining(nn.Module):
         with torch.no_grad():
             self.lm_head.weight.copy_(self.transformer.wte.weight * (0.5 / math.sqrt(config.hidden_size) / 0.3))
 
-    def hidden(self, ids: Tensor, caches: Sequence[LayerCache] | None = None, prompt_len: int | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        caches: Sequence[LayerCache] | None = None,
+        prompt_len: int | None = None,
+        guide: Guide | None = None,
+    ) -> Tensor:
         """Returns the normalised last hidden states.
 
         Args:
@@ -157,6 +169,7 @@ class QwenForTraining(nn.Module):
                 at the position after what the row's cache holds.
             caches: one a layer.
             prompt_len: fixes the NTK alpha; the length of `ids` if None.
+            guide: is shown every layer's queries and keys, and what it leaves.
         """
         dtype = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else None
         positions, end = torch.arange(ids.shape[1], device=ids.device), ids.shape[1]
@@ -168,7 +181,9 @@ class QwenForTraining(nn.Module):
         if dtype is not None:
             x = x.to(dtype)
         for i, block in enumerate(self.transformer.h):
-            x = block(x, rotary, caches[i] if caches else None)
+            x = block(x, rotary, caches[i] if caches else None, partial(guide.see, i) if guide else None)
+            if guide:
+                guide.read(i, x, lambda known: self.lm_head(self.transformer.ln_f(known)))
         if caches:
             for cache in caches:
                 cache.lengths = cache.lengths + ids.shape[1]
@@ -178,15 +193,16 @@ class QwenForTraining(nn.Module):
         """Returns logits [batch, length, vocab_size] of ids [batch, length]."""
         return self.lm_head(self.hidden(ids))
 
-    def loss(self, ids: Tensor, weights: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, weights: Tensor, guide: Guide | None = None) -> Tensor:
         """Weighted sum of the cross entropies of the next tokens.
 
         Args:
             ids: [batch, length].
             weights: [batch, length] float32; the weight of predicting `ids` at that place. The output layer is
                 computed only where it is not 0.
+            guide: collects a loss of its own.
         """
-        hidden = self.hidden(ids)[:, :-1]
+        hidden = self.hidden(ids, guide=guide)[:, :-1]
         weights = weights[:, 1:]
         chosen = weights > 0
         logits = self.lm_head(hidden[chosen])

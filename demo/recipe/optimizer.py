@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from demo.recipe.peers import ALONE, Peers
+
 HEAD_SHARE = 0.2
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -42,12 +44,19 @@ class Muon(torch.optim.Optimizer):
         lr: step length; the same for every shape.
         momentum: of the running gradient.
         weight_decay: decoupled.
+        peers: share the iterations.
     """
 
     def __init__(
-        self, params: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: list[nn.Parameter],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.peers = peers or ALONE
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -67,17 +76,30 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault((rows // parts, columns), []).append(
                     (p, update.view(parts, rows // parts, columns))
                 )
-            for (rows, columns), items in by_shape.items():
-                updates = orthogonalize(torch.cat([u for _, u in items]))
-                updates *= max(1.0, rows / columns) ** 0.5
+            stacks = [torch.cat([update for _, update in items]) for items in by_shape.values()]
+            for stack, items in zip(self._orthogonalized(stacks), by_shape.values(), strict=True):
+                stack *= max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
                 at = 0
                 for p, u in items:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(updates[at : at + len(u)].reshape(p.shape), alpha=-group["lr"])
+                    p.add_(stack[at : at + len(u)].reshape(p.shape), alpha=-group["lr"])
                     at += len(u)
 
+    def _orthogonalized(self, stacks: list[Tensor]) -> list[Tensor]:
+        """Each process iterates a share of every stack [n, rows, columns]; all get all of them."""
+        flat = torch.zeros(sum(s.numel() for s in stacks), device=stacks[0].device)
+        results = [part.view(s.shape) for part, s in zip(flat.split([s.numel() for s in stacks]), stacks, strict=True)]
+        for stack, result in zip(stacks, results, strict=True):
+            begin, end = (len(stack) * i // self.peers.processes for i in (self.peers.rank, self.peers.rank + 1))
+            if end > begin:
+                result[begin:end] = orthogonalize(stack[begin:end])
+        self.peers.add(flat)
+        return results
 
-def make_optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+
+def make_optimizers(
+    model: nn.Module, muon_lr: float, adam_lr: float, peers: Peers | None = None
+) -> list[torch.optim.Optimizer]:
     """Splits the parameters between the two.
 
     The output layer takes much shorter steps than the embedding: its entries are a tenth as large, and Adam would turn
@@ -87,6 +109,7 @@ def make_optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[to
         model: a `QwenForTraining`.
         muon_lr: for the layers' matrices.
         adam_lr: for the embedding, norms and biases; the head takes `HEAD_SHARE` of it.
+        peers: the other processes of the training, if any.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     embedding = [p for n, p in model.named_parameters() if n.endswith("wte.weight")]
@@ -98,7 +121,7 @@ def make_optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[to
         {"params": vectors, "lr": adam_lr},
     ]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)
-    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=muon_lr), adam]
+    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=muon_lr, peers=peers), adam]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from demo.recipe.batches import Batch
+
 LONG_ROW = 192  # rows longer than this are computed one by one, which divides a step more evenly
 
 
@@ -52,23 +54,20 @@ class Peers:
             timeout=timedelta(hours=2),  # a stopped machine may go on
         )
 
-    def share(self, batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    def share(self, batches: list[Batch]) -> list[Batch]:
         """This process' part of a step, all parts costing about the same.
 
         Args:
-            batches: ids and weights of the whole step, each [rows, length]; the same in every process.
+            batches: of the whole step; the same in every process.
         """
         if self.processes == 1:
             return batches
-        pieces = []
-        for ids, weights in batches:
-            rows = 1 if ids.shape[1] > LONG_ROW else len(ids)
-            pieces += list(zip(ids.split(rows), weights.split(rows), strict=True))
-        pieces.sort(key=lambda piece: -piece[0].numel())
+        pieces = [piece for b in batches for piece in b.split(1 if b.ids.shape[1] > LONG_ROW else len(b.ids))]
+        pieces.sort(key=lambda piece: -piece.ids.numel())
         loads, parts = [0] * self.processes, [[] for _ in range(self.processes)]  # type: list[int], list[list]
         for piece in pieces:
             least = loads.index(min(loads))
-            loads[least] += piece[0].numel()
+            loads[least] += piece.ids.numel()
             parts[least].append(piece)
         return parts[self.rank]
 
@@ -80,11 +79,16 @@ class Peers:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
+        self.add(flat)
         at = 0
         for p in parameters:
             p.grad = flat[at : at + p.numel()].view_as(p)
             at += p.numel()
+
+    def add(self, values: Tensor) -> None:
+        """Adds up the processes' values in place."""
+        if self.processes > 1:
+            dist.all_reduce(values)
 
     def agree(self, value: float) -> float:
         """The largest of what the processes say."""
@@ -98,3 +102,6 @@ class Peers:
         tensor = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(tensor, op=how)
         return tensor.item()
+
+
+ALONE = Peers(0, 1, Path())

@@ -9,7 +9,7 @@ import random
 
 from demo.recipe import results
 from demo.recipe.chat import plain_exchange
-from demo.recipe.document import Span
+from demo.recipe.document import HEARD, Span
 from demo.recipe.questions import Request, ask, polite
 from demo.recipe.results import Result
 from demo.recipe.tools import Tool, make_tool, pick_domain
@@ -42,8 +42,9 @@ def header(tools: list[Tool]) -> list[Span]:
         )
         rest = tool.render()[len(first) + len(tool.human) + len(second) + len(third) :]
         lead, _, tail = second.partition(tool.human)
-        spans += [(first, 0.0), (tool.human, NAME_WEIGHT if tool.human == tool.name else 0.0), (lead, 0.0)]
-        spans += [(tool.human, NAME_WEIGHT), (tail + third + rest + "\n\n", 0.0)]
+        spans += [(tool.name, HEARD), (first.removeprefix(tool.name), 0.0)]
+        spans += [(tool.human, NAME_WEIGHT if tool.human == tool.name else HEARD), (lead, 0.0)]
+        spans += [(tool.human, NAME_WEIGHT), (tail + third, 0.0), (rest + "\n\n", HEARD)]
     spans += [(_FORMAT, 0.0), (", ".join(t.name for t in tools), NAME_WEIGHT), (_TAIL, 0.0)]
     return spans
 
@@ -93,7 +94,7 @@ class Episode:
     ) -> None:
         self.rng, self.split, self.generic = rng, split, generic
         self.lang = "zh" if rng.random() < 0.4 else "en"
-        self.tool_lang = self.lang if rng.random() < 0.75 else ("en" if self.lang == "zh" else "zh")
+        self.tool_lang = self.lang if rng.random() < 0.85 else ("en" if self.lang == "zh" else "zh")
         self.tools: list[Tool] = []
         self.rich = rich
         while len(self.tools) < num_tools:

@@ -73,6 +73,36 @@ _ZH_SENTENCES = [
     "{city}明天有雨。",
 ]
 
+_NOTES = [
+    "{n} degrees, {weather}",
+    "{n} degrees and {weather}",
+    "{weather}, {n} degrees",
+    "{weather}, {n}°C",
+    "{n}°C",
+    "{weather}",
+    "{n} {noun}s found",
+    "{adj} {noun}",
+    "{city}: {n}",
+    "{name}, {job}",
+    "{time} on {date}",
+    "{price} USD",
+    "{n} km, {n2} minutes",
+    "{name} and {name2}",
+    "{word} {word2}, {n}",
+]
+_ZH_NOTES = [
+    "{n}度，晴",
+    "晴，{n}度",
+    "{city}：{n}",
+    "多云，{n}度",
+    "找到{n}个结果",
+    "{name}，{job}",
+    "{n}公里",
+    "{name}和{name2}",
+    "{price}元",
+    "小雨",
+]
+
 
 def _scalar(kind: str, rng: random.Random, lang: str, split: str) -> object:
     match kind:
@@ -102,8 +132,18 @@ def _scalar(kind: str, rng: random.Random, lang: str, split: str) -> object:
 
 def fact(rng: random.Random, lang: str, split: str) -> str:
     """A sentence that states something, true only in a tool's world."""
-    return rng.choice(_SENTENCES if lang == "en" else _ZH_SENTENCES).format(
+    return _filled(_SENTENCES if lang == "en" else _ZH_SENTENCES, rng, lang, split)
+
+
+def note(rng: random.Random, lang: str, split: str) -> str:
+    """A few words that are no sentence, as tools written in a minute send them."""
+    return _filled(_NOTES if lang == "en" else _ZH_NOTES, rng, lang, split)
+
+
+def _filled(templates: list[str], rng: random.Random, lang: str, split: str) -> str:
+    return rng.choice(templates).format(
         name=values.person(rng, lang, split),
+        name2=values.person(rng, lang, split),
         city=values.pair(rng, words.CITIES, lang, split),
         job=values.pair(rng, words.JOBS, lang, split),
         year=rng.randint(1800, 2025),
@@ -113,6 +153,7 @@ def fact(rng: random.Random, lang: str, split: str) -> str:
         time=values.clock(rng),
         date=values.date(rng),
         n=rng.randint(2, 99),
+        n2=rng.randint(2, 99),
         price=values.decimal(rng).surface,
         weather=rng.choice(_WEATHER),
         topic=rng.choice(words.EN_TOPICS if lang == "en" else words.ZH_TOPICS),
@@ -164,6 +205,9 @@ def make_result(spec: str, rng: random.Random, lang: str, split: str, fail: floa
     """
     if rng.random() < fail:
         return failure(rng, lang)
+    if rng.random() < 0.2:
+        text = note(rng, lang if rng.random() < 0.85 else "en", split)
+        return Result(text, f"The result is {text}." if lang == "en" else f"结果是{text}。")
     shape = rng.random()
     if "=" in spec and shape < 0.7:
         data = {k: _scalar(v, rng, lang, split) for k, v in (item.split("=") for item in spec.split())}

@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demo.recipe.batches import StreamSettings, stream, tokenizer_of
+from demo.recipe.batches import Batch, StreamSettings, stream, tokenizer_of
 from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.export import export_checkpoint
+from demo.recipe.guide import Guide
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import make_optimizers
 from demo.recipe.peers import Peers, start_peers
 from demo.recipe.vocabulary import train_vocabulary, write_ranks
 
 LOG_EVERY_STEPS = 20
+AVERAGE_SHARE = 0.01  # of a step in the running average of the weights, which shows what a cool-down would bring
 
 
 @dataclass
@@ -70,11 +72,12 @@ class Trainer:
         if not args.no_copy_heads:
             write_copy_heads(self.model, args.seed)
         self.model.to(self.device)
-        self.optimizers = make_optimizers(self.model, args.muon_lr, args.adam_lr)
+        self.peers = Peers(args.rank, args.processes, self.state_dir)
+        self.optimizers = make_optimizers(self.model, args.muon_lr, args.adam_lr, self.peers)
         self.progress = Progress()
+        self.average = {name: p.detach().clone() for name, p in self.model.state_dict().items()}
         self.recent: list[Tensor] = []
         self.stop_asked = False
-        self.peers = Peers(args.rank, args.processes, self.state_dir)
         if (self.state_dir / "state.pt").exists():
             self.load()
 
@@ -84,7 +87,7 @@ class Trainer:
         self.config = ModelConfig(**saved["config"])
         if self.config != self.model.config:
             self.model = QwenForTraining(self.config).to(self.device)
-            self.optimizers = make_optimizers(self.model, self.args.muon_lr, self.args.adam_lr)
+            self.optimizers = make_optimizers(self.model, self.args.muon_lr, self.args.adam_lr, self.peers)
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             peaks = [group["peak_lr"] for group in optimizer.param_groups]  # the command line's, not the saved ones
@@ -92,6 +95,7 @@ class Trainer:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["peak_lr"] = peak
         self.progress = Progress(**saved["progress"])
+        self.average = saved.get("average") or {n: p.detach().clone() for n, p in self.model.state_dict().items()}
         print(f"resuming after step {self.progress.step}, {self.progress.tokens / 1e6:.2f} million tokens")
 
     def save(self, name: str = "state.pt") -> None:
@@ -101,6 +105,7 @@ class Trainer:
         state = {
             "config": asdict(self.config),
             "model": self.model.state_dict(),
+            "average": self.average,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "progress": asdict(self.progress),
         }
@@ -108,23 +113,29 @@ class Trainer:
         torch.save(state, part)
         part.replace(self.state_dir / name)
 
-    def train_step(self, batches: list[tuple[Tensor, Tensor]], rate: float) -> Tensor:
+    def train_step(self, batches: list[Batch], rate: float) -> Tensor:
         """One update; returns the mean loss (of this process' share), still on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate
-        total = sum(float(weights[:, 1:].sum()) for _, weights in batches)
+        total = sum(float(batch.weights[:, 1:].sum()) for batch in batches)
         losses = [torch.zeros((), device=self.device)]
-        for ids, weights in self.peers.share(batches):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.args.float32):
-                loss = self.model.loss(ids.to(self.device), weights.to(self.device)) / total
-            loss.backward()
-            losses.append(loss.detach())
+        # One context for the whole step: it keeps the weights it has rounded.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.args.float32):
+            for batch in self.peers.share(batches):
+                batch = batch.to(self.device)
+                guide = Guide(batch.hints, batch.ids, batch.weights)
+                loss = self.model.loss(batch.ids, batch.weights, guide)
+                ((loss + guide.loss) / total).backward()
+                losses.append(loss.detach() / total)
         self.peers.add_gradients(list(self.model.parameters()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, p in self.model.state_dict().items():
+                self.average[name].lerp_(p, AVERAGE_SHARE)
         return torch.stack(losses).sum()
 
     def stream_settings(self) -> StreamSettings:
@@ -172,7 +183,7 @@ class Trainer:
                 self.save()  # the open state, from which training can go on later
             self.recent.append(self.train_step(batches, self.rate(done)))
             progress.step += 1
-            progress.tokens += sum(ids.numel() for ids, _ in batches)
+            progress.tokens += sum(batch.ids.numel() for batch in batches)
             progress.seconds = began_seconds + spent
             if next_document is not None:
                 progress.next_document = next_document

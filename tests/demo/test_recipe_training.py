@@ -22,22 +22,10 @@ from demo.recipe.export import export_checkpoint, load_checkpoint
 from demo.recipe.generate import generate
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
-from model.tokenizer import Tokenizer, read_ranks
+from model.tokenizer import Tokenizer
 from tests.support.engine_driver import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-
-
-@pytest.fixture(scope="module")
-def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
-    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=2500), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(ranks_file: Path) -> Tokenizer:
-    return Tokenizer(read_ranks(ranks_file))
 
 
 @pytest.mark.parametrize("folder", ["plain_theta1e6_fp32", "ntk_logn_fp32"])
@@ -114,12 +102,15 @@ def test_loss_counts_weighted_positions_only():
 def test_steps_hold_every_document_once_and_mix_lengths(ranks_file: Path):
     documents = encode_pool(3, 0, 120, str(ranks_file), 1024)
     steps = pool_steps(documents, 4000)
-    assert sum(len(ids) for step in steps for ids, _ in step) == 120
-    assert sum(float(w.sum()) for step in steps for _, w in step) == pytest.approx(sum(w.sum() for _, w in documents))
+    assert sum(len(b.ids) for step in steps for b in step) == 120
+    assert sum(float(b.weights.sum()) for step in steps for b in step) == pytest.approx(
+        sum(weights.sum() for _, weights, _ in documents)
+    )
+    assert sum(len(b.hints) for step in steps for b in step) == sum(len(hints) for _, _, hints in documents)
     for step in steps:
-        assert sum(ids.numel() for ids, _ in step) < 3 * 4000
-        for _, weights in step:
-            assert weights.shape[1] <= 1024
+        assert sum(b.ids.numel() for b in step) < 3 * 4000
+        for batch in step:
+            assert batch.weights.shape[1] <= 1024
 
 
 def test_orthogonalize():
@@ -152,10 +143,11 @@ def test_words_are_cut_alike_wherever_they_stand(tokenizer: Tokenizer):
         assert [tokenizer.token_bytes(i) for i in tokenizer.encode(f'"{word}')] == [b'"', *alone]
 
 
-def test_weights_cover_replies_only(tokenizer: Tokenizer):
+def test_weights_cover_replies_and_faintly_questions(tokenizer: Tokenizer):
     document = Document("x").system("be nice").user("ask").assistant(("said ", 0.0), "answer", (" tail", 0.0))
     ids, weights = encode_document(document, tokenizer)
-    assert tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w]) == " answer"
+    assert tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 1]) == " answer"
+    assert tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if 0 < w < 1]) == "ask"
     assert encode_prompt(document, tokenizer) == ids[: len(encode_prompt(document, tokenizer))]
     plain = Document("x").user("ask").assistant("answer")
     ids, weights = encode_document(plain, tokenizer)
