@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?= demo/.cache/random-checkpoint
+MODEL ?= demo/checkpoint
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
@@ -28,10 +28,7 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
-demo/.cache/random-checkpoint: | $(VENV)/.installed
-	$(BIN)/python -m demo.random_checkpoint $@ --if-missing
-
-serve: $(VENV)/.installed $(filter demo/.cache/random-checkpoint,$(MODEL))
+serve: $(VENV)/.installed
 	$(BIN)/qwen-server serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.installed-dev

@@ -1,6 +1,6 @@
 """Makes a random checkpoint in the published layout: any size, seeded, with a 256-byte vocabulary.
 
-`python -m demo.random_checkpoint DIR` writes the one that `make serve` starts with; benchmarks use other sizes.
+`python -m demo.random_checkpoint DIR` writes the one that most tests use; benchmarks use other sizes.
 It talks nonsense, but it loads, batches and streams like a real one.
 """
 
@@ -180,10 +180,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--if-missing", action="store_true", help="leave an existing folder as it is")
     arguments = parser.parse_args()
-    if arguments.if_missing and (arguments.folder / "model.safetensors").exists():
-        return
     write(arguments.folder, SHAPES[arguments.shape], arguments.seed)
 
 
