@@ -27,7 +27,8 @@ _CALL = re.compile(rb"Action: ([^\n]+)\nAction Input: ([^\n]*)\nObservation:")
 _KEY = re.compile(rb'"([^"\\]+)": ')
 _VALUE = re.compile(rb'"((?:[^"\\]|\\.)*)"(:?)|(?<![\w".-])(-?\d+(?:\.\d+)?)')
 _ANSWER = re.compile(rb"Observation: ([^\n]*)\nThought: [^\n]*\nFinal Answer: ((?:(?!<\|im_end\|>).)*)", re.DOTALL)
-_USER = b"<|im_start|>user\n"
+_USER, _BEGIN = b"<|im_start|>user\n", b"Begin!\n\nQuestion: "
+_END = b"<|im_end|>"
 # Too common to tell tools apart.
 _IDLE = frozenset(
     "call this tool interact with the api what useful for and you your are how can does that from his her its our "
@@ -104,7 +105,7 @@ def _of_call(text: _Text, call: re.Match[bytes], line: Place) -> Iterator[Hint]:
     name = call[1]
     token = text.token_at(_name_place(text, call))
     yield CHOSEN_TOOL, token - 1, text.token_at(line[0] + 2), text.token_at(line[1] - 1) + 1, token
-    for source in text.copies(name, token, (line[0], text.bytes.rfind(b"Begin!", 0, call.start()))):
+    for source in text.copies(name, token, (line[0], text.bytes.rfind(_BEGIN, 0, call.start()))):
         yield COPIED, token - 1, source, source + 1, -1
     parameters = (text.bytes.find(b"Parameters: ", *line), line[1])
     for key in _KEY.finditer(text.bytes, *call.span(2)):
@@ -135,9 +136,12 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
     for name, place in descriptions.items():
         for token, word in _words(text, place):
             owners.setdefault(word, {}).setdefault(name, []).append(token)
-    begin = text.bytes.rfind(b"Begin!\n\nQuestion: ") + len(b"Begin!\n\nQuestion: ")
-    while begin > 0:
-        end = text.bytes.find(b"<|im_end|>", begin)
+    header_end = text.bytes.rfind(_BEGIN)
+    begin = header_end + len(_BEGIN)
+    while begin > header_end >= 0:  # a conversation that was cut off may not have come to its question
+        end = text.bytes.find(_END, begin)
+        if end < 0:
+            return
         following = text.bytes.find(_USER, begin)
         telling: dict[bytes, list[int]] = {}
         for token, word in _words(text, (begin, end)):
@@ -201,12 +205,11 @@ def _of_answer(text: _Text, answer: re.Match[bytes]) -> Iterator[Hint]:
 
 
 def _last_question(text: _Text, before: int) -> Place:
-    leads = (b"Begin!\n\nQuestion: ", b"<|im_start|>user\n")
-    begin = max(text.bytes.rfind(lead, 0, before) + len(lead) for lead in leads)
-    return begin, text.bytes.find(b"<|im_end|>", begin, before)
+    begin = max(text.bytes.rfind(lead, 0, before) + len(lead) for lead in (_BEGIN, _USER))
+    return begin, text.bytes.find(_END, begin, before)
 
 
 def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:
     if token == tokenizer.im_end_id:
-        return b"<|im_end|>"
+        return _END
     return b"<|im_start|>" if token == tokenizer.im_start_id else tokenizer.token_bytes(token)

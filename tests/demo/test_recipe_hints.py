@@ -72,6 +72,20 @@ def test_every_line_is_marked_with_its_tool(tokenizer: Tokenizer):
         assert "\n\n" not in tokenizer.decode(ids[begin : query + 1]).rstrip("\n")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_conversation_that_is_cut_off_has_hints_within_it(tokenizer: Tokenizer, seed: int):
+    ids, weights = encode_document(_episode(seed), tokenizer)
+    for length in range(40, len(ids), 7):
+        hints = find_hints(ids[:length], tokenizer)
+        assert (hints[:, 2] <= hints[:, 1]).all(), "nobody looks ahead"
+        assert (hints[:, 1:4] <= length).all()
+        row = np.insert(hints.astype(np.int64), 0, 0, axis=1)
+        guide = Guide(torch.from_numpy(row), torch.tensor([ids[:length]]), torch.tensor([weights[:length]]))
+        for layer in range(5):
+            guide.see(layer, torch.zeros(1, 4, length, 8), torch.zeros(1, 4, length, 8))
+        assert math.isfinite(float(guide.loss))
+
+
 def test_conversations_without_tools_have_no_hints(tokenizer: Tokenizer):
     ids, _ = encode_document(Document("x").user("Action: f").assistant("Action: f"), tokenizer)
     assert find_hints(ids, tokenizer).shape == (0, 5)
