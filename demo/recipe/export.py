@@ -96,11 +96,18 @@ def load_checkpoint(folder: Path) -> QwenForTraining:
     return model
 
 
-def export_state(state_dir: Path, folder: Path, name: str = "state.pt") -> int:
-    """Writes the checkpoint of a saved training state; returns the size of its weights in bytes."""
+def export_state(state_dir: Path, folder: Path, name: str = "state.pt", average: bool = False) -> int:
+    """Writes the checkpoint of a saved training state; returns the size of its weights in bytes.
+
+    Args:
+        state_dir: where the training keeps its state.
+        folder: to write.
+        name: of the state's file.
+        average: take the running average of the weights, much like a cooled state.
+    """
     saved = torch.load(state_dir / name, map_location="cpu", weights_only=True)
     model = QwenForTraining(ModelConfig(**saved["config"]))
-    model.load_state_dict(saved["model"])
+    model.load_state_dict(saved["average" if average else "model"])
     return export_checkpoint(model, state_dir / "qwen.tiktoken", folder)
 
 
@@ -110,8 +117,10 @@ def main() -> None:
     p.add_argument("state", help="folder of the training state")
     p.add_argument("out", help="folder of the checkpoint to write")
     p.add_argument("--name", default="state.pt", help="cooled.pt after a cool-down")
+    p.add_argument("--average", action="store_true", help="of the last steps' weights: what a cool-down would bring")
     args = p.parse_args()
-    print(f"{args.out}: {export_state(Path(args.state), Path(args.out), args.name) / 1e6:.1f} MB")
+    size = export_state(Path(args.state), Path(args.out), args.name, args.average)
+    print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

@@ -95,7 +95,8 @@ class Trainer:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["peak_lr"] = peak
         self.progress = Progress(**saved["progress"])
-        self.average = saved.get("average") or {n: p.detach().clone() for n, p in self.model.state_dict().items()}
+        average = saved.get("average", saved["model"])  # states of before have none
+        self.average = {name: p.to(self.device, copy=True) for name, p in average.items()}
         print(f"resuming after step {self.progress.step}, {self.progress.tokens / 1e6:.2f} million tokens")
 
     def save(self, name: str = "state.pt") -> None:

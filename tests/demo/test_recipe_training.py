@@ -18,7 +18,7 @@ from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.corpus import make_document
 from demo.recipe.document import Document, encode_document, encode_prompt
 from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
-from demo.recipe.export import export_checkpoint, load_checkpoint
+from demo.recipe.export import export_checkpoint, export_state, load_checkpoint
 from demo.recipe.generate import generate
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
@@ -168,6 +168,11 @@ def test_replies_are_read_and_scored():
     assert "tools: call" in table(right)
 
 
+def _exported(state: Path, folder: Path, average: bool) -> torch.Tensor:
+    export_state(state, folder, average=average)
+    return load_file(folder / "model.safetensors")["transformer.h.0.attn.c_attn.weight"].float()
+
+
 def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: Path):
     state = tmp_path / "state"
     state.mkdir()
@@ -189,6 +194,9 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
         "loss.png",
     }
     assert (state / "cooled.pt").exists()
+    plain, average = (_exported(state, tmp_path / "again", average) for average in (False, True))
+    assert not torch.equal(plain, average)
+    assert (plain - average).norm() < 0.5 * plain.norm()
     report = evaluate_checkpoint(tmp_path / "out", per_category=1)
     assert report["tools: call"]["cases"] > 0
 
