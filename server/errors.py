@@ -101,24 +101,17 @@ def engine_unavailable(message: str, *, retry_after_s: int = 5) -> ApiError:
 
 def server_overloaded(message: str, *, retry_after_s: int) -> ApiError:
     """429: more requests wait than may."""
-    return ApiError(
-        429,
-        message,
-        type="rate_limit_exceeded",
-        code="server_overloaded",
-        headers={"Retry-After": str(max(1, min(retry_after_s, MAX_RETRY_AFTER_S)))},
-    )
+    return _too_many(message, "server_overloaded", retry_after_s)
 
 
 def rate_limited(message: str, *, retry_after_s: int) -> ApiError:
     """429: a key has used up what it may have."""
-    return ApiError(
-        429,
-        message,
-        type="rate_limit_exceeded",
-        code="rate_limit_exceeded",
-        headers={"Retry-After": str(max(1, min(retry_after_s, MAX_RETRY_AFTER_S)))},
-    )
+    return _too_many(message, "rate_limit_exceeded", retry_after_s)
+
+
+def _too_many(message: str, code: str, retry_after_s: int) -> ApiError:
+    headers = {"Retry-After": str(max(1, min(retry_after_s, MAX_RETRY_AFTER_S)))}
+    return ApiError(429, message, type="rate_limit_exceeded", code=code, headers=headers)
 
 
 def server_error() -> ApiError:

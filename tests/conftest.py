@@ -38,10 +38,15 @@ def server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield process
 
 
+def sdk_of(server: ServerProcess) -> openai.OpenAI:
+    """The official SDK for a server of a test's own."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
     """The official SDK, without retries."""
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
+    with sdk_of(server) as sdk:
         yield sdk
 
 

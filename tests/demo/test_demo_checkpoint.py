@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, sdk_of
 from tests.support.server_process import ROOT, ServerProcess, running_server
 
 with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 @pytest.fixture
 def sdk(trained: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{trained.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with sdk_of(trained) as client:
         yield client
 
 
