@@ -74,7 +74,11 @@ def test_every_line_is_marked_with_its_tool(tokenizer: Tokenizer):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_conversation_that_is_cut_off_has_hints_within_it(tokenizer: Tokenizer, seed: int):
-    ids, weights = encode_document(_episode(seed), tokenizer)
+    document = _episode(seed)
+    question = document.turns[-2].text.split("Question: ")[-1]
+    earlier = Document("x").user(question).assistant("No.")  # of words that tools are described with only later
+    document.turns[1:1] = earlier.turns
+    ids, weights = encode_document(document, tokenizer)
     for length in range(40, len(ids), 7):
         hints = find_hints(ids[:length], tokenizer)
         assert (hints[:, 2] <= hints[:, 1]).all(), "nobody looks ahead"
