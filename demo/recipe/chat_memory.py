@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import random
 
-from demo.recipe import values, words
+from demo.recipe import odd, values, words
 from demo.recipe.chat_facts import arithmetic, capital, color_of
 from demo.recipe.chat_small import courtesy
 from demo.recipe.document import Document
 from demo.recipe.grammar import say
-from demo.recipe.values import HELD_OUT
+from demo.recipe.values import HELD_OUT, TRAIN
 
 # key, English statement, English reply, English questions, English answer, and the same in Chinese.
 _THINGS = [
@@ -150,6 +150,10 @@ _THINGS = [
 
 
 def _value(key: str, rng: random.Random, lang: str, split: str) -> str:
+    if split == TRAIN and key in ("name", "friend", "city", "pet") and rng.random() < odd.SHARE:
+        return odd.name(rng, lang)
+    if split == TRAIN and key in ("job", "hobby", "food") and rng.random() < odd.SHARE:
+        return odd.name(rng, lang).lower()
     match key:
         case "name" | "friend":
             return values.person(rng, lang, split)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import random
 
-from demo.recipe import values, words
+from demo.recipe import odd, values, words
 from demo.recipe.chat_facts import FACTS, arithmetic, capital, color_of, opposite
 from demo.recipe.chat_small import COURTESY, SELF, about_itself, courtesy
 from demo.recipe.document import Document
 from demo.recipe.grammar import say
 from demo.recipe.slots import all_slots, make_value
+from demo.recipe.values import TRAIN
 
 _ROLES = [
     r.split("/")
@@ -25,6 +26,8 @@ def persona(rng: random.Random, split: str) -> Document:
     name = values.person(rng, lang, split)
     en, zh = values.pick(rng, _ROLES, split)
     role = en.replace("_", " ")
+    if split == TRAIN and rng.random() < odd.SHARE:
+        role, zh = odd.name(rng, "en").lower(), odd.name(rng, "zh")
     employer = values.pseudo_word(rng, 2).capitalize() + rng.choice(["", " Bank", " Hotel", " Shop", " Inc"])
     if lang == "en":
         article = "an" if role[0] in "aeiou" else "a"
@@ -70,6 +73,8 @@ def system_rule(rng: random.Random, split: str) -> Document:
             ["Over and out", "Have a nice day", "Arr", "Yours truly", "Cheers", "Stay safe", "Meow", "See you soon"]
         )
     )
+    if split == TRAIN and rng.random() < odd.SHARE:
+        shout = odd.phrase(rng, lang)
     shout += rng.choice([".", "!", ""])
     rounds = rng.choice([1, 1, 2, 3])
     if kind == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from demo.recipe import values, words
+from demo.recipe import odd, values, words
 from demo.recipe.document import Document
 from demo.recipe.grammar import say
 from demo.recipe.slots import all_slots, make_value
@@ -38,7 +38,10 @@ def _odd_text(rng: random.Random, lang: str, split: str) -> str:
     text = (" " if lang == "en" else "，").join(
         str(make_value(all_slots()[rng.choice(keys)], rng, lang, split).data) for _ in range(count)
     )
-    return text if rng.random() < 0.7 else " ".join(values.pseudo_word(rng) for _ in range(rng.choice([2, 4, 8])))
+    shape = rng.random()
+    if shape < 0.3:
+        return odd.phrase(rng, lang)
+    return text if shape < 0.8 else " ".join(values.pseudo_word(rng) for _ in range(rng.choice([2, 4, 8])))
 
 
 def copying(rng: random.Random, split: str) -> Document:

@@ -15,12 +15,13 @@ from demo.recipe.values import TRAIN
 
 # Shares of the documents (tool episodes are about five times as long as the others).
 TOOL_KINDS = [
-    (episodes.single, 16),
-    (episodes.no_call, 8),
-    (episodes.two_calls, 8),
-    (episodes.chained, 5),
-    (episodes.conversation, 30),
-    (episodes.drill, 30),
+    (episodes.single, 22),
+    (episodes.no_call, 10),
+    (episodes.two_calls, 14),
+    (episodes.chained, 9),
+    (episodes.conversation, 20),
+    (episodes.drill, 28),
+    (episodes.calculator, 4),
 ]
 CHAT_KINDS = [
     (chat_small.small_talk, 14),
@@ -58,6 +59,8 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
     num_tools = rng.randint(1, most) if rng.random() > 0.03 * ripeness else rng.randint(5, 7)
     if kind in (episodes.two_calls, episodes.chained, episodes.drill):
         num_tools = max(num_tools, 2)
+    if kind is episodes.drill:
+        num_tools += rng.choice([0, 1, 2]) if ripeness == 1.0 else 0
     return kind(Episode(rng, split, num_tools, 0.55 * ripeness))  # type: ignore[operator]
 
 
@@ -67,4 +70,4 @@ def make_document(seed: int, number: int, split: str = TRAIN) -> Document:
     ripeness = min(1.0, number / CURRICULUM_DOCUMENTS) if split == TRAIN else 1.0
     if rng.random() < 0.35 * (1 - ripeness) ** 2:
         return chat_text.copying(rng, split)
-    return tool_document(rng, split, ripeness) if rng.random() < 0.35 else chat_document(rng, split)
+    return tool_document(rng, split, ripeness) if rng.random() < 0.42 else chat_document(rng, split)

@@ -7,6 +7,7 @@ import random
 from demo.recipe import results, values
 from demo.recipe.chat import plain_exchange
 from demo.recipe.document import DEFAULT_SYSTEM, Document
+from demo.recipe.domains import all_domains
 from demo.recipe.invented import commander
 from demo.recipe.questions import Request, polite
 from demo.recipe.react import Episode, call_spans, final_span, header
@@ -200,14 +201,31 @@ def drill(episode: Episode) -> Document:
     """
     rng, lang = episode.rng, episode.lang
     doc = Document("tools drill").system()
+    unasked: list[Tool] = []
     for turn in range(rng.randint(5, 12)):
         lead = header(episode.tools) if turn == 0 else []
         if rng.random() < 0.12:
             question, answer = episode.unfit()
             doc.user(*lead, question).assistant(final_span(answer, True))
             continue
-        request = episode.request()
+        # A tool called for the first time is what clients ask for; a second call can lean on the first.
+        unasked = unasked or rng.sample(episode.tools, len(episode.tools))
+        request = episode.request(unasked.pop())
         doc.user(*lead, polite(request.question, rng, lang)).assistant(*call_spans(request, lang, None, True))
+    return doc
+
+
+def calculator(episode: Episode) -> Document:
+    """Sums with a calculator at hand: it is the one to ask, however easy the sum."""
+    rng, lang = episode.rng, episode.lang
+    tool = episode.add_tool(all_domains()["calculator"])
+    rng.shuffle(episode.tools)
+    doc = Document("tools calculator").system(system_text(rng))
+    for turn in range(rng.choice([1, 1, 2, 3])):
+        request = episode.request(tool if rng.random() < 0.75 else None)
+        result = episode.result(request.tool)
+        doc.user(*(header(episode.tools) if turn == 0 else []), polite(request.question, rng, lang))
+        doc.assistant(*call_spans(request, lang, result, True), final_span(result.answer, False))
     return doc
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import random
 
+from demo.recipe import odd
 from demo.recipe.domains import Domain
 from demo.recipe.slots import all_slots
-from demo.recipe.values import pick, pseudo_word, pseudo_zh
+from demo.recipe.values import TRAIN, pick, pseudo_word, pseudo_zh
 
 
 def _pairs(text: str) -> list[list[str]]:
@@ -53,6 +54,8 @@ def _noun(rng: random.Random, split: str) -> list[str]:
     noun = list(pick(rng, NOUNS, split))  # type: ignore[call-overload]
     if rng.random() < 0.15:
         noun = [pseudo_word(rng, 2), pseudo_zh(rng)]
+    if split == TRAIN and rng.random() < 0.15:
+        noun = [odd.english_word(rng), odd.chinese_word(rng)]
     if rng.random() < 0.25:
         extra = pick(rng, NOUNS, split)
         noun = [f"{extra[0]} {noun[0]}", extra[1] + noun[1]]  # type: ignore[index]
@@ -84,6 +87,8 @@ def getter(rng: random.Random, split: str) -> Domain:
     """Tells a property of something."""
     prop = pick(rng, PROPERTIES, split)
     en, zh = prop if rng.random() < 0.9 else (pseudo_word(rng, 2), pseudo_zh(rng))  # type: ignore[misc]
+    if split == TRAIN and rng.random() < 0.15:
+        en, zh = odd.english_word(rng), odd.chinese_word(rng)
     key = rng.choice(_OWNERS)
     domain = Domain(f"get_{en}", [_name(en)], "get fetch lookup find check query".split(), en.capitalize(), zh)
     extra = rng.choice([k for k in ("date", "year", "unit", "language", "format") if k != key])

@@ -6,10 +6,10 @@ import json
 import random
 from dataclasses import dataclass
 
-from demo.recipe.domains import all_domains
+from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.grammar import choose
 from demo.recipe.slots import make_value
-from demo.recipe.tools import HELD_OUT_DOMAINS, Tool, wording
+from demo.recipe.tools import Tool, wording
 from demo.recipe.values import TRAIN, Value
 
 

@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from demo.recipe import values, words
-from demo.recipe.values import Value
+from demo.recipe import odd, values, words
+from demo.recipe.values import TRAIN, Value
 
 TABLE = """
 city | city | city location place town city_name | The city[ name]. ; Name of the city. ; The city( to look up| in question|, e.g. Boston). | 城市名称 ; 要查询的城市 ; 城市
@@ -149,6 +149,10 @@ def all_slots() -> dict[str, Slot]:
     return slots
 
 
+# Kinds that are told by what they are for alone: any word may be a city, a person, a dish.
+_OPEN = frozenset(
+    "city place country person language word good product dish room device color animal song company".split()
+)
 _UNITS = [
     u.split("/")
     for u in "km/公里 miles/英里 kg/公斤 pounds/磅 meters/米 feet/英尺 liters/升 gallons/加仑 inches/英寸 cm/厘米 grams/克 ounces/盎司".split()
@@ -167,7 +171,8 @@ def make_value(slot: Slot, rng: random.Random, lang: str, split: str) -> Value:
     special = _SPECIAL.get(kind)
     if special:
         return special(rng, lang, split)
-    text = _TEXTS[kind](rng, lang, split)
+    text = odd.name(rng, lang) if split == TRAIN and kind in _OPEN and rng.random() < odd.SHARE else ""
+    text = text or _TEXTS[kind](rng, lang, split)
     return Value(text, text)
 
 

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from demo.recipe.domains import Domain, all_domains
+from demo.recipe import odd
+from demo.recipe.domains import HELD_OUT_DOMAINS, Domain, all_domains
 from demo.recipe.grammar import say
 from demo.recipe.invented import invent_domain
 from demo.recipe.slots import Slot, all_slots
-from demo.recipe.values import HELD_OUT, pseudo_word
-
-# Domains that only the evaluation uses, chosen to be of different kinds.
-HELD_OUT_DOMAINS = frozenset(
-    (
-        "holiday taxi recipe package summarize alarm bmi "
-        "transfer log_search playlist user_info coffee flight_status review"
-    ).split()
-)
+from demo.recipe.values import HELD_OUT, TRAIN, pseudo_word
 
 
 @dataclass
@@ -159,6 +152,8 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
             [pseudo_word(rng), pseudo_word(rng), "api", "tool", "v2", "my", "service", rng.choice("xyz")]
         )
         parts = [extra, *parts] if rng.random() < 0.5 else [*parts, extra]
+    if split == TRAIN and rng.random() < 0.2:
+        parts.insert(rng.randint(0, len(parts)), odd.english_word(rng))
     name = style_name(parts, rng)
     name_tells = rng.random() >= 0.08
     if not name_tells:
@@ -182,10 +177,15 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
     used: set[str] = set()
     for template_name, (key, required) in domain.slot_map().items():
         slot = all_slots()[key]
+        if split == TRAIN and slot.kind.startswith("enum:") and rng.random() < odd.SHARE:
+            slot = _with_other_options(slot, rng, lang)
         options = [n for n in slot.names if n not in used] or [f"{key}_{len(used)}"]
         param = template_name if ":" in str(domain.slots) and key != template_name else rng.choice(options)
         if rng.random() < 0.08:
             param = rng.choice([f"{param}_{pseudo_word(rng, 1)}", pseudo_word(rng, 1) + "_" + param])
+        if split == TRAIN and rng.random() < 0.1:
+            param = rng.choice([odd.english_word(rng), f"{odd.english_word(rng)}_{param}"])
+            param = f"{param}_{len(used)}" if param in used else param
         if rng.random() < 0.12:
             param = style_name([param], rng).replace("-", "_")
         used.add(param)
@@ -198,6 +198,13 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
     if rng.random() < 0.3 and not any(p.parent for p in tool.parameters):
         rng.shuffle(tool.parameters)
     return tool
+
+
+def _with_other_options(slot: Slot, rng: random.Random, lang: str) -> Slot:
+    """Choices that no other tool has, and that a question names as they are."""
+    draw = odd.chinese_word if lang == "zh" and rng.random() < 0.4 else odd.english_word
+    options = {draw(rng) for _ in range(rng.choice([2, 3, 3, 4]))}
+    return replace(slot, kind="enum:" + ",".join(f"{option}~{option}~{option}" for option in sorted(options)))
 
 
 def wording(lines: list[str], rng: random.Random, split: str) -> str:

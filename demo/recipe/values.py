@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import string
-import zlib
 from typing import NamedTuple
 
-from demo.recipe import words
+from demo.recipe import odd, words
+from demo.recipe.sides import HELD_OUT, TRAIN, is_held_out
 
 
 class Value(NamedTuple):
@@ -21,16 +21,9 @@ class Value(NamedTuple):
     surface: str
 
 
-TRAIN, HELD_OUT = "train", "held-out"
-
 _ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr fl gl gr kl pl pr sh sl st th tr qu".split()
 _VOWELS = "a e i o u a e i o ai ea ee ia io ou".split()
 _CODAS = ["", "", "", "", "l", "n", "r", "s", "t", "x", "m", "nd", "rk", "th", "ck"]
-
-
-def is_held_out(text: str, share: int = 7) -> bool:
-    """Whether a word, template or tool belongs to the evaluation (one in `share`); fixed for ever by its text."""
-    return zlib.crc32(text.encode()) % share == 0
 
 
 def pick(rng: random.Random, items: list, split: str) -> object:
@@ -95,6 +88,8 @@ def pair(rng: random.Random, table: list[tuple[str, ...]], lang: str, split: str
 
 def phrase(rng: random.Random, lang: str, split: str) -> str:
     """A short title or message."""
+    if split == TRAIN and rng.random() < odd.SHARE:
+        return odd.phrase(rng, lang)
     if lang == "zh":
         topic = str(pick(rng, words.ZH_TOPICS, split))
         return rng.choice([topic, topic, pseudo_zh(rng) + topic, topic + digits(rng, 2)])
@@ -116,6 +111,8 @@ def phrase(rng: random.Random, lang: str, split: str) -> str:
 
 def sentence(rng: random.Random, lang: str, split: str) -> str:
     """A message somebody wants sent or stored."""
+    if split == TRAIN and rng.random() < odd.SHARE:
+        return odd.phrase(rng, lang)
     if lang == "zh":
         who, topic = person(rng, lang, split), phrase(rng, lang, split)
         hour = rng.randrange(1, 12)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import episodes, questions, react, tools
+from demo.recipe import episodes, odd, questions, react, tools, words
 from demo.recipe.corpus import make_document
 from demo.recipe.document import Document
 from demo.recipe.domains import all_domains
 from demo.recipe.grammar import choose, parse, say, texts
 from demo.recipe.results import Result
-from demo.recipe.slots import all_slots
+from demo.recipe.slots import all_slots, make_value
 from demo.recipe.values import HELD_OUT, TRAIN, is_held_out
 from prompts import react as server_react
 from prompts import segments
@@ -67,6 +67,63 @@ def test_held_out_wordings_are_not_trained():
     rng = random.Random(0)
     assert {tools.wording(lines, rng, TRAIN) for _ in range(100)} == set(lines[:-1])
     assert {tools.wording(lines, rng, HELD_OUT) for _ in range(100)} == {lines[-1]}
+
+
+def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
+    assert len({*odd.common_characters()}) == 3755
+    assert {"的", "齐", "座", "啊"} <= {*odd.common_characters()}
+    rng = random.Random(0)
+    english = {odd.english_word(rng) for _ in range(20_000)}
+    assert {"weather", "umbrella"} <= english
+    spoken = " ".join(
+        text.lower()
+        for key in tools.HELD_OUT_DOMAINS
+        for line in all_domains()[key].lines["d"] + all_domains()[key].lines["q"]
+        for text in texts(line)
+    )
+    only_held_out = {"summarize", "taxi", "bmi", "euros"}
+    assert all(word in spoken for word in only_held_out)
+    assert not english & only_held_out
+
+
+def test_any_text_may_be_a_value_in_training_alone():
+    known = {city[0] for city in words.CITIES}
+    rng = random.Random(0)
+    drawn = {
+        split: [make_value(all_slots()["city"], rng, "en", split).data for _ in range(300)]
+        for split in (TRAIN, HELD_OUT)
+    }
+    corpus_words = {odd.english_word(rng).capitalize() for _ in range(20_000)} - {
+        word for c in known for word in c.split()
+    }
+    odd_ones = {split: [v for v in values if {*str(v).split()} <= corpus_words] for split, values in drawn.items()}
+    assert len(odd_ones[TRAIN]) > 40
+    assert not odd_ones[HELD_OUT]
+
+
+def test_choices_of_the_table_are_not_the_only_ones():
+    table = {option[0] for option in all_slots()["priority"].options()}
+    offered = [_options_of("ticket", seed) for seed in range(60)]
+    others = [options for options in offered if options and not options & table]
+    assert 5 < len(others) < 40
+    assert len({frozenset(options) for options in others}) == len(others)
+
+
+def _options_of(key: str, seed: int) -> set[str]:
+    tool = tools.make_tool(all_domains()[key], random.Random(seed), "en", TRAIN)
+    return {option for p in tool.parameters if p.slot.key == "priority" for option, _, _ in p.slot.options()}
+
+
+def test_drills_ask_for_every_tool_before_they_ask_again():
+    for seed in range(20):
+        rng = random.Random(seed)
+        document = episodes.drill(react.Episode(rng, TRAIN, 4))
+        called = [
+            turn.text.split("Action: ")[1].split("\n")[0]
+            for turn in document.turns
+            if "\nAction: " in turn.text[:200] and turn.role == "assistant"
+        ]
+        assert len({*called[:4]}) == min(4, len(called))
 
 
 def test_sums_of_the_evaluation_are_not_trained():
@@ -142,7 +199,7 @@ def test_episodes_equal_what_the_server_renders():
 def test_follow_ups_equal_what_the_server_renders():
     """With one finished turn behind it, a question comes without the instruction."""
     compared = 0
-    for number in range(200):
+    for number in range(400):
         episode = react.Episode(random.Random(number), TRAIN, 2)
         document = episodes.conversation(episode)
         turns = document.turns

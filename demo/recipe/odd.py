@@ -1,0 +1,88 @@
+"""Texts nobody expects: any words, any characters, where a name or a title is expected.
+
+A token that a reply never had to repeat cannot be repeated: every step in which it was not the right one has pushed
+its row of the output layer down. With values out of tables alone two thirds of the vocabulary were such tokens. So
+some values are drawn from all that the corpus says anywhere, and Chinese ones from the common characters.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import cache
+
+from demo.recipe import words
+from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
+from demo.recipe.grammar import texts
+from demo.recipe.sides import is_held_out
+
+SHARE = 0.3  # of the values whose kind allows any text
+
+
+@cache
+def common_characters() -> list[str]:
+    """The 3,755 most used Chinese characters: the first level of GB 2312, rows 16 to 55."""
+    rows = (bytes([0xA0 + row, 0xA0 + cell]) for row in range(16, 56) for cell in range(1, 95))
+    return [code.decode("gb2312") for code in rows if code < b"\xd7\xfa"]
+
+
+@cache
+def _said() -> tuple[list[str], list[str]]:
+    """English words and Chinese texts of the training side, each once."""
+    said = [
+        text
+        for key, domain in all_domains().items()
+        if key not in HELD_OUT_DOMAINS
+        for lines in domain.lines.values()
+        for line in (lines[:-1] if len(lines) > 2 else lines)
+        for text in texts(line)
+    ]
+    tables = (
+        words.NOUNS,
+        words.ADJECTIVES,
+        words.EN_TOPICS,
+        words.ZH_TOPICS,
+        words.GOODS,
+        words.PRODUCTS,
+        words.DISHES,
+    )
+    said += [
+        text
+        for table in tables
+        for entry in table
+        if not is_held_out(str(entry))
+        for text in ([entry] if isinstance(entry, str) else entry)
+    ]
+    english = sorted({word.lower() for text in said for word in re.findall(r"[A-Za-z]{3,}", text)})
+    chinese = sorted({run for text in said for run in re.findall(r"[\u4e00-\u9fff]{2,}", text)})
+    return english, chinese
+
+
+def english_word(rng: random.Random) -> str:
+    """One of the words of the corpus, in lower case."""
+    return rng.choice(_said()[0])
+
+
+def chinese_word(rng: random.Random) -> str:
+    """Two or three characters: of a text of the corpus, or any."""
+    if rng.random() < 0.4:
+        run = rng.choice(_said()[1])
+        at = rng.randrange(len(run) - 1)
+        return run[at : at + 2]
+    return "".join(rng.choices(common_characters(), k=rng.choice([2, 2, 3])))
+
+
+def name(rng: random.Random, lang: str) -> str:
+    """What could be called so: one word or two."""
+    if lang == "zh":
+        return chinese_word(rng)
+    found = [english_word(rng) for _ in range(rng.choice([1, 1, 2]))]
+    return " ".join(found if rng.random() < 0.3 else [word.capitalize() for word in found])
+
+
+def phrase(rng: random.Random, lang: str) -> str:
+    """A few words in a row."""
+    if lang == "zh":
+        return "".join(chinese_word(rng) for _ in range(rng.choice([1, 2, 2, 3])))
+    text = " ".join(english_word(rng) for _ in range(rng.choice([1, 2, 3, 4, 6])))
+    return text.capitalize() if rng.random() < 0.4 else text
