@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo.recipe.hints import CHOSEN_TOOL, COPIED, IDLE_WORD, TELLING_WORD, TOOL_OF_LINE, WORD_OF_TOOL
+from demo.recipe.hints import CHOSEN_TOOL, COPIED, DECIDED, IDLE_WORD, TELLING_WORD, TOOL_OF_LINE, WORD_OF_TOOL
 
 # Which (layer, head) learns which look-up: whose line a token is in must be known before a line can be chosen, and the
 # copying heads come last. Heads 0 and 1 of the early layers are those that `copy_init.py` writes.
@@ -24,6 +24,7 @@ HEADS = {
     IDLE_WORD: (2, 3),
     TELLING_WORD: (3, 2),
     CHOSEN_TOOL: (3, 3),
+    DECIDED: (3, 3),
     COPIED: (4, 3),
 }
 SHARE = {
@@ -32,6 +33,7 @@ SHARE = {
     IDLE_WORD: 0.1,
     TELLING_WORD: 0.5,
     CHOSEN_TOOL: 1.5,
+    DECIDED: 0.7,
     COPIED: 0.6,
 }
 OF_PROMPTS = (TOOL_OF_LINE, WORD_OF_TOOL, IDLE_WORD)  # look-ups that serve no learned token

@@ -2,24 +2,30 @@
 
 Whoever writes a call looks three things up: which tool the question asks for, how its parameters are named, and which
 words of the question are their values. The corpus knows all three places, and, where a question uses a word that one
-tool alone is described with, what it could have known the tool by. Telling heads of the right layers where
-they are (`model_train.py` adds the loss) teaches the look-ups themselves, long before the text they lead to could:
-as long as a head looks elsewhere, a wrong word hardly says where it should have looked.
+tool alone is described with, what it could have known the tool by; it also knows when no tool is asked for. Telling
+heads of the right layers where they are (`guide.py` adds the loss) teaches the look-ups themselves, long before the
+text they lead to could: as long as a head looks elsewhere, a wrong word hardly says where it should have looked.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
-from demo.recipe.invented import NOUNS, PROPERTIES, VERBS
+from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
+from demo.recipe.grammar import texts
+from demo.recipe.invented import NOUNS, PROPERTIES, VERBS, invent_domain
+from demo.recipe.values import TRAIN
 from model.tokenizer import Tokenizer
 
-TOOL_OF_LINE, CHOSEN_TOOL, COPIED, WORD_OF_TOOL, TELLING_WORD, IDLE_WORD = range(6)
+TOOL_OF_LINE, CHOSEN_TOOL, COPIED, WORD_OF_TOOL, TELLING_WORD, IDLE_WORD, DECIDED = range(7)
+NOWHERE = (0, 1)  # the first token: what a head should see where there is nothing to see
 LINE_STRIDE = 3  # every so many tokens of a tool's line one says whose line it is
 
 _LINE = re.compile(rb"\n\n([^\n:]+): Call this tool to interact with the [^\n]*")
@@ -27,6 +33,9 @@ _CALL = re.compile(rb"Action: ([^\n]+)\nAction Input: ([^\n]*)\nObservation:")
 _KEY = re.compile(rb'"([^"\\]+)": ')
 _VALUE = re.compile(rb'"((?:[^"\\]|\\.)*)"(:?)|(?<![\w".-])(-?\d+(?:\.\d+)?)')
 _ANSWER = re.compile(rb"Observation: ([^\n]*)\nThought: [^\n]*\nFinal Answer: ((?:(?!<\|im_end\|>).)*)", re.DOTALL)
+_ENGLISH = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_FINAL = re.compile(rb"Thought: I now know the final answer\.\nFinal Answer:")
+_THOUGHT = len(b"Thought:")
 _USER, _BEGIN = b"<|im_start|>user\n", b"Begin!\n\nQuestion: "
 _END = b"<|im_end|>"
 # Too common to tell tools apart.
@@ -35,6 +44,8 @@ _IDLE = frozenset(
     "please hello tell give want need could would about any some there have has was were will may should me not all "
     "的 是 在 我 你 了 和 一 个 有 吗 请 这 那 它 为 多 少 什 么 一个 一下".split()
 )
+# A word that the questions for so few purposes have tells the purpose, even where no description says it.
+TELLING_PURPOSES = 3
 Hint = tuple[int, int, int, int, int]
 Place = tuple[int, int]  # bytes, from and up to
 
@@ -46,10 +57,14 @@ class _Text:
         pieces = [_bytes_of(token, tokenizer) for token in ids]
         self.ids = ids
         self.bytes = b"".join(pieces)
-        self.words = [piece.decode(errors="ignore").strip().lower() for piece in pieces]
+        self.words = [word.strip().lower() for word in _whole_characters(pieces)]
         self.starts = [0]
         for piece in pieces[:-1]:
             self.starts.append(self.starts[-1] + len(piece))
+        for word in _ENGLISH.finditer(self.bytes):  # of several tokens: known once it has been read
+            last = self.token_at(word.end() - 1)
+            if self.starts[last] + len(pieces[last]) == word.end():
+                self.words[last] = word[0].decode().lower()
 
     def token_at(self, place: int) -> int:
         return bisect_right(self.starts, place) - 1
@@ -88,6 +103,7 @@ def find_hints(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
     for call in calls:
         hints += _of_call(text, call, lines[call[1]])
     hints += _of_questions(text, lines, calls)
+    hints += _of_decisions(text, lines, calls)
     for answer in _ANSWER.finditer(text.bytes):
         hints += _of_answer(text, answer)
     return np.array(hints, np.int32).reshape(-1, 5)
@@ -124,9 +140,30 @@ def _of_call(text: _Text, call: re.Match[bytes], line: Place) -> Iterator[Hint]:
 
 def _name_place(text: _Text, call: re.Match[bytes]) -> int:
     """Where the tool is named first: in the thought, if there is one."""
-    thought = text.bytes.rfind(b"Thought: ", 0, call.start())
-    at = text.bytes.find(call[1], thought + 9, call.start())
+    at = text.bytes.find(call[1], _thought_place(text, call) + _THOUGHT, call.start())
     return at if at >= 0 else call.start(1)
+
+
+def _thought_place(text: _Text, call: re.Match[bytes]) -> int:
+    return text.bytes.rfind(b"Thought: ", 0, call.start())
+
+
+def _of_decisions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
+    """Where a reply turns to a tool, or to none: before the words that say so."""
+    for call in calls:
+        begin, end = lines[call[1]]
+        for token in _deciding(text, _thought_place(text, call)):
+            yield DECIDED, token, text.token_at(begin + 2), text.token_at(end - 1) + 1, -1
+    for final in _FINAL.finditer(text.bytes):
+        for token in _deciding(text, final.start()):
+            yield DECIDED, token, *NOWHERE, -1
+            yield TELLING_WORD, token, *NOWHERE, -1
+
+
+def _deciding(text: _Text, thought: int) -> range:
+    """Tokens after "Thought:" that a call and an answer have in common; `I should` and `I now` share one more."""
+    says_i = text.bytes.startswith(b" I ", thought + _THOUGHT)
+    return range(text.token_at(thought + _THOUGHT - 1), text.token_at(thought + _THOUGHT + (3 if says_i else 1)))
 
 
 def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
@@ -143,20 +180,28 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
         if end < 0:
             return
         following = text.bytes.find(_USER, begin)
+        limit = following if following >= 0 else len(text.bytes)
+        mine = [call for call in calls if begin < call.start() < limit]
+        asked = mine[0][1] if len(mine) == 1 else b""
         telling: dict[bytes, list[int]] = {}
         for token, word in _words(text, (begin, end)):
             places = owners.get(word, {})
-            if not places:
-                yield IDLE_WORD, token, 0, 1, -1
+            if not places and asked and word in _purposeful():
+                telling.setdefault(asked, []).append(token)
+                first = text.token_at(lines[asked][0] + 2)
+                yield WORD_OF_TOOL, token, first, text.token_at(descriptions[asked][1] - 1) + 1, first
+            elif not places:
+                yield IDLE_WORD, token, *NOWHERE, -1
             elif len(places) == 1 and word not in _IDLE:
                 ((name, sources),) = places.items()
                 telling.setdefault(name, []).append(token)
                 for source in sources:
                     yield WORD_OF_TOOL, token, source, source + 1, text.token_at(lines[name][0] + 2)
-        for call in calls:
-            if begin < call.start() < (following if following >= 0 else len(text.bytes)):
-                for token in telling.get(call[1], []):
-                    yield TELLING_WORD, text.token_at(_name_place(text, call)) - 1, token, token + 1, -1
+        for call in mine:
+            decisions = [*_deciding(text, _thought_place(text, call)), text.token_at(_name_place(text, call)) - 1]
+            for token in telling.get(call[1], []):
+                for decision in decisions:
+                    yield TELLING_WORD, decision, token, token + 1, -1
         begin = following + len(_USER) if following >= 0 else -1
 
 
@@ -207,6 +252,38 @@ def _of_answer(text: _Text, answer: re.Match[bytes]) -> Iterator[Hint]:
 def _last_question(text: _Text, before: int) -> Place:
     begin = max(text.bytes.rfind(lead, 0, before) + len(lead) for lead in (_BEGIN, _USER))
     return begin, text.bytes.find(_END, begin, before)
+
+
+@lru_cache(maxsize=1)
+def _purposeful() -> frozenset[str]:
+    """Words that the training side's questions have for few purposes alone; in Chinese any one or two characters."""
+    domains = {key: domain for key, domain in all_domains().items() if key not in HELD_OUT_DOMAINS}
+    for number in range(20):  # the words that invented purposes have in common are many purposes' words
+        domains[f"invented {number}"] = invent_domain(random.Random(number), TRAIN)
+    purposes: dict[str, set[str]] = {}
+    for key, domain in domains.items():
+        for said in (piece.lower() for line in domain.lines["q"] + domain.lines["Q"] for piece in texts(line)):
+            found = re.findall(r"[a-z]{3,}", said)
+            for run in re.findall(r"[\u4e00-\u9fff]+", said):
+                found += [*run, *map("".join, pairwise(run))]
+            for word in found:
+                purposes.setdefault(word, set()).add(key)
+    return frozenset(word for word, keys in purposes.items() if len(keys) <= TELLING_PURPOSES) - _IDLE
+
+
+def _whole_characters(pieces: list[bytes]) -> Iterator[str]:
+    """The pieces as text; what begins in one piece and ends in a later one belongs to the later."""
+    pending = b""
+    for piece in pieces:
+        pending += piece
+        try:
+            yield pending.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                yield ""
+                continue
+            yield pending.decode(errors="ignore")
+        pending = b""
 
 
 def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:

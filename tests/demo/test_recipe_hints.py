@@ -17,7 +17,9 @@ from demo.recipe.guide import HEADS, KNOWN_SHARE, Guide
 from demo.recipe.hints import (
     CHOSEN_TOOL,
     COPIED,
+    DECIDED,
     IDLE_WORD,
+    NOWHERE,
     TELLING_WORD,
     TOOL_OF_LINE,
     WORD_OF_TOOL,
@@ -142,16 +144,77 @@ def test_words_of_a_question_know_whose_they_are(tokenizer: Tokenizer, seed: int
     }
     words = hints[hints[:, 0] == WORD_OF_TOOL]
     for _, asked, begin, _, known in words:
-        word = tokenizer.decode([ids[asked]]).strip()
-        assert word in question
+        assert tokenizer.token_bytes(ids[asked]).strip() in question.encode()
         (owner,) = (name for name in lines if tokenizer.decode(ids[known : known + 40]).lstrip().startswith(name))
-        assert tokenizer.decode([ids[begin]]).strip() in lines[owner]
-    telling = hints[hints[:, 0] == TELLING_WORD]
+        assert tokenizer.token_bytes(ids[begin]).strip() in lines[owner].encode()
+    telling = _seen(hints, TELLING_WORD)
     called = {asked for _, asked, _, _, known in words if _starts_with(ids, known, _called(document), tokenizer)}
     assert {*telling[:, 2]} == called
     for _, asked, begin, end, _ in hints[hints[:, 0] == IDLE_WORD]:
-        assert (begin, end) == (0, 1)
-        assert tokenizer.decode([ids[asked]]).strip() in question
+        assert (begin, end) == NOWHERE
+        assert tokenizer.token_bytes(ids[asked]).strip() in question.encode()
+
+
+def _seen(hints: np.ndarray, kind: int) -> np.ndarray:
+    """Those of a kind that name a place to see."""
+    return hints[(hints[:, 0] == kind) & (hints[:, 3] != NOWHERE[1])]
+
+
+def test_a_word_for_few_purposes_tells_the_tool_that_was_called(tokenizer: Tokenizer):
+    text = (
+        "Answer\n\nf_1: Call this tool to interact with the f_1 API. What is the f_1 API useful for? Forecast. "
+        "Parameters: {}\n\ng_2: Call this tool to interact with the g_2 API. What is the g_2 API useful for? Sell. "
+        "Parameters: {}\n\nBegin!\n\nQuestion: Should I take an umbrella?"
+    )
+    call = "Thought: I should use the f_1 tool.\nAction: f_1\nAction Input: {}\nObservation:"
+    ids, _ = encode_document(Document("x").user(text).assistant(call), tokenizer)
+    hints = find_hints(ids, tokenizer)
+    ((_, asked, begin, end, known),) = hints[hints[:, 0] == WORD_OF_TOOL]
+    assert "umbrella".endswith(tokenizer.decode([ids[asked]]).strip())
+    assert begin == known
+    assert tokenizer.decode(ids[begin:end]).strip().startswith("f_1: Call this tool")
+    assert {*_seen(hints, TELLING_WORD)[:, 2]} == {asked}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_reply_is_decided_before_the_words_that_say_so(tokenizer: Tokenizer, seed: int):
+    document = _episode(seed)
+    ids, _ = encode_document(document, tokenizer)
+    hints = find_hints(ids, tokenizer)
+    decided = hints[hints[:, 0] == DECIDED]
+    for _, query, begin, end, _ in decided:
+        before = tokenizer.decode(ids[: query + 1]).rsplit("Thought:", 1)[1]
+        assert before in ("", " ", " I"), "nothing is said yet"
+        after = tokenizer.decode(ids[query + 1 :]).lstrip()
+        if (begin, end) == NOWHERE:
+            assert after.startswith(("I now know", "now know"))
+        else:
+            assert after.startswith(("I should", "should", "我应该", "Action:"))
+            assert tokenizer.decode(ids[begin:end]).strip().startswith(f"{_called(document)}: Call this tool")
+    assert {tuple(place) == NOWHERE for place in decided[:, 2:4].tolist()} == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_where_no_tool_fits_nothing_is_seen(tokenizer: Tokenizer, seed: int):
+    document = episodes.no_call(Episode(random.Random(seed), "train", 2))
+    hints = find_hints(encode_document(document, tokenizer)[0], tokenizer)
+    for kind in (DECIDED, TELLING_WORD):
+        assert len(hints[hints[:, 0] == kind])
+        assert not len(_seen(hints, kind))
+    assert not len(hints[hints[:, 0] == CHOSEN_TOOL])
+
+
+def test_characters_of_several_tokens_are_words_too(tokenizer: Tokenizer):
+    rare = "龘"
+    assert len(tokenizer.encode(rare)) > 1
+    text = (
+        f"Answer\n\nf_1: Call this tool to interact with the f_1 API. What is the f_1 API useful for? {rare} "
+        f"Parameters: {{}}\n\nBegin!\n\nQuestion: {rare}"
+    )
+    ids, _ = encode_document(Document("x").user(text).assistant("y"), tokenizer)
+    ((_, asked, begin, end, _),) = (h for h in find_hints(ids, tokenizer) if h[0] == WORD_OF_TOOL)
+    assert end == begin + 1
+    assert ids[asked] == ids[begin] == tokenizer.encode(rare)[-1]
 
 
 def _starts_with(ids: list[int], place: int, name: str, tokenizer: Tokenizer) -> bool:
@@ -178,8 +241,8 @@ def test_most_questions_have_telling_words(tokenizer: Tokenizer):
     told = 0
     for seed in range(60):
         hints = find_hints(encode_document(_episode(seed), tokenizer)[0], tokenizer)
-        told += bool((hints[:, 0] == TELLING_WORD).any())
-    assert 25 < told < 58
+        told += bool(len(_seen(hints, TELLING_WORD)))
+    assert told > 45
 
 
 def test_what_should_be_known_is_read_off_after_its_layer():
