@@ -8,15 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from demo.recipe import train, vocabulary
-from demo.recipe.batches import encode_pool, pool_steps
+from demo.recipe.batches import HEARD_DOCUMENTS, HEARD_LATER, encode_pool, pool_steps
 from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.corpus import make_document
-from demo.recipe.document import Document, encode_document, encode_prompt
+from demo.recipe.document import HEARD, Document, encode_document, encode_prompt
 from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
 from demo.recipe.export import export_checkpoint, export_state, load_checkpoint
 from demo.recipe.generate import generate
@@ -153,6 +154,20 @@ def test_weights_cover_replies_and_faintly_questions(tokenizer: Tokenizer):
     ids, weights = encode_document(plain, tokenizer)
     assert weights[-1] == 1.0
     assert ids[-1] == tokenizer.im_end_id
+
+
+def test_what_is_heard_counts_less_later_and_is_thinned_out(ranks_file: Path, tokenizer: Tokenizer):
+    for first, share, stride in ((HEARD_DOCUMENTS - 8, 1.0, 3), (HEARD_DOCUMENTS, HEARD_LATER, 6)):
+        kept = total = 0
+        for number, (_, weights, _) in enumerate(encode_pool(3, first, 8, str(ranks_file), 4096), start=first):
+            _, said = encode_document(make_document(3, number), tokenizer)
+            said = np.array(said, np.float32)
+            heard = (said > 0) & (said <= np.float32(HEARD))
+            scale = weights[said == 1.0].max()  # documents with fewer learned tokens weigh more a token
+            assert weights[said == 1.0] == pytest.approx(scale)
+            assert weights[heard].sum() / scale == pytest.approx(said[heard].sum() * share, abs=stride * HEARD)
+            kept, total = kept + (weights[heard] > 0).sum(), total + heard.sum()
+        assert total / kept == pytest.approx(stride, rel=0.1)
 
 
 def test_replies_are_read_and_scored():
