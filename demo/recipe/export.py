@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from model.tokenizer import Tokenizer, read_ranks
+
+BFLOAT16_MANTISSA_BITS = 7
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:
@@ -48,20 +51,41 @@ def config_json(config: ModelConfig) -> dict[str, object]:
     }
 
 
-def export_checkpoint(model: QwenForTraining, vocabulary: Path, folder: Path) -> int:
+def shorten(tensor: Tensor, mantissa_bits: int) -> Tensor:
+    """Rounds bfloat16 numbers to fewer bits of mantissa: the file is as long as before, but packs into less.
+
+    Args:
+        tensor: bfloat16, finite.
+        mantissa_bits: 1 to 7; 7 changes nothing.
+    """
+    drop = BFLOAT16_MANTISSA_BITS - mantissa_bits
+    if not drop:
+        return tensor
+    bits = tensor.view(torch.int16).to(torch.int32) & 0xFFFF  # a carry out of the mantissa is the next exponent: right
+    bits = ((bits + (1 << (drop - 1))) >> drop) << drop
+    return bits.to(torch.int16).view(torch.bfloat16)
+
+
+def export_checkpoint(
+    model: QwenForTraining, vocabulary: Path, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS
+) -> int:
     """Writes the checkpoint's five files.
 
     Args:
         model: its parameters are rounded to bfloat16.
         vocabulary: `qwen.tiktoken` to ship.
         folder: made if it is not there.
+        mantissa_bits: see `shorten`.
 
     Returns:
         Size of `model.safetensors` in bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(read_ranks(vocabulary))
-    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in model.state_dict().items()}
+    tensors = {
+        name: shorten(t.detach().to("cpu", torch.bfloat16).contiguous(), mantissa_bits)
+        for name, t in model.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "qwen.tiktoken").write_bytes(vocabulary.read_bytes())
     generation = {
@@ -96,7 +120,13 @@ def load_checkpoint(folder: Path) -> QwenForTraining:
     return model
 
 
-def export_state(state_dir: Path, folder: Path, name: str = "state.pt", average: bool = False) -> int:
+def export_state(
+    state_dir: Path,
+    folder: Path,
+    name: str = "state.pt",
+    average: bool = False,
+    mantissa_bits: int = BFLOAT16_MANTISSA_BITS,
+) -> int:
     """Writes the checkpoint of a saved training state; returns the size of its weights in bytes.
 
     Args:
@@ -104,11 +134,12 @@ def export_state(state_dir: Path, folder: Path, name: str = "state.pt", average:
         folder: to write.
         name: of the state's file.
         average: take the running average of the weights, much like a cooled state.
+        mantissa_bits: see `shorten`.
     """
     saved = torch.load(state_dir / name, map_location="cpu", weights_only=True)
     model = QwenForTraining(ModelConfig(**saved["config"]))
     model.load_state_dict(saved["average" if average else "model"])
-    return export_checkpoint(model, state_dir / "qwen.tiktoken", folder)
+    return export_checkpoint(model, state_dir / "qwen.tiktoken", folder, mantissa_bits)
 
 
 def main() -> None:
@@ -118,8 +149,15 @@ def main() -> None:
     p.add_argument("out", help="folder of the checkpoint to write")
     p.add_argument("--name", default="state.pt", help="cooled.pt after a cool-down")
     p.add_argument("--average", action="store_true", help="of the last steps' weights: what a cool-down would bring")
+    p.add_argument(
+        "--mantissa-bits",
+        type=int,
+        default=BFLOAT16_MANTISSA_BITS,
+        choices=range(1, BFLOAT16_MANTISSA_BITS + 1),
+        help="of the weights; the repository keeps 4, which pack into three quarters",
+    )
     args = p.parse_args()
-    size = export_state(Path(args.state), Path(args.out), args.name, args.average)
+    size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.mantissa_bits)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 

@@ -19,7 +19,7 @@ from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.corpus import make_document
 from demo.recipe.document import HEARD, Document, encode_document, encode_prompt
 from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
-from demo.recipe.export import export_checkpoint, export_state, load_checkpoint
+from demo.recipe.export import export_checkpoint, export_state, load_checkpoint, shorten
 from demo.recipe.generate import generate
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
@@ -214,6 +214,19 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
     assert (plain - average).norm() < 0.5 * plain.norm()
     report = evaluate_checkpoint(tmp_path / "out", per_category=1)
     assert report["tools: call"]["cases"] > 0
+
+
+def test_weights_of_fewer_bits_are_the_nearest_ones():
+    exact = torch.tensor([1.0, -1.0, 0.0, 1.25, 1.3125, -1.3125, 1.96875, 3e-39], dtype=torch.bfloat16)
+    near = torch.tensor([1.0, -1.0, 0.0, 1.25, 1.375, -1.375, 2.0, 0.0], dtype=torch.bfloat16)
+    assert shorten(exact, 3).tolist() == pytest.approx(near.tolist(), abs=4e-39)
+    drawn = torch.randn(5000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for bits in range(1, 8):
+        short = shorten(drawn, bits)
+        relative = ((short.float() - drawn.float()) / drawn.float()).abs().max()
+        assert relative <= 2.0 ** -(bits + 1)
+        assert len({*(short.view(torch.int16) & 0x7F).tolist()}) <= 2**bits
+    assert torch.equal(shorten(drawn, 7), drawn)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
