@@ -13,7 +13,7 @@ from typing import Any
 
 MAX_BYTES = 150_000
 TIMEOUT_MS = 120_000
-PROMPTS = ("Write a short story about a fox and an owl.",)
+PROMPTS = ("Who are you?",)
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--scheme", default="light", choices=("light", "dark"))
     parser.add_argument("--locale", default="en-US", help="zh-CN for the Chinese interface")
     parser.add_argument("--width", type=int, default=1200)
-    parser.add_argument("--height", type=int, default=820)
+    parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--chromium", help="path of the browser (default: the one that is installed)")
     options = parser.parse_args()
     options.prompt = options.prompt or PROMPTS

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ with warnings.catch_warnings():
     from langchain_core.tools import tool
     from langchain_openai import ChatOpenAI
 
-CHECKPOINT = ROOT / "demo" / "checkpoint"
+CHECKPOINT, QUANTIZED = ROOT / "demo" / "checkpoint", ROOT / "demo" / "checkpoint-int4"
 # A little below what was measured: other CPUs round otherwise.
-TOOL_FLOORS = {"tool_selection": 0.55, "arguments_exact": 0.28, "rouge_l": 0.68}
-CHAT_FLOORS = {"right": 0.7}
+TOOL_FLOORS = {"tool_selection": 0.68, "arguments_exact": 0.46, "rouge_l": 0.7}
+CHAT_FLOORS = {"right": 0.86}
+MOST_FALSE_POSITIVES = 0.16
 pytestmark = pytest.mark.filterwarnings("ignore")  # LangChain's deprecations are not ours to mend
 
 
@@ -44,15 +46,17 @@ def sdk(trained: ServerProcess) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def say(sdk: openai.OpenAI) -> Callable[..., str]:
-    def ask(*texts: str, system: str | None = None) -> str:
-        roles = ["user", "assistant"] * len(texts)
-        messages: list[Any] = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        reply = sdk.chat.completions.create(model="Qwen", messages=messages, temperature=0, max_tokens=64)
-        return reply.choices[0].message.content or ""
+    return partial(sdk_says, sdk)
 
-    return ask
+
+def sdk_says(client: openai.OpenAI, *texts: str, system: str | None = None) -> str:
+    """The reply to a conversation, the user's texts and the assistant's in turns."""
+    roles = ["user", "assistant"] * len(texts)
+    messages: list[Any] = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    reply = client.chat.completions.create(model="Qwen", messages=messages, temperature=0, max_tokens=64)
+    return reply.choices[0].message.content or ""
 
 
 def function(name: str, description: str, **kinds: str) -> dict[str, Any]:
@@ -63,10 +67,11 @@ def function(name: str, description: str, **kinds: str) -> dict[str, Any]:
 WEATHER = function("get_weather", "Get the current weather of a city.", city="string")
 
 
-def test_it_is_small_and_in_the_published_layout() -> None:
-    assert (CHECKPOINT / "model.safetensors").stat().st_size <= 16_000_000
+@pytest.mark.parametrize("folder", [CHECKPOINT, QUANTIZED], ids=lambda folder: folder.name)
+def test_it_is_small_and_in_the_published_layout(folder: Path) -> None:
+    assert (folder / "model.safetensors").stat().st_size <= 16_000_000
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "qwen.tiktoken", "README.md"):
-        assert (CHECKPOINT / name).exists(), name
+        assert (folder / name).exists(), name
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,7 @@ def test_it_is_small_and_in_the_published_layout() -> None:
         ("What is the capital of France?", "Paris"),
         ("中国的首都是哪里？", "北京"),
         ("What is 7 * 8?", "56"),
+        ("25加17等于几？", "42"),
     ],
 )
 def test_it_answers(say: Callable[..., str], question: str, expected: str) -> None:
@@ -142,6 +148,25 @@ def test_it_does_on_the_suites_what_its_card_says(
     measured = json.loads(path.read_text())["all"]
     for figure, floor in floors.items():
         assert measured[figure] >= floor, f"{figure}: {measured[figure]:.2f}"
+    assert measured.get("false_positive_rate", 0.0) <= MOST_FALSE_POSITIVES
+
+
+def test_the_int4_checkpoint_does_nearly_as_well(tmp_path: Path) -> None:
+    with running_server(QUANTIZED, tmp_path / "log", *SMALL) as process, sdk_of(process) as client:
+        answers = [
+            client.chat.completions.create(
+                model="Qwen",
+                messages=[{"role": "user", "content": question}],
+                tools=[WEATHER],  # type: ignore[list-item]
+                temperature=0,
+            ).choices[0]
+            for question in ("What is the weather in Paris?", "北京今天天气怎么样？", "Hello!")
+        ]
+        told = sdk_says(client, "My name is Anna.", "Nice to meet you, Anna!", "What is my name?")
+    calls = [answer.message.tool_calls[0].function.arguments for answer in answers[:2] if answer.message.tool_calls]
+    assert [json.loads(arguments) for arguments in calls] == [{"city": "Paris"}, {"city": "北京"}]
+    assert "Hello" in (answers[2].message.content or "")
+    assert "Anna" in told
 
 
 def test_an_agent_with_two_tools_answers_a_question_that_needs_both(trained: ServerProcess) -> None:
