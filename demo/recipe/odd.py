@@ -17,6 +17,7 @@ from demo.recipe.grammar import texts
 from demo.recipe.sides import is_held_out
 
 SHARE = 0.3  # of the values whose kind allows any text
+COURTESY_SHARE = 0.15  # of phrases
 
 
 @cache
@@ -58,6 +59,19 @@ def _said() -> tuple[list[str], list[str]]:
     return english, chinese
 
 
+@cache
+def courtesies() -> tuple[list[str], list[str]]:
+    """What people say to the model itself, English and Chinese: as a value it is to be copied, not answered."""
+    from demo.recipe.chat_small import COURTESY  # which itself draws values
+
+    found: tuple[list[str], list[str]] = ([], [])
+    for row in COURTESY:
+        for texts_, template in zip(found, (row[0], row[2]), strict=True):
+            if template.startswith("("):  # the last one is the evaluation's
+                texts_.extend(template[1:].partition(")")[0].split("|")[:-1])
+    return found
+
+
 def english_word(rng: random.Random) -> str:
     """One of the words of the corpus, in lower case."""
     return rng.choice(_said()[0])
@@ -81,7 +95,9 @@ def name(rng: random.Random, lang: str) -> str:
 
 
 def phrase(rng: random.Random, lang: str) -> str:
-    """A few words in a row."""
+    """A few words in a row, or something people say."""
+    if rng.random() < COURTESY_SHARE:
+        return rng.choice(courtesies()[0 if lang == "en" else 1])
     if lang == "zh":
         return "".join(chinese_word(rng) for _ in range(rng.choice([1, 2, 2, 3])))
     text = " ".join(english_word(rng) for _ in range(rng.choice([1, 2, 3, 4, 6])))

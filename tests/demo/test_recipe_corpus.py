@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import episodes, odd, questions, react, tools, words
+from demo.recipe import chat_small, episodes, odd, questions, react, tools, words
 from demo.recipe.corpus import make_document
 from demo.recipe.document import Document
 from demo.recipe.domains import all_domains
@@ -84,6 +84,16 @@ def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
     only_held_out = {"summarize", "taxi", "bmi", "euros"}
     assert all(word in spoken for word in only_held_out)
     assert not english & only_held_out
+
+
+def test_what_people_say_to_the_model_may_be_a_value_too():
+    english, chinese = odd.courtesies()
+    assert {"Thank you", "Hello", "Good morning"} & {*english} and "谢谢你" in chinese
+    rng = random.Random(0)
+    drawn = {odd.phrase(rng, lang) for _ in range(4000) for lang in ("en", "zh")}
+    assert drawn >= {"Thank you", "谢谢你"}
+    last = {row[0][1:].partition(")")[0].split("|")[-1] for row in chat_small.COURTESY if row[0].startswith("(")}
+    assert not last & {*english}, "the evaluation's own wordings"
 
 
 def test_any_text_may_be_a_value_in_training_alone():

@@ -223,9 +223,9 @@ def _starts_with(ids: list[int], place: int, name: str, tokenizer: Tokenizer) ->
 
 def test_words_are_the_same_in_both_languages(tokenizer: Tokenizer):
     text = (
-        "Answer\n\nf_1: Call this tool to interact with the f_1 API. What is the f_1 API useful for? Cancel a budget. "
+        "Answer\n\nf_1: Call this tool to interact with the f_1 API. What is the f_1 API useful for? Cancel a report. "
         "Parameters: {}\n\ng_2: Call this tool to interact with the g_2 API. What is the g_2 API useful for? 打开门禁 "
-        "Parameters: {}\n\nBegin!\n\nQuestion: 请取消预算"
+        "Parameters: {}\n\nBegin!\n\nQuestion: 请取消报告"
     )
     ids, _ = encode_document(Document("x").user(text).assistant("y"), tokenizer)
     hints = find_hints(ids, tokenizer)
@@ -233,8 +233,8 @@ def test_words_are_the_same_in_both_languages(tokenizer: Tokenizer):
         (tokenizer.decode([ids[asked]]), tokenizer.decode([ids[begin]]).strip())
         for _, asked, begin, _, _ in hints[hints[:, 0] == WORD_OF_TOOL]
     }
-    assert "budget" in {there for _, there in found}
-    assert {there for _, there in found} <= {"Cancel", "budget"}
+    assert "report" in {there for _, there in found}
+    assert {there for _, there in found} <= {"Cancel", "report"}
 
 
 def test_most_questions_have_telling_words(tokenizer: Tokenizer):
