@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
+from demo.recipe.domains import domains_of, trained_lines
 from demo.recipe.grammar import texts
 from demo.recipe.invented import NOUNS, PROPERTIES, VERBS, invent_domain
 from demo.recipe.values import TRAIN
@@ -257,12 +257,13 @@ def _last_question(text: _Text, before: int) -> Place:
 @lru_cache(maxsize=1)
 def _purposeful() -> frozenset[str]:
     """Words that the training side's questions have for few purposes alone; in Chinese any one or two characters."""
-    domains = {key: domain for key, domain in all_domains().items() if key not in HELD_OUT_DOMAINS}
+    domains = domains_of(TRAIN)
     for number in range(20):  # the words that invented purposes have in common are many purposes' words
         domains[f"invented {number}"] = invent_domain(random.Random(number), TRAIN)
     purposes: dict[str, set[str]] = {}
     for key, domain in domains.items():
-        for said in (piece.lower() for line in domain.lines["q"] + domain.lines["Q"] for piece in texts(line)):
+        lines = [line for mark in "qQ" for line in trained_lines(domain.lines[mark])]
+        for said in (piece.lower() for line in lines for piece in texts(line)):
             found = re.findall(r"[a-z]{3,}", said)
             for run in re.findall(r"[\u4e00-\u9fff]+", said):
                 found += [*run, *map("".join, pairwise(run))]

@@ -12,9 +12,9 @@ import re
 from functools import cache
 
 from demo.recipe import words
-from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
+from demo.recipe.domains import domains_of, trained_lines
 from demo.recipe.grammar import texts
-from demo.recipe.sides import is_held_out
+from demo.recipe.sides import TRAIN, is_held_out
 
 SHARE = 0.3  # of the values whose kind allows any text
 COURTESY_SHARE = 0.15  # of phrases
@@ -32,10 +32,9 @@ def _said() -> tuple[list[str], list[str]]:
     """English words and Chinese texts of the training side, each once."""
     said = [
         text
-        for key, domain in all_domains().items()
-        if key not in HELD_OUT_DOMAINS
+        for domain in domains_of(TRAIN).values()
         for lines in domain.lines.values()
-        for line in (lines[:-1] if len(lines) > 2 else lines)
+        for line in trained_lines(lines)
         for text in texts(line)
     ]
     tables = (

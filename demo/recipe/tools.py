@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from demo.recipe import odd
-from demo.recipe.domains import HELD_OUT_DOMAINS, Domain, all_domains
+from demo.recipe.domains import Domain, domains_of, trained_lines
 from demo.recipe.grammar import say
 from demo.recipe.invented import invent_domain
 from demo.recipe.slots import Slot, all_slots
@@ -108,9 +108,7 @@ def pick_domain(rng: random.Random, split: str, generic: float = 0.35) -> Domain
     """A domain of one side, invented with the given chance."""
     if rng.random() < generic:
         return invent_domain(rng, split)
-    table = all_domains()
-    keys = [k for k in table if (k in HELD_OUT_DOMAINS) == (split == HELD_OUT)]
-    return table[rng.choice(keys)]
+    return rng.choice(list(domains_of(split).values()))
 
 
 _MORE = [
@@ -208,7 +206,6 @@ def _with_other_options(slot: Slot, rng: random.Random, lang: str) -> Slot:
 
 
 def wording(lines: list[str], rng: random.Random, split: str) -> str:
-    """The last wording of a domain is kept for the evaluation."""
-    if len(lines) < 3:
-        return rng.choice(lines)
-    return lines[-1] if split == HELD_OUT else rng.choice(lines[:-1])
+    """One of a side's."""
+    trained = trained_lines(lines)
+    return lines[-1] if split == HELD_OUT and len(trained) < len(lines) else rng.choice(trained)

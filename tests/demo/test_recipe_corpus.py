@@ -12,7 +12,7 @@ import pytest
 from demo.recipe import chat_small, episodes, odd, questions, react, tools, words
 from demo.recipe.corpus import make_document
 from demo.recipe.document import Document
-from demo.recipe.domains import all_domains
+from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.grammar import choose, parse, say, texts
 from demo.recipe.results import Result
 from demo.recipe.slots import all_slots, make_value
@@ -55,10 +55,10 @@ def test_templates_choose_keep_and_fill():
 
 def test_training_never_draws_held_out_domains_or_values():
     keys = {d.domain.key for n in range(300) for d in _episode(n, TRAIN).tools}
-    assert not keys & tools.HELD_OUT_DOMAINS
+    assert not keys & HELD_OUT_DOMAINS
     held_out = {d.domain.key for n in range(100) for d in _episode(n, HELD_OUT).tools}
-    assert held_out & tools.HELD_OUT_DOMAINS
-    assert not held_out & (set(all_domains()) - tools.HELD_OUT_DOMAINS)
+    assert held_out & HELD_OUT_DOMAINS
+    assert not held_out & (set(all_domains()) - HELD_OUT_DOMAINS)
 
 
 def test_held_out_wordings_are_not_trained():
@@ -77,7 +77,7 @@ def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
     assert {"weather", "umbrella"} <= english
     spoken = " ".join(
         text.lower()
-        for key in tools.HELD_OUT_DOMAINS
+        for key in HELD_OUT_DOMAINS
         for line in all_domains()[key].lines["d"] + all_domains()[key].lines["q"]
         for text in texts(line)
     )
