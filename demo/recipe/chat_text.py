@@ -9,6 +9,7 @@ from demo.recipe import odd, values, words
 from demo.recipe.document import Document
 from demo.recipe.grammar import say
 from demo.recipe.slots import all_slots, make_value
+from demo.recipe.values import TRAIN
 
 
 def start(category: str, rng: random.Random) -> Document:
@@ -38,10 +39,9 @@ def _odd_text(rng: random.Random, lang: str, split: str) -> str:
     text = (" " if lang == "en" else "，").join(
         str(make_value(all_slots()[rng.choice(keys)], rng, lang, split).data) for _ in range(count)
     )
-    shape = rng.random()
-    if shape < 0.3:
+    if split == TRAIN and rng.random() < odd.SHARE:
         return odd.phrase(rng, lang)
-    return text if shape < 0.8 else " ".join(values.pseudo_word(rng) for _ in range(rng.choice([2, 4, 8])))
+    return text if rng.random() < 0.7 else " ".join(values.pseudo_word(rng) for _ in range(rng.choice([2, 4, 8])))
 
 
 def copying(rng: random.Random, split: str) -> Document:

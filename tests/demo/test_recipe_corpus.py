@@ -14,6 +14,7 @@ from demo.recipe.corpus import make_document
 from demo.recipe.document import Document
 from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.grammar import choose, parse, say, texts
+from demo.recipe.invented import NOUNS, PROPERTIES, VERBS
 from demo.recipe.results import Result
 from demo.recipe.slots import all_slots, make_value
 from demo.recipe.values import HELD_OUT, TRAIN, is_held_out
@@ -84,6 +85,11 @@ def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
     only_held_out = {"summarize", "taxi", "bmi", "euros"}
     assert all(word in spoken for word in only_held_out)
     assert not english & only_held_out
+    kept = {
+        word for table in (VERBS, NOUNS, PROPERTIES) for entry in table if is_held_out(str(entry)) for word in entry
+    }
+    assert {"address", "地址"} <= kept
+    assert not kept & (english | {odd.chinese_word(rng) for _ in range(50_000)})
 
 
 def test_what_people_say_to_the_model_may_be_a_value_too():
