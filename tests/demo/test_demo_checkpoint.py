@@ -27,8 +27,8 @@ with warnings.catch_warnings():
 CHECKPOINT, QUANTIZED = ROOT / "demo" / "checkpoint", ROOT / "demo" / "checkpoint-int4"
 # A little below what was measured: other CPUs round otherwise.
 TOOL_FLOORS = {"tool_selection": 0.68, "arguments_exact": 0.46, "rouge_l": 0.7}
+TOOL_CEILINGS = {"false_positive_rate": 0.16}
 CHAT_FLOORS = {"right": 0.86}
-MOST_FALSE_POSITIVES = 0.16
 pytestmark = pytest.mark.filterwarnings("ignore")  # LangChain's deprecations are not ours to mend
 
 
@@ -137,9 +137,12 @@ def test_greetings_need_no_tool(sdk: openai.OpenAI) -> None:
     assert "Hello" in (reply.choices[0].message.content or "")
 
 
-@pytest.mark.parametrize(("kind", "limit", "floors"), [("tools", 85, TOOL_FLOORS), ("chat", 65, CHAT_FLOORS)])
+@pytest.mark.parametrize(
+    ("kind", "limit", "floors", "ceilings"),
+    [("tools", 85, TOOL_FLOORS, TOOL_CEILINGS), ("chat", 65, CHAT_FLOORS, {})],
+)
 def test_it_does_on_the_suites_what_its_card_says(
-    trained: ServerProcess, tmp_path: Path, kind: str, limit: int, floors: dict[str, float]
+    trained: ServerProcess, tmp_path: Path, kind: str, limit: int, floors: dict[str, float], ceilings: dict[str, float]
 ) -> None:
     path = tmp_path / "report.json"
     command = [sys.executable, "-m", "server", "eval", kind, "--base-url", f"{trained.url}/v1", "--limit", str(limit)]
@@ -148,7 +151,8 @@ def test_it_does_on_the_suites_what_its_card_says(
     measured = json.loads(path.read_text())["all"]
     for figure, floor in floors.items():
         assert measured[figure] >= floor, f"{figure}: {measured[figure]:.2f}"
-    assert measured.get("false_positive_rate", 0.0) <= MOST_FALSE_POSITIVES
+    for figure, ceiling in ceilings.items():
+        assert measured[figure] <= ceiling, f"{figure}: {measured[figure]:.2f}"
 
 
 def test_the_int4_checkpoint_does_nearly_as_well(tmp_path: Path) -> None:
