@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
+from demo.recipe.grid import round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from model.tokenizer import Tokenizer, read_ranks
-
-BFLOAT16_MANTISSA_BITS = 7
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:
@@ -51,41 +49,22 @@ def config_json(config: ModelConfig) -> dict[str, object]:
     }
 
 
-def shorten(tensor: Tensor, mantissa_bits: int) -> Tensor:
-    """Rounds bfloat16 numbers to fewer bits of mantissa: the file is as long as before, but packs into less.
-
-    Args:
-        tensor: bfloat16, finite.
-        mantissa_bits: 1 to 7; 7 changes nothing.
-    """
-    drop = BFLOAT16_MANTISSA_BITS - mantissa_bits
-    if not drop:
-        return tensor
-    bits = tensor.view(torch.int16).to(torch.int32) & 0xFFFF  # a carry out of the mantissa is the next exponent: right
-    bits = ((bits + (1 << (drop - 1))) >> drop) << drop
-    return bits.to(torch.int16).view(torch.bfloat16)
-
-
-def export_checkpoint(
-    model: QwenForTraining, vocabulary: Path, folder: Path, mantissa_bits: int = BFLOAT16_MANTISSA_BITS
-) -> int:
+def export_checkpoint(model: QwenForTraining, vocabulary: Path, folder: Path, grid_steps: int | None = None) -> int:
     """Writes the checkpoint's five files.
 
     Args:
-        model: its parameters are rounded to bfloat16.
+        model: its parameters are rounded to bfloat16, or further.
         vocabulary: `qwen.tiktoken` to ship.
         folder: made if it is not there.
-        mantissa_bits: see `shorten`.
+        grid_steps: see `round_to_grid`; None rounds to bfloat16 alone.
 
     Returns:
         Size of `model.safetensors` in bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(read_ranks(vocabulary))
-    tensors = {
-        name: shorten(t.detach().to("cpu", torch.bfloat16).contiguous(), mantissa_bits)
-        for name, t in model.state_dict().items()
-    }
+    weights = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in model.state_dict().items()}
+    tensors = {n: (round_to_grid(t, grid_steps) if grid_steps else t).to(torch.bfloat16) for n, t in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "qwen.tiktoken").write_bytes(vocabulary.read_bytes())
     generation = {
@@ -125,7 +104,7 @@ def export_state(
     folder: Path,
     name: str = "state.pt",
     average: bool = False,
-    mantissa_bits: int = BFLOAT16_MANTISSA_BITS,
+    grid_steps: int | None = None,
 ) -> int:
     """Writes the checkpoint of a saved training state; returns the size of its weights in bytes.
 
@@ -134,12 +113,12 @@ def export_state(
         folder: to write.
         name: of the state's file.
         average: take the running average of the weights, much like a cooled state.
-        mantissa_bits: see `shorten`.
+        grid_steps: see `round_to_grid`; None rounds to bfloat16 alone.
     """
     saved = torch.load(state_dir / name, map_location="cpu", weights_only=True)
     model = QwenForTraining(ModelConfig(**saved["config"]))
     model.load_state_dict(saved["average" if average else "model"])
-    return export_checkpoint(model, state_dir / "qwen.tiktoken", folder, mantissa_bits)
+    return export_checkpoint(model, state_dir / "qwen.tiktoken", folder, grid_steps)
 
 
 def main() -> None:
@@ -150,14 +129,12 @@ def main() -> None:
     p.add_argument("--name", default="state.pt", help="cooled.pt after a cool-down")
     p.add_argument("--average", action="store_true", help="of the last steps' weights: what a cool-down would bring")
     p.add_argument(
-        "--mantissa-bits",
+        "--steps",
         type=int,
-        default=BFLOAT16_MANTISSA_BITS,
-        choices=range(1, BFLOAT16_MANTISSA_BITS + 1),
-        help="of the weights; the repository keeps 4, which pack into three quarters",
+        help="round to so many steps a standard deviation; the repository keeps 6, which pack into half",
     )
     args = p.parse_args()
-    size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.mantissa_bits)
+    size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.grid_steps)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 

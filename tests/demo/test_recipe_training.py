@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.corpus import make_document
 from demo.recipe.document import HEARD, Document, encode_document, encode_prompt
 from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
-from demo.recipe.export import export_checkpoint, export_state, load_checkpoint, shorten
+from demo.recipe.export import export_checkpoint, export_state, load_checkpoint
 from demo.recipe.generate import generate
+from demo.recipe.grid import on_grid, round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
 from model.tokenizer import Tokenizer
@@ -216,17 +218,32 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
     assert report["tools: call"]["cases"] > 0
 
 
-def test_weights_of_fewer_bits_are_the_nearest_ones():
-    exact = torch.tensor([1.0, -1.0, 0.0, 1.25, 1.3125, -1.3125, 1.96875, 3e-39], dtype=torch.bfloat16)
-    near = torch.tensor([1.0, -1.0, 0.0, 1.25, 1.375, -1.375, 2.0, 0.0], dtype=torch.bfloat16)
-    assert shorten(exact, 3).tolist() == pytest.approx(near.tolist(), abs=4e-39)
-    drawn = torch.randn(5000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for bits in range(1, 8):
-        short = shorten(drawn, bits)
-        relative = ((short.float() - drawn.float()) / drawn.float()).abs().max()
-        assert relative <= 2.0 ** -(bits + 1)
-        assert len({*(short.view(torch.int16) & 0x7F).tolist()}) <= 2**bits
-    assert torch.equal(shorten(drawn, 7), drawn)
+def test_weights_on_a_grid_are_the_nearest_ones():
+    drawn = torch.randn(50, 400, generator=torch.Generator().manual_seed(0)) * 0.3
+    for steps in (1, 4, 6, 12):
+        rounded = round_to_grid(drawn, steps).float()
+        step = 2.0 ** math.floor(math.log2(0.3 / steps))
+        assert torch.equal((rounded / step).round() * step, rounded)
+        assert (rounded - drawn).abs().max() <= step / 2
+        assert 2 * steps <= len(rounded.unique()) <= 2 * 5 * 2 * steps + 1
+    vector = torch.tensor([0.1, 0.5, 3.0])
+    assert torch.equal(round_to_grid(vector, 1), vector)
+    assert torch.equal(round_to_grid(torch.zeros(2, 2), 4), torch.zeros(2, 2))
+
+
+def test_training_on_a_grid_feels_it_and_keeps_the_rest():
+    layer = torch.nn.Linear(8, 8)
+    before = [p.detach().clone() for p in layer.parameters()]
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ZeroDivisionError), on_grid(layer.parameters(), 2):
+        assert torch.equal(layer.weight, round_to_grid(before[0], 2)) and not torch.equal(layer.weight, before[0])
+        assert torch.equal(layer.bias, before[1])
+        layer(x).sum().backward()
+        raise ZeroDivisionError
+    assert all(torch.equal(p, b) for p, b in zip(layer.parameters(), before, strict=True))
+    assert torch.allclose(layer.weight.grad, x.sum(0).expand(8, 8))
+    with on_grid(layer.parameters(), None):
+        assert torch.equal(layer.weight, before[0])
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
