@@ -56,7 +56,7 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
         return episodes.math_tools(rng, split)
     kind = _weighted(rng, TOOL_KINDS)
     most = 2 if ripeness < 0.3 else 3 if ripeness < 0.7 else 4
-    num_tools = rng.randint(1, most) if rng.random() > 0.03 * ripeness else rng.randint(5, 7)
+    num_tools = rng.randint(1, most) if rng.random() > 0.06 * ripeness else rng.randint(5, 7)
     if kind in (episodes.two_calls, episodes.chained, episodes.drill):
         num_tools = max(num_tools, 2)
     if kind is episodes.drill:
@@ -70,4 +70,4 @@ def make_document(seed: int, number: int, split: str = TRAIN) -> Document:
     ripeness = min(1.0, number / CURRICULUM_DOCUMENTS) if split == TRAIN else 1.0
     if rng.random() < 0.35 * (1 - ripeness) ** 2:
         return chat_text.copying(rng, split)
-    return tool_document(rng, split, ripeness) if rng.random() < 0.42 else chat_document(rng, split)
+    return tool_document(rng, split, ripeness) if rng.random() < 0.46 else chat_document(rng, split)

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from demo.recipe import related
 from demo.recipe.domains import domains_of, trained_lines
 from demo.recipe.grammar import texts
 from demo.recipe.invented import NOUNS, PROPERTIES, VERBS, invent_domain
@@ -45,7 +46,7 @@ _IDLE = frozenset(
     "的 是 在 我 你 了 和 一 个 有 吗 请 这 那 它 为 多 少 什 么 一个 一下".split()
 )
 # A word that the questions for so few purposes have tells the purpose, even where no description says it.
-TELLING_PURPOSES = 3
+TELLING_PURPOSES = 4
 Hint = tuple[int, int, int, int, int]
 Place = tuple[int, int]  # bytes, from and up to
 
@@ -206,12 +207,13 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
 
 
 def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:
-    """Tokens that say something, and what: words whatever their case, and what is said in Chinese in English."""
+    """Tokens that say something, and what: whatever the case, in English and in the tables' own words for it."""
     meanings = {}
     for match in _chinese().finditer(text.bytes, *within):
         meanings[text.token_at(match.end() - 1)] = _meaning()[match[0]]
     for token in range(text.token_at(within[0]), text.token_at(within[1] - 1) + 1):
         word = meanings.get(token, text.words[token])
+        word = _same().get(word, word)
         if len(word) > 2 or any(ord(c) > 0x2E80 and c.isalnum() for c in word):
             yield token, word
 
@@ -219,7 +221,13 @@ def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:
 @lru_cache(maxsize=1)
 def _meaning() -> dict[bytes, str]:
     """Chinese verbs, nouns and properties of invented tools; the English one's first word."""
-    return {zh.encode(): en.split()[0] for en, zh in (*VERBS, *NOUNS, *PROPERTIES)}
+    others = {zh.encode(): en for zh, en in related.meanings()[1].items()}
+    return others | {zh.encode(): en.split()[0] for en, zh in (*VERBS, *NOUNS, *PROPERTIES)}
+
+
+def _same() -> dict[str, str]:
+    """English words that stand for another."""
+    return related.meanings()[0]
 
 
 @lru_cache(maxsize=1)
@@ -260,9 +268,9 @@ def _purposeful() -> frozenset[str]:
     domains = domains_of(TRAIN)
     for number in range(20):  # the words that invented purposes have in common are many purposes' words
         domains[f"invented {number}"] = invent_domain(random.Random(number), TRAIN)
+    asked = {key: [line for mark in "qQ" for line in trained_lines(d.lines[mark])] for key, d in domains.items()}
     purposes: dict[str, set[str]] = {}
-    for key, domain in domains.items():
-        lines = [line for mark in "qQ" for line in trained_lines(domain.lines[mark])]
+    for key, lines in (asked | related.properties()).items():
         for said in (piece.lower() for line in lines for piece in texts(line)):
             found = re.findall(r"[a-z]{3,}", said)
             for run in re.findall(r"[\u4e00-\u9fff]+", said):

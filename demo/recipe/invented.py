@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from demo.recipe import odd
+from demo.recipe import odd, related
 from demo.recipe.domains import Domain
 from demo.recipe.slots import all_slots
 from demo.recipe.values import TRAIN, pick, pseudo_word, pseudo_zh
@@ -70,15 +70,18 @@ def commander(rng: random.Random, split: str) -> Domain:
     """Does something to a thing; arguments are named in the question."""
     verb, noun = pick(rng, VERBS, split), _noun(rng, split)
     en, zh = noun
+    asked, thing = (
+        (related.otherwise("v", verb, rng), related.otherwise("n", noun, rng)) if split == TRAIN else (verb, noun)
+    )  # type: ignore[arg-type]
     domain = Domain(f"{verb[0]}_{en}", [_name(en)], [verb[0]], en.capitalize(), zh)  # type: ignore[index]
     keys = rng.sample(list(all_slots()), rng.choice([0, 1, 1, 2, 2, 3, 4]))
     domain.slots = [k + ("!" if rng.random() < 0.65 else "") for k in keys if all_slots()[k].kind != "bool"]
     domain.lines["d"] = [f"{verb[0].capitalize()} (a|the|one) {en}[ of the system| by the given arguments]."]  # type: ignore[index]
     domain.lines["D"] = [f"{verb[1]}[指定的|一个]{zh}"]  # type: ignore[index]
     domain.lines["q"] = [
-        f"(|||Please |I want to |I need to |Could you |Can you |Let's |Go and ){verb[0]} (the|a|this|my) {en}"  # type: ignore[index]
+        f"(|||Please |I want to |I need to |Could you |Can you |Let's |Go and ){asked[0]} (the|a|this|my) {thing[0]}"  # type: ignore[index]
     ]
-    domain.lines["Q"] = [f"(|||请|帮我|我要|我想|麻烦|请帮我){verb[1]}(|这个|一个|一下){zh}"]  # type: ignore[index]
+    domain.lines["Q"] = [f"(|||请|帮我|我要|我想|麻烦|请帮我){asked[1]}(|这个|一个|一下){thing[1]}"]  # type: ignore[index]
     domain.result = rng.choice(["status", "number", "text", "ident", "list", "name=phrase state=state count=int"])
     return domain
 
@@ -114,6 +117,10 @@ def getter(rng: random.Random, split: str) -> Domain:
         f"(查一下|告诉我|查询|看看|我想知道){v}的{zh}{zh_last}",
         f"(能查到|知道|帮我看看){v}的{zh}吗{zh_last}？",
     ]
+    questions = related.property_questions([en, zh]) if split == TRAIN and rng.random() < related.SHARE else None
+    if questions:
+        domain.lines["q"] = [questions[0].replace("{v}", v) + last + "?"]
+        domain.lines["Q"] = [questions[1].replace("{v}", v) + zh_last + "？"]
     domain.result = rng.choice(["number", "text", "text", "ident", "name=phrase state=state", "text"])
     return domain
 
@@ -132,20 +139,21 @@ def finder(rng: random.Random, split: str) -> Domain:
     domain.slots = [f"{key}!"] + (["count"] if rng.random() < 0.4 else [])
     joint = {"price": "under", "date": "on", "topic": "about", "language": "in", "person": "by"}.get(key, "in")
     zh_joint = {"price": "价格低于{price}的", "topic": "关于{topic}的"}.get(key, "{" + key + "}的")
+    thing = related.otherwise("n", [en, zh], rng) if split == TRAIN else [en, zh]
     v = "{" + key + "}"
     count = "[, {count} of them]" if len(domain.slots) > 1 else ""
     zh_count = "[，要{count}个]" if len(domain.slots) > 1 else ""
     domain.lines["d"] = [f"(Find|Search|List|Recommend) {en}s {joint} a[ certain] {_thing(key)}."]
     domain.lines["D"] = [f"(查找|搜索|推荐|列出)[某个]{_thing_zh(key)}的{zh}"]
     domain.lines["q"] = [
-        f"(Find|Search for|List|Show me|Recommend|Look for)[ me| some| a] {en}s {joint} {v}{count}",
-        f"(Are there any|Which) {en}s[ can you find| do you know] {joint} {v}{count}?",
-        f"I am looking for a {en} {joint} {v}{count}",
+        f"(Find|Search for|List|Show me|Recommend|Look for)[ me| some| a] {thing[0]}s {joint} {v}{count}",
+        f"(Are there any|Which) {thing[0]}s[ can you find| do you know] {joint} {v}{count}?",
+        f"I am looking for a {thing[0]} {joint} {v}{count}",
     ]
     domain.lines["Q"] = [
-        f"(查找|搜索|推荐|列出|找|帮我找){zh_joint}{zh}{zh_count}",
-        f"有(没有|哪些){zh_joint}{zh}{zh_count}？",
-        f"我在找{zh_joint}{zh}{zh_count}",
+        f"(查找|搜索|推荐|列出|找|帮我找){zh_joint}{thing[1]}{zh_count}",
+        f"有(没有|哪些){zh_joint}{thing[1]}{zh_count}？",
+        f"我在找{zh_joint}{thing[1]}{zh_count}",
     ]
     domain.result = "list"
     return domain

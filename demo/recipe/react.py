@@ -76,7 +76,10 @@ def final_span(answer: str, first: bool, weight: float = 1.0) -> Span:
 
 
 # With one of these at hand a question of fact or a sum would rather be the tool's.
-_KNOWING = {"search", "calculator", "translate", "dictionary", "population", "statistics", "web_page", "quiz"}
+_KNOWING = set(
+    "search calculator translate dictionary population statistics web_page quiz wiki country_info synonyms solve root "
+    "math_explain".split()
+)
 
 
 class Episode:
