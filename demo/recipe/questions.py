@@ -57,9 +57,17 @@ def ask(
             chosen[name] = (fixed or {}).get(name) or make_value(slot, rng, lang, split)
         text += chosen[name].surface
     text += _spelled_out(tool, chosen, fixed or {}, rng, lang, split, keep)
+    if split == TRAIN and rng.random() < TAIL_SHARE:
+        text = _with_tail(text, rng, lang)
     if lang == "en" and rng.random() < 0.5 and text[:1].islower() and not text[:5].isupper():
         text = text[0].upper() + text[1:]
     return Request(tool, text.strip(), collect(tool, chosen), chosen)
+
+
+def _with_tail(text: str, rng: random.Random, lang: str) -> str:
+    """Adds words behind the last value that do not belong to it."""
+    mark = text[-1:] if text[-1:] in "?？" else ""
+    return text.removesuffix(mark) + rng.choice(_TAILS if lang == "en" else _TAILS_ZH) + mark
 
 
 def _spelled_out(
@@ -103,6 +111,18 @@ def collect(tool: Tool, chosen: dict[str, Value]) -> dict[str, object]:
     return arguments
 
 
+TAIL_SHARE = 0.06
+_TAILS = [
+    " right now",
+    " for me",
+    " if you can",
+    " as soon as you can",
+    " at the moment",
+    " quickly",
+    " then",
+    " again",
+]
+_TAILS_ZH = ["好吗", "可以吗", "行吗", "，快一点", "，越快越好", "吧", "，现在就要"]
 _LEADS = [
     "I just woke up.",
     "I have a little problem.",

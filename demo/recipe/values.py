@@ -88,6 +88,8 @@ def pair(rng: random.Random, table: list[tuple[str, ...]], lang: str, split: str
 
 def phrase(rng: random.Random, lang: str, split: str) -> str:
     """A short title or message."""
+    if split == TRAIN and rng.random() < odd.PLAIN_SHARE:
+        return odd.plain_phrase(rng, lang)
     if split == TRAIN and rng.random() < odd.SHARE:
         return odd.phrase(rng, lang)
     if lang == "zh":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import chat_small, episodes, odd, questions, react, tools, words
+from demo.recipe import chat_small, episodes, odd, questions, react, results, tools, words
 from demo.recipe.corpus import make_document
 from demo.recipe.document import Document
 from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
@@ -43,6 +43,7 @@ def test_every_domain_is_complete():
                     p[0].partition("=")[0] for _ in range(20) for p in choose(line, rng, 0.9) if isinstance(p, tuple)
                 }
                 assert named <= set(slots), (domain.key, line)
+        assert results.make_result(domain.result, random.Random(1), "zh", TRAIN, fail=0.0).observation
 
 
 def test_templates_choose_keep_and_fill():
@@ -265,3 +266,28 @@ def test_arguments_come_from_the_question():
                 total += 1
                 copied += value in request.question
     assert copied / total > 0.85  # the others are enums and codes said in words
+
+
+def test_values_are_also_what_people_write_and_only_in_training():
+    rng = random.Random(0)
+    drawn = {
+        split: [
+            make_value(all_slots()[key], rng, "en", split).surface for key in ("title", "topic") for _ in range(500)
+        ]
+        for split in (TRAIN, HELD_OUT)
+    }
+    plain = re.compile(r"(call|pick up|the history of|water the|how to draw) ")
+    assert sum(bool(plain.match(text)) for text in drawn[TRAIN]) > 10
+    assert not any(plain.match(text) for text in drawn[HELD_OUT])
+
+
+def test_words_behind_the_last_value_do_not_belong_to_it():
+    tails = (" right now", " for me", " if you can")
+    for split, key, least, most in ((TRAIN, "distance", 5, 60), (HELD_OUT, "taxi", 0, 0)):
+        rng = random.Random(0)
+        asked = [
+            questions.ask(tools.make_tool(all_domains()[key], rng, "en", split), rng, "en", split) for _ in range(500)
+        ]
+        ended = [r for r in asked if r.question.rstrip("?").endswith(tails)]
+        assert least <= len(ended) <= most
+        assert not any(str(value).endswith(tails) for r in ended for value in r.arguments.values())
