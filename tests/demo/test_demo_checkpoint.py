@@ -26,9 +26,9 @@ with warnings.catch_warnings():
 
 CHECKPOINT, QUANTIZED = ROOT / "demo" / "checkpoint", ROOT / "demo" / "checkpoint-int4"
 # A little below what was measured: other CPUs round otherwise.
-TOOL_FLOORS = {"tool_selection": 0.68, "arguments_exact": 0.46, "rouge_l": 0.7}
+TOOL_FLOORS = {"tool_selection": 0.75, "arguments_exact": 0.5, "rouge_l": 0.76}
 TOOL_CEILINGS = {"false_positive_rate": 0.16}
-CHAT_FLOORS = {"right": 0.86}
+CHAT_FLOORS = {"right": 0.87}
 pytestmark = pytest.mark.filterwarnings("ignore")  # LangChain's deprecations are not ours to mend
 
 
