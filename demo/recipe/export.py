@@ -121,7 +121,7 @@ def export_state(
     return export_checkpoint(model, state_dir / "qwen.tiktoken", folder, grid_steps)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Exports a state."""
     p = argparse.ArgumentParser(prog="python -m demo.recipe.export", description=__doc__)
     p.add_argument("state", help="folder of the training state")
@@ -129,11 +129,9 @@ def main() -> None:
     p.add_argument("--name", default="state.pt", help="cooled.pt after a cool-down")
     p.add_argument("--average", action="store_true", help="of the last steps' weights: what a cool-down would bring")
     p.add_argument(
-        "--steps",
-        type=int,
-        help="round to so many steps a standard deviation; the repository keeps 6, which pack into half",
+        "--grid-steps", type=int, help="round to so many steps a standard deviation; the repository keeps 4 (grid.py)"
     )
-    args = p.parse_args()
+    args = p.parse_args(argv)
     size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.grid_steps)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 

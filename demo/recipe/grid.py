@@ -38,10 +38,13 @@ def on_grid(parameters: Iterable[Tensor], steps: int | None) -> Iterator[None]:
         parameters: of the model.
         steps: see `round_to_grid`; None rounds nothing.
     """
-    exact = [(p, p.detach().clone()) for p in parameters if p.dim() > 1] if steps else []
+    if steps is None:
+        yield
+        return
+    exact = [(p, p.detach().clone()) for p in parameters if p.dim() > 1]
     with torch.no_grad():
         for parameter, value in exact:
-            parameter.copy_(round_to_grid(value, steps or 1))
+            parameter.copy_(round_to_grid(value, steps))
     try:
         yield
     finally:

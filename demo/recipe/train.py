@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     for peer in peers:
         peer.wait()
     out = Path(args.out)
-    size = export_checkpoint(trainer.model, trainer.vocabulary, out)
+    size = export_checkpoint(trainer.model, trainer.vocabulary, out, args.grid_steps)
     print(f"{out}: {size / 1e6:.1f} MB")
     if (trainer.state_dir / "losses.jsonl").exists():
         plot_losses(trainer.state_dir, out / "loss.png")

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.recipe import train, vocabulary
+from demo.recipe import export, train, vocabulary
 from demo.recipe.batches import HEARD_DOCUMENTS, HEARD_LATER, encode_pool, pool_steps
 from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.corpus import make_document
 from demo.recipe.document import HEARD, Document, encode_document, encode_prompt
 from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
-from demo.recipe.export import export_checkpoint, export_state, load_checkpoint
+from demo.recipe.export import export_checkpoint, load_checkpoint
 from demo.recipe.generate import generate
 from demo.recipe.grid import on_grid, round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
@@ -185,8 +185,12 @@ def test_replies_are_read_and_scored():
     assert "tools: call" in table(right)
 
 
-def _exported(state: Path, folder: Path, average: bool) -> torch.Tensor:
-    export_state(state, folder, average=average)
+def _exported(state: Path, folder: Path, *options: str) -> torch.Tensor:
+    export.main([str(state), str(folder), *options])
+    return _weight(folder)
+
+
+def _weight(folder: Path) -> torch.Tensor:
     return load_file(folder / "model.safetensors")["transformer.h.0.attn.c_attn.weight"].float()
 
 
@@ -198,7 +202,7 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
     command += ["--hidden-size", "128", "--layers", "2", "--head-dim", "32", "--intermediate-size", "256"]
     command += ["--step-tokens", "2048", "--warmup-steps", "5"]
     train.main([*command, "--tokens", "90000", "--cooldown", "0", "--threads", "1"])
-    train.main([*command, "--tokens", "50000", "--cooldown", "0.5", "--threads", "1"])
+    train.main([*command, "--tokens", "50000", "--cooldown", "0.5", "--threads", "1", "--grid-steps", "4"])
     losses = [json.loads(line) for line in (state / "losses.jsonl").read_text().splitlines()]
     assert losses[-1]["loss"] < losses[0]["loss"] - 1.0
     assert losses[-1]["tokens"] > 90_000
@@ -211,7 +215,11 @@ def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: P
         "loss.png",
     }
     assert (state / "cooled.pt").exists()
-    plain, average = (_exported(state, tmp_path / "again", average) for average in (False, True))
+    plain, average, grid = (
+        _exported(state, tmp_path / "again", *o) for o in ([], ["--average"], ["--grid-steps", "4"])
+    )
+    assert len(grid.unique()) < len(plain.unique()) / 4
+    assert len(_weight(tmp_path / "out").unique()) < len(plain.unique()) / 4, "exported as it was trained"
     assert not torch.equal(plain, average)
     assert (plain - average).norm() < 0.5 * plain.norm()
     report = evaluate_checkpoint(tmp_path / "out", per_category=1)
