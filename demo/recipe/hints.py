@@ -208,12 +208,12 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
 
 def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:
     """Tokens that say something, and what: whatever the case, in English and in the tables' own words for it."""
-    meanings = {}
+    meanings, same = {}, related.meanings()[0]
     for match in _chinese().finditer(text.bytes, *within):
         meanings[text.token_at(match.end() - 1)] = _meaning()[match[0]]
     for token in range(text.token_at(within[0]), text.token_at(within[1] - 1) + 1):
         word = meanings.get(token, text.words[token])
-        word = _same().get(word, word)
+        word = same.get(word, word)
         if len(word) > 2 or any(ord(c) > 0x2E80 and c.isalnum() for c in word):
             yield token, word
 
@@ -223,11 +223,6 @@ def _meaning() -> dict[bytes, str]:
     """Chinese verbs, nouns and properties of invented tools; the English one's first word."""
     others = {zh.encode(): en for zh, en in related.meanings()[1].items()}
     return others | {zh.encode(): en.split()[0] for en, zh in (*VERBS, *NOUNS, *PROPERTIES)}
-
-
-def _same() -> dict[str, str]:
-    """English words that stand for another."""
-    return related.meanings()[0]
 
 
 @lru_cache(maxsize=1)

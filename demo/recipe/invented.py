@@ -70,9 +70,7 @@ def commander(rng: random.Random, split: str) -> Domain:
     """Does something to a thing; arguments are named in the question."""
     verb, noun = pick(rng, VERBS, split), _noun(rng, split)
     en, zh = noun
-    asked, thing = (
-        (related.otherwise("v", verb, rng), related.otherwise("n", noun, rng)) if split == TRAIN else (verb, noun)
-    )  # type: ignore[arg-type]
+    asked, thing = (related.otherwise(mark, entry, rng, split) for mark, entry in (("v", verb), ("n", noun)))  # type: ignore[arg-type]
     domain = Domain(f"{verb[0]}_{en}", [_name(en)], [verb[0]], en.capitalize(), zh)  # type: ignore[index]
     keys = rng.sample(list(all_slots()), rng.choice([0, 1, 1, 2, 2, 3, 4]))
     domain.slots = [k + ("!" if rng.random() < 0.65 else "") for k in keys if all_slots()[k].kind != "bool"]
@@ -117,7 +115,7 @@ def getter(rng: random.Random, split: str) -> Domain:
         f"(查一下|告诉我|查询|看看|我想知道){v}的{zh}{zh_last}",
         f"(能查到|知道|帮我看看){v}的{zh}吗{zh_last}？",
     ]
-    questions = related.property_questions([en, zh]) if split == TRAIN and rng.random() < related.SHARE else None
+    questions = related.property_questions(en, rng, split)
     if questions:
         domain.lines["q"] = [questions[0].replace("{v}", v) + last + "?"]
         domain.lines["Q"] = [questions[1].replace("{v}", v) + zh_last + "？"]
@@ -139,7 +137,7 @@ def finder(rng: random.Random, split: str) -> Domain:
     domain.slots = [f"{key}!"] + (["count"] if rng.random() < 0.4 else [])
     joint = {"price": "under", "date": "on", "topic": "about", "language": "in", "person": "by"}.get(key, "in")
     zh_joint = {"price": "价格低于{price}的", "topic": "关于{topic}的"}.get(key, "{" + key + "}的")
-    thing = related.otherwise("n", [en, zh], rng) if split == TRAIN else [en, zh]
+    thing = related.otherwise("n", [en, zh], rng, split)
     v = "{" + key + "}"
     count = "[, {count} of them]" if len(domain.slots) > 1 else ""
     zh_count = "[，要{count}个]" if len(domain.slots) > 1 else ""

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of words read best in long lines)
 """Texts nobody expects: any words, any characters, where a name or a title is expected.
 
 A token that a reply never had to repeat cannot be repeated: every step in which it was not the right one has pushed
@@ -19,7 +18,6 @@ from demo.recipe.sides import TRAIN, is_held_out
 
 SHARE = 0.3  # of the values whose kind allows any text
 COURTESY_SHARE = 0.15  # of phrases
-PLAIN_SHARE = 0.2  # of titles and topics: nothing odd about them, but more than a noun
 
 
 @cache
@@ -116,43 +114,3 @@ def phrase(rng: random.Random, lang: str) -> str:
         return "".join(chinese_word(rng) for _ in range(rng.choice([1, 2, 2, 3])))
     text = " ".join(english_word(rng) for _ in range(rng.choice([1, 2, 3, 4, 6])))
     return text.capitalize() if rng.random() < 0.4 else text
-
-
-# What people want to be reminded of, to know or to see: with verbs, articles and prepositions that belong to the value.
-_TASKS = (
-    "call {person};pay the {noun};buy {good};pick up {person};water the plants;feed the {animal};go to the {noun};finish the "
-    "{noun};meet {person};take out the trash;visit {person};write to {person};look at the {noun};get {good} and {good};"
-    "{noun} with {person};a {color} {animal};a {animal} and a {animal};the {adj} {noun};a {adj} {noun} in {city};an old {noun};"
-    "the history of {topic};the future of {topic};how to draw a {animal};how {topic} works;the best {noun} in {city};the {noun} of "
-    "{person};{adj} {noun}s for kids;why {animal}s sleep;a {animal} on the {noun};{person} and the {adj} {animal}"
-).split(";")
-_TASKS_ZH = (
-    "给{person}打电话;买{good};接{person};交{zh};喂{animal};看{zh};做{zh};去{city};见{person};写{zh};买{good}和{good};一只{color}的{animal};"
-    "{animal}和{animal};{zh}的历史;{zh}的发展;{zh}的未来;怎么画{animal};{city}的{zh};{person}的{zh};为什么{animal}要睡觉;和{person}一起{zh};"
-    "拿{good};{city}最好的{zh};给{animal}洗澡;还{person}的钱;准备{zh}"
-).split(";")
-
-
-def plain_phrase(rng: random.Random, lang: str) -> str:
-    """A few words as people write them into a list or ask about, of the training side."""
-    from demo.recipe import values  # which itself draws odd texts
-
-    english = lang == "en"
-    column = 0 if english else -1
-    pools = {
-        "good": words.GOODS,
-        "animal": words.ANIMALS,
-        "color": words.COLORS,
-        "city": words.CITIES,
-    }
-
-    def fill(match: re.Match[str]) -> str:
-        kind = match[1]
-        if kind in pools:
-            return str(values.pick(rng, pools[kind], TRAIN)[column])  # type: ignore[index]
-        if kind == "person":
-            return values.person(rng, lang, TRAIN)
-        table = {"noun": words.NOUNS, "adj": words.ADJECTIVES, "topic": words.EN_TOPICS, "zh": words.ZH_TOPICS}[kind]
-        return str(values.pick(rng, table, TRAIN))
-
-    return re.sub(r"\{(\w+)\}", fill, rng.choice(_TASKS if english else _TASKS_ZH))

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+from demo.recipe.sides import TRAIN
 
 SHARE = 0.35  # of what is asked for in training
 
@@ -30,22 +33,22 @@ def _table() -> dict[str, dict[str, list[list[str]]]]:
     return found
 
 
-def otherwise(mark: str, entry: list[str], rng: random.Random) -> list[str]:
-    """The entry (English, Chinese), or sometimes another word for it."""
+def otherwise(mark: str, entry: Sequence[str], rng: random.Random, split: str) -> Sequence[str]:
+    """The entry (English, Chinese) of verbs or nouns, or in training sometimes another word for it."""
     others = _table()[mark].get(entry[0])
-    if others is None or rng.random() >= SHARE:
+    if split != TRAIN or others is None or rng.random() >= SHARE:
         return entry
     return [rng.choice(words) for words in others]
 
 
-def property_questions(entry: list[str]) -> list[str] | None:
-    """Templates that ask for a property in other words, English and Chinese, with `{v}` in them."""
-    others = _table()["p"].get(entry[0])
-    return [words[0] for words in others] if others else None
+def property_questions(name: str, rng: random.Random, split: str) -> list[str] | None:
+    """In training sometimes templates, English and Chinese, that ask for a property in other words."""
+    return properties().get(name) if split == TRAIN and rng.random() < SHARE else None
 
 
+@cache
 def properties() -> dict[str, list[str]]:
-    """All those templates, by property."""
+    """Question templates of both languages, by property."""
     return {word: [texts[0] for texts in others] for word, others in _table()["p"].items()}
 
 

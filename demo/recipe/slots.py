@@ -221,8 +221,8 @@ def _tags(rng: random.Random, lang: str, split: str) -> Value:
 
 
 def _topic(rng: random.Random, lang: str, split: str) -> str:
-    if split == TRAIN and rng.random() < odd.PLAIN_SHARE:
-        return odd.plain_phrase(rng, lang)
+    if split == TRAIN and rng.random() < values.PLAIN_SHARE:
+        return values.plain_phrase(rng, lang)
     shape = rng.random()
     if shape < 0.35:
         return str(values.pick(rng, words.EN_TOPICS if lang == "en" else words.ZH_TOPICS, split))
