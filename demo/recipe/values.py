@@ -16,26 +16,23 @@ from demo.recipe.sides import HELD_OUT, TRAIN, is_held_out
 
 PLAIN_SHARE = 0.2  # of titles and topics
 # What people want to be reminded of, to know or to see: verbs, articles and prepositions belong to the value.
-_PLAIN = (
-    """
+_PLAIN = """
 call {person};pay the {noun};buy {good};pick up {person};water the plants;feed the {animal};go to the {noun}
-finish the {noun};meet {person};take out the trash;visit {person};write to {person};look at the {noun};get {good} and {good}
-{noun} with {person};a {color} {animal};a {animal} and a {animal};the {adj} {noun};a {adj} {noun} in {city};an old {noun}
-the history of {topic};the future of {topic};how to draw a {animal};how {topic} works;the best {noun} in {city};the {noun} of {person}
-{adj} {noun}s for kids;why {animal}s sleep;a {animal} on the {noun};{person} and the {adj} {animal}
-""".strip()
-    .replace("\n", ";")
-    .split(";")
-)
-_PLAIN_ZH = (
-    """
-给{person}打电话;买{good};接{person};交{zh};喂{animal};看{zh};做{zh};去{city};见{person};写{zh};买{good}和{good};一只{color}的{animal}
-{animal}和{animal};{zh}的历史;{zh}的发展;{zh}的未来;怎么画{animal};{city}的{zh};{person}的{zh};为什么{animal}要睡觉
-和{person}一起{zh};拿{good};{city}最好的{zh};给{animal}洗澡;还{person}的钱;准备{zh}
-""".strip()
-    .replace("\n", ";")
-    .split(";")
-)
+finish the {noun};meet {person};take out the trash;visit {person};write to {person};look at the {noun}
+get {good} and {good};{noun} with {person};a {color} {animal};a {animal} and a {animal};the {adj} {noun}
+a {adj} {noun} in {city};an old {noun};the history of {topic};the future of {topic};how to draw a {animal}
+how {topic} works;the best {noun} in {city};the {noun} of {person};{adj} {noun}s for kids;why {animal}s sleep
+a {animal} on the {noun};{person} and the {adj} {animal}
+"""
+_PLAIN_ZH = """
+给{person}打电话;买{good};接{person};交{zh};喂{animal};看{zh};做{zh};去{city};见{person};写{zh};买{good}和{good}
+一只{color}的{animal};{animal}和{animal};{zh}的历史;{zh}的发展;{zh}的未来;怎么画{animal};{city}的{zh}
+{person}的{zh};为什么{animal}要睡觉;和{person}一起{zh};拿{good};{city}最好的{zh};给{animal}洗澡
+还{person}的钱;准备{zh}
+"""
+_PHRASES = {
+    lang: text.strip().replace("\n", ";").split(";") for lang, text in (("en", _PLAIN), ("zh", _PLAIN_ZH))
+}
 _PAIRS = {"good": words.GOODS, "animal": words.ANIMALS, "color": words.COLORS, "city": words.CITIES}
 _WORDS = {"noun": words.NOUNS, "adj": words.ADJECTIVES, "topic": words.EN_TOPICS, "zh": words.ZH_TOPICS}
 
@@ -120,7 +117,7 @@ def plain_phrase(rng: random.Random, lang: str) -> str:
             return person(rng, lang, TRAIN)
         return pair(rng, _PAIRS[kind], lang, TRAIN) if kind in _PAIRS else str(pick(rng, _WORDS[kind], TRAIN))
 
-    pieces = choose(rng.choice(_PLAIN if lang == "en" else _PLAIN_ZH), rng)
+    pieces = choose(rng.choice(_PHRASES[lang]), rng)
     return "".join(piece if isinstance(piece, str) else draw(piece[0]) for piece in pieces)
 
 
