@@ -16,9 +16,9 @@ from demo.recipe.values import TRAIN
 # Shares of the documents (tool episodes are about five times as long as the others).
 TOOL_KINDS = [
     (episodes.single, 22),
-    (episodes.no_call, 10),
+    (episodes.no_call, 14),
     (episodes.two_calls, 14),
-    (episodes.chained, 9),
+    (episodes.chained, 12),
     (episodes.conversation, 20),
     (episodes.drill, 28),
     (episodes.calculator, 4),
@@ -39,6 +39,7 @@ CHAT_KINDS = [
     *chat_more.KINDS,
 ]
 CURRICULUM_DOCUMENTS = 15_000
+GENERIC_SHARE = 0.28  # of the tools have purposes that are made up on the spot
 
 
 def _weighted(rng: random.Random, kinds: list) -> object:
@@ -61,7 +62,7 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
         num_tools = max(num_tools, 2)
     if kind is episodes.drill:
         num_tools += rng.choice([0, 1, 2]) if ripeness == 1.0 else 0
-    return kind(Episode(rng, split, num_tools, 0.55 * ripeness))  # type: ignore[operator]
+    return kind(Episode(rng, split, num_tools, 0.55 * ripeness, GENERIC_SHARE))  # type: ignore[operator]
 
 
 def make_document(seed: int, number: int, split: str = TRAIN) -> Document:

@@ -16,8 +16,8 @@ from demo.recipe.sides import HELD_OUT
 # Domains that only the evaluation uses, chosen to be of different kinds.
 HELD_OUT_DOMAINS = frozenset(
     (
-        "holiday taxi recipe package summarize alarm bmi "
-        "transfer log_search playlist user_info coffee flight_status review"
+        "wallpaper blood_pressure waste_sorting morse license_plate typhoon babysitter unsubscribe "
+        "feature_flag gift_card repair_visit split_bill anagram moving_house karaoke"
     ).split()
 )
 

@@ -204,7 +204,7 @@ def drill(episode: Episode) -> Document:
     unasked: list[Tool] = []
     for turn in range(rng.randint(5, 12)):
         lead = header(episode.tools) if turn == 0 else []
-        if rng.random() < 0.12:
+        if rng.random() < 0.18:
             question, answer = episode.unfit()
             doc.user(*lead, question).assistant(final_span(answer, True))
             continue

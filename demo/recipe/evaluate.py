@@ -1,7 +1,8 @@
 """Measures a checkpoint on tools, wordings and values that training never draws.
 
 `python -m demo.recipe.evaluate demo/checkpoint` prints a table; every case is a conversation of the held-out side
-of the corpus whose last reply is left to the model, temperature 0.
+of the corpus whose last reply is left to the model, temperature 0. Tools are new, their purposes are not: as in
+`demo/suites/tools.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from demo.recipe import chat_creative, chat_facts, chat_memory, chat_rules, chat
 from demo.recipe.document import Document, Turn, encode_prompt
 from demo.recipe.export import load_checkpoint
 from demo.recipe.generate import generate
-from demo.recipe.values import HELD_OUT
+from demo.recipe.values import HELD_OUT, TRAIN
 from model.tokenizer import Tokenizer
 
 _CALL = re.compile(r"Action:[ ]*(?P<name>[^\n]*)\nAction Input:[ ]*(?P<arguments>.*)", re.DOTALL)
@@ -58,9 +59,8 @@ def read_reply(text: str) -> Reply:
 
 
 def _tool_case(kind: str, rng: random.Random) -> Case:
-    episode = react.Episode(
-        rng, HELD_OUT, rng.randint(1, 4) if kind not in ("two calls", "chained") else rng.randint(2, 4)
-    )
+    least, most = {"two calls": (2, 4), "chained": (2, 4), "many tools": (5, 7)}.get(kind, (1, 4))
+    episode = react.Episode(rng, HELD_OUT, rng.randint(least, most), purposes=TRAIN)
     make = {
         "call": episodes.single,
         "no call": episodes.no_call,
@@ -70,8 +70,6 @@ def _tool_case(kind: str, rng: random.Random) -> Case:
         "observation": episodes.single,
         "many tools": episodes.single,
     }[kind]
-    if kind == "many tools":
-        episode = react.Episode(rng, HELD_OUT, rng.randint(5, 7))
     if kind == "observation":
         document = episodes.single(episode, after=1.0)
     else:

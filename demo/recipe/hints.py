@@ -36,6 +36,8 @@ _VALUE = re.compile(rb'"((?:[^"\\]|\\.)*)"(:?)|(?<![\w".-])(-?\d+(?:\.\d+)?)')
 _ANSWER = re.compile(rb"Observation: ([^\n]*)\nThought: [^\n]*\nFinal Answer: ((?:(?!<\|im_end\|>).)*)", re.DOTALL)
 _ENGLISH = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _FINAL = re.compile(rb"Thought: I now know the final answer\.\nFinal Answer:")
+# Where a question goes on to a second thing, unmistakably.
+_JOINT = re.compile("; also |[.?] (?:Then|And|Also:) |[. ]Also, | and then |，然后|还有，|另外，".encode())
 _THOUGHT = len(b"Thought:")
 _USER, _BEGIN = b"<|im_start|>user\n", b"Begin!\n\nQuestion: "
 _END = b"<|im_end|>"
@@ -46,7 +48,7 @@ _IDLE = frozenset(
     "的 是 在 我 你 了 和 一 个 有 吗 请 这 那 它 为 多 少 什 么 一个 一下".split()
 )
 # A word that the questions for so few purposes have tells the purpose, even where no description says it.
-TELLING_PURPOSES = 4
+TELLING_PURPOSES = 6
 Hint = tuple[int, int, int, int, int]
 Place = tuple[int, int]  # bytes, from and up to
 
@@ -183,10 +185,11 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
         following = text.bytes.find(_USER, begin)
         limit = following if following >= 0 else len(text.bytes)
         mine = [call for call in calls if begin < call.start() < limit]
-        asked = mine[0][1] if len(mine) == 1 else b""
+        parts = _parts(text, (begin, end), mine)
         telling: dict[bytes, list[int]] = {}
         for token, word in _words(text, (begin, end)):
             places = owners.get(word, {})
+            asked = next((name for (low, high), name in parts if low <= text.starts[token] < high), b"")
             if not places and asked and word in _purposeful():
                 telling.setdefault(asked, []).append(token)
                 first = text.token_at(lines[asked][0] + 2)
@@ -204,6 +207,17 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
                 for decision in decisions:
                     yield TELLING_WORD, decision, token, token + 1, -1
         begin = following + len(_USER) if following >= 0 else -1
+
+
+def _parts(text: _Text, question: Place, calls: list[re.Match[bytes]]) -> list[tuple[Place, bytes]]:
+    """Which part of a question asks for which tool, as far as that can be told."""
+    begin, end = question
+    if len(calls) == 1:
+        return [(question, calls[0][1])]
+    joints = list(_JOINT.finditer(text.bytes, begin, end))
+    if len(calls) != 2 or len(joints) != 1:
+        return []
+    return [((begin, joints[0].start()), calls[0][1]), ((joints[0].end(), end), calls[1][1])]
 
 
 def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:

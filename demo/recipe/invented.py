@@ -72,7 +72,7 @@ def commander(rng: random.Random, split: str) -> Domain:
     en, zh = noun
     asked, thing = (related.otherwise(mark, entry, rng, split) for mark, entry in (("v", verb), ("n", noun)))  # type: ignore[arg-type]
     domain = Domain(f"{verb[0]}_{en}", [_name(en)], [verb[0]], en.capitalize(), zh)  # type: ignore[index]
-    keys = rng.sample(list(all_slots()), rng.choice([0, 1, 1, 2, 2, 3, 4]))
+    keys = rng.sample(list(all_slots()), rng.choice([0, 0, 1, 1, 2, 2, 3, 4]))
     domain.slots = [k + ("!" if rng.random() < 0.65 else "") for k in keys if all_slots()[k].kind != "bool"]
     domain.lines["d"] = [f"{verb[0].capitalize()} (a|the|one) {en}[ of the system| by the given arguments]."]  # type: ignore[index]
     domain.lines["D"] = [f"{verb[1]}[指定的|一个]{zh}"]  # type: ignore[index]

@@ -10,10 +10,11 @@ import random
 from demo.recipe import results
 from demo.recipe.chat import plain_exchange
 from demo.recipe.document import HEARD, Span
+from demo.recipe.domains import Domain
 from demo.recipe.questions import Request, ask, polite
 from demo.recipe.results import Result
 from demo.recipe.tools import Tool, make_tool, pick_domain
-from demo.recipe.values import HELD_OUT, Value
+from demo.recipe.values import HELD_OUT, TRAIN, Value
 
 FINAL_THOUGHT = "I now know the final answer."
 _HEAD = "Answer the following questions as best you can. You have access to the following APIs:\n\n"
@@ -75,6 +76,9 @@ def final_span(answer: str, first: bool, weight: float = 1.0) -> Span:
     return (f"{'' if first else chr(10)}Thought: {FINAL_THOUGHT}\nFinal Answer: {answer}", weight)
 
 
+CHINESE_SHARE = 0.45
+# What no tool fits is talk, or asks for a tool that is not there, which is the harder to tell.
+PLAIN_SHARES = {TRAIN: 0.35, HELD_OUT: 0.5}
 # With one of these at hand a question of fact or a sum would rather be the tool's.
 _KNOWING = set(
     "search calculator translate dictionary population statistics web_page quiz wiki country_info synonyms solve root "
@@ -90,25 +94,36 @@ class Episode:
         split: which side's tools and wordings.
         num_tools: how many are offered.
         rich: how often arguments are described.
+        generic: how often a tool is of an invented purpose.
+        purposes: which side's purposes the others have, if not `split`'s.
     """
 
     def __init__(
-        self, rng: random.Random, split: str, num_tools: int, rich: float = 0.5, generic: float = 0.35
+        self,
+        rng: random.Random,
+        split: str,
+        num_tools: int,
+        rich: float = 0.5,
+        generic: float = 0.35,
+        purposes: str | None = None,
     ) -> None:
-        self.rng, self.split, self.generic = rng, split, generic
-        self.lang = "zh" if rng.random() < 0.4 else "en"
+        self.rng, self.split, self.generic, self.purposes = rng, split, generic, purposes or split
+        self.lang = "zh" if rng.random() < CHINESE_SHARE else "en"
         self.tool_lang = self.lang if rng.random() < 0.85 else ("en" if self.lang == "zh" else "zh")
         self.tools: list[Tool] = []
         self.rich = rich
         while len(self.tools) < num_tools:
-            self.add_tool(pick_domain(rng, split, generic))
+            self.add_tool(self._pick_domain())
 
-    def add_tool(self, domain: object) -> Tool | None:
+    def _pick_domain(self) -> Domain:
+        return pick_domain(self.rng, self.split, self.generic, self.purposes)
+
+    def add_tool(self, domain: Domain) -> Tool | None:
         """Offers one more tool, unless it resembles one that is there."""
         lang = self.tool_lang if self.rng.random() < 0.9 else "en"
         if self.split == HELD_OUT:
             lang = self.lang  # words it has never met in one language it cannot know in the other
-        tool = make_tool(domain, self.rng, lang, self.split, self.rich)  # type: ignore[arg-type]
+        tool = make_tool(domain, self.rng, lang, self.split, self.rich)
         if any(t.name == tool.name or t.domain.key == tool.domain.key for t in self.tools):
             return None
         self.tools.append(tool)
@@ -126,10 +141,10 @@ class Episode:
         """A question that none of the tools is for, and its answer."""
         knowing = any(t.domain.key in _KNOWING or t.domain.key.startswith("get_") for t in self.tools)
         searching = any(t.domain.key == "search" for t in self.tools)
-        if searching or self.rng.random() < 0.5:
+        if searching or self.rng.random() < PLAIN_SHARES[self.split]:
             return plain_exchange(self.rng, self.lang, self.split, not knowing)
         while True:
-            domain = pick_domain(self.rng, self.split, self.generic)
+            domain = self._pick_domain()
             if all(not _alike(domain, t.domain) for t in self.tools):
                 break
         other = make_tool(domain, self.rng, self.lang, self.split)
@@ -140,5 +155,7 @@ class Episode:
         )
 
 
-def _alike(a: object, b: object) -> bool:
-    return bool(set(a.nouns) & set(b.nouns)) or a.key == b.key  # type: ignore[attr-defined]
+def _alike(a: Domain, b: Domain) -> bool:
+    """Whether two purposes may be meant by the same words: what they are about has a word in common."""
+    words_a, words_b = ({word for noun in d.nouns for word in noun.split("_")} for d in (a, b))
+    return bool(words_a & words_b) or a.key == b.key

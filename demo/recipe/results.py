@@ -125,6 +125,7 @@ def _scalar(kind: str, rng: random.Random, lang: str, split: str) -> object:
         "ident": "ident",
         "color": "color",
         "city": "city",
+        "date": "date",
         "person": "person",
     }
     return make_value(all_slots()[known[kind]], rng, lang, split).data

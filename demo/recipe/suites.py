@@ -2,7 +2,9 @@
 
 `python -m demo.recipe.suites --out demo/suites` draws conversations from the held-out side of the corpus (tools,
 wordings and values that training never draws) and takes each apart again: messages and tools as a client sends them,
-and what the reply must be. The same seed writes the same bytes. docs/evaluation.md describes the format.
+and what the reply must be. `tools.jsonl` has new tools for purposes that training has too, in wordings of its own;
+`tools-unmet.jsonl` has purposes that training never meets. The same seed writes the same bytes. docs/evaluation.md
+describes the format.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 from demo.recipe import chat_facts, chat_memory, chat_rules, chat_small, episodes, react
 from demo.recipe.document import DEFAULT_SYSTEM, Document
 from demo.recipe.tools import Tool
-from demo.recipe.values import HELD_OUT
+from demo.recipe.values import HELD_OUT, TRAIN
 
 Message = dict[str, Any]
 Case = dict[str, Any]
@@ -123,9 +125,9 @@ def _to_openai(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_case(shape: ToolShape, language: str, rng: random.Random) -> dict[str, Any] | None:
+def _tool_case(shape: ToolShape, language: str, purposes: str, rng: random.Random) -> dict[str, Any] | None:
     """A case, or None where chance made another kind of conversation."""
-    episode = react.Episode(rng, HELD_OUT, rng.randint(*shape.tools))
+    episode = react.Episode(rng, HELD_OUT, rng.randint(*shape.tools), purposes=purposes)
     if episode.lang != language:
         return None
     document = shape.make(episode)
@@ -192,15 +194,20 @@ def _distinct(draw: Draw, count: int, seed: str) -> Iterator[Case]:
     raise ValueError(f"{seed}: only {len(seen)} of {count} cases after {MAX_TRIES} tries")
 
 
-def make_tools_suite(seed: int = 1) -> list[dict[str, Any]]:
-    """The tools suite, the same for the same seed."""
+def make_tools_suite(seed: int = 1, purposes: str = TRAIN) -> list[dict[str, Any]]:
+    """A tools suite, the same for the same seed.
+
+    Args:
+        seed: another one makes other cases.
+        purposes: `TRAIN` for what training's tools are for too, `HELD_OUT` for what none of them is for.
+    """
     cases = []
     for shape in TOOL_SHAPES:
         for language in LANGUAGES:
-            name = f"suite {seed}/{shape.category}/{language}"
+            name = f"suite {seed}/{purposes}/{shape.category}/{language}"
 
             def draw(rng: random.Random, shape: ToolShape = shape, lang: str = language) -> dict[str, Any] | None:
-                return _tool_case(shape, lang, rng)
+                return _tool_case(shape, lang, purposes, rng)
 
             cases += list(_distinct(draw, shape.cases, name))
     return _numbered(cases)
@@ -220,6 +227,15 @@ def make_chat_suite(seed: int = 1) -> list[dict[str, Any]]:
     return _numbered(cases)
 
 
+def make_suites(seed: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """All that ship, by the names of their files."""
+    return {
+        "tools": make_tools_suite(seed),
+        "tools-unmet": make_tools_suite(seed, HELD_OUT),
+        "chat": make_chat_suite(seed),
+    }
+
+
 def _numbered(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"id": f"{case['language']}-{case['category'].replace(' ', '-')}-{number:03}", **case}
@@ -228,13 +244,13 @@ def _numbered(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Writes both suites."""
+    """Writes the suites."""
     parser = argparse.ArgumentParser(prog="python -m demo.recipe.suites", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo/suites"))
     parser.add_argument("--seed", type=int, default=1, help="another one makes other cases of the same kinds")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, cases in (("tools", make_tools_suite(arguments.seed)), ("chat", make_chat_suite(arguments.seed))):
+    for name, cases in make_suites(arguments.seed).items():
         path = arguments.out / f"{name}.jsonl"
         lines = [json.dumps(case, ensure_ascii=False) + "\n" for case in cases]
         path.write_text("".join(lines), encoding="utf-8")

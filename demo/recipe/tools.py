@@ -104,11 +104,11 @@ def style_name(parts: list[str], rng: random.Random) -> str:
     return "-".join(parts) if shape < 0.94 else "".join(parts)
 
 
-def pick_domain(rng: random.Random, split: str, generic: float = 0.35) -> Domain:
-    """A domain of one side, invented with the given chance."""
+def pick_domain(rng: random.Random, split: str, generic: float = 0.35, purposes: str | None = None) -> Domain:
+    """A domain of one side (of the side `purposes` if given), or one invented with the given chance."""
     if rng.random() < generic:
         return invent_domain(rng, split)
-    return rng.choice(list(domains_of(split).values()))
+    return rng.choice(list(domains_of(purposes or split).values()))
 
 
 _MORE = [

@@ -176,6 +176,27 @@ def test_a_word_for_few_purposes_tells_the_tool_that_was_called(tokenizer: Token
     assert {*_seen(hints, TELLING_WORD)[:, 2]} == {asked}
 
 
+def test_of_two_things_asked_each_word_tells_the_tool_of_its_half(tokenizer: Tokenizer):
+    text = (
+        "Answer\n\nf_1: Call this tool to interact with the f_1 API. What is the f_1 API useful for? Forecast. "
+        "Parameters: {}\n\ng_2: Call this tool to interact with the g_2 API. What is the g_2 API useful for? Sell. "
+        "Parameters: {}\n\nBegin!\n\nQuestion: Should I take an umbrella?%s mow the lawn"
+    )
+    calls = "".join(f"Thought: {n}\nAction: {n}\nAction Input: {{}}\nObservation: 1\n" for n in ("f_1", "g_2"))
+    known_of = {}
+    for joint in (" Then", " First"):  # the second says nothing about where the halves are
+        ids, _ = encode_document(Document("x").user(text % joint).assistant(calls.strip()), tokenizer)
+        hints = find_hints(ids, tokenizer)
+        known_of[joint] = {
+            tokenizer.decode([ids[asked]]).strip(): tokenizer.decode(ids[known : known + 9]).strip()[:3]
+            for _, asked, _, _, known in hints[hints[:, 0] == WORD_OF_TOOL]
+        }
+    assert not known_of[" First"]
+    (first,) = (word for word in known_of[" Then"] if "umbrella".endswith(word))
+    assert known_of[" Then"].pop(first) == "f_1"
+    assert {*known_of[" Then"].values()} == {"g_2"}
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_reply_is_decided_before_the_words_that_say_so(tokenizer: Tokenizer, seed: int):
     document = _episode(seed)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 
 import pytest
 
 from demo.recipe import calibration, suites
+from demo.recipe.domains import domains_of, trained_lines
+from demo.recipe.grammar import texts
+from demo.recipe.react import Episode
+from demo.recipe.sides import HELD_OUT, TRAIN
 from model.quantization.calibration import calibration_samples
 from model.tokenizer import Tokenizer
 
@@ -16,9 +21,35 @@ FOLDER = Path(suites.__file__).resolve().parents[1] / "suites"
 
 
 def test_the_command_writes_the_shipped_files() -> None:
-    for name, cases in (("tools", suites.make_tools_suite()), ("chat", suites.make_chat_suite())):
+    made = suites.make_suites()
+    assert {path.stem for path in FOLDER.glob("*.jsonl")} == made.keys()
+    for name, cases in made.items():
         lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == cases
+
+
+def test_the_wordings_of_met_purposes_are_kept_ones() -> None:
+    """Every purpose has wordings of each kind that training never draws, and the suite is made of those."""
+    for key, domain in domains_of(TRAIN).items():
+        for mark, lines in domain.lines.items():
+            assert lines[-1] not in trained_lines(lines), (key, mark)
+    for seed in range(60):
+        episode = Episode(random.Random(seed), HELD_OUT, 1, generic=0.0, purposes=TRAIN)
+        (tool,) = episode.tools
+        assert tool.domain.key in domains_of(TRAIN)
+        kept = tool.domain.lines["q" if episode.lang == "en" else "Q"][-1]
+        question = episode.request().question.lower()
+        assert any(text.strip() and text.strip().lower() in question for text in texts(kept)), question
+
+
+def test_purposes_that_training_never_meets_are_nobody_else_s() -> None:
+    unmet = {
+        tool.domain.key
+        for seed in range(60)
+        for tool in Episode(random.Random(seed), HELD_OUT, 3, generic=0.0).tools
+    }
+    assert len(unmet) > 10
+    assert not unmet & domains_of(TRAIN).keys()
 
 
 def test_another_seed_makes_other_cases() -> None:
