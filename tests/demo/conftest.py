@@ -13,7 +13,7 @@ from model.tokenizer import Tokenizer, read_ranks
 @pytest.fixture(scope="session")
 def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
-    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=2500), path)
+    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=1000), path)
     return path
 
 
