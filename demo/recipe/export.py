@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from demo.recipe.grid import round_to_grid
+from demo.recipe.grid import GRID_STEPS, round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from model.tokenizer import Tokenizer, read_ranks
 
@@ -129,7 +129,11 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--name", default="state.pt", help="cooled.pt after a cool-down")
     p.add_argument("--average", action="store_true", help="of the last steps' weights: what a cool-down would bring")
     p.add_argument(
-        "--grid-steps", type=int, help="round to so many steps a standard deviation; the repository keeps 4 (grid.py)"
+        "--grid-steps",
+        type=int,
+        choices=GRID_STEPS,
+        metavar="N",
+        help="round to so many steps a standard deviation; the repository keeps 4 (grid.py)",
     )
     args = p.parse_args(argv)
     size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.grid_steps)

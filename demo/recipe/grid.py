@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+GRID_STEPS = range(1, 17)  # that can be asked for; more pack hardly better than bfloat16 as it is
+
 
 def round_to_grid(tensor: Tensor, steps: int) -> Tensor:
     """Rounds a matrix to multiples of one power of two: the file is as long as before, but packs into half.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from demo.recipe.batches import Batch, StreamSettings, stream, tokenizer_of
 from demo.recipe.copy_init import write_copy_heads
 from demo.recipe.export import export_checkpoint
-from demo.recipe.grid import on_grid
+from demo.recipe.grid import GRID_STEPS, on_grid
 from demo.recipe.guide import Guide
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import make_optimizers
@@ -263,7 +263,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save-minutes", type=float, default=5.0)
     p.add_argument("--no-copy-heads", action="store_true", help="begin with a wholly random model")
     p.add_argument("--float32", action="store_true", help="no bfloat16 in the matrix products")
-    p.add_argument("--grid-steps", type=int, help="train, and export, with weights rounded to a grid (grid.py)")
+    p.add_argument(
+        "--grid-steps",
+        type=int,
+        choices=GRID_STEPS,
+        metavar="N",
+        help="train, and export, with weights rounded to a grid (grid.py)",
+    )
     p.add_argument("--vocabulary-documents", type=int, default=30_000)
     p.add_argument("--no-evaluation", action="store_true")
     return p
