@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 CHECKPOINT, QUANTIZED = ROOT / "demo" / "checkpoint", ROOT / "demo" / "checkpoint-int4"
 # A little below what was measured: other CPUs round otherwise.
 TOOL_FLOORS = {"tool_selection": 0.66, "arguments_exact": 0.35, "rouge_l": 0.72}
-TOOL_CEILINGS = {"false_positive_rate": 0.3}
+TOOL_CEILINGS = {"false_positive_rate": 0.4}  # 0.3 measured; one of the twenty cases is 0.05
 CHAT_FLOORS = {"right": 0.87}
 pytestmark = pytest.mark.filterwarnings("ignore")  # LangChain's deprecations are not ours to mend
 
