@@ -56,21 +56,25 @@ class Session:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._stop_reply)
         try:
-            while True:
-                try:
-                    text = await self._prompt.ask()
-                except KeyboardInterrupt:
-                    self._note("Ctrl-D leaves.")
-                    continue
-                except EOFError:
-                    return
-                try:
-                    if not await self._take(text):
-                        return
-                except ChatError as error:
-                    self._complain(str(error))
+            with _keep_keys_for_the_prompt():
+                await self._ask_and_take()
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+
+    async def _ask_and_take(self) -> None:
+        while True:
+            try:
+                text = await self._prompt.ask()
+            except KeyboardInterrupt:
+                self._note("Ctrl-D leaves.")
+                continue
+            except EOFError:
+                return
+            try:
+                if not await self._take(text):
+                    return
+            except ChatError as error:
+                self._complain(str(error))
 
     async def _take(self, text: str) -> bool:
         """Does what was typed; false ends the chat."""
@@ -146,7 +150,7 @@ class Session:
             async for _ in self._client.stream(self._conversation.body(), reply):
                 view.update(reply.content, _calls(reply) if reply.calls else None)
 
-        with _no_echo(), MarkdownStream(self._console, hold=bool(self._conversation.tools)) as view:
+        with MarkdownStream(self._console, hold=bool(self._conversation.tools)) as view:
             self._reply_task = asyncio.create_task(show())
             was_stopped = False
             try:
@@ -207,8 +211,11 @@ def _calls(reply: Reply) -> RenderableType:
 
 
 @contextlib.contextmanager
-def _no_echo() -> Iterator[None]:
-    """Keeps what is typed during a reply from being printed into it; the next prompt gets it."""
+def _keep_keys_for_the_prompt() -> Iterator[None]:
+    """What is typed while no prompt is shown waits for the next: unprinted, and with its Enter and Ctrl-D.
+
+    For the whole chat and not for the replies alone: a key may come between a reply's end and the prompt.
+    """
     try:
         import termios
 
@@ -217,9 +224,10 @@ def _no_echo() -> Iterator[None]:
     except (ImportError, OSError, ValueError, termios.error):
         yield
         return
-    quiet = [*before]
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    waiting = [*before]
+    waiting[0] &= ~termios.ICRNL  # else Enter waits as Ctrl-J, which begins a line
+    waiting[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSANOW, waiting)
     try:
         yield
     finally:

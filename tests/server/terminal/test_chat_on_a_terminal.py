@@ -78,6 +78,21 @@ def test_a_reply_is_shown_while_it_comes_and_typing_does_not_spoil_it(chat: Open
             assert window.history().count("typed early") == 1
 
 
+def test_a_question_sent_during_a_reply_is_asked_after_it(chat: Open) -> None:
+    with fake_server(says("One ", "two.", pause_s=0.4)) as server:
+        with chat("--base-url", server.url) as window:
+            window.wait("you>")
+            window.type("hi", "Enter")
+            window.wait("One")
+            window.type("and then?", "Enter")
+            window.wait(lambda text: text.count("One two.") == 2)
+            window.type("C-d")
+            window.wait("exit status 0")
+            window.type("echoed")  # the terminal is as it was
+            window.wait("echoed")
+    assert messages(server.bodies) == [("user", "hi"), ("assistant", "One two."), ("user", "and then?")]
+
+
 def test_ctrl_c_stops_the_reply_and_not_the_program(chat: Open) -> None:
     gone: list[int] = []
 
