@@ -7,32 +7,115 @@ makes a value need others; all else is the compiler's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
+# A schema with none of these has a finite value.
+_DEMANDS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "required", "minItems"})
 
 
 def has_finite_value(schema: Mapping[str, Any]) -> bool:
     """Whether some finite value may satisfy the schema.
 
-    Time is linear in the schema for each level at which definitions refer to each other.
+    Time is linear in the schema, however its definitions refer to each other.
 
     Args:
         schema: JSON schema; malformed parts of it count as satisfiable.
     """
-    # Children before parents, so that one pass settles everything but references upwards.
-    nodes = list(_subschemas(schema))[::-1]
-    finite: set[int] = set()
-    while True:
-        num_before = len(finite)
-        for node in nodes:
-            if id(node) not in finite and _is_finite(node, schema, finite):
-                finite.add(id(node))
-        if id(schema) in finite:
-            return True
-        if len(finite) == num_before:
-            return False
+    return _Gates(schema).is_open(schema)
+
+
+class _Gate:
+    """Opens once enough of what it needs is open.
+
+    Attributes:
+        missing: how many more have to open.
+        feeds: the gates that need this one.
+    """
+
+    __slots__ = ("feeds", "missing")
+
+    def __init__(self, missing: int) -> None:
+        self.missing = missing
+        self.feeds: list[_Gate] = []
+
+
+class _Gates:
+    """The schemas inside a schema as gates that are open if a finite value satisfies them.
+
+    What opens is told to the gates that need it, once each: looking again at all that are shut, until nothing
+    changes, would take a pass for every link of a chain of references, on the event loop.
+    """
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._opening: list[_Gate] = []
+        nodes = {id(node): node for node in _subschemas(root) if not _DEMANDS.isdisjoint(node)}
+        self._of_schema = {key: _Gate(1) for key in nodes}
+        for key, node in nodes.items():
+            self._need_all(self._needed(node), self._of_schema[key])
+        while self._opening:
+            for gate in self._opening.pop().feeds:
+                gate.missing -= 1
+                if gate.missing == 0:
+                    self._opening.append(gate)
+
+    def is_open(self, schema: Mapping[str, Any]) -> bool:
+        gate = self._gate(schema)
+        return gate is None or gate.missing <= 0
+
+    def _gate(self, child: Any) -> _Gate | None:
+        """Of a gate or a schema; None if it is open anyway."""
+        if isinstance(child, Mapping):
+            return self._of_schema.get(id(child))
+        if isinstance(child, _Gate):
+            return child
+        return _Gate(1) if child is False else None
+
+    def _need_all(self, children: Iterable[Any], gate: _Gate) -> _Gate:
+        """Lets a gate need all of some gates and schemas."""
+        gate.missing = 0
+        for child in children:
+            needed = self._gate(child)
+            if needed is not None:
+                gate.missing += 1
+                needed.feeds.append(gate)
+        if gate.missing == 0:
+            self._opening.append(gate)
+        return gate
+
+    def _any(self, children: Iterable[Any]) -> _Gate | None:
+        """A gate that needs one of them."""
+        gate = _Gate(1)
+        for child in children:
+            needed = self._gate(child)
+            if needed is None:
+                return None
+            needed.feeds.append(gate)
+        return gate
+
+    def _needed(self, node: Mapping[str, Any]) -> Iterator[Any]:
+        """All that a schema asks of its values."""
+        yield from _list(node.get("allOf"))
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            yield _resolve(self._root, reference)
+        for key in ("anyOf", "oneOf"):
+            branches = _list(node.get(key))
+            if branches:
+                yield self._any(branches)
+        types = node.get("type")
+        kinds = {types} if isinstance(types, str) else set(map(str, _list(types)))
+        if not kinds or kinds & _SCALARS or "enum" in node or "const" in node:
+            return
+        # What is no type of JSON's is the compiler's to refuse.
+        parts = [_object_parts(node)] if "object" in kinds else []
+        parts += [_array_parts(node)] if "array" in kinds else []
+        if len(parts) == 1:
+            yield from parts[0]
+        elif parts:
+            yield self._any([self._need_all(part, _Gate(0)) for part in parts])
 
 
 def _subschemas(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -47,45 +130,22 @@ def _subschemas(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             stack.extend(item)
 
 
-def _is_finite(node: Mapping[str, Any], root: Mapping[str, Any], finite: set[int]) -> bool:
-    """Whether a schema has a finite value, as far as is known of those inside it."""
-
-    def known(child: Any) -> bool:
-        return child is not False if not isinstance(child, Mapping) else id(child) in finite
-
-    reference = node.get("$ref")
-    if isinstance(reference, str) and not known(_resolve(root, reference)):
-        return False
-    if not all(map(known, _list(node.get("allOf")))):
-        return False
-    for key in ("anyOf", "oneOf"):
-        branches = _list(node.get(key))
-        if branches and not any(map(known, branches)):
-            return False
-    types = node.get("type")
-    kinds = {types} if isinstance(types, str) else set(map(str, _list(types)))
-    if not kinds or kinds & _SCALARS or "enum" in node or "const" in node:
-        return True
-    if "object" in kinds and _has_finite_object(node, known):
-        return True
-    # What is no type of JSON's is the compiler's to refuse.
-    return _has_finite_array(node, known) if "array" in kinds else "object" not in kinds
-
-
-def _has_finite_object(node: Mapping[str, Any], known: Callable[[Any], bool]) -> bool:
+def _object_parts(node: Mapping[str, Any]) -> list[Any]:
+    """The schemas without whose values no object is whole."""
     properties = node.get("properties")
     if not isinstance(properties, Mapping):
-        return True
+        return []
     required = (name for name in _list(node.get("required")) if isinstance(name, str))
-    return all(known(properties[name]) for name in required if name in properties)
+    return [properties[name] for name in required if name in properties]
 
 
-def _has_finite_array(node: Mapping[str, Any], known: Callable[[Any], bool]) -> bool:
+def _array_parts(node: Mapping[str, Any]) -> list[Any]:
+    """The schemas without whose values no array is whole."""
     least = node.get("minItems")
     if not isinstance(least, int) or least < 1:
-        return True
+        return []
     first = _list(node.get("prefixItems"))
-    return all(map(known, first[:least])) and (least <= len(first) or known(node.get("items", True)))
+    return [*first[:least], *([node.get("items", True)] if least > len(first) else [])]
 
 
 def _resolve(root: Mapping[str, Any], reference: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -248,3 +249,27 @@ def test_a_long_chain_of_definitions_is_followed_in_time() -> None:
     assert has_finite_value({"$ref": "#/$defs/d0", "$defs": chain})
     backwards = dict(reversed(chain.items()))
     assert has_finite_value(json.loads(json.dumps({"$ref": "#/$defs/d0", "$defs": backwards})))
+
+
+def test_the_work_grows_with_the_length_of_a_chain_and_not_with_its_square() -> None:
+    def lines(length: int) -> int:
+        chain: JsonDict = {
+            f"d{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}, "required": ["a"]}
+            for i in range(length)
+        }
+        schema = {"$ref": "#/$defs/d0", "$defs": {**chain, f"d{length}": {"type": "null"}}}
+        count = 0
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        sys.settrace(trace)
+        try:
+            assert has_finite_value(schema)
+        finally:
+            sys.settrace(None)
+        return count
+
+    assert lines(400) < 5 * lines(100)
