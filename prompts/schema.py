@@ -164,7 +164,9 @@ def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
             for name, value in properties.items()
         }
         required = schema.get("required")
-        is_complete = not isinstance(required, list) or all(name in properties for name in required)
+        is_complete = not isinstance(required, list) or all(
+            isinstance(name, str) and name in properties for name in required
+        )
         if is_complete and not _COMBINATIONS & schema.keys():
             closed.setdefault("additionalProperties", False)
     if isinstance(schema.get("items"), Mapping):

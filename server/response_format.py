@@ -75,7 +75,7 @@ def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat | None:
             raise InvalidRequestError(
                 "'response_format.json_schema.schema' must be a JSON schema.", param="response_format"
             )
-        return AnswerFormat(json_rule(_finite(schema, "response_format")), None, "response_format")
+        return AnswerFormat(_rule(schema, "response_format"), None, "response_format")
     raise InvalidRequestError(
         f"'response_format.type' is 'text', 'json_object' or 'json_schema', not {str(kind)[:40]!r}.",
         param="response_format",
@@ -94,7 +94,7 @@ def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat | None:
     if kind == "json_object":
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if kind == "json":
-        return AnswerFormat(json_rule(_schema(wish, param)), None, param)
+        return AnswerFormat(_rule(_schema(wish, param), param), None, param)
     if kind == "choice":
         if not isinstance(wish, list) or not wish or not all(isinstance(text, str) and text for text in wish):
             raise InvalidRequestError(f"'{param}.choice' must be a list of texts.", param=param)
@@ -103,6 +103,8 @@ def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat | None:
         return AnswerFormat(choice_rule(wish), None, param)
     if not isinstance(wish, str) or not wish or len(wish) > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(f"'{param}.{kind}' must be a text of reasonable length.", param=param)
+    if not wish.isascii() and wish != wish.encode(errors="replace").decode():
+        raise InvalidRequestError(f"'{param}.{kind}' has half a surrogate pair in it.", param=param)
     if kind == "regex":
         return AnswerFormat(regex_rule(wish), None, param)
     return AnswerFormat(None, _lark(wish, param), param)
@@ -112,20 +114,28 @@ def _schema(wish: object, param: str) -> Mapping[str, Any]:
     if isinstance(wish, str):
         try:
             wish = json.loads(wish)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"'{param}.json' is not valid JSON: {error}.", param=param) from error
     if not isinstance(wish, Mapping):
         raise InvalidRequestError(f"'{param}.json' must be a JSON schema.", param=param)
-    return _finite(wish, param)
+    return wish
 
 
-def _finite(schema: Mapping[str, Any], param: str) -> Mapping[str, Any]:
+def _rule(schema: Mapping[str, Any], param: str) -> str:
+    try:
+        rule = json_rule(schema)
+    except RecursionError as error:
+        raise InvalidRequestError(f"'{param}' cannot be enforced: the schema is too deep.", param=param) from error
+    if len(rule) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"'{param}' cannot be enforced: the schema is longer than {MAX_GRAMMAR_CHARS} characters.", param=param
+        )
     if not has_finite_value(schema):
         raise InvalidRequestError(
             f"'{param}' cannot be enforced: the schema requires itself without end, so no value satisfies it.",
             param=param,
         )
-    return schema
+    return rule
 
 
 def _lark(text: str, param: str) -> str:

@@ -49,6 +49,13 @@ HOSTILE: dict[str, JsonDict] = {
         ]
     },
     "deep": nested(150),
+    "long way around": {
+        "$ref": "#/$defs/a0",
+        "$defs": {
+            f"a{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/a{(i + 1) % 2500}"}}, "required": ["a"]}
+            for i in range(2500)
+        },
+    },
     "impossible number": {"type": "integer", "minimum": 5, "maximum": 3},
     "impossible property": {"type": "object", "properties": {"a": False}, "required": ["a"]},
     "empty choice": {"enum": []},
@@ -56,6 +63,7 @@ HOSTILE: dict[str, JsonDict] = {
     "type of no kind": {"type": 5},
     "properties of no kind": {"type": "object", "properties": [1]},
     "required of no kind": {"type": "object", "required": "x"},
+    "required of objects": {"type": "object", "properties": {"a": {}}, "required": [{"name": "a"}]},
     "broken pattern": {"type": "string", "pattern": "("},
     "nowhere": {"$ref": "#/$defs/none"},
     "elsewhere": {"$ref": "http://127.0.0.1:1/x.json"},

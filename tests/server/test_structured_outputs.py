@@ -149,6 +149,8 @@ def test_a_format_and_tools(wire: Wire) -> None:
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
         ({"structured_outputs": {"json": "5"}}, "structured_outputs"),
+        ({"structured_outputs": {"json": '{"items": ' * 3000 + "{}" + "}" * 3000}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"const": "x" * 300_000}}}, "structured_outputs"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs"),
         ({"structured_outputs": {"choice": ["a", 5]}}, "structured_outputs"),
         ({"structured_outputs": {"choice": ["a"] * 1025}}, "structured_outputs"),
@@ -164,3 +166,13 @@ def test_a_format_and_tools(wire: Wire) -> None:
 )
 def test_what_makes_no_sense_is_refused(wire: Wire, body: JsonDict, param: str) -> None:
     assert wire.refused(**body)["param"] == param
+
+
+@pytest.mark.parametrize("kind", ["regex", "grammar", "choice"])
+def test_half_a_surrogate_pair_is_refused(wire: Wire, kind: str) -> None:
+    text = 'start: "\ud800"' if kind == "grammar" else "\ud800"
+    wish = {kind: [text] if kind == "choice" else text}
+    body = {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": wish}
+    response = wire.http.post("/v1/chat/completions", content=json.dumps(body))  # httpx does not write it itself
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "structured_outputs"
