@@ -33,8 +33,9 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         authorization = Headers(scope=scope).get("authorization")
-        if self._credentials.accepts(authorization):
-            scope.setdefault("state", {})["is_authenticated"] = True
+        caller = self._credentials.caller(authorization)
+        if caller is not None:
+            scope.setdefault("state", {})["key"] = caller
             await self._app(scope, receive, send)
             return
         await self._refusal(authorization).response()(scope, receive, send)

@@ -8,12 +8,10 @@ their address.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, rate_limited
@@ -105,10 +103,10 @@ class RateLimiter:
 
 
 def caller_of(scope: Scope) -> str:
-    """Tells callers apart: by the key that let them in (only its hash is kept), else by their address."""
-    authorization = Headers(scope=scope).get("authorization")
-    if scope.get("state", {}).get("is_authenticated") and authorization is not None:
-        return hashlib.sha256(authorization.encode("utf-8", errors="replace")).hexdigest()
+    """Tells callers apart: by the hash of the key that let them in, else by their address."""
+    key: str | None = scope.get("state", {}).get("key")
+    if key is not None:
+        return key
     client = scope.get("client")
     return client[0] if client else ""
 

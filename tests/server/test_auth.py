@@ -38,7 +38,17 @@ def basic(text: str) -> str:
     ],
 )
 def test_what_lets_a_caller_in(header: str | None, accepted: bool) -> None:
-    assert BOTH.accepts(header) is accepted
+    assert (BOTH.caller(header) is not None) is accepted
+
+
+def test_a_key_has_one_name_however_it_is_sent() -> None:
+    spellings = ("Bearer key-1", "bearer key-1", "BEARER   key-1", "Bearer key-1 ")
+    names = {BOTH.caller(header) for header in spellings}
+    user = basic("user:pass:word")
+    assert len(names) == 1
+    assert names.isdisjoint({BOTH.caller("Bearer ключ".encode().decode("latin-1")), BOTH.caller(user)})
+    assert BOTH.caller(user) == BOTH.caller(user.replace("Basic ", "basic  "))
+    assert "key-1" not in str(names)
 
 
 def test_secrets_are_kept_as_hashes_only() -> None:

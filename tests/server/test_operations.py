@@ -241,7 +241,7 @@ def test_secrets_do_not_stay_in_settings() -> None:
     assert "s3cret" not in repr(kept)
     assert kept.model == "m"
     assert not kept.server_config().credentials.required
-    assert settings.server_config().credentials.accepts("Bearer s3cret")
+    assert settings.server_config().credentials.caller("Bearer s3cret")
 
 
 def test_traces_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
