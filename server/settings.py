@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from model.engine_config import EngineConfig
 from model.errors import ConfigError
@@ -38,7 +38,16 @@ def _one_or_more(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _no_blank(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Whoever gives a key means the server to be closed: a variable that was never filled must not open it."""
+    keys = tuple(key.strip() for key in keys)
+    if not keys or not all(keys):
+        raise ValueError("is given, but holds no key; leave it out to let everybody in")
+    return keys
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Keys = Annotated[Texts, AfterValidator(_no_blank)]
 
 
 class Settings(BaseModel):
@@ -77,7 +86,7 @@ class Settings(BaseModel):
     chat_format: Literal["auto", "chatml", "raw"] = Field(
         "auto", description="auto takes the checkpoint's; chatml also lets a base model chat"
     )
-    api_key: Texts = Field((), description="key that lets a caller in (repeatable; better in the environment)")
+    api_key: Keys = Field((), description="key that lets a caller in (repeatable; better in the environment)")
     api_key_file: Path | None = Field(None, description="file with one key a line")
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
     max_body_bytes: Size = Field(4 << 20, description="largest request body")

@@ -101,12 +101,21 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# ours\nalpha\n\nbeta\n")
     config = load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
-    assert config.credentials.accepts("Bearer beta")
-    assert not config.credentials.accepts("Bearer # ours")
+    assert config.credentials.caller("Bearer beta")
+    assert config.credentials.caller("Bearer # ours") is None
     assert "alpha" not in repr(config)
     keys.write_text("\n")
     with pytest.raises(ConfigError, match="holds no key"):
         load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
+
+
+@pytest.mark.parametrize("text", ["", " , ", ","])
+def test_a_key_that_was_never_filled_in_does_not_open_the_server(text: str) -> None:
+    with pytest.raises(ConfigError, match="^QWEN_SERVER_API_KEY: is given, but holds no key"):
+        load_settings({"model": "m"}, {"QWEN_SERVER_API_KEY": text})
+    with pytest.raises(ConfigError, match="^--api-key: is given, but holds no key"):
+        load_settings({"model": "m", "api_key": ["k", text.strip(", ")]}, {})
+    assert load_settings({"model": "m", "api_key": [" k "]}, {}).api_key == ("k",)
 
 
 @pytest.mark.parametrize(
