@@ -111,9 +111,9 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", ","])
 def test_a_key_that_was_never_filled_in_does_not_open_the_server(text: str) -> None:
-    with pytest.raises(ConfigError, match="^QWEN_SERVER_API_KEY: is given, but holds no key"):
+    with pytest.raises(ConfigError, match=r"^QWEN_SERVER_API_KEY: is given, but holds no key"):
         load_settings({"model": "m"}, {"QWEN_SERVER_API_KEY": text})
-    with pytest.raises(ConfigError, match="^--api-key: is given, but holds no key"):
+    with pytest.raises(ConfigError, match=r"^--api-key: is given, but holds no key"):
         load_settings({"model": "m", "api_key": ["k", text.strip(", ")]}, {})
     assert load_settings({"model": "m", "api_key": [" k "]}, {}).api_key == ("k",)
 
