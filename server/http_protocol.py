@@ -1,16 +1,19 @@
 """uvicorn's HTTP parser, with the patience it lacks an end to: for heads of requests, and for clients that do not read.
 
 The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
-stream and its place in the engine. Knows connections and nothing of what is served.
+stream and its place in the engine. It also drops the body of a request that offers another protocol, as every request
+of Java's own client does (`Upgrade: h2c`). Knows connections and nothing of what is served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import ApiError, dump_json
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 << 10
 # From the first byte of a request (or from the connection) to the end of its head.
 HEAD_TIMEOUT_S = 60.0
+_OF_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -37,6 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._send_timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._num_unparsed_bytes = 0
+        self._declined_head: bytes | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts to wait for a request."""
@@ -54,9 +59,27 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parses what came."""
         self._num_unparsed_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            data = self._parse(data)
         if self._num_unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
+
+    def _parse(self, data: bytes) -> bytes:
+        """Returns what is left to parse, by a parser that knows of no upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._declined_head is not None:
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the base class does
+                head, self._declined_head = self._declined_head, None
+                return head + data[upgrade.args[0] :]
+        return b""
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -78,7 +101,13 @@ class HttpProtocol(HttpToolsProtocol):
         """Its head is complete."""
         self._num_unparsed_bytes = 0
         self._stop_head_timer()
-        super().on_headers_complete()
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            # A server may ignore the offer (RFC 9110, 7.8). The parser does not let go of it, and takes no body.
+            version = self.parser.get_http_version().encode()
+            self._declined_head = _head(method, self.url, version, self.headers)
+        else:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
@@ -88,7 +117,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """It is complete."""
         self._num_unparsed_bytes = 0
-        super().on_message_complete()
+        if self._declined_head is None:
+            super().on_message_complete()
 
     def _count_head(self, num_bytes: int) -> None:
         self._num_unparsed_bytes = 0
@@ -161,3 +191,15 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 self.transport.close()
+
+
+def _head(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Writes a request's head without its offer of another protocol."""
+    lines = [b"%b %b HTTP/%b" % (method, url, version)]
+    for name, value in headers:
+        if name == b"connection":
+            options = [option.strip() for option in value.split(b",")]
+            value = b", ".join(option for option in options if option.lower() not in _OF_UPGRADES)
+        if name not in _OF_UPGRADES and (value or name != b"connection"):
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])

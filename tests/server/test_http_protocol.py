@@ -61,6 +61,34 @@ async def test_a_good_request_and_a_second_one(client: Client) -> None:
     assert (await client.ask(GOOD)).startswith(b"HTTP/1.1 200")
 
 
+JAVA = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"Content-Length: 6\r\n\r\nhello!", CHUNKED])
+@pytest.mark.parametrize("cut", [10_000, 30, 5, 1])
+async def test_an_offer_of_another_protocol_is_ignored(
+    client: Client, rest: bytes, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: x\r\n" + JAVA + rest
+    for _ in range(2):  # the connection lives on
+        for at in range(0, len(request), cut):
+            client.writer.write(request[at : at + cut])
+            await asyncio.sleep(0)
+        assert (await client.ask(b"")).endswith(b"\r\n\r\nhello!")
+    assert not caplog.records
+    pipelined = await client.ask(request + request.replace(b"Upgrade,", b"close, Upgrade,"))
+    while not client.reader.at_eof():
+        pipelined += await client.ask(b"")
+    assert pipelined.count(b"\r\n\r\nhello!") == 2
+    assert b"connection: close" in pipelined
+
+
+async def test_a_wish_for_a_tunnel_is_answered_as_any_request(client: Client) -> None:
+    answer = await client.ask(b"CONNECT a.org:443 HTTP/1.1\r\nHost: a.org\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 ")
+
+
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"GET / HTTP/1.1\r\nX"])
 async def test_a_head_that_is_too_large(client: Client, start: bytes) -> None:
     client.writer.write(GOOD)
