@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from server.output_processor import ChoiceDelta
 from server.token_text import TokenEntry
 
 JsonDict = dict[str, Any]
+_Utf8 = codecs.getincrementaldecoder("utf-8")  # a character may come in several tokens
 
 
 class CompletionReply:
@@ -36,6 +38,7 @@ class CompletionReply:
         }
         self._begun = [False] * request.num_choices
         self._num_chars = [0] * request.num_choices
+        self._utf8 = [_Utf8(errors="replace") for _ in range(request.num_choices)]
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._texts: list[list[str]] = [[] for _ in self._choices]
 
@@ -77,12 +80,13 @@ class CompletionReply:
     def _add_prompt(self, logprobs: JsonDict, index: int, scores: list[TokenLogprob]) -> None:
         """Reports the prompt's tokens; nothing comes before the first, so it has no log-probability."""
         ids = self._request.prompt_of(index).ids
-        offset = 0
+        offset, utf8 = 0, _Utf8(errors="replace")
         for position, token_id in enumerate(ids):
             name = self._name(token_id)
             logprobs["tokens"].append(name)
             logprobs["text_offset"].append(offset)
-            offset += len(self._tokenizer.decode([token_id], show_special_tokens=True))
+            shown = self._tokenizer.token_bytes(token_id) or self._tokenizer.token_name(token_id).encode()
+            offset += len(utf8.decode(shown))
             score = scores[position - 1] if 0 < position <= len(scores) else None
             logprobs["token_logprobs"].append(None if score is None else score.logprob)
             logprobs["top_logprobs"].append(None if score is None else self._top(token_id, score))
@@ -94,7 +98,7 @@ class CompletionReply:
             logprobs["text_offset"].append(self._num_chars[index])
             logprobs["token_logprobs"].append(score.logprob)
             logprobs["top_logprobs"].append(self._top(token_id, score))
-            self._num_chars[index] += len((shown or b"").decode("utf-8", errors="ignore"))
+            self._num_chars[index] += len(self._utf8[index].decode(shown or b""))
 
     def _top(self, token_id: int, score: TokenLogprob) -> dict[str, float]:
         """The most likely tokens, and the token itself where it is not among them."""

@@ -81,6 +81,17 @@ def test_scores_of_generated_tokens_agree_with_scoring_them(client: openai.OpenA
     assert said["logprobs"]["text_offset"] == list(range(6))
 
 
+def test_offsets_count_characters_that_lie_over_several_tokens(client: openai.OpenAI) -> None:
+    wish = {"extra_body": {"structured_outputs": {"choice": ["é🙂a"]}}}
+    for stream in (False, True):
+        reply = client.completions.create(
+            model="Qwen", prompt="h 🙂x", max_tokens=9, echo=True, logprobs=0, stream=stream, **wish
+        )
+        offsets = [o for part in (reply if stream else [reply]) for o in part.choices[0].logprobs.text_offset]
+        assert offsets[:7] == [0, 1, 2, 2, 2, 2, 3]
+        assert offsets[7:14] == [4, 4, 5, 5, 5, 5, 6]
+
+
 def test_padding_ids_are_allowed(client: openai.OpenAI) -> None:
     reply = client.completions.create(model="Qwen", prompt=[511, 500, 97], max_tokens=2, echo=True, **READABLE)
     assert reply.choices[0].text.startswith("a")
