@@ -28,13 +28,18 @@ _FIRST_RELEASE_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
-    """How a GPTQ checkpoint was quantised (`quantization_config` or `quantize_config.json`)."""
+    """How a GPTQ checkpoint was quantised (`quantization_config` or `quantize_config.json`).
+
+    Attributes:
+        zero_offset: what the file's zeros are short of: 1 in the published layout, 0 in GPTQModel's "gptq_v2".
+    """
 
     quant_method: str
     bits: int
     group_size: int
     desc_act: bool
     sym: bool
+    zero_offset: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,12 +182,20 @@ def _declared_dtype(fields: _Fields) -> str | None:
     return None
 
 
+_ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+
+
 def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
     if raw is None:
         return None
     if not isinstance(raw, dict) or raw.get("quant_method", "gptq") != "gptq":
         method = raw.get("quant_method") if isinstance(raw, dict) else raw
         raise CheckpointError(f"{path}: quantisation {method!r} is not supported; only GPTQ checkpoints are")
+    # In the config.json of a checkpoint, and in a file of its own.
+    layout = raw.get("checkpoint_format") or raw.get("format") or "gptq"
+    if not isinstance(layout, str) or layout not in _ZERO_OFFSETS:
+        known = " and ".join(map(repr, _ZERO_OFFSETS))
+        raise CheckpointError(f"{path}: GPTQ in the format {layout!r} is not supported; {known} are")
     try:
         return QuantizationConfig(
             quant_method="gptq",
@@ -190,6 +203,7 @@ def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
             group_size=int(raw.get("group_size", -1)),
             desc_act=bool(raw.get("desc_act", False)),
             sym=bool(raw.get("sym", True)),
+            zero_offset=_ZERO_OFFSETS[layout],
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e

@@ -24,10 +24,11 @@ class GPTQTensors(NamedTuple):
 
     Attributes:
         qweight: [K / per, N] int32.
-        qzeros: [G, N / per] int32, zeros minus one.
+        qzeros: [G, N / per] int32, zeros minus `zero_offset`.
         scales: [G, N].
         groups: [K] int64, the group of each input.
         bits: 4 or 8.
+        zero_offset: 1 in the published layout, 0 in the second one.
     """
 
     qweight: torch.Tensor
@@ -35,6 +36,7 @@ class GPTQTensors(NamedTuple):
     scales: torch.Tensor
     groups: torch.Tensor
     bits: int
+    zero_offset: int = 1
 
 
 class DecodeGraphs(Protocol):

@@ -34,7 +34,8 @@ class GPTQLinear(nn.Module):
     """A quantised linear layer in the layout of the published Int4 and Int8 checkpoints.
 
     `weight[n, k] = (q[k, n] - zero[g, n]) * scale[g, n]` with `g = g_idx[k]`. Input k sits in word `k // per` of
-    `qweight` at bit `(k % per) * bits`, output n likewise in `qzeros`, per = 32 / bits; zeros are stored minus one.
+    `qweight` at bit `(k % per) * bits`, output n likewise in `qzeros`, per = 32 / bits; zeros are stored minus one
+    (minus nothing in GPTQModel's second layout).
 
     Args:
         in_features: K.
@@ -70,6 +71,7 @@ class GPTQLinear(nn.Module):
             )
         num_groups = -(-in_features // group_size)
         self._bits = quantization.bits
+        self._zero_offset = quantization.zero_offset
         self._group_size = group_size
         self._in_features = in_features
         self._backend = backend
@@ -102,12 +104,12 @@ class GPTQLinear(nn.Module):
             if int(groups.min()) < 0 or int(groups.max()) >= scales.shape[0]:
                 raise CheckpointError(f"g_idx names groups beyond the {scales.shape[0]} there are")
         kept_bias = None if bias is None or bias.is_meta or not bool(bias.any()) else bias.data
-        stored = GPTQTensors(qweight.data, qzeros.data, scales.data, groups, self._bits)
+        stored = GPTQTensors(qweight.data, qzeros.data, scales.data, groups, self._bits, self._zero_offset)
         packed = self._backend.prepare_gptq_linear(stored, kept_bias, self._dtype)
         if packed is not None:
             self._kernel, num_bytes = packed
             return num_bytes
-        weight = dequantize(*stored, self._dtype)
+        weight = dequantize(stored, self._dtype)
         num_bytes = weight.nbytes + (0 if kept_bias is None else kept_bias.nbytes)
         self._kernel = self._backend.prepare_linear(weight, kept_bias)
         return num_bytes
@@ -118,36 +120,25 @@ class GPTQLinear(nn.Module):
         return self._kernel(x)
 
 
-def dequantize(
-    qweight: torch.Tensor,
-    qzeros: torch.Tensor,
-    scales: torch.Tensor,
-    groups: torch.Tensor,
-    bits: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def dequantize(stored: GPTQTensors, dtype: torch.dtype) -> torch.Tensor:
     """The weight a GPTQ layer stands for; products in float32, rounded once.
 
     Args:
-        qweight: [K / per, N] int32.
-        qzeros: [G, N / per] int32, zeros minus one.
-        scales: [G, N] float16.
-        groups: [K] int64, the group of each input.
-        bits: 4 or 8.
+        stored: the layer.
         dtype: of the result.
 
     Returns:
         [N, K], contiguous.
     """
-    values = unpack_rows(qweight, bits)
-    zeros = unpack_rows(qzeros.t().contiguous(), bits).t() + 1
+    values = unpack_rows(stored.qweight, stored.bits)
+    zeros = unpack_rows(stored.qzeros.t().contiguous(), stored.bits).t() + stored.zero_offset
     num_inputs, num_outputs = values.shape
-    weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=qweight.device)
-    scales = scales.float()
+    weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=values.device)
+    scales = stored.scales.float()
     # A slice of inputs at a time: the float32 products of a whole layer would be twice its bfloat16 size.
     for low in range(0, num_inputs, _INPUTS_PER_PASS):
         rows = slice(low, low + _INPUTS_PER_PASS)
-        group = groups[rows]
+        group = stored.groups[rows]
         weight[:, rows] = ((values[rows] - zeros[group]).float() * scales[group]).t().to(dtype)
     return weight
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.backends.base import GPTQTensors
 from model.backends.cuda.gptq_layout import pack
 from model.backends.cuda.kernels import decode_attention as decode
 from model.backends.cuda.kernels import gptq_matmul as gptq
@@ -39,10 +40,11 @@ def test_gptq_products(num_rows: int, in_features: int, out_features: int, bits:
     qweight, qzeros = words(in_features // per_word, out_features), words(num_groups, out_features // per_word)
     scales = torch.rand(num_groups, out_features, device=DEVICE, generator=generator).half() / 100
     groups = torch.arange(in_features, device=DEVICE) // group_size
-    packed = pack(qweight, qzeros, scales, groups, bits)
+    stored = GPTQTensors(qweight, qzeros, scales, groups, bits)
+    packed = pack(stored)
     assert packed is not None
     x = torch.randn(num_rows, in_features, device=DEVICE, generator=generator).bfloat16()
-    expected = x.float() @ dequantize(qweight, qzeros, scales, groups, bits, torch.float32).t()
+    expected = x.float() @ dequantize(stored, torch.float32).t()
     assert relative_error(gptq.gptq_matmul(x, packed, None), expected) < 1e-2
 
 

@@ -222,6 +222,13 @@ def test_gptq_in_a_file_of_its_own(tmp_path: Path) -> None:
     assert read(tmp_path, TODAY).quantization == expected
 
 
+@pytest.mark.parametrize("layout", ["marlin", 2, ["gptq"]])
+def test_gptq_in_a_layout_that_is_not_read(tmp_path: Path, layout: object) -> None:
+    raw = {"quant_method": "gptq", "bits": 4, "checkpoint_format": layout}
+    with pytest.raises(CheckpointError, match=r"in the format .* is not supported; 'gptq' and 'gptq_v2' are"):
+        read(tmp_path, TODAY, quantization_config=raw)
+
+
 @pytest.mark.parametrize("seq_length", [64, 2048, 8192])
 def test_rope_alpha_at_its_boundaries(tmp_path: Path, seq_length: int) -> None:
     config = read(tmp_path, TODAY, seq_length=seq_length)

@@ -58,7 +58,7 @@ CASES = [
 def test_products_are_those_of_the_weight(case: tuple[int, int, int, int, bool, bool], dtype: torch.dtype) -> None:
     bits, num_inputs, num_outputs, group_size, symmetric, act_order = case
     stored = random_weight(bits, num_inputs, num_outputs, group_size, symmetric=symmetric, act_order=act_order)
-    weight = dequantize(*stored, torch.float32)
+    weight = dequantize(stored, torch.float32)
     bias = torch.randn(num_outputs)
     made = make_gptq_linear(stored, bias, dtype)
     assert made is not None
@@ -107,7 +107,7 @@ def test_without_a_bias_and_from_a_view() -> None:
     made = make_gptq_linear(stored, None, torch.float32)
     assert made is not None
     x = torch.randn(6, 256)[:, ::2]
-    assert relative_error(made[0](x), x, dequantize(*stored, torch.float32), torch.zeros(64)) < 3e-6
+    assert relative_error(made[0](x), x, dequantize(stored, torch.float32), torch.zeros(64)) < 3e-6
 
 
 def test_few_rows_and_many_agree_in_float32() -> None:
@@ -125,7 +125,7 @@ def test_the_portable_arithmetic_serves_bfloat16_too(monkeypatch: pytest.MonkeyP
     assert made is not None
     x = torch.randn(3, 256).bfloat16()
     assert made[0](x).dtype == torch.bfloat16
-    assert relative_error(made[0](x), x, dequantize(*stored, torch.float32), torch.zeros(64)) < 6e-3
+    assert relative_error(made[0](x), x, dequantize(stored, torch.float32), torch.zeros(64)) < 6e-3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.backends.base import GPTQTensors
 from model.backends.torch_backend import TorchBackend
 from model.config import ModelConfig, QuantizationConfig
 from model.errors import CheckpointError
@@ -49,7 +50,7 @@ def test_dequantising_is_the_formula(bits: int, num_groups: int, dtype: torch.dt
     scales = torch.rand(num_groups, num_outputs, generator=generator).half()
     groups = torch.randint(0, num_groups, (num_inputs,), generator=generator)
     packed_zeros = pack_rows((zeros - 1).t(), bits).t().contiguous()
-    weight = dequantize(pack_rows(q, bits), packed_zeros, scales, groups, bits, dtype)
+    weight = dequantize(GPTQTensors(pack_rows(q, bits), packed_zeros, scales, groups, bits), dtype)
     for n in range(num_outputs):
         for k in range(0, num_inputs, 7):
             exact = float(q[k, n] - zeros[groups[k], n]) * float(scales[groups[k], n])
@@ -93,6 +94,29 @@ def test_quantize_config_in_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "c" / "quantize_config.json").write_text(json.dumps(config.pop("quantization_config")))
     path.write_text(json.dumps(config))
     assert torch.equal(LoadedModel(tmp_path / "c").logits([5, 6]), LoadedModel(GOLDEN / "gptq_int4").logits([5, 6]))
+
+
+@pytest.mark.parametrize("folder", ["gptq_int4", "gptq_int8", "gptq_int4_asym_desc_act"])
+@pytest.mark.parametrize("where", ["config.json", "quantize_config.json"])
+def test_zeros_of_the_second_layout(tmp_path: Path, folder: str, where: str) -> None:
+    """As GPTQModel writes them: nothing but a word of the configuration tells."""
+    shutil.copytree(GOLDEN / folder, tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    bits = config["quantization_config"]["bits"]
+    path = tmp_path / "c" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith(".qzeros")]:
+        zeros = unpack_rows(tensors[name].t().contiguous(), bits) + 1
+        assert int(zeros.max()) < 1 << bits
+        tensors[name] = pack_rows(zeros, bits).t().contiguous()
+    save_file(tensors, str(path))
+    if where == "config.json":
+        config["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    else:
+        own = {**config.pop("quantization_config"), "format": "gptq_v2"}
+        (tmp_path / "c" / where).write_text(json.dumps(own))
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    assert torch.equal(LoadedModel(tmp_path / "c").logits([5, 6]), LoadedModel(GOLDEN / folder).logits([5, 6]))
 
 
 def test_g_idx_beyond_the_groups_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.backends.base import GPTQTensors
 from model.errors import CheckpointError
 from model.quantization.gptq import dequantize, unpack_rows
 from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
@@ -93,7 +94,9 @@ def test_what_is_stored_is_what_was_chosen(bits: int) -> None:
     assert stored["qweight"].shape == (256 * bits // 32, 64)
     assert stored["qzeros"].shape == (4, 64 * bits // 32)
     groups = stored["g_idx"].long()
-    read = dequantize(stored["qweight"], stored["qzeros"], stored["scales"], groups, bits, torch.float32)
+    read = dequantize(
+        GPTQTensors(stored["qweight"], stored["qzeros"], stored["scales"], groups, bits), torch.float32
+    )
     assert torch.equal(read, result.dequantized())
 
 

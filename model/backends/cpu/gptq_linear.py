@@ -33,7 +33,7 @@ def make_gptq_linear(
         return None
     if group_size % INPUTS_PER_VECTOR[weight.bits] or not _groups_are_equal(weight.groups, num_groups, group_size):
         return None
-    zeros = unpack_rows(weight.qzeros.t().contiguous(), weight.bits).t() + 1
+    zeros = unpack_rows(weight.qzeros.t().contiguous(), weight.bits).t() + weight.zero_offset
     middle = 1 << (weight.bits - 1)
     has_offsets = bool((zeros != middle).any())
     arithmetic = "bf16" if dtype == torch.bfloat16 and has_bf16_products() else "float32"

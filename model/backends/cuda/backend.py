@@ -125,7 +125,7 @@ class CudaBackend:
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[LinearKernel, int] | None:
         """See `Backend`. Stays quantised, unless its groups are of an unusual size."""
-        packed = pack(*weight)
+        packed = pack(weight)
         if packed is None:
             logger.warning("a GPTQ layer's groups are no multiples of 16 inputs; its weight is expanded")
             return None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.backends.base import GPTQTensors
+
 # Words of one column in a tile: 128 inputs at 4 bits, 64 at 8.
 ROWS = 16
 _WORD_BITS = 32
@@ -64,21 +66,16 @@ class PackedWeight:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def pack(
-    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor, bits: int
-) -> PackedWeight | None:
+def pack(stored: GPTQTensors) -> PackedWeight | None:
     """Repacks a layer.
 
     Args:
-        qweight: [K / per, N] int32, per = 32 / bits; input k in word k // per at bit (k % per) * bits.
-        qzeros: [G, N / per] int32, packed likewise along N, zeros minus one.
-        scales: [G, N].
-        groups: [K] int64, the group of each input, any order.
-        bits: 4 or 8.
+        stored: the layer; its groups may be in any order.
 
     Returns:
         the weight, or None if its groups do not fall into slices of 16 inputs (the caller expands it then).
     """
+    qweight, qzeros, scales, groups, bits, zero_offset = stored
     per_word = _WORD_BITS // bits
     in_features, out_features = qweight.shape[0] * per_word, qweight.shape[1]
     order = torch.argsort(groups, stable=True)
@@ -100,7 +97,7 @@ def pack(
             shifts = ((inputs % per_word) * bits).to(torch.int32)[:, None]
             values = (qweight[inputs // per_word] >> shifts) & mask
             target[: len(inputs)] |= values << (place * bits)
-    zeros = _unpack_columns(qzeros, bits) + 1
+    zeros = _unpack_columns(qzeros, bits) + zero_offset
     is_symmetric = bool((zeros == 1 << (bits - 1)).all())
     return PackedWeight(
         words=words,

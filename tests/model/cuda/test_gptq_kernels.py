@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.backends.base import GPTQTensors
 from model.backends.cuda.gptq_layout import PackedWeight, pack
 from model.backends.cuda.kernels import gptq_matmul as gptq
 from model.backends.cuda.kernels.gptq_dequantize import dequantize as dequantize_packed
@@ -35,8 +36,9 @@ class Layer:
             groups = groups[torch.randperm(num_inputs)]
         qweight = pack_rows(q, bits)
         qzeros = pack_rows((zeros - 1).t(), bits).t().contiguous()
-        self.expected = dequantize(qweight, qzeros, scales, groups, bits, torch.float32)
-        packed = pack(*(x.to(device) for x in (qweight, qzeros, scales, groups)), bits)
+        tensors = (qweight, qzeros, scales, groups)
+        self.expected = dequantize(GPTQTensors(*tensors, bits), torch.float32)
+        packed = pack(GPTQTensors(*(x.to(device) for x in tensors), bits))
         assert packed is not None
         self.packed: PackedWeight = packed
 
@@ -114,11 +116,20 @@ def test_packing_takes_no_more_than_the_file(device: torch.device) -> None:
 )
 def test_groups_that_do_not_fit_are_left_to_the_caller(groups: torch.Tensor) -> None:
     num_groups = int(groups.max()) + 1
-    packed = pack(
-        torch.zeros(8, 8, dtype=torch.int32), torch.zeros(num_groups, 1, dtype=torch.int32),
-        torch.ones(num_groups, 8), groups, 4,
-    )  # fmt: skip
+    words, zeros = torch.zeros(8, 8, dtype=torch.int32), torch.zeros(num_groups, 1, dtype=torch.int32)
+    packed = pack(GPTQTensors(words, zeros, torch.ones(num_groups, 8), groups, 4))
     assert (packed is not None) == (groups.tolist() == [0] * 48 + [1] * 16)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_of_either_layout(bits: int) -> None:
+    zeros = torch.randint(1, 1 << bits, (2, 8))
+    words, scales, groups = torch.zeros(32 * bits // 32, 8, dtype=torch.int32), torch.ones(2, 8), torch.arange(32) // 16
+    for offset in (0, 1):
+        qzeros = pack_rows((zeros - offset).t(), bits).t().contiguous()
+        packed = pack(GPTQTensors(words, qzeros, scales, groups, bits, offset))
+        assert packed is not None and packed.zeros is not None
+        assert torch.equal(packed.zeros.long(), zeros)
 
 
 @pytest.mark.parametrize(
