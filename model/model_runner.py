@@ -103,11 +103,18 @@ class ModelRunner:
         They write to the first block of the cache, which nothing has been written to yet.
         """
         config, block_size, device = self.model_config, self._cache.block_size, self.backend.device
-        # Only a device with kernels for each size need see them all; a CPU would take seconds for a large model.
-        for lengths in ((2, 1), (40,), (100,)) if self.backend.runs_ahead else ((2, 1),):
-            spans = [SequenceSpan([0] * length, 0, 1.0, [0] * -(-length // block_size), 1) for length in lengths]
+        # New tokens of each sequence, and how many are before them.
+        steps: list[tuple[tuple[int, ...], int]] = [((2, 1), 0)]
+        if self.backend.runs_ahead:
+            # Only a device with kernels for each size need see them all; a CPU would take seconds for a large model.
+            # The last reads its many keys in parts.
+            steps += [((20,), 0), ((40,), 0), ((100,), 0), ((1,), min(self.max_model_len, 1024) - 1)]
+        for lengths, start in steps:
+            spans = [SequenceSpan([0] * n, start, 1.0, [0] * -(-(start + n) // block_size), 1) for n in lengths]
             batch = ForwardBatch.build(spans, config, block_size, device)
-            self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
+            logits = self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
+        sampling = SamplingParams(max_tokens=1, top_p=0.9)
+        self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
 
     def _capture(self) -> DecodeGraphs | None:
         def step(batch: ForwardBatch) -> torch.Tensor:

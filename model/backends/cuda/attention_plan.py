@@ -13,7 +13,7 @@ from model.forward_batch import SequenceSpan
 from model.kv_cache import KVCache
 
 # Parts of the copy start at multiples of this many numbers, so that kernels see the same alignment each time.
-_ALIGNMENT = 4
+ALIGNMENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _to_device(parts: list[list[int]], device: torch.device) -> list[torch.Tenso
     for part in parts:
         places.append((len(numbers), len(numbers) + len(part)))
         numbers += part
-        numbers += [0] * (-len(numbers) % _ALIGNMENT)
+        numbers += [0] * (-len(numbers) % ALIGNMENT)
     data = torch.tensor(numbers, dtype=torch.int32)
     if device.type == "cuda":
         data = data.pin_memory()

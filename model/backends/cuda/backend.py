@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, HostCopy, LinearKernel
-from model.backends.cuda.attention_plan import AttentionPlan, make_plan
+from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
 from model.backends.cuda.gptq_layout import pack
 from model.backends.cuda.kernels.decode_attention import decode_attention
@@ -185,8 +185,10 @@ class CudaBackend:
             )
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
+        for column in columns:
+            column += [0.0] * (-len(rows) % ALIGNMENT)
         filters = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
-        temperature, top_k, top_p, min_p, draws = filters.unbind(0)
+        temperature, top_k, top_p, min_p, draws = filters[:, : len(rows)].unbind(0)
         return sample_rows(logits, RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws))
 
     def capture_decode(

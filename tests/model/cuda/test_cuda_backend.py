@@ -14,6 +14,7 @@ from model.backends.cuda import decode_graphs
 from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
+from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 from model.backends.torch_backend import TorchBackend
 from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
@@ -358,6 +359,28 @@ def test_sampling_on_the_device(tiny_checkpoint: Path) -> None:
         alone = plain.run([request])[seq_id]
         assert alone.token_ids == together[seq_id].token_ids
         assert len(alone.logprobs) == 5
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7])
+def test_the_sampling_kernel_sees_one_alignment(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another would be another kernel: every stream would wait for its compiler."""
+    seen: list[RowFilters] = []
+
+    def look(logits: torch.Tensor, filters: RowFilters) -> Any:
+        seen.append(filters)
+        return sample_rows(logits, filters)
+
+    monkeypatch.setattr("model.backends.cuda.backend.sample_rows", look)
+    sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=7, top_p=0.75, min_p=0.25)
+    rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(num_rows)]
+    backend = CudaBackend(CPU)
+    assert backend.choose_tokens is not None
+    ids, _ = backend.choose_tokens(torch.zeros(num_rows, 1000), rows)
+    assert len(ids) == num_rows
+    (filters,) = seen
+    assert all(column.data_ptr() % 16 == 0 and column.is_contiguous() for column in filters)
+    for column, value in zip(filters, (0.5, 7, 0.75, 0.25), strict=False):
+        assert column.tolist() == [value] * num_rows
 
 
 def test_draws_are_the_streams_own() -> None:
