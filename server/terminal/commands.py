@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 
-from server.terminal.conversation import Conversation, read_tools
+from server.terminal.conversation import Conversation, as_path, read_tools
 from server.terminal.errors import ChatError
 from server.terminal.settings import parse_assignments
 
@@ -94,7 +94,7 @@ class Commands:
 
     def _tools(self, rest: str) -> Next:
         if rest:
-            self._conversation.tools = [] if rest == "off" else read_tools(Path(rest).expanduser())
+            self._conversation.tools = [] if rest == "off" else read_tools(as_path(rest))
         names = ", ".join(tool["function"].get("name", "?") for tool in self._conversation.tools)
         self._say(f"tools: {names or 'none'}")
         return Next.NOTHING
@@ -136,4 +136,4 @@ class Commands:
 def _path(rest: str, command: str) -> Path:
     if not rest:
         raise ChatError(f"Write {command} FILE.")
-    return Path(rest).expanduser()
+    return as_path(rest)

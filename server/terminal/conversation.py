@@ -93,14 +93,16 @@ class Conversation:
         Raises:
             ChatError: it cannot be written, or another file is in the way.
         """
-        if path.exists():
-            try:
-                read_body(path)
-            except ChatError as error:
-                raise ChatError(f"{path} exists and is no saved conversation; choose another name.") from error
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         try:
-            partial.write_text(json.dumps(self.body(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            is_there = path.exists()
+        except OSError as error:
+            raise ChatError(f"Cannot write {path}: {error.strerror}.") from error
+        if is_there:
+            _require_conversation(path)
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        text = json.dumps(self.body(), ensure_ascii=False, indent=1) + "\n"
+        try:
+            partial.write_bytes(text.encode("utf-8", errors="replace"))
             partial.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -122,6 +124,25 @@ class Conversation:
         tools = as_tools(body.get("tools") or body.get("functions") or [], path)
         self.system, self.messages, self.tools, self.settings = system, messages, tools, settings
         self.draft = None
+
+
+def _require_conversation(path: Path) -> None:
+    try:
+        read_body(path)
+    except ChatError as error:
+        raise ChatError(f"{path} exists and is no saved conversation; choose another name.") from error
+
+
+def as_path(text: str) -> Path:
+    """Returns the path a user means.
+
+    Raises:
+        ChatError: it is in the home of somebody who does not exist.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ChatError(f"There is no home directory for {text}.") from error
 
 
 def read_body(path: Path) -> JsonObject:

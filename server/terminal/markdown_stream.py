@@ -23,7 +23,8 @@ from rich.text import Text
 _REDRAW_INTERVAL_S = 0.08
 _PAUSE_FACTOR = 4
 _ROWS_KEPT_FREE = 3
-_PARSER = MarkdownIt().enable("table").enable("strikethrough")
+# Without HTML: rich draws none of it, and what a reply says of tags or of types such as List<int> would be gone.
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
 
 
 def printable(text: str) -> str:
@@ -200,4 +201,6 @@ def _stripped(line: list[Segment]) -> list[Segment]:
 
 def _markdown(text: str) -> Markdown:
     # Links are shown with their address, not behind words: a reply is not to be trusted.
-    return Markdown(printable(text), hyperlinks=False)
+    drawn = Markdown("", hyperlinks=False)
+    drawn.parsed = _PARSER.parse(printable(text))
+    return drawn

@@ -46,17 +46,19 @@ class Prompt:
             KeyboardInterrupt: Ctrl-C.
             EOFError: Ctrl-D on an empty line.
         """
-        return await self._session.prompt_async(
+        typed = await self._session.prompt_async(
             FormattedText([("bold ansigreen", "you> ")]), prompt_continuation="   … ", handle_sigint=False
         )
+        return _as_text(typed)
 
     async def ask_result(self, name: str) -> str:
         """Returns the result of a call, as the user typed it; raises as `ask` does."""
-        return await self._result_session.prompt_async(
+        typed = await self._result_session.prompt_async(
             FormattedText([("bold ansiyellow", f"result of {name}> ")]),
             prompt_continuation="   … ",
             handle_sigint=False,
         )
+        return _as_text(typed)
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -84,6 +86,11 @@ class Prompt:
             event.current_buffer.insert_text("\n")
 
         return keys
+
+
+def _as_text(typed: str) -> str:
+    """Bytes that were no UTF-8 when they were pasted come as halves of surrogate pairs, which nobody can send."""
+    return typed.encode("utf-8", errors="replace").decode()
 
 
 def _is_command(text: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from server.terminal.client import Reply
-from server.terminal.conversation import Conversation, read_tools
+from server.terminal.conversation import Conversation, as_path, read_tools
 from server.terminal.errors import ChatError
 from server.terminal.markdown_stream import MarkdownStream, printable, stable_blocks
 from server.terminal.settings import NAMES, parse_assignments
@@ -75,6 +75,21 @@ def test_blocks_are_drawn_the_same_however_they_came() -> None:
     assert 'y = "**not bold**"' in letters and letters.count("中文，一段。") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use the <br> tag; List<String> x = new ArrayList<String>();",
+        "if a<b and c>d",
+        "<html>\n<body>\nHello\n</body>\n</html>",
+        "<think>hm</think>",
+        "<!-- why -->",
+    ],
+)
+def test_what_looks_like_html_is_shown(text: str) -> None:
+    shown = drawn(text, [text])
+    assert "".join(shown.split()) == "".join(text.split())
+
+
 def test_only_what_cannot_change_is_stable() -> None:
     for text in ("", "a", "a\n", "a\n\n", "a\n\nb", "```\nx\n\ny\n", "- a\n\n- b\n", "| a |\n|---|\n| 1 |\n"):
         assert stable_blocks(text) == []
@@ -136,8 +151,29 @@ def test_other_files_are_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ChatError, match="no saved conversation; choose another name"):
         Conversation("m").save(path)
     assert path.read_text() == "thesis"
-    with pytest.raises(ChatError, match="Cannot write"):
-        Conversation("m").save(tmp_path / "none" / "x.json")
+    for name in ("none/x.json", "x" * 300, "precious.txt/x"):
+        with pytest.raises(ChatError, match="Cannot write"):
+            Conversation("m").save(tmp_path / name)
+    for folder in (tmp_path, Path("/")):
+        with pytest.raises(ChatError, match="no saved conversation"):
+            Conversation("m").save(folder)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_surrogate_pair_does_not_lose_the_rest(tmp_path: Path) -> None:
+    """JSON may hold one, and so may what is pasted."""
+    path = tmp_path / "x.json"
+    path.write_text('{"messages": [{"role": "user", "content": "caf\\udce9!"}]}')
+    conversation = Conversation("m")
+    conversation.load(path)
+    conversation.save(path)
+    assert json.loads(path.read_text())["messages"][0]["content"] == "caf?!"
+
+
+def test_the_home_of_nobody() -> None:
+    assert as_path("~/x") == Path.home() / "x"
+    with pytest.raises(ChatError, match="no home directory for ~no-such-user/x"):
+        as_path("~no-such-user/x")
 
 
 @pytest.mark.parametrize("text", ["{", "3", "{}", '{"messages": [{"role": "king"}]}', "[1]", "[" * 100_000])
