@@ -73,7 +73,7 @@ def _from_file(tokenizer: Tokenizer, path: Path) -> Iterator[list[int]]:
     if path.suffix != ".jsonl":
         yield tokenizer.encode(text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _from_line(tokenizer, line, f"{path}, line {number}")
 

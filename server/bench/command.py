@@ -21,11 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.errors import ConfigError
 from server.bench.arguments import DESCRIPTION, add_arguments
 from server.bench.benchmark import Benchmark
 from server.bench.compare import comparison, read_figures
 from server.bench.plan import BenchmarkError
 from server.bench.report import table
+from server.output_file import check_writable
 
 _INTERRUPTED = 130
 
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.compare is not None:
             return _compare(arguments)
         _check_outputs(arguments)
-    except (ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError) as error:
         return _complain(error)
     if arguments.api_key is None:
         arguments.api_key = os.environ.get("OPENAI_API_KEY")
@@ -83,8 +85,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Finds out before a long run whether its figures could be kept."""
     for path in (arguments.json, arguments.plot):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ValueError(f"{path}: cannot be written; name a file in a folder that exists")
+        if path is not None:
+            check_writable(path)
     if arguments.plot is not None:
         from server.bench.plots import check_plotting
 

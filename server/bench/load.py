@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
+from server.api_address import parse_address
 from server.bench.http import BodySink, Connection, request_bytes
 from server.bench.reply import Record, ReplyTimer, RequestError, error_message, load_object
 from server.bench.wire import Disconnected, ProtocolError, ResponseParser
@@ -32,9 +33,7 @@ class Client:
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 600.0) -> None:
-        url = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"{base_url!r} is no http or https URL")
+        url = parse_address(base_url)
         self._url: SplitResult = url
         self._path = url.path.rstrip("/") or "/v1"
         self._tls = ssl.create_default_context() if url.scheme == "https" else None

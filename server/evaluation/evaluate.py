@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 from tqdm import tqdm
 
 from model.errors import StartupError
+from server.api_address import open_client, parse_address
 from server.evaluation import report, scores
 from server.evaluation.asking import Answer, Asker, ask_all, choose_model
 from server.evaluation.suite import ChatCase, ToolCase, load_suite
+from server.output_file import check_writable
 
 _TIMEOUT_S = 600.0
 
@@ -36,7 +37,7 @@ def evaluate(arguments: dict[str, Any]) -> int:
         StartupError: suite or server cannot be used, or no case got an answer.
     """
     if arguments["json"] is not None:
-        report.check_writable(arguments["json"])
+        check_writable(arguments["json"])
     path: Path = arguments["suite"]
     if arguments["kind"] == "tools":
         tool_cases = _some(load_suite(path, ToolCase), arguments["limit"])
@@ -63,15 +64,14 @@ def _some(cases: list[CaseT], limit: int | None) -> list[CaseT]:
 
 async def _ask(cases: list[ToolCase] | list[ChatCase], arguments: dict[str, Any]) -> tuple[list[Answer], str]:
     key = arguments["api_key"] or os.environ.get("OPENAI_API_KEY")
-    base_url = arguments["base_url"].rstrip("/") + "/"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        client = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=_TIMEOUT_S)
-    except (httpx.InvalidURL, UnicodeEncodeError) as error:
+        url = parse_address(arguments["base_url"])
+        root = url._replace(path=(url.path.rstrip("/") or "/v1") + "/", query="", fragment="")
+        client = open_client(url, base_url=root.geturl(), headers=headers, timeout=_TIMEOUT_S)
+    except ValueError as error:
         raise StartupError(f"--base-url or --api-key cannot be used: {error}") from error
     async with client:
-        if not base_url.startswith(("http://", "https://")):
-            raise StartupError(f"--base-url {base_url}: must begin with http:// or https://")
         model = arguments["model"] or await choose_model(client)
         asker = Asker(client, model, arguments.get("mode", "tools"), arguments["max_tokens"])
         asks = [

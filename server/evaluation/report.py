@@ -81,16 +81,6 @@ def _cell(value: float | int | None) -> str:
     return "" if value is None else f"{100 * value:.1f}%"
 
 
-def check_writable(path: Path) -> None:
-    """Finds out before the work that its result could not be written.
-
-    Raises:
-        ConfigError: there is no such folder, or the path is one.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"{path}: cannot be written; name a file in a folder that exists")
-
-
 def write(report: dict[str, Any], path: Path) -> None:
     """Writes the report as JSON.
 

@@ -43,7 +43,8 @@ def score_tool(case: ToolCase, answer: Answer) -> ToolScore:
     """Scores one answer; a failed request is neither a right call nor a false one."""
     failed = answer.error is not None
     if case.expected is None:
-        return ToolScore(None, None, None, answer.tool is not None, failed)
+        # A server that fails has not held back: it must not look better for it.
+        return ToolScore(None, None, None, None if failed else answer.tool is not None, failed)
     # The published script compares names without regard to case; a client could not call such a name: here it counts.
     selected = answer.tool == case.expected.name
     arguments = _parse(answer.arguments) if answer.tool is not None else None

@@ -88,6 +88,12 @@ class ChatCase(_Strict):
     expected: str = Field(min_length=1)
     match: Match = "exact"
 
+    @model_validator(mode="after")
+    def _check_number(self) -> ChatCase:
+        if self.match == "number" and not _NUMBER.fullmatch(_plain(self.expected)):
+            raise ValueError(f"match is number, and expected is none: {self.expected!r}")
+        return self
+
 
 CaseT = TypeVar("CaseT", ToolCase, ChatCase)
 
@@ -108,7 +114,7 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
         raise ConfigError(f"{path}: cannot read the suite ({error})") from error
     cases: list[CaseT] = []
     ids: set[str] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -132,6 +138,11 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
+def _plain(number: str) -> str:
+    """A number, or text with numbers in it, without commas between thousands."""
+    return number.replace(",", "").strip()
+
+
 def matches(reply: str, expected: str, match: Match) -> bool:
     """Whether a reply is right; white space at the ends and runs of it do not count."""
     reply, expected = " ".join(reply.split()), " ".join(expected.split())
@@ -141,5 +152,5 @@ def matches(reply: str, expected: str, match: Match) -> bool:
         # Not inside a longer word or number: 14 does not contain 4. Chinese has no such boundaries.
         pattern = rf"(?<![A-Za-z0-9]){re.escape(expected)}(?![A-Za-z0-9])"
         return re.search(pattern, reply, re.IGNORECASE) is not None
-    numbers = _NUMBER.findall(reply.replace(",", ""))
-    return bool(numbers) and float(numbers[-1]) == float(expected)
+    numbers = _NUMBER.findall(_plain(reply))
+    return bool(numbers) and float(numbers[-1]) == float(_plain(expected))

@@ -5,16 +5,15 @@ Every failure leaves as a ChatError, a sentence for people. Knows nothing of ter
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from server.api_address import open_client, parse_address
 from server.event_parser import EventParser
 from server.terminal.errors import ChatError
 
@@ -85,18 +84,18 @@ class ChatClient:
         timeout_s: float,
         why_gone: Callable[[], str | None] = lambda: None,
     ) -> None:
-        url = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ChatError(f"{base_url!r} is no address; write it as http://127.0.0.1:8000.")
+        try:
+            url = parse_address(base_url)
+            self._http = open_client(
+                url,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
+            )
+        except ValueError as error:
+            raise ChatError(str(error)) from error
         self.url = url._replace(path=url.path.rstrip("/") or "/v1", query="", fragment="").geturl()
         self._timeout_s = timeout_s
         self._why_gone = why_gone
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
-            # A proxy of the environment is for the world outside, not for this machine.
-            trust_env=not _is_local(url.hostname),
-        )
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -134,7 +133,12 @@ class ChatClient:
         parser = EventParser()
         num_bytes = 0
         try:
-            async with self._http.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+            # Escaped, for a loaded conversation may hold half a surrogate pair.
+            content = json.dumps(body)
+            json_type = {"Content-Type": "application/json"}
+            async with self._http.stream(
+                "POST", f"{self.url}/chat/completions", content=content, headers=json_type
+            ) as response:
                 if response.status_code != 200:
                     raise self._refusal(response.status_code, await response.aread())
                 async for data in response.aiter_bytes():
@@ -211,10 +215,3 @@ def _json(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ChatError(f"That is no OpenAI-compatible server: it sent {data[:60]!r}.")
     return value
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -21,7 +21,7 @@ import httpx
 
 from server.terminal.errors import ChatError
 
-_LISTENING = re.compile(r"listening on (http://\S+?:\d+)")
+_LISTENING = re.compile(r"listening on (https?://\S+?:\d+)")
 _LOADING = re.compile(r"loading the checkpoint: (\d+%)")
 _POLL_S = 0.1
 _END_TIMEOUT_S = 15.0
@@ -81,6 +81,11 @@ class OwnServer:
             self.url = found.group(1) if found else ""
         if not self.url:
             return False
+        if self.url.startswith("https:"):
+            raise ChatError(
+                "The server of this chat is told to speak HTTPS (ssl_certfile), which it need not with itself. Leave"
+                " that out, or start the server apart and give its --base-url."
+            )
         try:
             return (await http.get(f"{self.url}/ready")).status_code == 200
         except httpx.HTTPError:

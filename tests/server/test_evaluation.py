@@ -74,6 +74,7 @@ def test_no_call_is_scored() -> None:
     assert score_tool(case(None), answer("weather", {})).false_positive is True
     assert score_tool(case(None), Answer(text="Hello")).false_positive is False
     assert score_tool(case(None), Answer(text="Hello")).selection is None
+    assert score_tool(case(None), Answer(error="HTTP 500")).false_positive is None  # it has not held back
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,7 @@ def test_no_call_is_scored() -> None:
         ("你叫安娜。", "安娜", "contains", True),
         ("3 + 4 = 7.", "7", "number", True),
         ("1,024.0", "1024", "number", True),
+        ("1024", "1,024", "number", True),
         ("7 - 10 = -3", "3", "number", False),
         ("none", "0", "number", False),
     ],
@@ -134,6 +136,10 @@ def test_the_shipped_suites_are_whole() -> None:
             '{"id": "1", "category": "c", "language": "en", "messages": [{}], "expected": "x", "mtch": 1}',
             "line 1: mtch",
         ),
+        (
+            '{"id": "1", "category": "c", "language": "en", "messages": [{}], "expected": "42 km", "match": "number"}',
+            "line 1: the line: match is number, and expected is none: '42 km'",
+        ),
     ],
 )
 def test_suites_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
@@ -141,6 +147,15 @@ def test_suites_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> No
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_suite(path, ChatCase)
+
+
+def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
+    path = tmp_path / "suite.jsonl"
+    asked = "one\u2028two\x85three"
+    line = {"id": "1", "category": "c", "language": "en", "messages": [{"role": "user", "content": asked}]}
+    path.write_text(json.dumps({**line, "expected": "x"}, ensure_ascii=False) + "\r\n\n", newline="")
+    (only,) = load_suite(path, ChatCase)
+    assert only.messages[0]["content"] == asked
 
 
 @pytest.mark.parametrize(
@@ -291,7 +306,9 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_is_told_of(
     ("flags", "words"),
     [
         (["--base-url", "http://127.0.0.1:9/v1"], "cannot reach"),
-        (["--base-url", "127.0.0.1:9"], "must begin with http"),
+        (["--base-url", "127.0.0.1:9"], "cannot reach"),
+        (["--base-url", "ftp://127.0.0.1"], "is no address"),
+        (["--base-url", "http://127.0.0.1:80000/v1"], "is no address"),
         (["--json", "/nowhere/at/all"], "cannot be written"),
         (["--suite", "/no/suite"], "cannot read the suite"),
     ],

@@ -298,8 +298,11 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         assert main(["--base-url", url]) == 1
     assert capsys.readouterr().err == f"qwen-server bench: {url}: connection refused\n"
-    assert main(["--base-url", "ftp://x"]) == 1
-    assert capsys.readouterr().err == "qwen-server bench: 'ftp://x' is no http or https URL\n"
+    for url in ("ftp://x", "http://127.0.0.1:80000", "http://[::1"):
+        assert main(["--base-url", url]) == 1
+        assert capsys.readouterr().err == (
+            f"qwen-server bench: {url!r} is no address; write it as http://127.0.0.1:8000.\n"
+        )
 
 
 def test_a_server_that_refuses_everything(capsys: pytest.CaptureFixture[str]) -> None:
