@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from model.errors import ConfigError
@@ -76,7 +77,10 @@ class CheckpointWriter:
         path = self._folder / f"shard-{len(self._shards)}"
         path.touch()
         mode = path.stat().st_mode
-        save_file(self._waiting, str(path), metadata=_METADATA)
+        try:
+            save_file(self._waiting, str(path), metadata=_METADATA)
+        except SafetensorError as error:  # not an OSError, even where the disk is full
+            raise ConfigError(f"{self._target}: cannot be written ({error})") from error
         path.chmod(mode)  # safetensors makes files that only their owner can read
         self._total_bytes += sum(tensor.nbytes for tensor in self._waiting.values())
         self._shards.append(list(self._waiting))

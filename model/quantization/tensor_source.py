@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from model.checkpoint import find_weight_files, iterate_tensors
 from model.errors import CheckpointError
@@ -56,15 +58,24 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite())
 
 
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or corrupt safetensors file ({error})") from error
+
+
 def _names(path: Path) -> list[str]:
     if path.suffix != ".safetensors":
         return [name for name, _ in iterate_tensors(path)]
-    with safe_open(path, framework="pt") as file:
+    with _open(path) as file:
         return list(file.keys())
 
 
 def _read(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
     if path.suffix != ".safetensors":
         return {name: tensor.clone() for name, tensor in iterate_tensors(path) if name in names}
-    with safe_open(path, framework="pt") as file:
+    with _open(path) as file:
         return {name: file.get_tensor(name) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model import quantize as module
@@ -164,6 +166,16 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, str(broken / "model.safetensors"))
     with pytest.raises(CheckpointError, match="missing tensors: transformer"):
         quantize(options(tmp_path / "x", source=broken, num_samples=2))
+    os.truncate(broken / "model.safetensors", 5000)
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        quantize(options(tmp_path / "x", source=broken, num_samples=2))
+
+    def fill_the_disk(*arguments: object, **options: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="x: cannot be written"):
+        patch.setattr("model.quantization.checkpoint_writer.save_file", fill_the_disk)
+        quantize(options(tmp_path / "x", num_samples=2))
 
     def interrupt(name: str, error: float) -> None:
         raise KeyboardInterrupt
