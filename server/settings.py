@@ -7,6 +7,7 @@ The fields below are the single list of settings: each is the flag `--its-name`,
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.tracing import require_tracing
 
 ENV_PREFIX = "QWEN_SERVER_"
 CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
+_SERVICE_LINK = re.compile(r"QWEN_SERVER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*)")
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -223,7 +225,7 @@ def trace_settings(
             name = _known(key.replace("-", "_"), known, f"{path}: unknown setting {key!r}", str)
             merged[name], origins[name] = value, f"{path}: {key}"
     for variable, text in environ.items():
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE and not _is_service_link(variable, text):
             name = _known(
                 variable.removeprefix(ENV_PREFIX).lower(), known, f"unknown variable {variable}", variable_name
             )
@@ -234,6 +236,13 @@ def trace_settings(
         return Settings.model_validate(merged), origins
     except ValidationError as error:
         raise ConfigError(_explain(error, origins)) from error
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    """Whether Kubernetes set the variable, for pods beside a service called qwen-server."""
+    if _SERVICE_LINK.fullmatch(variable):
+        return True
+    return variable == variable_name("port") and "://" in text
 
 
 def flag_name(field: str) -> str:

@@ -186,6 +186,7 @@ def test_the_health_check(server: ServerProcess) -> None:
 
     port = server.url.rsplit(":", 1)[1]
     assert check(QWEN_SERVER_PORT=port).returncode == 0
+    assert check(QWEN_SERVER_PORT=port, http_proxy="http://127.0.0.1:9").returncode == 0
     dead = check(QWEN_SERVER_PORT="9")
     assert dead.returncode == 1
     assert "http://127.0.0.1:9/health" in dead.stderr

@@ -109,6 +109,21 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
 
 
+def test_a_service_of_the_same_name_in_kubernetes() -> None:
+    links = {
+        "QWEN_SERVER_SERVICE_HOST": "10.0.0.1",
+        "QWEN_SERVER_SERVICE_PORT": "8000",
+        "QWEN_SERVER_SERVICE_PORT_HTTP": "8000",
+        "QWEN_SERVER_PORT": "tcp://10.0.0.1:8000",
+        "QWEN_SERVER_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "QWEN_SERVER_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_settings({"model": "m"}, links).port == 8000
+    for variable, text in (("QWEN_SERVER_PORT", "http"), ("QWEN_SERVER_PORTS", "1"), ("QWEN_SERVER_SERVICE", "x")):
+        with pytest.raises(ConfigError, match=variable):
+            load_settings({"model": "m"}, {**links, variable: text})
+
+
 @pytest.mark.parametrize("text", ["", " , ", ","])
 def test_a_key_that_was_never_filled_in_does_not_open_the_server(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^QWEN_SERVER_API_KEY: is given, but holds no key"):
