@@ -4,7 +4,7 @@ import { Problem, configureAuth, send } from "./api.js";
 import { Chat } from "./chat.js";
 import { Composer, announcer } from "./composer.js";
 import { ConversationView } from "./conversation-view.js";
-import { byId, drawIcons } from "./dom.js";
+import { byId, drawIcons, isComposing } from "./dom.js";
 import { startLanguage, t } from "./i18n.js";
 import { askKey, toast } from "./dialogs.js";
 import { Panel, drawer } from "./panel.js";
@@ -56,12 +56,19 @@ async function start() {
   view.render();
 }
 
-/** Does what drops messages, and says how to get them back where more than a reply's retry was lost. */
+/** Does what drops messages, and says how to get them back where more was lost than a reply that another replaced. */
 function offerUndo(chat, message, change, undoable) {
-  const { messages } = chat.current;
+  const { messages, id } = chat.current;
   const lost = messages.length - messages.indexOf(message) > 2;
   const undo = change();
   if (lost) undoable(undo);
+  const onEnd = ({ detail }) => {
+    if (detail?.conversation.id !== id) return;
+    chat.removeEventListener("running", onEnd);
+    const { error, content, tool_calls: calls } = detail.message;
+    if (error && !content && !calls.length && !lost) undoable(undo);
+  };
+  chat.addEventListener("running", onEnd);
 }
 
 function listen(chat, view, panel, side) {
@@ -75,7 +82,7 @@ function listen(chat, view, panel, side) {
   });
   chat.addEventListener("full", () => toast(t("storageFull")));
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (event.key !== "Escape" || isComposing(event) || document.querySelector("dialog[open]")) return;
     if (side.isOpen()) side.close();
     else if (chat.running) chat.stop();
     else if (panel.covers) panel.close();

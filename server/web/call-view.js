@@ -1,6 +1,6 @@
 // A call of a tool: its arguments while they arrive, and then its result, or the field to type it in.
 
-import { el, icon } from "./dom.js";
+import { el, icon, isComposing } from "./dom.js";
 import { t } from "./i18n.js";
 import { answer, isBuiltIn } from "./tools.js";
 
@@ -52,7 +52,7 @@ export class CallView {
       this.onResult(area.value);
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) give(event);
+      if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) give(event);
     });
     const builtIn = isBuiltIn(name) && el("button", {
       type: "button", class: "button", text: t("answerBuiltIn"), onclick: () => this.onResult(answer(this.call.function)),

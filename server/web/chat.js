@@ -64,8 +64,14 @@ export class Chat extends EventTarget {
   }
 
   rename(conversation, title) {
-    conversation.title = title.trim();
-    this.keep(conversation);
+    const live = this.live(conversation);
+    live.title = title.trim();
+    this.keep(live);
+  }
+
+  /** A conversation as it is now: another tab may have gone on with it since. */
+  live(conversation) {
+    return this.conversations.find(({ id }) => id === conversation.id) ?? conversation;
   }
 
   /** Stores a conversation; `touched` moves it to the top. */
@@ -123,9 +129,10 @@ export class Chat extends EventTarget {
     current.messages.splice(current.messages.indexOf(message));
     return () => {
       this.runs.get(current.id)?.stop();
-      current.messages = before;
-      this.keep(current);
-      if (this.current === current) this.emit("messages");
+      const live = this.live(current);
+      live.messages = before;
+      this.keep(live);
+      if (this.current === live) this.emit("messages");
     };
   }
 

@@ -1,6 +1,6 @@
 // Where messages are typed. Enter sends, Shift+Enter makes a line, Escape stops.
 
-import { byId } from "./dom.js";
+import { byId, isComposing } from "./dom.js";
 import { t } from "./i18n.js";
 import { grow } from "./message-view.js";
 
@@ -23,8 +23,7 @@ export class Composer {
     });
     this.area.addEventListener("input", () => this.update());
     this.area.addEventListener("keydown", (event) => {
-      // While an input method composes, Enter accepts its suggestion; 229 is what older browsers say then.
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+      if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
       event.preventDefault();
       this.submit();
     });

@@ -30,6 +30,9 @@ function fill(element, properties, children) {
   return element;
 }
 
+/** Whether a key is for an input method, whose suggestion Enter accepts; all that Safari tells of it then is 229. */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 export const byId = (id) => document.getElementById(id);
 
 // Drawn on a 24 by 24 grid with a stroke; each is one path.

@@ -1,7 +1,7 @@
 // One message on the page. A view is made once and then updated, so nodes that need not change do not.
 
 import { CallView } from "./call-view.js";
-import { copyText, el, iconButton } from "./dom.js";
+import { copyText, el, iconButton, isComposing } from "./dom.js";
 import { language, t } from "./i18n.js";
 import { MarkdownView } from "./markdown.js";
 import { rawView } from "./raw-view.js";
@@ -36,7 +36,7 @@ export class UserView {
       if (area.value.trim() && !this.running) this.actions.edit(this.message, area.value);
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) resend(event);
+      if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) resend(event);
       if (event.key === "Escape") {
         event.stopPropagation();
         close();

@@ -1,7 +1,7 @@
 // The list of conversations: open, rename, remove, export and import.
 
 import { titleOf } from "./chat.js";
-import { byId, download, el, iconButton } from "./dom.js";
+import { byId, download, el, iconButton, isComposing } from "./dom.js";
 import { onLanguage, t } from "./i18n.js";
 import { exportText, importText } from "./store.js";
 
@@ -70,7 +70,7 @@ export class Sidebar {
       this.list.querySelector(`[data-id="${conversation.id}"] [data-role="open"]`)?.focus();
     };
     input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.isComposing) finish(true);
+      if (event.key === "Enter" && !isComposing(event)) finish(true);
       if (event.key === "Escape") {
         event.stopPropagation();
         finish(false);

@@ -139,7 +139,8 @@ def test_calibration_text(tmp_path: Path) -> None:
     assert calibration_samples(tokenizer, text, **settings).shape == (3, 16)
     assert calibration_samples(tokenizer, text, **{**settings, "num_samples": 99}).shape == (4, 16)
     lines = tmp_path / "lines.jsonl"
-    lines.write_text('{"text": "abcdefgh\u2028ijklmnop"}\n\n{"messages": [{"role": "user", "content": "hello there"}]}\n')
+    talk = '{"messages": [{"role": "user", "content": "hello there"}]}'
+    lines.write_text(f'{{"text": "abcdefgh\u2028ijklmnop"}}\n\n{talk}\n')
     pieces = calibration_samples(tokenizer, lines, num_samples=9, sample_length=8, seed=0)
     assert tokenizer.endoftext_id in pieces
     assert tokenizer.im_start_id in pieces

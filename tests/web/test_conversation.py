@@ -100,6 +100,45 @@ def test_edit_and_resend_with_undo(server: ServerProcess, open_page: OpenPage) -
     assert chat.replies.locator(".markdown").all_inner_texts() == ["A.", "B."]
 
 
+def test_a_reply_that_failed_gives_the_old_one_back(server: ServerProcess, open_page: OpenPage) -> None:
+    chat = open_page(server, SHORT)
+    chat.answer_with(text("A good answer."))
+    chat.ask("one")
+    chat.page.unroute_all()
+    chat.page.route("**/v1/chat/completions", lambda route: route.abort())
+    chat.button("Write another reply").click()
+    chat.button("Undo").click()
+    assert chat.said() == ["one"]
+    assert chat.replies.locator(".markdown").all_inner_texts() == ["A good answer."]
+    chat.page.reload()
+    chat.replies.last.wait_for()
+    assert chat.replies.locator(".markdown").all_inner_texts() == ["A good answer."]
+
+
+def test_enter_that_accepts_a_suggestion_sends_nothing(server: ServerProcess, open_page: OpenPage) -> None:
+    """As Safari tells of it: the composition has ended by then, and only the code of the key is its own."""
+    accept = "node => node.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))"
+    chat = open_page(server, SHORT)
+    requests = chat.answer_with(text("A."))
+    chat.ask("first")
+    chat.input.fill("ni hao")
+    chat.input.evaluate(accept)
+    chat.users.first.hover()
+    chat.users.first.get_by_role("button", name="Edit and send again").click()
+    area = chat.page.get_by_label("Your message")
+    area.fill("ni")
+    area.evaluate(accept)
+    assert area.is_visible()
+    area.press("Escape")
+    chat.page.locator("#conversations li").last.hover()
+    chat.button("Rename “first”").click()
+    title = chat.page.get_by_label("Name of the conversation")
+    title.evaluate(accept)
+    assert title.is_visible()
+    assert len(requests) == 1
+    assert chat.input.input_value() == "ni hao"
+
+
 def test_several_conversations(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server, SHORT)
     chat.answer_with(text("A."))
@@ -136,6 +175,19 @@ def test_two_tabs_do_not_overwrite_each_other(server: ServerProcess, open_page: 
     chat.page.get_by_role("button", name="there", exact=True).click()
     assert chat.said() == ["there"]
     assert sorted(other.page.locator("#conversations .title").all_inner_texts()) == ["here", "there"]
+    other.page.locator("#conversations li").last.hover()
+    other.button("Rename “here”").click()
+    field = other.page.get_by_label("Name of the conversation")
+    field.fill("renamed")
+    chat.page.locator("#conversations .title", has_text=re.compile("^here$")).click()
+    chat.ask("more")
+    if field.count():  # else the news from here have ended it
+        field.press("Enter")
+    other.until("[...document.querySelectorAll('#conversations .title')].some((n) => n.textContent === 'renamed')")
+    chat.page.reload()
+    chat.page.locator("#conversations .title", has_text="renamed").click()
+    assert chat.said() == ["here", "more"]
+    assert chat.page.locator("#conversations li").count() == 2
 
 
 def test_export_and_import(server: ServerProcess, open_page: OpenPage, tmp_path: Path) -> None:
