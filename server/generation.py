@@ -202,7 +202,8 @@ class Generation:
         metrics, request = self._metrics, self.request
         metrics.prompt_tokens.inc(request.num_prompt_tokens)
         metrics.e2e_latency.observe(now - self._arrived)
-        metrics.queue_time.observe(self._queue_time_s)
+        # Whoever gave up before the first step has only waited: as zero it would make a longer queue look shorter.
+        metrics.queue_time.observe(now - self._arrived if self._first_token_at is None else self._queue_time_s)
         num_tokens = self.num_completion_tokens
         fields: dict[str, object] = {
             "reason": reason,

@@ -35,8 +35,8 @@ class Script:
         self.aborted: list[int] = []
         self.batches = batches
         self.handle = RequestHandle("test", range(request.num_choices), lambda _, ids: self.aborted.extend(ids))
-        metrics = Metrics("test", EngineStats, lambda: 0)
-        self.generation = Generation(request, self.handle, TOKENIZER, metrics, arrived=time.monotonic())
+        self.metrics = Metrics("test", EngineStats, lambda: 0)
+        self.generation = Generation(request, self.handle, TOKENIZER, self.metrics, arrived=time.monotonic() - 60)
 
     async def play(self) -> None:
         for batch in self.batches:
@@ -244,3 +244,14 @@ async def test_an_engine_error_for_one_sequence_is_a_500() -> None:
     with pytest.raises(Exception, match="no room") as caught:
         await whole(script, ChatReply(request, "m", TOKENIZER))
     assert getattr(caught.value, "status_code", None) == 500
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_who_gives_up_in_the_queue_has_waited(has_begun: bool) -> None:
+    script = Script(request_for(), [])
+    if has_begun:
+        script.handle.deliver(SequenceOutput(0, [97], queue_time_s=0.5))
+        await anext(aiter(script.generation.deltas()))
+    script.generation.close()
+    waited = script.metrics.registry.get_sample_value("vllm:request_queue_time_seconds_sum", {"model_name": "test"})
+    assert waited == pytest.approx(0.5 if has_begun else 60, rel=0.1)
