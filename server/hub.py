@@ -32,15 +32,10 @@ def resolve_checkpoint(model: str) -> Path:
     Raises:
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise CheckpointError(f"{model}: is a file; give the checkpoint's folder")
-    if _HUB_ID.fullmatch(model) is None:
-        raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name")
-    if "/" in model and Path(model.split("/")[0]).is_dir():
-        raise CheckpointError(f"{model}: no such folder")
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    _require_hub_id(model, "")
     return _fetch(model)
 
 
@@ -54,13 +49,10 @@ def describe_checkpoint(model: str, otherwise: str) -> Path:
     Raises:
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise CheckpointError(f"{model}: is a file; give the checkpoint's folder")
-    if _HUB_ID.fullmatch(model) is None:
-        raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name {otherwise}".rstrip())
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    _require_hub_id(model, otherwise)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -70,6 +62,35 @@ def describe_checkpoint(model: str, otherwise: str) -> Path:
         raise CheckpointError(f"{model}: {_why(error)}") from error
     except Exception as error:  # a network library's own kinds
         raise CheckpointError(f"{model}: cannot fetch it from the hub ({_first_line(error)})") from error
+
+
+def local_folder(model: str) -> Path | None:
+    """Returns the folder a name means, with all links followed; None if there is nothing of that name.
+
+    Raises:
+        CheckpointError: it is a file, or cannot be looked at.
+    """
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder.resolve()
+        if folder.exists():
+            raise CheckpointError(f"{model}: is a file; give the checkpoint's folder")
+    except OSError as error:
+        raise CheckpointError(f"{model}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError) as error:  # no such user, or a byte that no path has
+        raise CheckpointError(f"{model}: {error}") from error
+    return None
+
+
+def _require_hub_id(model: str, otherwise: str) -> None:
+    if _HUB_ID.fullmatch(model) is None:
+        raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name {otherwise}".rstrip())
+    owner = model.split("/")[0]
+    if Path(owner).is_dir():
+        raise CheckpointError(
+            f"{model}: no such folder (taken for a path, because a folder {owner} is here; start elsewhere to fetch it)"
+        )
 
 
 def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,7 +103,8 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
     if given:
         return tuple(dict.fromkeys(given))
     name = model.rstrip("/") or model
-    last = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name.rsplit("/", 1)[-1]
+    folder = local_folder(name)
+    last = name.rsplit("/", 1)[-1] if folder is None else folder.name
     return tuple(dict.fromkeys(n for n in (name, last, "Qwen") if n))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
 from model.memory_plan import MemoryPlan, plan_memory
 from model.safetensors_header import read_header
 from server.errors import dump_json
-from server.hub import describe_checkpoint
+from server.hub import describe_checkpoint, local_folder
 from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape, short_name
 
 _GIB = 1 << 30
@@ -65,7 +64,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or it is broken.
     """
-    shape = None if Path(name).is_dir() else published_shape(name)
+    shape = None if local_folder(name) is not None else published_shape(name)
     if shape is not None:
         return Checkpoint(short_name(name), shape, None)
     folder = describe_checkpoint(name, f"nor one of {', '.join(PUBLISHED_NAMES)}")

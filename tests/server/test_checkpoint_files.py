@@ -10,7 +10,8 @@ import pytest
 
 from model.errors import CheckpointError
 from server.generation_defaults import GenerationDefaults
-from server.hub import resolve_checkpoint
+from server.hub import describe_checkpoint, resolve_checkpoint, served_names
+from server.memory.report import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,10 +60,24 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("./a/b/c", "no such folder"),
         ("just-a-name", "no such folder"),
         (f"{tmp_path}/x", "no such folder"),
+        ("~no-such-user/x", "home directory"),
+        (f"{tmp_path}/{'x' * 300}", "File name too long"),
+        ("tests/x", "because a folder tests is here"),
     ):
-        with pytest.raises(CheckpointError, match=words) as caught:
-            resolve_checkpoint(name)
-        assert "\n" not in str(caught.value)
+        for find in (resolve_checkpoint, lambda name: describe_checkpoint(name, ""), find_checkpoint):
+            with pytest.raises(CheckpointError, match=words) as caught:
+                find(name)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for find in (resolve_checkpoint, find_checkpoint, lambda name: served_names(name, ())):
+        with pytest.raises(CheckpointError, match=r"^/root/Qwen: Permission denied$"):
+            find("/root/Qwen")
 
 
 def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
