@@ -1,4 +1,4 @@
-"""A vocabulary of the recipe's own, small and quickly made."""
+"""The vocabulary that ships; one that a file's tests learn takes its place there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import vocabulary
 from model.tokenizer import Tokenizer, read_ranks
+from tests.support.server_process import ROOT
 
 
-@pytest.fixture(scope="session")
-def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
-    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=1000), path)
-    return path
+@pytest.fixture(scope="module")
+def ranks_file() -> Path:
+    return ROOT / "demo" / "checkpoint" / "qwen.tiktoken"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tokenizer(ranks_file: Path) -> Tokenizer:
     return Tokenizer(read_ranks(ranks_file))

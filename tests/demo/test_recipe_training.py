@@ -31,6 +31,14 @@ from tests.support.engine_driver import LoadedModel
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
+@pytest.fixture(scope="module")
+def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Learned here: small, and quickly."""
+    path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
+    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=1000), path)
+    return path
+
+
 @pytest.mark.parametrize("folder", ["plain_theta1e6_fp32", "ntk_logn_fp32"])
 def test_module_equals_the_published_code(folder: str):
     model = load_checkpoint(GOLDEN / folder).eval()
@@ -254,16 +262,18 @@ def test_training_on_a_grid_feels_it_and_keeps_the_rest():
         assert torch.equal(layer.weight, before[0])
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tmp_path: Path, ranks_file: Path) -> None:
     losses = []
     for processes in (1, 2):
         state = tmp_path / str(processes)
+        state.mkdir()
+        (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())
         subprocess.run(
             [
                 *(sys.executable, "-m", "demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
                 *("--tokens", "30000", "--step-tokens", "1024", "--cooldown", "0", "--threads", "1", "--float32"),
                 *("--hidden-size", "64", "--layers", "2", "--intermediate-size", "128", "--no-evaluation"),
-                *("--vocabulary-documents", "300", "--processes", str(processes)),
+                *("--processes", str(processes)),
             ],
             check=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
