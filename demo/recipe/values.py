@@ -71,6 +71,12 @@ def digits(rng: random.Random, count: int) -> str:
     return rng.choice("123456789") + "".join(rng.choice(string.digits) for _ in range(count - 1))
 
 
+def run_of_digits(rng: random.Random) -> int:
+    """A number whose digits repeat: 444, 1111, 2002. How long such a run is must be learned apart from copying."""
+    kinds = rng.choice("123456789") + rng.choice(["", "", rng.choice(string.digits)])
+    return int(kinds[0] + "".join(rng.choice(kinds) for _ in range(rng.choice([1, 2, 2, 3, 3, 4, 5]))))
+
+
 def identifier(rng: random.Random) -> str:
     """An order number, a ticket, a code."""
     up = string.ascii_uppercase
