@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         choices=GRID_STEPS,
         metavar="N",
-        help="round to so many steps a standard deviation; the repository keeps 4 (grid.py)",
+        help="round to so many steps a standard deviation; the repository keeps 3 (grid.py)",
     )
     args = p.parse_args(argv)
     size = export_state(Path(args.state), Path(args.out), args.name, args.average, args.grid_steps)

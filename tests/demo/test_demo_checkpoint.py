@@ -26,8 +26,8 @@ with warnings.catch_warnings():
 
 CHECKPOINT, QUANTIZED = ROOT / "demo" / "checkpoint", ROOT / "demo" / "checkpoint-int4"
 # A little below what was measured: other CPUs round otherwise.
-TOOL_FLOORS = {"tool_selection": 0.66, "arguments_exact": 0.35, "rouge_l": 0.72}
-TOOL_CEILINGS = {"false_positive_rate": 0.4}  # 0.3 measured; one of the twenty cases is 0.05
+TOOL_FLOORS = {"tool_selection": 0.8, "arguments_exact": 0.55, "rouge_l": 0.8}
+TOOL_CEILINGS = {"false_positive_rate": 0.25}  # 0.15 measured; one of the twenty cases is 0.05
 CHAT_FLOORS = {"right": 0.87}
 pytestmark = pytest.mark.filterwarnings("ignore")  # LangChain's deprecations are not ours to mend
 
@@ -135,6 +135,21 @@ def test_greetings_need_no_tool(sdk: openai.OpenAI) -> None:
     )
     assert reply.choices[0].message.tool_calls is None
     assert "Hello" in (reply.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize("result", ["444", "1111", "27"])
+def test_a_result_is_told_digit_by_digit(sdk: openai.OpenAI, result: str) -> None:
+    """37 * 12 is the page's own example."""
+    calculator = function("calculator", "Evaluates an arithmetic expression.", expression="string")
+    call = {"name": "calculator", "arguments": '{"expression": "37 * 12"}'}
+    messages: list[Any] = [
+        {"role": "user", "content": "What is 37 * 12?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "1", "content": result},
+    ]
+    tools: list[Any] = [calculator]
+    reply = sdk.chat.completions.create(model="Qwen", messages=messages, tools=tools, temperature=0, max_tokens=32)
+    assert (reply.choices[0].message.content or "").split()[-1] == f"{result}."
 
 
 @pytest.mark.parametrize(
