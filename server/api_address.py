@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 
 def parse_address(text: str) -> SplitResult:
@@ -35,6 +36,8 @@ def open_client(url: SplitResult, **options: Any) -> httpx.AsyncClient:
     Raises:
         ValueError: a header or the proxy cannot be used; the text says why.
     """
+    import httpx  # here: bench reads addresses too, speaks HTTP by itself and would start twice as slowly
+
     try:
         return httpx.AsyncClient(trust_env=not _is_local(url.hostname or ""), **options)
     except ImportError as error:

@@ -11,7 +11,8 @@ from demo.recipe import values, words
 from demo.recipe.sides import TRAIN
 from demo.recipe.slots import all_slots, make_value
 
-# Of numbers that tools send back. With a hundredth, as chance has it, 444 was told as 4444.
+# Of numbers that tools send back, in training alone: the suites stay what they are. With a hundredth, as chance has it,
+# 444 was told as 4444.
 _SHARE_OF_RUNS = 0.25
 
 

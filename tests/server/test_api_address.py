@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from server.api_address import open_client, parse_address
@@ -27,7 +29,7 @@ def test_what_is_none(text: str) -> None:
 
 def test_a_proxy_is_for_the_world_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
-    monkeypatch.setitem(__import__("sys").modules, "socksio", None)
+    monkeypatch.setitem(sys.modules, "socksio", None)
     for local in ("localhost:1", "127.0.0.2:1", "[::1]:1"):
         open_client(parse_address(local))
     with pytest.raises(ValueError, match="SOCKS proxy"):
