@@ -24,7 +24,7 @@ async function start() {
     view.atEnd = true;
     chat.say(text);
   });
-  const undoable = (undo) => toast(t("cutAway"), undo);
+  const undoable = (undo, what = "cutAway") => toast(t(what), undo);
   const actions = {
     edit: (message, text) => offerUndo(chat, message, () => chat.edit(message, text), undoable),
     regenerate: (message) => offerUndo(chat, message, () => chat.regenerate(message), undoable),
@@ -56,17 +56,20 @@ async function start() {
   view.render();
 }
 
-/** Does what drops messages, and says how to get them back where more was lost than a reply that another replaced. */
+/** Does what drops messages, and says how to get them back where more was lost than a reply that another replaces. */
 function offerUndo(chat, message, change, undoable) {
-  const { messages, id } = chat.current;
+  const { messages } = chat.current;
   const lost = messages.length - messages.indexOf(message) > 2;
   const undo = change();
-  if (lost) undoable(undo);
+  if (lost) {
+    undoable(undo);
+    return;
+  }
+  const reply = chat.current.messages.at(-1);
   const onEnd = ({ detail }) => {
-    if (detail?.conversation.id !== id) return;
+    if (detail?.message !== reply) return;
     chat.removeEventListener("running", onEnd);
-    const { error, content, tool_calls: calls } = detail.message;
-    if (error && !content && !calls.length && !lost) undoable(undo);
+    if (reply.error && !reply.content && !reply.tool_calls.length) undoable(undo, "notReplaced");
   };
   chat.addEventListener("running", onEnd);
 }

@@ -17,6 +17,7 @@ export const strings = {
   close: "Close",
   cancel: "Cancel",
   cutAway: "The messages after it were dropped.",
+  notReplaced: "No new reply came; the old one can come back.",
   storageFull: "This browser has no room left for conversations, so the latest changes are not kept. Export them and delete some.",
   messages: "Messages",
   message: "Message",

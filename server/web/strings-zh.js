@@ -17,6 +17,7 @@ export const strings = {
   close: "关闭",
   cancel: "取消",
   cutAway: "其后的消息已移除。",
+  notReplaced: "没有得到新的回复，可以恢复原来的回复。",
   storageFull: "浏览器的存储空间已满，最近的更改没有保存。请先导出，再删除一些对话。",
   messages: "消息",
   message: "消息",

@@ -107,6 +107,7 @@ def test_a_reply_that_failed_gives_the_old_one_back(server: ServerProcess, open_
     chat.page.unroute_all()
     chat.page.route("**/v1/chat/completions", lambda route: route.abort())
     chat.button("Write another reply").click()
+    chat.page.get_by_text("No new reply came; the old one can come back.").wait_for()
     chat.button("Undo").click()
     assert chat.said() == ["one"]
     assert chat.replies.locator(".markdown").all_inner_texts() == ["A good answer."]
