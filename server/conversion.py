@@ -50,7 +50,7 @@ class Converter:
         """
         refuse_impossible(request)
         _check_stream_options(request)
-        if request.top_logprobs is not None and not request.logprobs:
+        if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         if request.truncation != "auto":
             texts = (message.content for message in request.messages if isinstance(message.content, str))
@@ -194,11 +194,14 @@ class Converter:
                 f"'min_tokens' ({min_tokens}) is more than the {max_tokens} tokens a choice may have.",
                 param="min_tokens",
             )
+        top_p = _or(request.top_p, defaults.top_p)
+        # The smallest nucleus is the likeliest token.
+        is_greedy = top_p == 0
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
-            temperature=_or(request.temperature, defaults.temperature),
-            top_p=_or(request.top_p, defaults.top_p),
+            temperature=0.0 if is_greedy else _or(request.temperature, defaults.temperature),
+            top_p=1.0 if is_greedy else top_p,
             top_k=max(0, defaults.top_k if request.top_k is None else request.top_k),
             min_p=_or(request.min_p, 0.0),
             presence_penalty=_or(request.presence_penalty, 0.0),

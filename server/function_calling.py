@@ -66,13 +66,26 @@ def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> F
             raise InvalidRequestError(
                 f"Two tools are called {name!r}; give each its own name.", param=described[index][0]
             )
-    calling = FunctionCalling(tools, schemas, "auto", is_legacy)
-    if request.function_call is not None:
-        return _choose(calling, _legacy_choice(request.function_call), None, "function_call", "functions")
+    return _read_choices(FunctionCalling(tools, schemas, "auto", is_legacy), request)
+
+
+def _read_choices(calling: FunctionCalling, request: ChatCompletionRequest | TokenizeRequest) -> FunctionCalling:
+    """Applies `tool_choice` and `function_call`; where both are given, the one that fits the tools decides.
+
+    "none" demands nothing that could be missing, so it is fine without tools and in the other spelling.
+    """
+    chosen = calling
+    given: list[tuple[str, str, ToolChoice, list[str] | None]] = []
     if request.tool_choice is not None:
-        choice, allowed = _choice(request.tool_choice)
-        return _choose(calling, choice, allowed, "tool_choice", "tools")
-    return calling
+        given.append(("tool_choice", "tools", *_choice(request.tool_choice)))
+    if request.function_call is not None:
+        given.append(("function_call", "functions", _legacy_choice(request.function_call), None))
+    for param, tools_param, choice, allowed in sorted(given, key=lambda one: calling.is_legacy == (one[1] != "tools")):
+        if choice == "none":
+            chosen = FunctionCalling(calling.tools, calling.schemas, "none", calling.is_legacy)
+        else:
+            chosen = _choose(calling, choice, allowed, param, tools_param)
+    return chosen
 
 
 def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:

@@ -157,7 +157,7 @@ class SamplingFields(WireModel):
     max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
     min_tokens: int | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
     temperature: Number | None = Field(None, ge=0, le=2, description="0 is greedy")
-    top_p: Number | None = Field(None, gt=0, le=1)
+    top_p: Number | None = Field(None, ge=0, le=1, description="0 is the likeliest token")
     top_k: int | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
     min_p: Number | None = Field(None, ge=0, le=1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)

@@ -10,6 +10,7 @@ from model.errors import InvalidRequestError
 from model.messages import EngineReady
 from model.sampling_params import SamplingParams
 from server.conversion import Converter
+from server.function_calling import read_function_calling
 from server.generation_defaults import GenerationDefaults
 from server.generation_request import GenerationRequest
 from server.prompt_encoding import PromptEncoder
@@ -129,7 +130,8 @@ async def test_a_last_assistant_message_is_continued_or_answered() -> None:
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
-        *(({"tool_choice": choice}, "tool_choice") for choice in ("none", "auto", "required")),
+        *(({"tool_choice": choice}, "tool_choice") for choice in ("auto", "required")),
+        ({"tool_choice": "none", "function_call": "auto"}, "function_call"),
         ({"tool_choice": "auto", "tools": []}, "tool_choice"),
         ({"truncation": "sometimes"}, "truncation"),
         ({"modalities": ["text", "audio"]}, "modalities"),
@@ -156,10 +158,40 @@ async def test_impossible_demands_name_their_field(body: dict[str, Any], param: 
         {"modalities": ["text"]},
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"},
         {"parallel_tool_calls": True},
+        {"logprobs": False, "top_logprobs": 0},
+        {"top_logprobs": 0},
+        {"tool_choice": "none"},
+        {"function_call": "none"},
+        {"tool_choice": "none", "function_call": "none", "tools": []},
     ],
 )
 async def test_what_asks_for_nothing_is_fine(body: dict[str, Any]) -> None:
-    assert await chat(**body)
+    asked, plain = await chat(**body), await chat()
+    assert asked == plain
+
+
+CLOCK = {"name": "clock"}
+
+
+@pytest.mark.parametrize(
+    ("body", "calls"),
+    [
+        ({"tools": [{"type": "function", "function": CLOCK}], "function_call": "none"}, False),
+        ({"functions": [CLOCK], "tool_choice": "none"}, False),
+        ({"tools": [{"type": "function", "function": CLOCK}], "tool_choice": "auto", "function_call": "none"}, True),
+        ({"functions": [CLOCK], "tool_choice": "none", "function_call": "auto"}, True),
+    ],
+)
+def test_none_in_the_other_spelling_gives_way_to_the_choice_among_the_tools(body: dict[str, Any], calls: bool) -> None:
+    calling = read_function_calling(ChatCompletionRequest.model_validate({"messages": HI, **body}))
+    assert calling.choice == ("auto" if calls else "none")
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+async def test_the_smallest_nucleus_is_the_likeliest_token(temperature: float) -> None:
+    ours = await sampling(top_p=0, temperature=temperature)
+    assert (ours.temperature, ours.top_p) == (0, 1)
+    assert (await completion(top_p=0)).prompts[0].sampling.temperature == 0
 
 
 async def test_completion_prompts() -> None:
