@@ -29,6 +29,7 @@ from model.engine import Engine
 from model.engine_config import EngineConfig
 from model.messages import AddRequest
 from model.sampling_params import SamplingParams
+from server.run_module import module_command
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -151,8 +152,8 @@ def llama_peer(arguments: argparse.Namespace) -> Callable[[int], float]:
     It quantises in its own way, from the unquantised checkpoint of the same shape.
     """
     folder = random_folder(arguments.shape.partition("-")[0])
-    command = [arguments.llama_python, "-m", "benchmarks.llama_peer", str(folder), "--prompt-len"]
-    command += [str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
+    command = module_command("benchmarks.llama_peer", str(folder), python=arguments.llama_python)
+    command += ["--prompt-len", str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
     command += ["--quantization", arguments.llama_quantization]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
+
+from server.run_module import module_command
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _ENGINE_MODULE = "model.engine_process"
@@ -49,7 +50,7 @@ class SoakServer:
         self.log_file = log_file
         with log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", model, "--port", "0", *flags],
+                module_command("server", "serve", model, "--port", "0", *flags),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,7 +10,6 @@ import argparse
 import html
 import json
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from server.run_module import module_command
 from tests.support.tmux import terminal
 
 COLUMNS, ROWS = 96, 40
@@ -45,7 +45,7 @@ def capture(checkpoint: str, questions: tuple[str, ...] = QUESTIONS) -> str:
         folder = Path(name)
         tools = folder / "tools.json"
         tools.write_text(json.dumps(TOOLS))
-        command = [sys.executable, "-m", "server", "chat", checkpoint, "--set", "temperature=0 max_tokens=200"]
+        command = module_command("server", "chat", checkpoint, "--set", "temperature=0 max_tokens=200")
         environment = {"XDG_STATE_HOME": name, "TERM": "xterm-256color"}
         with terminal(command, size=(COLUMNS, ROWS), **environment) as window:
             window.wait("you>", _REPLY_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The command `qwen-server`; `python -m server` is the same.
+"""The command `qwen-server`; `python -P -m server` is the same.
 
 Only reads arguments: each subcommand lives in a module of its own, imported when it is asked for.
 """

@@ -12,11 +12,11 @@ import os
 import re
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 
 from model.engine_config import EngineConfig
 from model.messages import FRAME_HEADER, MAX_FRAME_BYTES, FromEngine, Shutdown, ToEngine, decode, encode
+from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class EngineLink:
 
     @classmethod
     async def spawn(cls, config: EngineConfig, on_message: Callable[[FromEngine], None], *, module: str) -> EngineLink:
-        """Starts `python -m MODULE --fd N` and sends it its configuration.
+        """Starts `MODULE --fd N` and sends it its configuration.
 
         Args:
             config: sent as the first frame.
@@ -155,7 +155,7 @@ class EngineLink:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", module, "--fd", str(theirs.fileno()),
+                    *module_command(module, "--fd", str(theirs.fileno())),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from model.errors import EngineUnavailableError, InvalidRequestError
 from model.tokenizer import Tokenizer
 from server.engine_link import child_environment
 from server.grammar_worker import STARTED, send_ranks
+from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class GrammarWorker:
         control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.grammar_worker", "--fd", str(theirs.fileno())],
+                module_command("server.grammar_worker", "--fd", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=child_environment(os.environ),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from model.quantize_options import read_options, to_argv
 from server.hub import resolve_checkpoint
+from server.run_module import module_command
 
 
 def run(arguments: dict[str, Any]) -> int:
@@ -23,7 +22,5 @@ def run(arguments: dict[str, Any]) -> int:
     """
     source = resolve_checkpoint(arguments["source"])
     options = read_options(argparse.Namespace(**arguments), source)
-    package_root = str(Path(__file__).resolve().parents[1])
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    os.execve(sys.executable, [sys.executable, "-m", "model.quantize", *to_argv(options)], environ)
+    command = module_command("model.quantize", *to_argv(options))
+    os.execv(command[0], command)

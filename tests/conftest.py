@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import openai
 import pytest
 import torch
 
+from server.run_module import module_command
 from tests.support.server_process import ROOT, ServerProcess, running_server
 from tests.support.wire import Wire
 
@@ -26,7 +26,7 @@ SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
 def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random checkpoint with a 256-byte vocabulary."""
     folder = tmp_path_factory.mktemp("checkpoints") / "Qwen-Demo"
-    subprocess.run([sys.executable, "-m", "demo.random_checkpoint", str(folder)], cwd=ROOT, check=True)
+    subprocess.run(module_command("demo.random_checkpoint", str(folder)), cwd=ROOT, check=True)
     return folder
 
 

@@ -7,7 +7,6 @@ with two threads, where one thread made 2,600; 5,000 with two processes, where o
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from demo.recipe.batches import Batch
+from server.run_module import module_command
 
 LONG_ROW = 192  # rows longer than this are computed one by one, which divides a step more evenly
 
@@ -29,7 +29,7 @@ def start_peers(processes: int, rank: int, argv: Sequence[str], folder: Path) ->
     if processes == 1 or rank:
         return []
     (folder / MEETING).unlink(missing_ok=True)  # of a run before: it would lead the processes astray
-    command = [sys.executable, "-m", "demo.recipe.train", *argv]
+    command = module_command("demo.recipe.train", *argv)
     return [subprocess.Popen([*command, "--rank", str(r)]) for r in range(1, processes)]
 
 

@@ -12,13 +12,13 @@ import os
 import re
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
+from server.run_module import module_command
 from server.terminal.errors import ChatError
 
 _LISTENING = re.compile(r"listening on (https?://\S+?:\d+)")
@@ -50,7 +50,7 @@ class OwnServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment["QWEN_SERVER_API_KEY"] = self.api_key
         ours = ("--host", "127.0.0.1", "--port", "0")
-        command = [sys.executable, "-m", "server.terminal.session_server", checkpoint, *ours, *flags]
+        command = module_command("server.terminal.session_server", checkpoint, *ours, *flags)
         try:
             self._process = subprocess.Popen(
                 [*command, "--log-level", "info"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from server.run_module import module_command
 from tests.conftest import SMALL, sdk_of
 from tests.support.server_process import ROOT, ServerProcess, running_server
 
@@ -160,7 +160,7 @@ def test_it_does_on_the_suites_what_its_card_says(
     trained: ServerProcess, tmp_path: Path, kind: str, limit: int, floors: dict[str, float], ceilings: dict[str, float]
 ) -> None:
     path = tmp_path / "report.json"
-    command = [sys.executable, "-m", "server", "eval", kind, "--base-url", f"{trained.url}/v1", "--limit", str(limit)]
+    command = module_command("server", "eval", kind, "--base-url", f"{trained.url}/v1", "--limit", str(limit))
     command += ["--suite", str(ROOT / "demo" / "suites" / f"{kind}.jsonl"), "--json", str(path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     measured = json.loads(path.read_text())["all"]

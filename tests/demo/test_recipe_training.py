@@ -6,7 +6,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from demo.recipe.grid import on_grid, round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
 from model.tokenizer import Tokenizer
+from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -271,7 +271,7 @@ def test_two_processes_train_as_one(tmp_path: Path, ranks_file: Path) -> None:
         (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())
         subprocess.run(
             [
-                *(sys.executable, "-m", "demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
+                *module_command("demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
                 *("--tokens", "30000", "--step-tokens", "1024", "--cooldown", "0", "--threads", "1", "--float32"),
                 *("--hidden-size", "64", "--layers", "2", "--intermediate-size", "128", "--no-evaluation"),
                 *("--processes", str(processes)),

@@ -20,6 +20,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from server.__main__ import build_parser
+from server.run_module import module_command
 from server.settings import load_settings
 from server.terminal.arguments import split_server_flags
 from tests.docs.guide import PAGES, Example, examples
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with the command in it, as an installation would have it on the PATH."""
     command = tmp_path / "bin" / "qwen-server"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m server "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(module_command("server"))} "$@"\n')
     command.chmod(0o755)
     return tmp_path
 

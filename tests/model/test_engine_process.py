@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from model.messages import (
     encode,
 )
 from model.sampling_params import SamplingParams
+from server.run_module import module_command
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [9, 3, 200, 41, 41, 7]
@@ -105,7 +105,7 @@ class EngineProcess(Peer):
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "model.engine_process", "--fd", str(theirs.fileno())],
+                module_command("model.engine_process", "--fd", str(theirs.fileno())),
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
@@ -379,7 +379,7 @@ def test_no_descriptor_no_engine() -> None:
     os.close(write_end)
     os.close(read_end)
     result = subprocess.run(
-        [sys.executable, "-m", "model.engine_process"], cwd=ROOT, capture_output=True, text=True, check=False
+        module_command("model.engine_process"), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert "--fd" in result.stderr

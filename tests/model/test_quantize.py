@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from model.quantization.tensor_source import TensorSource
 from model.quantize import quantize
 from model.quantize_options import QuantizeOptions
 from model.tokenizer import Tokenizer
+from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
 from tests.support.server_process import ROOT
 
@@ -200,7 +200,7 @@ def test_a_gpu_does_the_same(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     target = tmp_path / "Int8"
-    command = [sys.executable, "-m", "server", "quantize", str(SOURCE), str(target), "--bits", "8"]
+    command = module_command("server", "quantize", str(SOURCE), str(target), "--bits", "8")
     command += ["--device", "cpu", "--threads", "1", "--num-samples", "2", "--sample-length", "32"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "100%" in done.stderr
@@ -213,7 +213,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_command_leaves_no_folder(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "quantize", str(SOURCE), str(tmp_path / "x"), "--bits", "4"]
+    command = module_command("server", "quantize", str(SOURCE), str(tmp_path / "x"), "--bits", "4")
     command += ["--device", "cpu", "--threads", "1", "--num-samples", "4000", "--sample-length", "64"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

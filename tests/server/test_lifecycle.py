@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server
 from tests.support.wishes import HI
@@ -27,7 +27,7 @@ ENDLESS = {"messages": HI, "ignore_eos": True, "max_tokens": 4000}
 def fails(*argv: str) -> str:
     """Runs a server that cannot start; returns its last line."""
     result = subprocess.run(
-        [sys.executable, "-m", "server", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+        module_command("server", *argv), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -7,7 +7,6 @@ import re
 import signal
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from server.run_module import module_command
 
 ROOT = Path(__file__).resolve().parents[2]
 _LISTENING = re.compile(r"listening on (https?://\S+)")
@@ -27,12 +28,19 @@ _ANY_CERTIFICATE.verify_mode = ssl.CERT_NONE
 class ServerProcess:
     """`python -m server serve`, on a port the system chose."""
 
-    def __init__(self, model: Path | str, log_file: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path | str,
+        log_file: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+    ) -> None:
         self.log_file = log_file
         with log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", str(model), "--port", "0", *flags],
-                cwd=ROOT,
+                module_command("server", "serve", str(model), "--port", "0", *flags),
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -112,10 +120,10 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def running_server(
-    model: Path | str, log_file: Path, *flags: str, env: dict[str, str] | None = None
+    model: Path | str, log_file: Path, *flags: str, env: dict[str, str] | None = None, cwd: Path = ROOT
 ) -> Iterator[ServerProcess]:
     """A server that is ready; ended by its process id afterwards."""
-    server = ServerProcess(model, log_file, *flags, env=env)
+    server = ServerProcess(model, log_file, *flags, env=env, cwd=cwd)
     try:
         server.wait_ready()
         yield server

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from server.run_module import module_command
 from tests.support.server_process import ROOT
 
 # What a program may have at most: sm_80 has 163 KiB for one, sm_90 227.
@@ -20,7 +20,7 @@ MAX_SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 def test_kernels_compile(tmp_path: Path, is_quick: bool) -> None:
     """In a process of its own: this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_report", "--json", str(tmp_path / "report.json")]
+    command = module_command("benchmarks.kernel_report", "--json", str(tmp_path / "report.json"))
     command += ["--quick"] if is_quick else []
     print(subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
     uses = json.loads((tmp_path / "report.json").read_text())

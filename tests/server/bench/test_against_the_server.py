@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.bench.command import main
+from server.run_module import module_command
 from tests.support.server_process import ROOT, ServerProcess
 
 PNG = b"\x89PNG\r\n"
@@ -23,7 +24,7 @@ def figures(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("bench") / "first.json"
     command = ["--base-url", server.url, "--concurrency", "1", "3", "--num-requests", "6", "--ignore-eos"]
     command += ["--prompt-tokens", "lognormal:40:0.5:90", "--max-tokens", "4:8", "--json", str(path)]
-    code = [sys.executable, "-m", "server", "bench", *command, "--plot", str(path.with_suffix(".png"))]
+    code = module_command("server", "bench", *command, "--plot", str(path.with_suffix(".png")))
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -128,9 +129,9 @@ def test_plots_without_matplotlib_say_what_to_install(
 
 
 def test_the_thin_script_is_the_command() -> None:
-    for command in (["-m", "benchmarks.serving"], ["-m", "server", "bench"]):
+    for command in (module_command("benchmarks.serving"), module_command("server", "bench")):
         done = subprocess.run(
-            [sys.executable, *command, "--help"],
+            [*command, "--help"],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -143,7 +144,7 @@ def test_the_thin_script_is_the_command() -> None:
 def test_a_bar_is_shown_on_a_terminal(server: ServerProcess) -> None:
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "server", "bench", "--base-url", server.url, "--num-requests", "3"]
+    command = module_command("server", "bench", "--base-url", server.url, "--num-requests", "3")
     process = subprocess.Popen(
         [*command, "--max-tokens", "4"],
         cwd=ROOT,

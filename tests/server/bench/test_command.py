@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from server.bench.command import main
 from server.bench.load import Client, Level, Load, run_level
 from server.bench.reply import Record
 from server.bench.report import describe, percentile, summarise
+from server.run_module import module_command
 from tests.support.fake_server import (
     FakeServer,
     Script,
@@ -323,7 +323,7 @@ def test_ctrl_c_prints_what_there_is(tmp_path: Path) -> None:
 
     path = tmp_path / "figures.json"
     with fake_server(script) as server:
-        command = [sys.executable, "-m", "server", "bench", "--base-url", server.url, "--endpoint", "completions"]
+        command = module_command("server", "bench", "--base-url", server.url, "--endpoint", "completions")
         command += ["--concurrency", "2", "--num-requests", "50", "--warmup", "0", "--json", str(path)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 10

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
+from server.run_module import module_command
 from tests.support.tmux import Terminal, terminal
 
-CHAT = (sys.executable, "-m", "server", "chat")
+CHAT = tuple(module_command("server", "chat"))
 Open = Callable[..., contextlib.AbstractContextManager[Terminal]]
 Piped = Callable[..., subprocess.CompletedProcess[str]]
 
