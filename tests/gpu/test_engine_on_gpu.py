@@ -220,6 +220,26 @@ def test_the_cache_takes_its_share_of_the_memory(demo_checkpoint: Path) -> None:
     assert taken <= share * total + (64 << 20)
 
 
+def test_a_capture_that_fails_is_survived(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that waits for the device cannot be recorded; then none is, and the replies are the same."""
+    requests = greedy_prompts(3, 20)
+    expected = drive(tiny_checkpoint, cuda_graphs=False).run(requests)
+    logits = QWenLMHeadModel.logits
+
+    def waiting(self: QWenLMHeadModel, hidden: torch.Tensor) -> torch.Tensor:
+        out = logits(self, hidden)
+        if torch.cuda.is_current_stream_capturing() and len(hidden) > 2:
+            out.sum().item()
+        return out
+
+    monkeypatch.setattr(QWenLMHeadModel, "logits", waiting)
+    driver = drive(tiny_checkpoint)
+    graphs = driver.engine._runner._graphs
+    assert graphs is None or graphs.max_num_rows == 0
+    found = driver.run(requests)
+    assert [found[i].token_ids for i in found] == [expected[i].token_ids for i in expected]
+
+
 def greedy_prompts(num_requests: int, length: int) -> list[AddRequest]:
     sampling = SamplingParams(max_tokens=8, temperature=0.0, repetition_penalty=1.1)
     return [

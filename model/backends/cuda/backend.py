@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from model.backends.base import GPTQTensors, HostCopy, LinearKernel
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
+from model.backends.cuda.device_faults import one_line, require_living_device
 from model.backends.cuda.gptq_layout import pack
 from model.backends.cuda.kernels.decode_attention import decode_attention
 from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
@@ -202,7 +203,12 @@ class CudaBackend:
         """See `Backend`."""
         if self._recorder is None:
             return None
-        return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder)
+        try:
+            return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder)
+        except Exception as error:  # its own tables may not fit
+            require_living_device(self.device, error)
+            logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
+            return None
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
         """See `Backend`. To pinned memory, in the order of the stream; waiting is for these copies alone."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from model.backends.cuda.attention_plan import AttentionPlan
+from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, make_decode_inputs
 from model.config import ModelConfig
@@ -33,8 +34,11 @@ logger = logging.getLogger(__name__)
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
-# Recording stops here; the batch sizes it did not come to run in larger graphs.
+# Recording stops here; batch sizes it did not come to run as any other step.
 MAX_CAPTURE_S = 90.0
+
+# The same kernels on the same numbers; a library may choose another algorithm while it is recorded.
+_MAX_REPLAY_ERROR = 0.02
 
 _UNUSED_ROW = (0, -1, 0, 0)
 
@@ -130,17 +134,53 @@ class CapturedDecodes:
         self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
         rows = self._numbers[: self._table_start].view(-1, NUM_FIELDS)
         rows.copy_(torch.tensor(_UNUSED_ROW, dtype=torch.int32))
-        # The largest first: the others fit into its memory.
-        for batch_size in reversed(_batch_sizes(max_num_rows)):
-            if self._graphs and time.monotonic() - started > MAX_CAPTURE_S:
-                logger.warning("recording decode steps took too long; batch sizes below %d have none", batch_size + 1)
-                break
-            try:
-                self._graphs[batch_size] = recorder.record(functools.partial(self._decode, batch_size))
-            except torch.OutOfMemoryError:
-                logger.warning("no memory to record decode steps of %d sequences", batch_size)
+        self._record_all(_batch_sizes(max_num_rows), config.vocab_size)
         self.batch_sizes = sorted(self._graphs)
         logger.info("recorded decode steps of %s sequences in %.1f s", self.batch_sizes, time.monotonic() - started)
+
+    def _record_all(self, batch_sizes: list[int], vocab_size: int) -> None:
+        """Records ascending sizes, as many as time and memory allow; none at all if any goes wrong."""
+        started = time.monotonic()
+        for batch_size in batch_sizes:
+            if self._graphs and time.monotonic() - started > MAX_CAPTURE_S:
+                logger.warning("recording decode steps took too long; those of %d and more have none", batch_size)
+                return
+            try:
+                self._graphs[batch_size] = self._recorder.record(functools.partial(self._decode, batch_size))
+                self._check_replay(batch_size, vocab_size)
+            except torch.OutOfMemoryError:
+                self._graphs.pop(batch_size, None)
+                logger.warning("no memory to record decode steps of %d sequences and more", batch_size)
+                return
+            except Exception as error:
+                self._graphs.clear()
+                require_living_device(self._cache.data.device, error)
+                logger.warning(
+                    "decode steps of %d sequences cannot be recorded, so none is; they run as any other: %s",
+                    batch_size,
+                    one_line(error),
+                    exc_info=logger.isEnabledFor(logging.DEBUG),
+                )
+                return
+
+    def _check_replay(self, batch_size: int, vocab_size: int) -> None:
+        """Replays what was recorded on other numbers than it was recorded with, and runs the step as any other.
+
+        Every row is a sequence's first token, in a block of its own of the cache, which nothing has been written to.
+
+        Raises:
+            RuntimeError: the two disagree.
+        """
+        num_rows = min(batch_size, self._cache.num_blocks)
+        fields = [(row % vocab_size, 0, 0, row) for row in range(num_rows)]
+        fields += [_UNUSED_ROW] * (batch_size - num_rows)
+        self._numbers[: batch_size * NUM_FIELDS].copy_(torch.tensor(fields, dtype=torch.int32).flatten())
+        self._numbers[self._table_start : self._table_start + num_rows].copy_(torch.arange(num_rows))
+        replay, logits = self._graphs[batch_size]
+        replay()
+        error = relative_error(logits[:num_rows], self._decode(batch_size)[:num_rows])
+        if not error <= _MAX_REPLAY_ERROR:
+            raise RuntimeError(f"a replayed step is off by {error:.3g} of its largest number")
 
     @property
     def max_num_rows(self) -> int:

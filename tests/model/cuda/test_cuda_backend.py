@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_a_step_runs_in_the_next_larger_graph(model: FakeModel) -> None:
     graphs = capture(model, recorder)
     assert graphs.batch_sizes == [1, 2, 4, 6]
     assert graphs.max_num_rows == 6
-    assert [len(batch.token_ids) for batch in model.batches] == [6, 4, 2, 1], "the largest first"
+    assert [n for n, _ in itertools.groupby(len(batch.token_ids) for batch in model.batches)] == [1, 2, 4, 6]
     for num_rows, expected in ((1, 1), (2, 2), (3, 4), (5, 6), (6, 6)):
         spans = [SequenceSpan([7 + i], i, 1.0, [i], 1) for i in range(num_rows)]
         logits = graphs.run(spans, [-1] * num_rows)
@@ -215,32 +216,87 @@ def test_a_staging_buffer_is_not_overwritten_while_it_is_read(model: FakeModel) 
         assert recorder.num_waits == max(0, number - 1), "waits for the copy of two steps ago"
 
 
+class FailingRecorder(FakeRecorder):
+    """Cannot record steps of more than some sequences."""
+
+    def __init__(self, error: Exception, max_rows: int) -> None:
+        super().__init__()
+        self.error = error
+        self.max_rows = max_rows
+
+    def record(self, run: Any) -> Any:
+        if len(run()) > self.max_rows:
+            raise self.error
+        return super().record(run)
+
+
 def test_recording_without_memory(model: FakeModel) -> None:
     """What could be recorded is used; with nothing, steps run as any other."""
-
-    class Full(FakeRecorder):
-        max_rows = 2
-
-        def record(self, run: Any) -> Any:
-            if len(run()) > self.max_rows:
-                raise torch.OutOfMemoryError("no memory")
-            return super().record(run)
-
-    graphs = capture(model, Full())
+    error = torch.OutOfMemoryError("no memory")
+    graphs = capture(model, FailingRecorder(error, 2))
     assert graphs.batch_sizes == [1, 2]
     assert graphs.max_num_rows == 2
-    none = Full()
-    none.max_rows = 0
-    assert capture(model, none).max_num_rows == 0
+    assert capture(model, FailingRecorder(error, 0)).max_num_rows == 0
 
 
-def test_recording_that_takes_too_long_keeps_the_largest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_rows", [0, 2])
+@pytest.mark.parametrize("error", [RuntimeError("capture invalidated"), torch.AcceleratorError("no"), KeyError("x")])
+def test_recording_that_fails_leaves_none(
+    model: FakeModel, error: Exception, max_rows: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = capture(model, FailingRecorder(error, max_rows))
+    assert graphs.max_num_rows == 0
+    assert type(error).__name__ in caplog.text
+
+
+def test_a_device_that_died_while_recording_ends_the_start(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object, **kwargs: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("model.backends.cuda.device_faults.torch.ones", die)
+    with pytest.raises(RuntimeError, match="capture invalidated"):
+        capture(model, FailingRecorder(RuntimeError("capture invalidated"), 0))
+
+
+@pytest.mark.parametrize("kind", ["old", "nan"])
+def test_a_replay_that_disagrees_leaves_none(
+    model: FakeModel, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph that gives the numbers it was recorded with, or none, from some size on."""
+
+    class Stale(FakeRecorder):
+        def record(self, run: Any) -> Any:
+            replay, output = super().record(run)
+            if len(output) < 4:
+                return replay, output
+            return (lambda: None if kind == "old" else output.fill_(float("nan"))), output
+
+    assert capture(model, Stale()).max_num_rows == 0
+    assert "a replayed step is off by" in caplog.text
+
+
+def test_a_backend_without_room_for_its_tables_has_no_graphs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise torch.OutOfMemoryError("no memory for angles")
+
+    monkeypatch.setattr(decode_graphs, "angle_tables", fail)
+    backend: Any = InterpretedBackend(CPU)
+    cache = allocate_kv_cache(CONFIG, num_blocks=3, block_size=4, dtype=torch.float32, device=CPU)
+    assert backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12) is None
+    assert "no memory for angles" in caplog.text
+
+
+def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_graphs, "MAX_CAPTURE_S", -1.0)
     recorder = FakeRecorder()
     graphs = capture(model, recorder)
-    assert graphs.batch_sizes == [6]
+    assert graphs.batch_sizes == [1]
     graphs.run([SequenceSpan([1], 0, 1.0, [0], 1)], [-1])
-    assert recorder.replayed == [6]
+    assert recorder.replayed[-1] == 1
 
 
 WARM_UP = ModelRunner._warm_up
