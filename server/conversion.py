@@ -6,7 +6,7 @@ The one place that knows what a field of a request means. Knows no HTTP: bad dem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
@@ -21,7 +21,7 @@ from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
 from server.response_format import AnswerFormat, read_answer_format
 from server.token_budget import budget, prompt_window, refuse_hopeless_length
-from server.unsupported import refuse_impossible
+from server.unsupported import UnknownFields, refuse_unserved
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES_PER_REQUEST = 4096
@@ -36,11 +36,13 @@ class Converter:
         encoder: of the checkpoint.
         grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
+        unknown_fields: told of each request, for the log.
     """
 
     encoder: PromptEncoder
     grammars: GrammarChecker
     max_request_tokens: int = 1 << 20
+    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a chat request.
@@ -48,8 +50,7 @@ class Converter:
         Raises:
             InvalidRequestError: it cannot be served as asked.
         """
-        refuse_impossible(request)
-        _check_stream_options(request)
+        self._look_over(request)
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         if request.truncation != "auto":
@@ -85,6 +86,13 @@ class Converter:
             reading = ReplyReading(prompt.react.opening, prompt.react.allow_calls, calling.is_legacy)
         self._check_size(request.n or 1, [sampling])
         return _generation_request(request, [Prompt(prompt.ids, sampling)], num_top_logprobs, reading=reading)
+
+    def _look_over(self, request: ChatCompletionRequest | CompletionRequest) -> None:
+        """Refuses what contradicts itself or is not served, and logs what is ignored."""
+        refuse_unserved(request)
+        if request.stream_options is not None and not request.stream:
+            raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+        self.unknown_fields.note(request)
 
     async def _chat_grammar(
         self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None
@@ -128,7 +136,7 @@ class Converter:
         Raises:
             InvalidRequestError: it cannot be served as asked.
         """
-        _check_stream_options(request)
+        self._look_over(request)
         n = request.n or 1
         if request.suffix:
             raise InvalidRequestError("'suffix' is not supported: these models only continue a text.", param="suffix")
@@ -270,8 +278,3 @@ def _logit_bias(bias: dict[str, float] | None, vocab_size: int) -> tuple[tuple[i
             )
         pairs.append((int(key), float(value)))
     return tuple(pairs)
-
-
-def _check_stream_options(request: SamplingFields) -> None:
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")

@@ -1,7 +1,7 @@
 """Requests as they come over the wire.
 
-Types and bounds only: what a field means is decided in conversion. Unknown fields are accepted and ignored, an
-explicit null means the default, and fields that OpenAI has but that do nothing here are listed so that /docs shows it.
+Types and bounds only: what a field means is decided in conversion. An explicit null means the default, and fields that
+OpenAI has but that do nothing here are listed so that /docs shows it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ MAX_STOP_CHARS = 1024
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 512
+MAX_CHOICE_TEXTS = 1024
 # Both are gone through for each token.
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
@@ -99,6 +100,7 @@ def _check_prompt(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Stop = Annotated[str | Annotated[list[str], _FirstError()] | None, AfterValidator(_check_stop)]
+Choices = Annotated[list[str], _FirstError(), Field(max_length=MAX_CHOICE_TEXTS), _at_most(MAX_CHOICE_TEXTS)] | None
 PromptField = Annotated[
     Any,
     PlainValidator(_check_prompt),
@@ -139,13 +141,19 @@ LogitBias = Annotated[
 ]
 
 
+class RequestBody(WireModel):
+    """A whole request: fields that are not known here are kept, for `unserved` to refuse or to name in the log."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class StreamOptions(WireModel):
     """Options of a streamed reply."""
 
     include_usage: bool | None = Field(None, description="end the stream with a chunk that carries the usage")
 
 
-class SamplingFields(WireModel):
+class SamplingFields(RequestBody):
     """What both generating routes take."""
 
     model: str | None = Field(None, description="a served name; the first of /v1/models when absent")
@@ -175,9 +183,22 @@ class SamplingFields(WireModel):
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
     priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="lower is served first")
     return_token_ids: bool | None = Field(None, description="add the token ids of prompt and choices to the reply")
+    response_format: JsonObject | None = Field(
+        None,
+        description='{"type": "text"}, {"type": "json_object"} (with "schema" too) or {"type": "json_schema", ...};'
+        " enforced",
+    )
     structured_outputs: JsonObject | None = Field(
         None, description="hold the reply to one of {json, regex, choice, grammar, json_object}, as in vLLM"
     )
+    guided_json: str | JsonObject | None = Field(None, description="as structured_outputs.json")
+    guided_regex: str | None = Field(None, description="as structured_outputs.regex")
+    guided_choice: Choices = Field(None, description="as structured_outputs.choice")
+    guided_grammar: str | None = Field(None, description="as structured_outputs.grammar")
+    json_schema: str | JsonObject | None = Field(None, description="as structured_outputs.json")
+    regex: str | None = Field(None, description="as structured_outputs.regex")
+    grammar: str | None = Field(None, description="as structured_outputs.grammar")
+    ebnf: str | None = Field(None, description="as structured_outputs.grammar")
     user: str | None = Field(None, description="accepted; does nothing")
 
 
@@ -235,9 +256,6 @@ class ChatCompletionRequest(SamplingFields):
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )
-    response_format: JsonObject | None = Field(
-        None, description='{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", ...}; enforced'
-    )
     tools: Tools | None = Field(
         None,
         description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema',
@@ -269,7 +287,7 @@ class CompletionRequest(SamplingFields):
     )
 
 
-class TokenizeRequest(WireModel):
+class TokenizeRequest(RequestBody):
     """POST /tokenize: either `prompt` or `messages`."""
 
     model: str | None = None
@@ -285,7 +303,7 @@ class TokenizeRequest(WireModel):
     function_call: str | JsonObject | None = None
 
 
-class DetokenizeRequest(WireModel):
+class DetokenizeRequest(RequestBody):
     """POST /detokenize."""
 
     model: str | None = None

@@ -1,4 +1,4 @@
-"""Formats a reply can be held to: `response_format`, and `structured_outputs` as vLLM has it.
+"""Formats a reply can be held to: `response_format`, `structured_outputs` as vLLM has it, and what peers call the same.
 
 Each becomes the rule of a grammar, or a whole grammar; whether it can be compiled is checked elsewhere.
 """
@@ -16,11 +16,23 @@ from model.errors import InvalidRequestError
 from model.grammar_compiler import MAX_GRAMMAR_CHARS
 from prompts.schema import choice_rule, json_rule, regex_rule, whole_grammar
 from prompts.schema_check import has_finite_value
-from server.protocol import SamplingFields
+from server.protocol import MAX_CHOICE_TEXTS, SamplingFields
 
-MAX_CHOICE_TEXTS = 1024
 _MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
+# Where vLLM falls back to another library is nothing that a reply shows.
+_HARMLESS_OPTIONS = frozenset({"disable_fallback", "_backend"})
+# What peers call the kinds: vLLM's older names, then llama.cpp's and SGLang's.
+PEER_NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "grammar": "grammar",
+    "ebnf": "grammar",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,73 +63,101 @@ def read_answer_format(request: SamplingFields) -> AnswerFormat | None:
     Raises:
         InvalidRequestError: malformed, or two formats at once.
     """
-    response_format = getattr(request, "response_format", None)
-    from_format = _from_response_format(response_format) if response_format is not None else None
-    if request.structured_outputs is None:
-        return from_format
-    if from_format is not None:
-        raise InvalidRequestError(
-            "Send either 'response_format' or 'structured_outputs', not both.", param="structured_outputs"
-        )
-    return _from_structured_outputs(request.structured_outputs)
+    wishes: dict[str, Any] = {}
+    if request.response_format is not None and request.response_format.get("type") != "text":
+        wishes["response_format"] = request.response_format
+    if request.structured_outputs is not None:
+        wishes["structured_outputs"] = request.structured_outputs
+    for name in PEER_NAMES:
+        wish = getattr(request, name)
+        if wish is not None and wish != "":
+            wishes[name] = wish
+    if len(wishes) > 1:
+        first, *_, last = wishes
+        raise InvalidRequestError(f"Send either '{first}' or '{last}', not both.", param=last)
+    for param, wish in wishes.items():
+        if param == "response_format":
+            return _from_response_format(wish)
+        if param == "structured_outputs":
+            return _from_structured_outputs(wish)
+        return _from_kind(PEER_NAMES[param], wish, param, param)
+    return None
 
 
-def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat | None:
+def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat:
+    param = "response_format"
     kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return AnswerFormat(json_rule({"type": "object"}), None, "response_format")
-    if kind == "json_schema":
-        inner = value.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, Mapping) else None
-        if not isinstance(schema, Mapping):
-            raise InvalidRequestError(
-                "'response_format.json_schema.schema' must be a JSON schema.", param="response_format"
-            )
-        return AnswerFormat(_rule(schema, "response_format"), None, "response_format")
-    raise InvalidRequestError(
-        f"'response_format.type' is 'text', 'json_object' or 'json_schema', not {str(kind)[:40]!r}.",
-        param="response_format",
-    )
+    if kind not in ("json_object", "json_schema"):
+        raise InvalidRequestError(
+            f"'{param}.type' is 'text', 'json_object' or 'json_schema', not {str(kind)[:40]!r}.", param=param
+        )
+    # OpenAI's place, then that of llama.cpp and hosts of open models, then that of text-generation-inference.
+    inner = value.get("json_schema")
+    places = {
+        "json_schema.schema": inner.get("schema") if isinstance(inner, Mapping) else None,
+        "schema": value.get("schema"),
+        "value": value.get("value"),
+    }
+    place, schema = next(((p, s) for p, s in places.items() if s is not None), ("json_schema.schema", None))
+    if schema is None and kind == "json_object":
+        return AnswerFormat(json_rule({"type": "object"}), None, param)
+    if not isinstance(schema, Mapping):
+        raise InvalidRequestError(f"'{param}.{place}' must be a JSON schema.", param=param)
+    return AnswerFormat(_rule(schema, param), None, param)
 
 
-def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat | None:
+def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat:
     param = "structured_outputs"
-    given = [kind for kind in _KINDS if value.get(kind) not in (None, False)]
-    if not given:
+    asked = [key for key, wish in value.items() if wish not in (None, False) and key not in _HARMLESS_OPTIONS]
+    for key in asked:
+        if key not in _KINDS:
+            raise InvalidRequestError(
+                f"'{param}' takes one of {', '.join(_KINDS)}; {key[:60]!r} is not served.", param=param
+            )
+    if not asked:
         raise InvalidRequestError(f"'{param}' needs one of {', '.join(_KINDS)}.", param=param)
-    if len(given) > 1:
-        raise InvalidRequestError(f"'{param}' takes one of {', '.join(given)}, not several.", param=param)
-    (kind,) = given
-    wish = value[kind]
+    if len(asked) > 1:
+        raise InvalidRequestError(f"'{param}' takes one of {', '.join(asked)}, not several.", param=param)
+    (kind,) = asked
+    return _from_kind(kind, value[kind], f"{param}.{kind}", param)
+
+
+def _from_kind(kind: str, wish: Any, name: str, param: str) -> AnswerFormat:
+    """Reads a wish of one of the kinds.
+
+    Args:
+        kind: of `_KINDS`.
+        wish: as sent.
+        name: what it is called in messages.
+        param: the field it came from.
+    """
     if kind == "json_object":
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if kind == "json":
-        return AnswerFormat(_rule(_schema(wish, param), param), None, param)
+        return AnswerFormat(_rule(_schema(wish, name, param), param), None, param)
     if kind == "choice":
         if not isinstance(wish, list) or not wish or not all(isinstance(text, str) and text for text in wish):
-            raise InvalidRequestError(f"'{param}.choice' must be a list of texts.", param=param)
+            raise InvalidRequestError(f"'{name}' must be a list of texts.", param=param)
         if len(wish) > MAX_CHOICE_TEXTS:
-            raise InvalidRequestError(f"'{param}.choice' may have at most {MAX_CHOICE_TEXTS} texts.", param=param)
+            raise InvalidRequestError(f"'{name}' may have at most {MAX_CHOICE_TEXTS} texts.", param=param)
         return AnswerFormat(choice_rule(wish), None, param)
     if not isinstance(wish, str) or not wish or len(wish) > MAX_GRAMMAR_CHARS:
-        raise InvalidRequestError(f"'{param}.{kind}' must be a text of reasonable length.", param=param)
+        raise InvalidRequestError(f"'{name}' must be a text of reasonable length.", param=param)
     if not wish.isascii() and wish != wish.encode(errors="replace").decode():
-        raise InvalidRequestError(f"'{param}.{kind}' has half a surrogate pair in it.", param=param)
+        raise InvalidRequestError(f"'{name}' has half a surrogate pair in it.", param=param)
     if kind == "regex":
         return AnswerFormat(regex_rule(wish), None, param)
-    return AnswerFormat(None, _lark(wish, param), param)
+    return AnswerFormat(None, _lark(wish, name, param), param)
 
 
-def _schema(wish: object, param: str) -> Mapping[str, Any]:
+def _schema(wish: object, name: str, param: str) -> Mapping[str, Any]:
     if isinstance(wish, str):
         try:
             wish = json.loads(wish)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"'{param}.json' is not valid JSON: {error}.", param=param) from error
+            raise InvalidRequestError(f"'{name}' is not valid JSON: {error}.", param=param) from error
     if not isinstance(wish, Mapping):
-        raise InvalidRequestError(f"'{param}.json' must be a JSON schema.", param=param)
+        raise InvalidRequestError(f"'{name}' must be a JSON schema.", param=param)
     return wish
 
 
@@ -138,16 +178,16 @@ def _rule(schema: Mapping[str, Any], param: str) -> str:
     return rule
 
 
-def _lark(text: str, param: str) -> str:
+def _lark(text: str, name: str, param: str) -> str:
     """Grammars come in Lark's notation or llama.cpp's (GBNF)."""
     if "::=" not in text:
         return text
     if len(text) > _MAX_GBNF_CHARS:
         raise InvalidRequestError(
-            f"'{param}.grammar' in GBNF may have at most {_MAX_GBNF_CHARS} characters; use Lark's notation.",
+            f"'{name}' in GBNF may have at most {_MAX_GBNF_CHARS} characters; use Lark's notation.",
             param=param,
         )
     try:
         return str(gbnf_to_lark(text))
     except Exception as error:  # the converter raises whatever its parser stumbles over
-        raise InvalidRequestError(f"'{param}.grammar' cannot be read: {str(error)[:300]}", param=param) from error
+        raise InvalidRequestError(f"'{name}' cannot be read: {str(error)[:300]}", param=param) from error

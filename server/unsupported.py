@@ -1,19 +1,118 @@
-"""What OpenAI's API has and these models cannot do, refused by name so that nothing is silently ignored."""
+"""What a request asks for that is not served: demands are refused by name, what is merely unknown is named in the log.
+
+A reply that was to be held to something, and is not, looks like a good one. So what OpenAI's API and our peers have
+to constrain a reply, or to change its prompt, is known here by name even where it cannot be honoured.
+"""
 
 from __future__ import annotations
 
+import logging
+from typing import Any, NamedTuple
+
 from model.errors import InvalidRequestError
-from server.protocol import ChatCompletionRequest
+from server.protocol import ChatCompletionRequest, CompletionRequest, RequestBody
+
+logger = logging.getLogger(__name__)
+
+# Names come from clients: so many are remembered, and then no new one is logged.
+_MAX_LOGGED_NAMES = 256
+_MAX_NAME_CHARS = 60
 
 
-def refuse_impossible(request: ChatCompletionRequest) -> None:
+class _Unserved(NamedTuple):
+    """A field that is refused.
+
+    Attributes:
+        hint: what to do, as a clause; empty where there is nothing but to leave it out.
+        neutral: values besides null, false and what is empty that ask for nothing.
+    """
+
+    hint: str = ""
+    neutral: tuple[float, ...] = ()
+
+
+def _called(name: str, *neutral: float) -> _Unserved:
+    return _Unserved(f"here it is called '{name}'", neutral)
+
+
+_WORDS = _Unserved("use 'logit_bias' for or against single tokens, or 'structured_outputs'")
+_BEAMS = _Unserved("ask for several choices with 'n'", (1,))
+_SAMPLER = "sampling here knows temperature, top_p, top_k, min_p and the penalties"
+_ROUTES = "it belongs to /v1/chat/completions"
+
+# Of vLLM, SGLang, llama.cpp, text-generation-inference and others; what they take for "off" is let through.
+_UNSERVED = {
+    **dict.fromkeys(("bad_words", "bad_words_ids", "banned_tokens", "banned_strings", "sequence_bias"), _WORDS),
+    **dict.fromkeys(("force_words_ids", "allowed_token_ids"), _WORDS),
+    **dict.fromkeys(("use_beam_search", "num_beams", "length_penalty", "early_stopping"), _BEAMS),
+    **dict.fromkeys(("logits_processors", "logit_processors", "custom_logit_processor"), _Unserved()),
+    **dict.fromkeys(("structural_tag", "grammar_triggers"), _Unserved("use 'tools' or 'structured_outputs'")),
+    **dict.fromkeys(("guided_whitespace_pattern", "format"), _Unserved("use 'response_format'")),
+    "stop_regex": _Unserved("use 'stop' or 'structured_outputs'"),
+    "truncate_prompt_tokens": _Unserved('a chat may send "truncation": "auto"'),
+    **dict.fromkeys(("chat_template", "documents"), _Unserved("write what the model is to read into 'messages'")),
+    "prompt_embeds": _Unserved("send text or token ids"),
+    **dict.fromkeys(("max_new_tokens", "n_predict", "num_predict"), _called("max_tokens", -1)),
+    "min_new_tokens": _called("min_tokens"),
+    **dict.fromkeys(("stop_sequences", "stop_words"), _called("stop")),
+    "repeat_penalty": _called("repetition_penalty", 1),
+    **dict.fromkeys(("mirostat", "mirostat_mode", "dry_multiplier", "xtc_probability", "dynatemp_range", "top_a",
+                     "no_repeat_ngram_size"), _Unserved(_SAMPLER)),
+    **dict.fromkeys(("typical_p", "tfs", "tfs_z"), _Unserved(_SAMPLER, (1,))),
+    "top_n_sigma": _Unserved(_SAMPLER, (-1,)),
+}  # fmt: skip
+_UNSERVED_IN_CHAT = {"echo": _Unserved("the reply to a last message of the assistant goes on from its text")}
+_UNSERVED_IN_COMPLETIONS = dict.fromkeys(
+    ("messages", "tools", "functions", "tool_choice", "function_call", "truncation"), _Unserved(_ROUTES)
+)
+# OpenAI's, about what this server does not have: storage, tiers, caches to be named; and vLLM's, about its own insides.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "guided_decoding_backend", "spaces_between_special_tokens",
+    }
+)  # fmt: skip
+
+
+def refuse_unserved(request: ChatCompletionRequest | CompletionRequest) -> None:
     """Refuses what would otherwise be ignored.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):
+    is_chat = isinstance(request, ChatCompletionRequest)
+    if is_chat and (request.audio is not None or any(modality != "text" for modality in request.modalities or ())):
         param = "audio" if request.audio is not None else "modalities"
         raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
-    if request.web_search_options is not None:
+    if is_chat and request.web_search_options is not None:
         raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
+    unserved = _UNSERVED | (_UNSERVED_IN_CHAT if is_chat else _UNSERVED_IN_COMPLETIONS)
+    for name, value in (request.model_extra or {}).items():
+        if name in unserved and _asks(value, unserved[name].neutral):
+            hint = unserved[name].hint
+            raise InvalidRequestError(f"'{name}' is not served{': ' + hint if hint else ''}.", param=name)
+
+
+def _asks(value: Any, neutral: tuple[float, ...]) -> bool:
+    if value is None or value == "none":
+        return False
+    if isinstance(value, bool | str | list | dict):
+        return bool(value)
+    return bool(value) and value not in neutral
+
+
+class UnknownFields:
+    """Names, once each, the fields of requests that are ignored: a misspelt one looks like one that does nothing."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def note(self, request: RequestBody) -> None:
+        """Takes a request that is being served."""
+        for name in request.model_extra or ():
+            name = name[:_MAX_NAME_CHARS]
+            if name in _WITHOUT_EFFECT | _UNSERVED.keys() | _UNSERVED_IN_COMPLETIONS.keys():
+                continue
+            if name not in self._logged and len(self._logged) < _MAX_LOGGED_NAMES:
+                self._logged.add(name)
+                logger.warning("requests have a field %s, which is not known here and is ignored", ascii(name))

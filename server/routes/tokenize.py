@@ -29,6 +29,7 @@ async def tokenize(
 ) -> Response:
     """Returns the ids the model would see."""
     services.resolve_model(body.model)
+    services.converter.unknown_fields.note(body)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
     encoder = services.converter.encoder
@@ -66,4 +67,5 @@ async def detokenize(
 ) -> Response:
     """Returns the text of the ids, control tokens shown by name; ids without a token add nothing."""
     services.resolve_model(body.model)
+    services.converter.unknown_fields.note(body)
     return JsonResponse({"prompt": services.tokenizer.decode(body.tokens, show_special_tokens=True)})
