@@ -6,21 +6,38 @@ back too long is text the client waits for. It knows characters only, no tokens.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(slots=True)
-class _Node:
-    """A prefix of some stop strings."""
+class _Stop(NamedTuple):
+    """A stop string, and for each of its beginnings how long the next shorter one is that ends it."""
 
-    depth: int
-    next: dict[str, _Node] = field(default_factory=dict)
-    # The longest proper suffix of this prefix that is itself a prefix of a stop string; None for the root.
-    fallback: _Node | None = None
-    # The longest stop string that ends here.
-    stop: str | None = None
+    text: str
+    borders: array[int]
+
+
+class StopStrings:
+    """The stop strings of a request, made ready once for all of its choices.
+
+    What is kept is two numbers a character and never changes, so any number of choices may read it.
+
+    Args:
+        stops: strings to stop at, none of them empty.
+
+    Attributes:
+        first_characters: without one of them in it, a text can neither hold nor begin a stop string.
+
+    Raises:
+        ValueError: an empty stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self.stops = [_Stop(stop, _borders(stop)) for stop in stops]
+        self.first_characters = frozenset(stop[0] for stop in stops)
 
 
 class StopMatcher:
@@ -28,26 +45,22 @@ class StopMatcher:
 
     The match that ends first wins; of those that end at the same character the longest. Held back is
     only the longest end of the text that a stop string may begin with, so text flows as if there were no stop strings
-    wherever none begins. Time is linear in the text, whatever the number and length of stop strings
-    (Aho and Corasick's automaton, 1975).
+    wherever none begins. Each stop string costs time linear in the text, however long it is (Knuth, Morris and
+    Pratt, 1977).
 
     Args:
-        stops: strings to stop at, none of them empty.
+        strings: to stop at.
         include_stop: let the stop string itself through too. Nothing is held back then.
 
     Attributes:
         matched: the stop string found, or None.
-
-    Raises:
-        ValueError: an empty stop string.
     """
 
-    def __init__(self, stops: Sequence[str], include_stop: bool = False) -> None:
-        if not all(stops):
-            raise ValueError("a stop string must not be empty")
-        self._root = _build(stops)
-        self._node = self._root
+    def __init__(self, strings: StopStrings, include_stop: bool = False) -> None:
+        self._strings = strings
         self._include_stop = include_stop
+        # Of each stop string so many characters are the end of the text.
+        self._lengths = [0] * len(strings.stops)
         self._held = ""
         self.matched: str | None = None
 
@@ -64,51 +77,61 @@ class StopMatcher:
         """
         if self.matched is not None:
             return ""
-        node = self._node
-        root = self._root
-        if node is root and root.next.keys().isdisjoint(text):
+        lengths = self._lengths
+        if not any(lengths) and self._strings.first_characters.isdisjoint(text):
             return text
-        for index, character in enumerate(text):
-            while character not in node.next and node.fallback is not None:
-                node = node.fallback
-            node = node.next.get(character, root)
-            if node.stop is not None:
-                return self._end(node.stop, self._held + text[: index + 1])
-        self._node = node
-        pending = self._held + text
-        num_held = 0 if self._include_stop else node.depth
+        end = len(text)
+        for number, stop in enumerate(self._strings.stops):
+            length, found = _advance(stop, lengths[number], text, end)
+            lengths[number] = length
+            # A match can only lie before the ones found so far or end with them, where the longer one wins.
+            if found and (found < end or self.matched is None or length > len(self.matched)):
+                end, self.matched = found, stop.text
+        pending = self._held + text[:end]
+        if self.matched is not None:
+            self._held = ""
+            return pending if self._include_stop else pending[: len(pending) - len(self.matched)]
+        num_held = 0 if self._include_stop else max(lengths)
         self._held = pending[len(pending) - num_held :]
         return pending[: len(pending) - num_held]
 
     def flush(self) -> str:
         """Ends the text: returns what was held back in vain."""
         held, self._held = self._held, ""
-        self._node = self._root
+        self._lengths = [0] * len(self._lengths)
         return held
 
-    def _end(self, stop: str, text: str) -> str:
-        self.matched = stop
-        self._held = ""
-        return text if self._include_stop else text[: len(text) - len(stop)]
+
+def _borders(stop: str) -> array[int]:
+    """For each n the length of the longest proper suffix of `stop[: n + 1]` that is also a prefix of it."""
+    borders = array("I", [0])
+    length = 0
+    for character in stop[1:]:
+        while length and stop[length] != character:
+            length = borders[length - 1]
+        length += stop[length] == character
+        borders.append(length)
+    return borders
 
 
-def _build(stops: Sequence[str]) -> _Node:
-    """Builds the automaton: a tree of all prefixes, each with its fallback and the stop string it ends in."""
-    root = _Node(0)
-    for stop in stops:
-        node = root
-        for character in stop:
-            node = node.next.setdefault(character, _Node(node.depth + 1))
-        node.stop = stop
-    queue = deque([root])
-    while queue:
-        parent = queue.popleft()
-        for character, node in parent.next.items():
-            fallback = parent.fallback
-            while fallback is not None and character not in fallback.next:
-                fallback = fallback.fallback
-            node.fallback = root if fallback is None else fallback.next[character]
-            # A node is visited after all shorter prefixes, so the fallback's stop is final; ours is longer.
-            node.stop = node.stop or node.fallback.stop
-            queue.append(node)
-    return root
+def _advance(stop: _Stop, length: int, text: str, end: int) -> tuple[int, int]:
+    """Reads on.
+
+    Args:
+        stop: to look for.
+        length: so many of its characters end the text before.
+        text: what follows.
+        end: read so far at most.
+
+    Returns:
+        The new length, and behind which character of `text` the stop string ends; 0 if it does not.
+    """
+    string, borders = stop
+    for index in range(end):
+        character = text[index]
+        while length and string[length] != character:
+            length = borders[length - 1]
+        length += string[length] == character
+        if length == len(string):
+            return length, index + 1
+    return length, 0

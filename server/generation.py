@@ -15,6 +15,7 @@ from model.errors import EngineUnavailableError
 from model.messages import SequenceOutput
 from model.tokenizer import Tokenizer
 from prompts.react_parser import ReActParser
+from prompts.stop import StopStrings
 from server.errors import ApiError
 from server.generation_request import GenerationRequest, ReplyReading
 from server.metrics import Metrics
@@ -66,6 +67,7 @@ class Generation:
         self._first_token_at: float | None = None
         self._last_token_at: list[float | None] = [None] * request.num_choices
         self._finish_reasons: list[str | None] = [None] * request.num_choices
+        self._stops = StopStrings(request.stops) if request.stops else None
         self._processors = [self._processor(index, tokenizer) for index in range(request.num_choices)]
 
     def _processor(self, index: int, tokenizer: Tokenizer) -> ChoiceProcessor:
@@ -74,7 +76,7 @@ class Generation:
         return ChoiceProcessor(
             index,
             tokenizer,
-            stops=request.stops,
+            stops=self._stops,
             include_stop=request.include_stop,
             min_tokens=sampling.min_tokens,
             stop_token_ids=sampling.stop_token_ids,

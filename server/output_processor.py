@@ -12,7 +12,7 @@ from model.detokenizer import Detokenizer
 from model.messages import SequenceOutput, TokenLogprob
 from model.tokenizer import Tokenizer
 from prompts.react_parser import CallStart, Event, ReActParser
-from prompts.stop import StopMatcher
+from prompts.stop import StopMatcher, StopStrings
 from server.token_text import TokenAligner, TokenEntry
 
 STOP = "stop"
@@ -63,7 +63,7 @@ class ChoiceProcessor:
     Args:
         index: of the choice.
         tokenizer: of the checkpoint.
-        stops: strings that end it.
+        stops: strings that end it, or None.
         include_stop: leave what ended it (a stop string, or an ordinary token) in the text.
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
@@ -80,7 +80,7 @@ class ChoiceProcessor:
         index: int,
         tokenizer: Tokenizer,
         *,
-        stops: tuple[str, ...] = (),
+        stops: StopStrings | None = None,
         include_stop: bool = False,
         min_tokens: int = 0,
         stop_token_ids: tuple[int, ...] = (),
@@ -90,7 +90,7 @@ class ChoiceProcessor:
         self._index = index
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
-        self._matcher = StopMatcher(stops, include_stop) if stops else None
+        self._matcher = None if stops is None else StopMatcher(stops, include_stop)
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._stop_token_ids = stop_token_ids

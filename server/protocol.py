@@ -23,6 +23,8 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+# Of all stop strings together: each is looked for in every choice.
+MAX_STOP_CHARS_IN_ALL = 4096
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 512
@@ -71,6 +73,8 @@ def _check_stop(value: str | list[str] | None) -> str | list[str] | None:
         raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
     if any(len(stop) > MAX_STOP_CHARS for stop in stops):
         raise ValueError(f"a stop string may have at most {MAX_STOP_CHARS} characters")
+    if sum(map(len, stops)) > MAX_STOP_CHARS_IN_ALL:
+        raise ValueError(f"all stop strings together may have at most {MAX_STOP_CHARS_IN_ALL} characters")
     if isinstance(value, list) and not all(stops):
         raise ValueError("a stop string must not be empty")
     return value

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompts.stop import StopMatcher
+from prompts.stop import StopMatcher, StopStrings
 
 # Few letters and short strings, so that stop strings overlap each other and themselves.
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=5)
@@ -25,7 +25,7 @@ def _whole(text: str, stops: list[str], include_stop: bool = False) -> tuple[str
 
 
 def _streamed(chunks: list[str], stops: list[str], include_stop: bool = False) -> tuple[str, str | None]:
-    matcher = StopMatcher(stops, include_stop)
+    matcher = StopMatcher(StopStrings(stops), include_stop)
     text = "".join(matcher.push(chunk) for chunk in chunks) + matcher.flush()
     return text, matcher.matched
 
@@ -39,7 +39,7 @@ def test_any_chunks_are_read_as_the_whole_text(stops: list[str], chunks: list[st
 @settings(max_examples=400, deadline=None)
 @given(STOPS, CHUNKS)
 def test_only_the_longest_beginning_of_a_stop_string_is_held_back(stops: list[str], chunks: list[str]) -> None:
-    matcher = StopMatcher(stops)
+    matcher = StopMatcher(StopStrings(stops))
     text = shown = ""
     for chunk in chunks:
         text += chunk
@@ -55,7 +55,7 @@ def test_only_the_longest_beginning_of_a_stop_string_is_held_back(stops: list[st
 @settings(max_examples=100, deadline=None)
 @given(STOPS, CHUNKS)
 def test_with_the_stop_string_included_nothing_is_held_back(stops: list[str], chunks: list[str]) -> None:
-    matcher = StopMatcher(stops, include_stop=True)
+    matcher = StopMatcher(StopStrings(stops), include_stop=True)
     for chunk in chunks:
         shown = matcher.push(chunk)
         if matcher.matched:
@@ -83,7 +83,7 @@ def test_every_split_of_every_case(text: str, stops: list[str], shown: str, matc
 
 
 def test_everything_after_a_match_is_swallowed() -> None:
-    matcher = StopMatcher(["."])
+    matcher = StopMatcher(StopStrings(["."]))
     assert matcher.push("a.b") == "a"
     assert matcher.push("c") == ""
     assert matcher.flush() == ""
@@ -91,7 +91,7 @@ def test_everything_after_a_match_is_swallowed() -> None:
 
 
 def test_flush_gives_back_what_was_held_in_vain() -> None:
-    matcher = StopMatcher(["stop"])
+    matcher = StopMatcher(StopStrings(["stop"]))
     assert matcher.push("do not sto") == "do not "
     assert matcher.flush() == "sto"
     assert matcher.flush() == ""
@@ -101,13 +101,13 @@ def test_flush_gives_back_what_was_held_in_vain() -> None:
 @pytest.mark.parametrize("stops", [[""], ["a", ""]])
 def test_an_empty_stop_string_is_refused(stops: list[str]) -> None:
     with pytest.raises(ValueError, match="empty"):
-        StopMatcher(stops)
+        StopMatcher(StopStrings(stops))
 
 
 def test_long_stop_strings_cost_no_more_than_the_text() -> None:
     # Each stop nearly matches at every character; trying them one by one would take minutes.
     stops = ["a" * 2000 + chr(ord("b") + i) for i in range(16)]
-    matcher = StopMatcher(stops)
+    matcher = StopMatcher(StopStrings(stops))
     started = time.perf_counter()
     shown = sum(len(matcher.push("a")) for _ in range(100_000))
     assert shown == 98_000

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from model.messages import SequenceOutput
+from prompts.stop import StopStrings
 from server.output_processor import ChoiceDelta, ChoiceProcessor
 from tests.support.vocabulary import byte_tokenizer, score
 
@@ -72,7 +73,7 @@ def shown(delta: ChoiceDelta) -> bytes:
 def test_stop_strings_in_every_split(text: str, stops: tuple[str, ...], expected: str, matched: str | None) -> None:
     ids = list(text.encode())
     for chunks in splits(ids):
-        delta = run(ChoiceProcessor(0, TOKENIZER, stops=stops, with_logprobs=True), outputs(chunks))
+        delta = run(ChoiceProcessor(0, TOKENIZER, stops=StopStrings(stops), with_logprobs=True), outputs(chunks))
         assert delta.text == expected
         assert delta.stop_reason == matched
         assert delta.finish_reason == ("stop" if matched else "length")
@@ -80,21 +81,22 @@ def test_stop_strings_in_every_split(text: str, stops: tuple[str, ...], expected
 
 
 def test_what_is_held_back_is_no_more_than_needed() -> None:
-    processor = ChoiceProcessor(0, TOKENIZER, stops=("\nObservation:",), with_logprobs=True)
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["\nObservation:"]), with_logprobs=True)
     seen = [processor.push(SequenceOutput(1, [b], logprobs=[score(b)])) for b in b"ab\nObx"]
     assert [d.text for d in seen] == ["a", "b", "", "", "", "\nObx"]
     assert [len(d.logprobs or []) for d in seen] == [1, 1, 0, 0, 0, 4]
 
 
 def test_the_stop_string_can_be_included() -> None:
-    processor = ChoiceProcessor(0, TOKENIZER, stops=("ll",), include_stop=True, with_logprobs=True)
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["ll"]), include_stop=True, with_logprobs=True)
     delta = run(processor, outputs([list(b"hello")]))
     assert (delta.text, shown(delta), delta.stop_reason) == ("hell", b"hell", "ll")
 
 
 def test_a_token_cut_by_a_stop_string_keeps_the_bytes_that_are_shown() -> None:
     foo_newline = 256
-    delta = run(ChoiceProcessor(0, TOKENIZER, stops=("\n",), with_logprobs=True), outputs([[97, foo_newline, 98]]))
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["\n"]), with_logprobs=True)
+    delta = run(processor, outputs([[97, foo_newline, 98]]))
     assert delta.text == "afoo"
     assert [entry.shown for entry in delta.logprobs or []] == [b"a", b"foo"]
     assert delta.token_ids == [97, foo_newline]
@@ -102,7 +104,8 @@ def test_a_token_cut_by_a_stop_string_keeps_the_bytes_that_are_shown() -> None:
 
 def test_a_token_that_ends_inside_a_character_is_cut_at_the_right_byte() -> None:
     first, second = 257, 258  # "a" + two bytes of a character; its last byte + "!b"
-    delta = run(ChoiceProcessor(0, TOKENIZER, stops=("!",), with_logprobs=True), outputs([[first], [second]]))
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["!"]), with_logprobs=True)
+    delta = run(processor, outputs([[first], [second]]))
     assert delta.text == "a中"
     assert [entry.shown for entry in delta.logprobs or []] == [b"a\xe4\xb8", b"\xad"]
 
@@ -139,7 +142,7 @@ def test_an_ordinary_stop_token_is_hidden_unless_asked_for() -> None:
 
 
 def test_stop_strings_wait_for_min_tokens() -> None:
-    processor = ChoiceProcessor(0, TOKENIZER, stops=("a",), min_tokens=3)
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["a"]), min_tokens=3)
     delta = run(processor, outputs([list(b"aaaba")]))
     assert (delta.text, processor.num_tokens) == ("aaab", 5)
 
@@ -152,7 +155,7 @@ def test_ids_without_a_token_add_nothing_to_the_text_but_are_reported() -> None:
 
 
 def test_tokens_after_a_stop_string_do_not_count() -> None:
-    processor = ChoiceProcessor(0, TOKENIZER, stops=("b",))
+    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["b"]))
     delta = run(processor, outputs([list(b"abcd")]))
     assert processor.num_tokens == 2
     assert delta.token_ids == list(b"ab")

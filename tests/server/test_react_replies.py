@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from model.messages import SequenceOutput
 from model.sampling_params import SamplingParams
 from prompts.react_parser import ReActParser
+from prompts.stop import StopStrings
 from server.chat_reply import ChatReply
 from server.engine_client import Prompt
 from server.generation_request import GenerationRequest, ReplyReading
@@ -41,7 +42,7 @@ def replied(
         return_token_ids=True,
     )
     processor = ChoiceProcessor(
-        0, TOKENIZER, stops=stops, with_logprobs=True, parser=ReActParser(opening, allow_calls=allow_calls)
+        0, TOKENIZER, stops=StopStrings(stops), with_logprobs=True, parser=ReActParser(opening, allow_calls=allow_calls)
     )
     whole, streamed = (ChatReply(request, "m", TOKENIZER) for _ in range(2))
     chunks = []

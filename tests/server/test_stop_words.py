@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from model.messages import SequenceOutput
+from prompts.stop import StopStrings
 from server.output_processor import ChoiceProcessor
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire, events
@@ -14,7 +15,7 @@ from tests.support.wishes import LETTERS
 
 JsonDict = dict[str, Any]
 TEXT = "one 中文 🙂 two"
-LONG_STOPS = [f"a stop string that is long and never comes, number {number} " * 8 for number in range(16)]
+LONG_STOPS = [f"a stop string that is long and never comes, number {number} " * 3 for number in range(16)]
 
 
 def say(wire: Wire, text: str, **wishes: Any) -> JsonDict:
@@ -93,7 +94,7 @@ def test_a_long_list_holds_nothing_back_over_http(wire: Wire) -> None:
 
 def test_a_long_list_holds_back_only_what_may_begin_a_stop() -> None:
     text = "b an apple, a stop string that is short"
-    processor = ChoiceProcessor(0, byte_tokenizer(), stops=tuple(LONG_STOPS))
+    processor = ChoiceProcessor(0, byte_tokenizer(), stops=StopStrings(LONG_STOPS))
     free = ChoiceProcessor(0, byte_tokenizer())
     seen = shown_without = ""
     for byte in text.encode():
@@ -113,6 +114,7 @@ def test_a_long_list_holds_back_only_what_may_begin_a_stop() -> None:
         ({"stop": ["a", ""]}, "stop"),
         ({"stop": 5}, "stop"),
         ({"stop": ["x" * 2000]}, "stop"),
+        ({"stop": ["x" * 1024] * 5}, "stop"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stop_token_ids": [99999]}, "stop_token_ids"),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from model.errors import EngineUnavailableError
 from model.messages import EngineStats, SequenceOutput
 from model.sampling_params import SamplingParams
+from prompts.stop import StopStrings
+from server import generation
 from server.chat_reply import ChatReply
 from server.completion_reply import CompletionReply
 from server.engine_client import Prompt
@@ -255,3 +258,15 @@ async def test_who_gives_up_in_the_queue_has_waited(has_begun: bool) -> None:
     script.generation.close()
     waited = script.metrics.registry.get_sample_value("vllm:request_queue_time_seconds_sum", {"model_name": "test"})
     assert waited == pytest.approx(0.5 if has_begun else 60, rel=0.1)
+
+
+def test_stop_strings_are_made_ready_once_however_many_choices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StopStrings] = []
+
+    def make(stops: Sequence[str]) -> StopStrings:
+        made.append(StopStrings(stops))
+        return made[-1]
+
+    monkeypatch.setattr(generation, "StopStrings", make)
+    Script(request_for(128, stops=("a" * 1024,) * 4), [])
+    assert len(made) == 1
