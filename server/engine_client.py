@@ -91,6 +91,7 @@ class EngineClient:
         self._is_in_a_hurry = False
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self._start_listeners: list[Callable[[int], None]] = []
+        self._first_ready_listeners: list[Callable[[], None]] = []
         self.stats = EngineStats()
 
     async def start(self) -> None:
@@ -149,6 +150,10 @@ class EngineClient:
     def on_start(self, listener: Callable[[int], None]) -> None:
         """Registers a listener for requests that have their first token; it is told their prompts' tokens."""
         self._start_listeners.append(listener)
+
+    def on_first_ready(self, listener: Callable[[], None]) -> None:
+        """Registers a listener for when requests are served for the first time."""
+        self._first_ready_listeners.append(listener)
 
     def require_ready(self) -> EngineReady:
         """Returns what the engine can do.
@@ -253,6 +258,8 @@ class EngineClient:
         for submission in self._unstarted.values():
             submission.num_attempts += 1
             self._send_all(submission.messages)
+        while self._first_ready_listeners:
+            self._first_ready_listeners.pop()()
 
     def _on_lost(self) -> None:
         """Ends what cannot be told twice; the rest waits for the next engine."""

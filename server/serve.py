@@ -20,7 +20,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from model.config import ModelConfig
-from model.errors import CheckpointError, ConfigError, StartupError
+from model.errors import CheckpointError, StartupError
 from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
 from server.app import create_app
@@ -28,8 +28,8 @@ from server.engine_client import EngineClient
 from server.generation_defaults import GenerationDefaults
 from server.http_protocol import HttpProtocol
 from server.hub import resolve_checkpoint
+from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
-from server.server_config import ServerConfig
 from server.settings import SECRETS, Settings, variable_name
 
 logger = logging.getLogger(__name__)
@@ -56,17 +56,18 @@ class DrainingServer(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remembers the loop, for the signal handler."""
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remembers the loop, for the signal handler that is installed next."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes a signal: the first drains, the second ends what runs, a third does not wait even for that."""
-        if self._loop is None or self.should_exit:
-            self.force_exit = self.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._drain_or_end)
+        """Takes a signal: the first drains, the second ends what runs, further ones hurry the engine's end.
+
+        None sets uvicorn's `force_exit`: the application would not be told of the end, and its task die noisily.
+        """
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._drain_or_end)
 
     def _drain_or_end(self) -> None:
         if self._draining is None:
@@ -147,13 +148,18 @@ def serve(settings: Settings) -> None:
         config.shutdown_timeout_s,
     )
     _allow_many_connections()
-    listener = _listen(config)
-    with listener:
-        host, port = listener.getsockname()[:2]
-        shown_host = f"[{host}]" if ":" in host else host
+    listeners = open_listeners(config.host, config.port, send_timeout_s=config.send_timeout_s)
+    with contextlib.ExitStack() as opened:
+        for listener in listeners:
+            opened.enter_context(listener)
         scheme = "http" if config.tls is None else "https"
-        logger.info("listening on %s://%s:%d (model %s)", scheme, shown_host, port, ", ".join(config.served_names))
-        server.run(sockets=[listener])
+        where = " and ".join(addresses_of(listeners, scheme))
+        logger.info("listening on %s (model %s)", where, ", ".join(config.served_names))
+        url = address_to_open(listeners, scheme)
+        engine.on_first_ready(
+            lambda: logger.info("ready: chat at %s/ in a browser; the API is at %s/v1", url, url)
+        )
+        server.run(sockets=listeners)
     if fatal:
         raise StartupError(fatal[0])
 
@@ -168,25 +174,6 @@ def _log_memory(settings: Settings, checkpoint: Path) -> None:
             block_size=settings.block_size,
         )
         logger.info("memory: %s", plan.summary())
-
-
-def _listen(config: ServerConfig) -> socket.socket:
-    """Opens the port first: a port in use is one clear line, not a model loaded in vain."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Inherited by connections: the kernel ends those on which nothing moves, also once we are done with them.
-            # It counts from the client's last read, HttpProtocol from when the kernel's own buffer is full.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * config.send_timeout_s))
-        listener.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}; choose another --port") from error
-    return listener
 
 
 def _allow_many_connections() -> None:

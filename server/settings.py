@@ -58,7 +58,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(min_length=1, description="the checkpoint: a folder, or a hub id such as Qwen/Qwen-7B-Chat")
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field("127.0.0.1", description="address to listen on; localhost is IPv4 and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     served_model_name: Texts = Field((), description="name requests may use for the model (repeatable)")
     dtype: Dtype = Field("auto", description="of weights and activations")
@@ -88,8 +88,8 @@ class Settings(BaseModel):
     chat_format: Literal["auto", "chatml", "raw"] = Field(
         "auto", description="auto takes the checkpoint's; chatml also lets a base model chat"
     )
-    api_key: Keys = Field((), description="key that lets a caller in (repeatable; better in the environment)")
-    api_key_file: Path | None = Field(None, description="file with one key a line")
+    api_key: Keys = Field((), description="key that lets a caller in (repeatable; better in a file)")
+    api_key_file: Path | None = Field(None, description="file with one key a line, for its owner's eyes only")
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
     max_body_bytes: Size = Field(4 << 20, description="largest request body")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a first token; more get 429")
