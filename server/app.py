@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from model.tokenizer import Tokenizer
 from server.admission import Admission, AdmissionMiddleware
@@ -19,7 +20,7 @@ from server.generation_defaults import GenerationDefaults
 from server.grammar_check import GrammarChecker
 from server.limits import BodyLimitMiddleware
 from server.metrics import Metrics
-from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware
+from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
 from server.openapi import install_openapi
 from server.prompt_encoding import PromptEncoder
 from server.rate_limits import RateLimiter, RateLimitMiddleware
@@ -73,17 +74,22 @@ def create_app(
         config=config,
         tokenizer=tokenizer,
         converter=Converter(
-            PromptEncoder(tokenizer, defaults, config.chat_format), grammars, config.max_request_tokens
+            PromptEncoder(tokenizer, defaults, config.chat_format),
+            grammars,
+            config.max_request_tokens,
+            clamp_max_tokens=config.clamp_max_tokens,
         ),
         engine=engine,
         admission=admission,
         limiter=limiter,
         metrics=metrics,
     )
-    install_error_handlers(app)
     install_openapi(app)
-    for module in (chat, completions, models, tokenize, health, page):
-        app.include_router(module.router)
+    routers = [module.router for module in (chat, completions, models, tokenize, health, page)]
+    for router in routers:
+        app.include_router(router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    install_error_handlers(app, [route.path for route in routes])
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
     app.add_middleware(AdmissionMiddleware, admission=admission)
@@ -102,4 +108,6 @@ def create_app(
     if tracer is not None:
         app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    if config.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=config.root_path)
     return app

@@ -36,12 +36,14 @@ class Converter:
         encoder: of the checkpoint.
         grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
+        clamp_max_tokens: cut a wish for more tokens than the context has left, instead of refusing it.
         unknown_fields: told of each request, for the log.
     """
 
     encoder: PromptEncoder
     grammars: GrammarChecker
     max_request_tokens: int = 1 << 20
+    clamp_max_tokens: bool = False
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
@@ -64,7 +66,7 @@ class Converter:
             request.messages,
             calling,
             continue_final=request.continue_final_message,
-            window=prompt_window(request.truncation, asked, engine.max_model_len),
+            window=prompt_window(request.truncation, asked, engine.max_model_len, clamp=self.clamp_max_tokens),
         )
         max_tokens = budget(
             len(prompt.ids),
@@ -72,6 +74,7 @@ class Converter:
             engine.max_model_len,
             param="max_completion_tokens" if newer_name else "max_tokens",
             prompt_param="messages",
+            clamp=self.clamp_max_tokens,
         )
         num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(
@@ -156,7 +159,11 @@ class Converter:
                 request,
                 engine,
                 max_tokens=budget(
-                    len(ids), request.max_tokens, engine.max_model_len, default=DEFAULT_COMPLETION_TOKENS
+                    len(ids),
+                    request.max_tokens,
+                    engine.max_model_len,
+                    default=DEFAULT_COMPLETION_TOKENS,
+                    clamp=self.clamp_max_tokens,
                 ),
                 num_logprobs=request.logprobs,
                 num_prompt_logprobs=request.logprobs if request.echo else None,

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from model.errors import EngineUnavailableError, InvalidRequestError
+from server.missing_routes import missing_route
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,6 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _from_http_exception(error: StarletteHTTPException) -> ApiError:
     headers = dict(error.headers or {})
-    if error.status_code == 404:
-        return ApiError(404, "No such route; GET /docs lists those there are.", code="not_found", headers=headers)
     if error.status_code == 405:
         allowed = headers.get("Allow") or headers.get("allow") or "another one"
         message = f"This route does not take that method; use {allowed}."
@@ -202,14 +201,22 @@ def _dotted(path: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes every error of the app's routes leave in the one shape."""
+def install_error_handlers(app: FastAPI, paths: Sequence[str]) -> None:
+    """Makes every error of the app's routes leave in the one shape.
+
+    Args:
+        app: to install them in.
+        paths: of its routes.
+    """
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         return validation_error(error.errors(), error.body).response()
 
     async def on_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, StarletteHTTPException) and not isinstance(error, ApiError) and error.status_code == 404:
+            message = missing_route(request.scope["path"], paths)
+            return ApiError(404, message, code="not_found", headers=error.headers).response()
         return as_api_error(error).response()
 
     app.add_exception_handler(RequestValidationError, on_validation_error)

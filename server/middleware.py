@@ -23,6 +23,28 @@ REQUEST_ID_HEADER = "x-request-id"
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
+class RootPathMiddleware:
+    """Takes the prefix off paths where a proxy did not, so that all within see the same ones.
+
+    Args:
+        app: everything else.
+        root_path: the prefix, such as "/qwen".
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if (path + "/").startswith(self._root_path + "/"):
+                path = path.removeprefix(self._root_path) or "/"
+            scope = {**scope, "path": path, "root_path": self._root_path}
+        await self._app(scope, receive, send)
+
+
 class RequestContextMiddleware:
     """Gives each request an id, counts it, and turns what nothing else caught into a plain 500.
 

@@ -15,14 +15,17 @@ class ServerConfig:
     Attributes:
         model: the checkpoint as given: a folder or a hub id.
         served_names: what a request's `model` may be; replies carry the one asked for.
+        accepts_any_name: it may also be any other.
         host: address to listen on.
         port: 0 lets the system choose.
+        root_path: the prefix of paths under which a proxy serves this server, or nothing.
         chat_format: "auto" (what the checkpoint says), "chatml" or "raw".
         credentials: who may use the API.
         max_body_bytes: the largest request body.
         max_queue_requests: requests that may wait for their first token; more are refused.
         max_queue_tokens: prompt tokens that may wait so.
         max_request_tokens: the most tokens a request may ask for.
+        clamp_max_tokens: more tokens than the context has left are cut to what is left, not refused.
         max_requests_per_minute: of one key; None is no limit.
         max_tokens_per_minute: of one key; None is no limit.
         send_timeout_s: how long a client may leave its reply unread.
@@ -41,14 +44,17 @@ class ServerConfig:
 
     model: str
     served_names: tuple[str, ...]
+    accepts_any_name: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
+    root_path: str = ""
     chat_format: str = "auto"
     credentials: Credentials = field(default_factory=Credentials)
     max_body_bytes: int = 4 << 20
     max_queue_requests: int = 1024
     max_queue_tokens: int = 1 << 20
     max_request_tokens: int = 1 << 20
+    clamp_max_tokens: bool = False
     max_requests_per_minute: int | None = None
     max_tokens_per_minute: int | None = None
     send_timeout_s: float = 60.0

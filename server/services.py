@@ -62,7 +62,7 @@ class Services:
         names = self.config.served_names
         if asked is None:
             return names[0]
-        if asked in names:
+        if asked in names or self.config.accepts_any_name:
             return asked
         raise ApiError(
             404,

@@ -28,6 +28,7 @@ from server.tracing import require_tracing
 ENV_PREFIX = "QWEN_SERVER_"
 CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
 _SERVICE_LINK = re.compile(r"QWEN_SERVER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*)")
+ANY_NAME = "*"
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -60,7 +61,10 @@ class Settings(BaseModel):
     model: str = Field(min_length=1, description="the checkpoint: a folder, or a hub id such as Qwen/Qwen-7B-Chat")
     host: str = Field("127.0.0.1", description="address to listen on; localhost is IPv4 and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
-    served_model_name: Texts = Field((), description="name requests may use for the model (repeatable)")
+    root_path: str = Field(
+        "", pattern=r"^((/[\w.~-]+)+)?$", description="path prefix under which a proxy serves it, such as /qwen"
+    )
+    served_model_name: Texts = Field((), description="name requests may use for the model (repeatable); * is any name")
     dtype: Dtype = Field("auto", description="of weights and activations")
     kv_cache_dtype: CacheDtype = Field(
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
@@ -99,6 +103,7 @@ class Settings(BaseModel):
     max_request_tokens: int = Field(
         1 << 20, ge=1, description="most tokens a request may ask for, all its choices together"
     )
+    clamp_max_tokens: bool = Field(False, description="cut a max_tokens that does not fit the context, not refuse it")
     max_requests_per_minute: int | None = Field(None, ge=1, description="of one key (default: no limit)")
     max_tokens_per_minute: int | None = Field(
         None, ge=1, description="of one key, prompts and replies together (default: no limit)"
@@ -159,15 +164,18 @@ class Settings(BaseModel):
             require_tracing()
         return ServerConfig(
             model=self.model,
-            served_names=served_names(self.model, self.served_model_name),
+            served_names=served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME)),
+            accepts_any_name=ANY_NAME in self.served_model_name,
             host=self.host,
             port=self.port,
+            root_path=self.root_path,
             chat_format=self.chat_format,
             credentials=Credentials.from_secrets(keys, self.api_auth),
             max_body_bytes=self.max_body_bytes,
             max_queue_requests=self.max_queue_requests,
             max_queue_tokens=self.max_queue_tokens,
             max_request_tokens=self.max_request_tokens,
+            clamp_max_tokens=self.clamp_max_tokens,
             max_requests_per_minute=self.max_requests_per_minute,
             max_tokens_per_minute=self.max_tokens_per_minute,
             send_timeout_s=self.send_timeout_s,

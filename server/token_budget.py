@@ -35,7 +35,7 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
             )
 
 
-def prompt_window(truncation: str | None, asked: int | None, max_model_len: int) -> int | None:
+def prompt_window(truncation: str | None, asked: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
     """Returns how many tokens of prompt to keep, or None to keep all.
 
     Room is left for the tokens asked for; where none are, for a short reply.
@@ -44,6 +44,7 @@ def prompt_window(truncation: str | None, asked: int | None, max_model_len: int)
         truncation: "auto", "disabled" or None.
         asked: tokens that the request asks for, or None.
         max_model_len: prompt and reply together.
+        clamp: what is asked for is cut to what is left.
 
     Raises:
         InvalidRequestError: another truncation.
@@ -52,7 +53,8 @@ def prompt_window(truncation: str | None, asked: int | None, max_model_len: int)
         return None
     if truncation != "auto":
         raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
-    room = min(_SHORT_REPLY_TOKENS, max_model_len // 4) if asked is None else asked
+    short = min(_SHORT_REPLY_TOKENS, max_model_len // 4)
+    room = short if asked is None else min(asked, short) if clamp else asked
     return max(1, max_model_len - room)
 
 
@@ -64,6 +66,7 @@ def budget(
     default: int | None = None,
     param: str = "max_tokens",
     prompt_param: str = "prompt",
+    clamp: bool = False,
 ) -> int:
     """Returns how many tokens may be generated.
 
@@ -74,6 +77,7 @@ def budget(
         default: where nothing is asked for; None is what is left of the context.
         param: the field that asked.
         prompt_param: the field that holds the prompt.
+        clamp: cut what is asked for to what is left.
 
     Raises:
         InvalidRequestError: it does not fit, with code `context_length_exceeded`.
@@ -88,6 +92,8 @@ def budget(
         )
     if asked is None:
         return left if default is None else min(default, left)
+    if clamp:
+        return min(asked, left)
     if asked > left:
         raise InvalidRequestError(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested"

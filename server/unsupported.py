@@ -80,13 +80,14 @@ def refuse_unserved(request: ChatCompletionRequest | CompletionRequest) -> None:
     Raises:
         InvalidRequestError: naming the field.
     """
-    is_chat = isinstance(request, ChatCompletionRequest)
-    if is_chat and (request.audio is not None or any(modality != "text" for modality in request.modalities or ())):
-        param = "audio" if request.audio is not None else "modalities"
-        raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
-    if is_chat and request.web_search_options is not None:
-        raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
-    unserved = _UNSERVED | (_UNSERVED_IN_CHAT if is_chat else _UNSERVED_IN_COMPLETIONS)
+    unserved = _UNSERVED | _UNSERVED_IN_COMPLETIONS
+    if isinstance(request, ChatCompletionRequest):
+        unserved = _UNSERVED | _UNSERVED_IN_CHAT
+        if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):
+            param = "audio" if request.audio is not None else "modalities"
+            raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
+        if request.web_search_options is not None:
+            raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
     for name, value in (request.model_extra or {}).items():
         if name in unserved and _asks(value, unserved[name].neutral):
             hint = unserved[name].hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,19 @@ async def test_what_does_not_fit_is_refused_with_numbers(body: dict[str, Any], p
     with pytest.raises(InvalidRequestError, match="maximum context length is 200") as caught:
         await completion(**body)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+
+
+async def test_what_does_not_fit_is_cut_where_the_operator_says_so() -> None:
+    clamping = replace(converter(), clamp_max_tokens=True)
+    asked = ChatCompletionRequest.model_validate({"messages": HI, "max_tokens": 10_000, "truncation": "auto"})
+    (prompt,) = (await clamping.chat(asked, ENGINE)).prompts
+    assert len(prompt.ids) + prompt.sampling.max_tokens == ENGINE.max_model_len
+    assert prompt.ids == (await chat()).prompts[0].ids
+    for body, left in (({"prompt": "x" * 150, "max_tokens": 51}, 50), ({"prompt": "x", "max_tokens": 3}, 3)):
+        request = CompletionRequest.model_validate(body)
+        assert (await clamping.completion(request, ENGINE)).prompts[0].sampling.max_tokens == left
+    with pytest.raises(InvalidRequestError, match="maximum context length is 200"):
+        await clamping.completion(CompletionRequest(prompt="x" * 200, max_tokens=1), ENGINE)
 
 
 def test_a_full_prompt_can_still_be_scored() -> None:

@@ -37,7 +37,7 @@ def complain(body: dict[str, Any], kind: type = ChatCompletionRequest) -> dict[s
         ({"messages": HI, "temperature": 3}, "temperature", "less than or equal to 2"),
         ({"messages": HI, "temperature": "hot"}, "temperature", "number"),
         ({"messages": HI, "temperature": float("nan")}, "temperature", ""),
-        ({"messages": HI, "top_p": 0}, "top_p", "greater than 0"),
+        ({"messages": HI, "top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"messages": HI, "n": 0}, "n", "greater than or equal to 1"),
         ({"messages": HI, "n": 129}, "n", "128"),
         ({"messages": HI, "n": True}, "n", "not true or false"),

@@ -1,0 +1,126 @@
+"""What is answered at which path: names, prefixes, paths that are no routes; on an app whose engine is not started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from model.engine_config import EngineConfig
+from server.app import create_app
+from server.credentials import Credentials
+from server.engine_client import EngineClient
+from server.generation_defaults import GenerationDefaults
+from server.missing_routes import missing_route
+from server.server_config import ServerConfig
+from server.settings import load_settings
+from tests.support.vocabulary import byte_tokenizer
+
+
+def app_of(**config: Any) -> FastAPI:
+    engine = EngineClient(EngineConfig(checkpoint_path="x"), start_timeout_s=1, timeout_s=1, on_fatal=print)
+    settings = ServerConfig(**{"model": "m", "served_names": ("m",), **config})
+    return create_app(settings, byte_tokenizer(), GenerationDefaults(), engine)
+
+
+def client_of(**config: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app_of(**config)), base_url="http://x")
+
+
+async def error_of(http: httpx.AsyncClient, method: str, path: str) -> tuple[int, str]:
+    response = await http.request(method, path)
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return response.status_code, error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/models", "/v1/models"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/models", "/v1/models"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/health", "/health"),
+    ],
+)
+async def test_a_path_with_another_prefix_is_told_where_it_is(path: str, meant: str) -> None:
+    async with client_of() as http:
+        for method in ("GET", "POST"):
+            status, message = await error_of(http, method, path)
+            assert status == 404
+            assert f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/v1/embeddings", "embeddings"),
+        ("/v1/audio/speech", "speak"),
+        ("/v1/audio/transcriptions", "hear"),
+        ("/v1/images/generations", "draw"),
+        ("/v1/images/edits", "draw"),
+        ("/v1/moderations", "moderate"),
+        ("/v1/rerank", "rank"),
+        ("/v1/threads/t1/runs", "Assistants"),
+    ],
+)
+async def test_what_is_not_served_says_what_is(path: str, word: str) -> None:
+    async with client_of() as http:
+        status, message = await error_of(http, "POST", path)
+        assert status == 404
+        assert word in message
+        assert "/v1/chat/completions" in message
+
+
+def test_nothing_is_guessed_where_nothing_is_near() -> None:
+    routes = ["/", "/v1/models", "/v1/models/{model_id:path}", "/web/{name}"]
+    for path in ("", "/", "/x", "/web/none.js", "/v2", "/s"):
+        assert "did you mean" not in missing_route(path, routes)
+
+
+async def test_behind_a_prefix_paths_work_with_and_without_it() -> None:
+    key = Credentials.from_secrets(("k",), None)
+    async with client_of(root_path="/a/qwen", credentials=key, max_queue_requests=1) as http:
+        for prefix in ("", "/a/qwen"):
+            assert (await http.get(prefix + "/version")).status_code == 200
+            assert (await http.get(prefix + "/")).status_code == 200
+            assert (await http.get(prefix + "/v1/models")).status_code == 401
+            models = await http.get(prefix + "/v1/models", headers={"Authorization": "Bearer k"})
+            assert [model["id"] for model in models.json()["data"]] == ["m"]
+            # Refused at the door, which knows the path: the engine is not there.
+            chat = await http.post(prefix + "/v1/chat/completions", headers={"Authorization": "Bearer k"})
+            assert chat.status_code == 503
+        assert (await http.get("/a/qwen")).status_code == 200
+        document = (await http.get("/a/qwen/openapi.json")).json()
+        assert document["servers"] == [{"url": "/a/qwen"}]
+        assert "/v1/models" in document["paths"]
+        assert (await http.get("/a/qwenx/version")).status_code == 401
+
+
+@pytest.mark.parametrize("text", ["qwen", "/qwen/", "/", "//x", "/a b", "/?"])
+def test_a_prefix_is_a_path(text: str) -> None:
+    with pytest.raises(Exception, match="--root-path"):
+        load_settings({"model": "m", "root_path": text}, {})
+
+
+async def test_a_star_accepts_every_name() -> None:
+    config = load_settings({"model": "Qwen/Qwen-7B-Chat", "served_model_name": ["*"]}, {}).server_config()
+    assert config.served_names == ("Qwen/Qwen-7B-Chat", "Qwen-7B-Chat", "Qwen")
+    named = load_settings({"model": "x/y", "served_model_name": ["*", "mine"]}, {}).server_config()
+    assert (named.served_names, named.accepts_any_name) == (("mine",), True)
+    services = app_of(served_names=("mine",), accepts_any_name=True).state.services
+    assert services.resolve_model("gpt-3.5-turbo") == "gpt-3.5-turbo"
+    assert services.resolve_model(None) == "mine"
+    async with client_of(served_names=("mine",), accepts_any_name=True) as http:
+        assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine"]
+        assert (await http.get("/v1/models/any/name")).json()["id"] == "any/name"
+    async with client_of(served_names=("mine",)) as http:
+        assert (await error_of(http, "GET", "/v1/models/any"))[0] == 404
