@@ -7,8 +7,6 @@ a token (the padding rows of the output layer) decode to nothing instead of fail
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import re
 import unicodedata
@@ -17,9 +15,7 @@ from pathlib import Path
 
 import tiktoken
 
-from model.errors import CheckpointError
-
-VOCABULARY_FILE = "qwen.tiktoken"
+from model.vocabulary import NUM_CONTROL_TOKENS, first_gap, read_vocabulary
 
 # The published pattern: at most one digit a token, contractions, words with one leading non-letter.
 PATTERN = (
@@ -30,7 +26,7 @@ PATTERN = (
 ENDOFTEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
-NUM_EXTRA_TOKENS = 205
+NUM_EXTRA_TOKENS = NUM_CONTROL_TOKENS - 3
 
 # `\s+(?!\S)` in the pattern makes the matcher remember every step of a run of whitespace without newlines, and it
 # gives up (a panic, not an exception) at a million. Longer runs are cut every so many characters. Nothing else
@@ -50,26 +46,28 @@ class Tokenizer:
     """Encodes and decodes one checkpoint's vocabulary.
 
     Args:
-        ranks: token bytes -> id, ids from 0 without gaps.
+        ranks: token bytes -> id: ids from 0 without gaps, and perhaps more behind the control tokens.
 
     Attributes:
-        num_ranks: ids below it are ordinary text.
-        num_tokens: ordinary and special tokens together; ids at or above it have no token.
+        num_ranks: of the first kind; the control tokens follow them.
+        num_tokens: one more than the largest id that has a token.
+        num_rows_needed: of the embedding: ids of text and of the control tokens that chats are made of are below it.
         longest_token_bytes: length of the longest token, names of special ones included.
         endoftext_id: id of `<|endoftext|>`, likewise `im_start_id` and `im_end_id`.
     """
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
-        self.num_ranks = len(ranks)
+        self.num_ranks = first_gap(ranks)
         names = [ENDOFTEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(NUM_EXTRA_TOKENS))]
         self._special_ids = {name: self.num_ranks + i for i, name in enumerate(names)}
         self._special_names = {token_id: name for name, token_id in self._special_ids.items()}
-        self.num_tokens = self.num_ranks + len(names)
+        self.num_tokens = max(self.num_ranks + len(names), max(ranks.values(), default=0) + 1)
         self.endoftext_id = self._special_ids[ENDOFTEXT]
         self.im_start_id = self._special_ids[IM_START]
         self.im_end_id = self._special_ids[IM_END]
+        self.num_rows_needed = max(self.im_end_id, *ranks.values()) + 1
         self.longest_token_bytes = max(map(len, [*ranks, *names]))
-        self._bytes: list[bytes] = [b""] * self.num_ranks
+        self._bytes: list[bytes] = [b""] * self.num_tokens
         for token, token_id in ranks.items():
             self._bytes[token_id] = token
         self._encoding = tiktoken.Encoding(
@@ -78,13 +76,12 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Reads `qwen.tiktoken` of a checkpoint folder.
+        """Reads the vocabulary of a checkpoint folder: `qwen.tiktoken`, and what tokenizer_config.json adds to it.
 
         Raises:
-            CheckpointError: the file is missing or malformed.
+            CheckpointError: a file is missing or malformed.
         """
-        path = Path(folder) / VOCABULARY_FILE
-        return cls(read_ranks(path))
+        return cls(read_vocabulary(Path(folder)))
 
     @property
     def encoding(self) -> tiktoken.Encoding:
@@ -105,11 +102,11 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token or has no token at all."""
-        return token_id >= self.num_ranks
+        return not self.token_bytes(token_id)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes of text; empty for control tokens and for ids that have no token."""
-        return self._bytes[token_id] if 0 <= token_id < self.num_ranks else b""
+        return self._bytes[token_id] if 0 <= token_id < self.num_tokens else b""
 
     def token_name(self, token_id: int) -> str:
         """How the token is shown to people: its text (U+FFFD for partial characters) or a control token's name."""
@@ -127,35 +124,6 @@ class Tokenizer:
         else:
             pieces = [self.token_bytes(i) for i in token_ids]
         return b"".join(pieces).decode("utf-8", errors="replace")
-
-
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """Reads a `base64 rank` file.
-
-    Raises:
-        CheckpointError: missing, malformed, or its ranks are not 0..n-1.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as e:
-        raise CheckpointError(
-            f"{path}: cannot read the vocabulary ({e.strerror}); a Qwen checkpoint needs {VOCABULARY_FILE}"
-        ) from e
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error) as e:
-            raise CheckpointError(f"{path}: line {number} is not 'base64 rank': {line[:80]!r}") from e
-    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise CheckpointError(f"{path}: ranks must be 0 to n-1, each once; the file is truncated or damaged")
-    missing = [b for b in range(256) if bytes([b]) not in ranks]
-    if missing:
-        raise CheckpointError(f"{path}: the single bytes {missing[:8]} have no rank; the file is truncated or damaged")
-    return ranks
 
 
 def _clean(text: str) -> str:

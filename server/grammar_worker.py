@@ -57,7 +57,7 @@ def main() -> None:
 
 def send_ranks(control: socket.socket, tokenizer: Tokenizer) -> None:
     """Sends the vocabulary, as a worker expects it first."""
-    tokens = [base64.b64encode(tokenizer.token_bytes(i)).decode() for i in range(tokenizer.num_ranks)]
+    tokens = [base64.b64encode(tokenizer.token_bytes(i)).decode() for i in range(tokenizer.num_tokens)]
     data = json.dumps(tokens).encode()
     control.sendall(FRAME_HEADER.pack(len(data)) + data)
 
@@ -65,7 +65,7 @@ def send_ranks(control: socket.socket, tokenizer: Tokenizer) -> None:
 def _read_ranks(control: socket.socket) -> dict[bytes, int]:
     (length,) = FRAME_HEADER.unpack(_receive_exactly(control, FRAME_HEADER.size))
     tokens = json.loads(_receive_exactly(control, length))
-    return {base64.b64decode(token): rank for rank, token in enumerate(tokens)}
+    return {base64.b64decode(token): rank for rank, token in enumerate(tokens) if token}  # control tokens have no text
 
 
 def _receive_exactly(sock: socket.socket, length: int) -> bytes:

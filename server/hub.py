@@ -16,7 +16,7 @@ _SMALL_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
     "quantize_config.json",
-    "qwen.tiktoken",
+    "*.tiktoken",
 )
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.bin.index.json")

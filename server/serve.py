@@ -115,7 +115,7 @@ def serve(settings: Settings) -> None:
     configure_logging(config.log_level, config.log_format)
     checkpoint = resolve_checkpoint(config.model)
     _log_memory(settings, checkpoint)
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    tokenizer = _read_tokenizer(checkpoint)
     defaults = GenerationDefaults.from_folder(checkpoint)
     fatal: list[str] = []
 
@@ -162,6 +162,18 @@ def serve(settings: Settings) -> None:
         server.run(sockets=listeners)
     if fatal:
         raise StartupError(fatal[0])
+
+
+def _read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """Reads the vocabulary; one with more tokens than the embedding has rows would fail in the middle of a reply."""
+    tokenizer = Tokenizer.from_folder(checkpoint)
+    num_rows = ModelConfig.from_folder(checkpoint).vocab_size
+    if tokenizer.num_rows_needed > num_rows:
+        raise CheckpointError(
+            f"{checkpoint}: its vocabulary has ids up to {tokenizer.num_rows_needed - 1}, but its embedding only"
+            f" {num_rows} rows (vocab_size in config.json); is the vocabulary another checkpoint's?"
+        )
+    return tokenizer
 
 
 def _log_memory(settings: Settings, checkpoint: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from model import tokenizer as tokenizer_module
 from model.errors import CheckpointError
-from model.tokenizer import Tokenizer, read_ranks
+from model.tokenizer import Tokenizer
+from model.vocabulary import read_ranks
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "text" / "tokenizer.json").read_text())["cases"]
 MILLION = 1_000_000
