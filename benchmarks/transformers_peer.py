@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import find_weight_files, iterate_tensors
+from model.checkpoint import iterate_tensors
+from model.weight_files import find_weight_files
 
 
 def load_as_qwen2(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:

@@ -16,53 +16,38 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from model.config import read_json
 from model.errors import CheckpointError
+from model.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
 
 logger = logging.getLogger(__name__)
-
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # Buffers that some releases saved along; all of them are computed, none is a weight.
 _STRAY_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".logn_tensor")
 
+_QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx")
+
+# What training frameworks put in front of every name, and what undoes it.
+_WRAPPERS = {
+    "base_model.model.": "peft's wrapping; save the result of merge_and_unload()",
+    "module.": "the wrapping of data-parallel training; save model.module",
+    "_orig_mod.": "torch.compile's wrapping; save model._orig_mod",
+}
+
 ProgressCallback = Callable[[int, int], None]
 
 
-def find_weight_files(folder: Path) -> list[Path]:
-    """Lists the files that hold a checkpoint's tensors; safetensors win over `.bin`.
+def stored_rows(folder: Path) -> int | None:
+    """Returns how many rows the embedding in a folder's weights has, `.bin` files included; None where it is in none.
 
     Raises:
-        CheckpointError: there are none, or a shard named by the index is missing.
+        CheckpointError: the weights cannot be read.
     """
-    for name in (_INDEX_FILES[0], _SINGLE_FILES[0], _INDEX_FILES[1], _SINGLE_FILES[1]):
-        path = folder / name
-        if path.is_file():
-            return _shards_of_index(path) if name in _INDEX_FILES else [path]
-    if loose := sorted(folder.glob("*.safetensors")):
-        return loose
-    raise CheckpointError(
-        f"{folder}: no weights found; expected {_SINGLE_FILES[0]}, {_INDEX_FILES[0]}, "
-        f"{_SINGLE_FILES[1]} or {_INDEX_FILES[1]}"
-    )
-
-
-def _shards_of_index(index_path: Path) -> list[Path]:
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index_path}: 'weight_map' is missing or malformed")
-    paths = []
-    for name in sorted(set(weight_map.values())):
-        path = index_path.parent / name
-        if path.parent != index_path.parent:
-            raise CheckpointError(f"{index_path}: shard {name!r} lies outside the checkpoint folder")
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file, but {index_path.name} names it; is the download complete?")
-        paths.append(path)
-    if not paths:
-        raise CheckpointError(f"{index_path}: names no shards")
-    return paths
+    for path in find_weight_files(folder):
+        if path.suffix != ".safetensors":
+            state, _ = _load_bin(path)  # mapped, not read
+            if EMBEDDING in state:
+                return state[EMBEDDING].shape[0]
+    return rows_of_embedding(folder)
 
 
 def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -180,6 +165,20 @@ def load_weights(
     return target.num_bytes
 
 
+def _unexpected(name: str, tensor: torch.Tensor) -> str:
+    """Says what a tensor that the model has no place for tells about the checkpoint."""
+    if name.endswith(_QUANTIZED_SUFFIXES):
+        return (
+            f"tensor {name!r} is of a quantised checkpoint (GPTQ), but config.json has no quantization_config and there"
+            " is no quantize_config.json; take one from where the checkpoint came from, or, if it was so made, write"
+            ' {"bits": 4, "group_size": 128, "desc_act": false, "sym": true} into quantize_config.json'
+        )
+    for prefix, remedy in _WRAPPERS.items():
+        if name.startswith(prefix):
+            return f"tensor {name!r} carries {prefix!r} in front: {remedy}, or take it off all names"
+    return f"unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
+
+
 class _Target:
     """The model being filled: which tensors it still waits for."""
 
@@ -202,9 +201,7 @@ class _Target:
                 raise CheckpointError(f"{path}: tensor {name!r} is stored twice")
             if name.endswith(_STRAY_SUFFIXES):
                 return
-            raise CheckpointError(
-                f"{path}: unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
-            )
+            raise CheckpointError(f"{path}: {_unexpected(name, tensor)}")
         module, attribute = self._waiting.pop(name)
         self._loaded.add(name)
         placeholder: torch.Tensor = getattr(module, attribute)

@@ -5,13 +5,15 @@ Pure: no tensors. Every number of the architecture comes from here; nothing is a
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
+from model.json_file import read_json
+from model.weight_files import rows_of_embedding
 
 MODEL_TYPE = "qwen"
 MAX_DEFAULT_MODEL_LEN = 32768
@@ -24,6 +26,15 @@ _FIRST_RELEASE_NAMES = {
     "intermediate_size": "ffn_hidden_size",
     "max_position_embeddings": "n_positions",
 }
+
+# Misspelt as in the published cards, and what is meant.
+_MISSPELT = {
+    "use_dynamc_ntk": "use_dynamic_ntk",
+    "use_long_attn": "use_logn_attn",
+    "use_logn_attention": "use_logn_attn",
+}
+# Parts that other models of the same model_type have, and what those are called.
+_OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,8 @@ class ModelConfig:
         rotary_dim: how much of `head_dim` is rotated (all of it in the published checkpoints).
         declared_dtype: "bfloat16", "float16", "float32", or None when the file leaves it to the device.
         max_positions: `max_position_embeddings`: how long sequences may become; 0 where the file does not say.
+        int8_kv_cache: `use_cache_quantization`: the file asks for keys and values in int8.
+        remarks: what in the file is odd, and how it was understood, a sentence each.
     """
 
     vocab_size: int
@@ -72,10 +85,19 @@ class ModelConfig:
     declared_dtype: str | None
     quantization: QuantizationConfig | None
     max_positions: int = 0
+    int8_kv_cache: bool = False
+    remarks: tuple[str, ...] = ()
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> ModelConfig:
+    def from_folder(
+        cls, folder: str | Path, stored_rows: Callable[[Path], int | None] = rows_of_embedding
+    ) -> ModelConfig:
         """Reads `config.json` (and `quantize_config.json`) of a checkpoint folder.
+
+        Args:
+            folder: of a checkpoint.
+            stored_rows: tells how many rows the embedding in a folder's weights has, where it can; asked only where
+                `vocab_size` and `padded_vocab_size` disagree, as they do once a fine-tune has resized the embedding.
 
         Raises:
             CheckpointError: missing, not JSON, another architecture, or numbers that do not fit together.
@@ -88,11 +110,25 @@ class ModelConfig:
                 f"{path}: model_type is {raw.get('model_type')!r}; this server runs first-generation Qwen "
                 f"checkpoints only (model_type {MODEL_TYPE!r})"
             )
+        for part, model in _OTHER_MODELS.items():
+            if raw.get(part) is not None:
+                raise CheckpointError(
+                    f"{path}: this is a {model} checkpoint (its config has {part!r}); this server runs Qwen's text"
+                    " models only"
+                )
         quantization = raw.get("quantization_config")
         quantize_path = folder / "quantize_config.json"
         if quantization is None and quantize_path.exists():
             quantization = {"quant_method": "gptq", **read_json(quantize_path)}
-        return _from_raw(_Fields(raw, path), quantization)
+        raw, remarks = _read_misspelt(raw)
+        config = _from_raw(_Fields(raw, path), quantization)
+        config = replace(config, remarks=(*remarks, *config.remarks))
+        unpadded = _Fields(raw, path).positive_int("vocab_size", config.vocab_size)
+        if unpadded != config.vocab_size:
+            both = (unpadded, config.vocab_size)
+            rows = stored_rows(folder)
+            config = replace(config, vocab_size=rows if rows in both else max(both))
+        return config
 
     def rope_alpha(self, num_prompt_tokens: int) -> float:
         """The dynamic NTK factor of a request, fixed when its prompt is known.
@@ -172,14 +208,43 @@ def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
         has_bias=not fields.get("no_bias", True),
         declared_dtype=_declared_dtype(fields),
         quantization=_quantization(quantization, fields.path),
+        int8_kv_cache=fields.get("use_cache_quantization") is True,
+        remarks=(*_dtype_remarks(fields), *_cache_remarks(fields)),
     )
 
 
+def _read_misspelt(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Takes misspelt keys for what they mean, where the right one does not say otherwise; and tells so."""
+    remarks = []
+    for wrong, right in _MISSPELT.items():
+        if raw.get(wrong) is None or raw.get(wrong) == raw.get(right):
+            continue
+        if raw.get(right) is None:
+            raw = {**raw, right: raw[wrong]}
+            remarks.append(f"config.json says {wrong!r}: taken for {right!r}")
+        else:
+            remarks.append(f"config.json says {wrong!r}: {raw[wrong]}, but also {right!r}: {raw[right]}, which counts")
+    return raw, remarks
+
+
+_DTYPE_FLAGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
 def _declared_dtype(fields: _Fields) -> str | None:
-    for flag, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
-        if fields.get(flag, False):
-            return dtype
-    return None
+    return next((dtype for flag, dtype in _DTYPE_FLAGS.items() if fields.get(flag, False)), None)
+
+
+def _dtype_remarks(fields: _Fields) -> tuple[str, ...]:
+    flags = [flag for flag in _DTYPE_FLAGS if fields.get(flag, False)]
+    if len(flags) < 2:
+        return ()
+    return (f"config.json sets {' and '.join(flags)} at once: {_DTYPE_FLAGS[flags[0]]} is used; --dtype decides",)
+
+
+def _cache_remarks(fields: _Fields) -> tuple[str, ...]:
+    if fields.get("use_cache_quantization") is not True:
+        return ()
+    return ("config.json asks for an int8 KV cache (use_cache_quantization); --kv-cache-dtype decides",)
 
 
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -207,22 +272,3 @@ def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise CheckpointError(f"{path}: no such file; is {path.parent} a checkpoint folder?") from e
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: is not valid JSON ({e})") from e
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object")
-    return value

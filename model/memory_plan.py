@@ -147,7 +147,7 @@ class MemoryPlan:
 def plan_memory(
     config: ModelConfig, *, dtype: str = "auto", kv_cache_dtype: str = "auto", block_size: int = 16
 ) -> MemoryPlan:
-    """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and that for the cache.
+    """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
 
     Args:
         config: of the checkpoint.
@@ -156,4 +156,6 @@ def plan_memory(
         block_size: tokens in a block.
     """
     resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
-    return MemoryPlan(config, resolved, resolved if kv_cache_dtype == "auto" else kv_cache_dtype, block_size)
+    if kv_cache_dtype == "auto":
+        kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
+    return MemoryPlan(config, resolved, kv_cache_dtype, block_size)

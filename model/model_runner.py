@@ -16,7 +16,7 @@ from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.backends.base import Backend, DecodeGraphs
 from model.backends.torch_backend import require_known_cache_dtype
-from model.checkpoint import ProgressCallback, load_weights
+from model.checkpoint import ProgressCallback, load_weights, stored_rows
 from model.config import ModelConfig
 from model.engine_config import EngineConfig
 from model.errors import ConfigError
@@ -67,9 +67,12 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
         folder = Path(config.checkpoint_path)
-        self.model_config = ModelConfig.from_folder(folder)
+        self.model_config = ModelConfig.from_folder(folder, stored_rows)
         self.backend: Backend = make_backend(config.device)
         self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
+        declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
+        if config.dtype == "auto" and declared not in (None, used):
+            logger.warning("the checkpoint is %s; here it runs in %s, as that is faster (--dtype)", declared, used)
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
@@ -160,7 +163,9 @@ class ModelRunner:
     def _make_cache(self, config: EngineConfig) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
         model_config = self.model_config
-        dtype = self.dtype if config.kv_cache_dtype == "auto" else require_known_cache_dtype(config.kv_cache_dtype)
+        dtype = self.dtype
+        if config.kv_cache_dtype != "auto" or model_config.int8_kv_cache:
+            dtype = require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
         block_bytes = kv_cache_block_bytes(model_config, config.block_size, dtype)
         max_model_len = config.max_model_len or model_config.default_max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)

@@ -22,8 +22,9 @@ import torch
 from tqdm import tqdm
 
 from model.backends import make_backend
-from model.config import ModelConfig, QuantizationConfig, read_json
+from model.config import ModelConfig, QuantizationConfig
 from model.errors import CheckpointError, ConfigError, StartupError
+from model.json_file import read_json
 from model.memory_plan import plan_memory
 from model.quantization.block_stages import STAGES, CalibrationRun, Weights
 from model.quantization.calibration import calibration_samples

@@ -11,8 +11,8 @@ import binascii
 import logging
 from pathlib import Path
 
-from model.config import read_json
 from model.errors import CheckpointError
+from model.json_file import read_json
 
 logger = logging.getLogger(__name__)
 

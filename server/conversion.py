@@ -88,7 +88,13 @@ class Converter:
         if prompt.react.reads_react:
             reading = ReplyReading(prompt.react.opening, prompt.react.allow_calls, calling.is_legacy)
         self._check_size(request.n or 1, [sampling])
-        return _generation_request(request, [Prompt(prompt.ids, sampling)], num_top_logprobs, reading=reading)
+        return _generation_request(
+            request,
+            [Prompt(prompt.ids, sampling)],
+            num_top_logprobs,
+            default_stops=self.encoder.default_stops,
+            reading=reading,
+        )
 
     def _look_over(self, request: ChatCompletionRequest | CompletionRequest) -> None:
         """Refuses what contradicts itself or is not served, and logs what is ignored."""
@@ -171,7 +177,13 @@ class Converter:
             )
             prompts.append(Prompt(ids, sampling))
         self._check_size(n, [prompt.sampling for prompt in prompts])
-        return _generation_request(request, prompts, request.logprobs, echo_texts=texts if request.echo else ())
+        return _generation_request(
+            request,
+            prompts,
+            request.logprobs,
+            default_stops=self.encoder.default_stops,
+            echo_texts=texts if request.echo else (),
+        )
 
     async def _completion_prompts(
         self, request: CompletionRequest, engine: EngineReady
@@ -255,14 +267,18 @@ def _generation_request(
     prompts: Sequence[Prompt],
     num_top_logprobs: int | None,
     *,
+    default_stops: Sequence[str],
     echo_texts: Sequence[str] = (),
     reading: ReplyReading | None = None,
 ) -> GenerationRequest:
     stop = request.stop
+    stops = [stop] if isinstance(stop, str) and stop else stop or ()
+    if not request.ignore_eos:
+        stops = (*stops, *default_stops)
     return GenerationRequest(
         prompts=tuple(prompts),
         n=request.n or 1,
-        stops=tuple(dict.fromkeys([stop] if isinstance(stop, str) and stop else stop or ())),
+        stops=tuple(dict.fromkeys(stops)),
         include_stop=bool(request.include_stop_str_in_output),
         priority=request.priority or 0,
         num_top_logprobs=num_top_logprobs,

@@ -20,11 +20,12 @@ class GenerationDefaults:
 
     Attributes:
         temperature: 0 where the file says `do_sample: false`.
-        top_p: in (0, 1].
+        top_p: in [0, 1]; 0 leaves the likeliest token alone.
         top_k: 0 is off.
         repetition_penalty: 1 is off.
         chat_format: "chatml", or "raw" for a base model.
         eos_token_ids: end a reply, besides the control tokens of the vocabulary.
+        stop_sequences: of two tokens or more: `stop_words_ids`, at which the published generate() ends a reply too.
         max_window_size: tokens of system text and turns that the published chat() keeps.
     """
 
@@ -34,6 +35,7 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
     chat_format: str = CHATML
     eos_token_ids: tuple[int, ...] = ()
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
     max_window_size: int = 6144
 
     @classmethod
@@ -56,11 +58,12 @@ class GenerationDefaults:
         greedy = data.get("do_sample") is False
         return cls(
             temperature=0.0 if greedy else reader.number("temperature", 1.0, low=0.0, high=100.0),
-            top_p=reader.number("top_p", cls().top_p, low=1e-6, high=1.0),
+            top_p=reader.number("top_p", cls().top_p, low=0.0, high=1.0),
             top_k=int(reader.number("top_k", 0, low=-1, high=1e9)) if data.get("top_k") != -1 else 0,
             repetition_penalty=reader.number("repetition_penalty", 1.0, low=1e-6, high=1e6),
             chat_format=reader.chat_format(),
             eos_token_ids=reader.eos_token_ids(),
+            stop_sequences=tuple(words for words in reader.stop_words() if len(words) > 1),
             max_window_size=int(reader.number("max_window_size", cls().max_window_size, low=1, high=1e9)),
         )
 
@@ -87,8 +90,17 @@ class _Reader:
     def eos_token_ids(self) -> tuple[int, ...]:
         value = self.data.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        words = self.data.get("stop_words_ids") or []
-        ids = [*ids, *(word[0] for word in words if isinstance(word, list) and len(word) == 1)]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(map(_is_id, ids)):
             raise CheckpointError(f"{self.path}: eos_token_id must be a token id or a list of them, not {value!r}")
-        return tuple(dict.fromkeys(ids))
+        return tuple(dict.fromkeys([*ids, *(words[0] for words in self.stop_words() if len(words) == 1)]))
+
+    def stop_words(self) -> list[tuple[int, ...]]:
+        value = self.data.get("stop_words_ids")
+        lists = [] if value is None else value
+        if not isinstance(lists, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in lists):
+            raise CheckpointError(f"{self.path}: stop_words_ids must be a list of lists of token ids, not {value!r}")
+        return [tuple(ids) for ids in lists if ids]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -66,6 +66,16 @@ class PromptEncoder:
         """Whether the model can chat."""
         return (self.defaults.chat_format if self.chat_format == "auto" else self.chat_format) == CHATML
 
+    @property
+    def default_stops(self) -> tuple[str, ...]:
+        """Texts at which every reply ends: the checkpoint's stop words of several tokens.
+
+        Control tokens in them have no text; those that end a reply end it by themselves.
+        """
+        decode = self.tokenizer.decode
+        texts = (decode(ids) for ids in self.defaults.stop_sequences if not any(map(self.tokenizer.is_special, ids)))
+        return tuple(text for text in texts if text)
+
     async def chat(
         self,
         messages: Sequence[ChatMessage],

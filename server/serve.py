@@ -114,9 +114,11 @@ def serve(settings: Settings) -> None:
         os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
     checkpoint = resolve_checkpoint(config.model)
-    _log_memory(settings, checkpoint)
-    tokenizer = _read_tokenizer(checkpoint)
+    tokenizer = _look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)
+    for ids in defaults.stop_sequences:
+        if any(map(tokenizer.is_special, ids)):
+            logger.warning("%s: stop_words_ids %s holds a control token and is not used", checkpoint, list(ids))
     fatal: list[str] = []
 
     def on_fatal(message: str) -> None:
@@ -164,28 +166,29 @@ def serve(settings: Settings) -> None:
         raise StartupError(fatal[0])
 
 
-def _read_tokenizer(checkpoint: Path) -> Tokenizer:
-    """Reads the vocabulary; one with more tokens than the embedding has rows would fail in the middle of a reply."""
+def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
+    """Reads config and vocabulary, and logs what is odd in them and, in one line, what `qwen-server memory` would say.
+
+    How many blocks of the KV cache there are the engine tells when it is ready.
+
+    Raises:
+        CheckpointError: one of them cannot be used; a vocabulary with more tokens than the embedding has rows would
+            only fail in the middle of a reply.
+    """
+    config = ModelConfig.from_folder(checkpoint)
+    for remark in config.remarks:
+        logger.warning("%s: %s", checkpoint, remark)
+    plan = plan_memory(
+        config, dtype=settings.dtype, kv_cache_dtype=settings.kv_cache_dtype, block_size=settings.block_size
+    )
+    logger.info("memory: %s", plan.summary())
     tokenizer = Tokenizer.from_folder(checkpoint)
-    num_rows = ModelConfig.from_folder(checkpoint).vocab_size
-    if tokenizer.num_rows_needed > num_rows:
+    if tokenizer.num_rows_needed > config.vocab_size:
         raise CheckpointError(
             f"{checkpoint}: its vocabulary has ids up to {tokenizer.num_rows_needed - 1}, but its embedding only"
-            f" {num_rows} rows (vocab_size in config.json); is the vocabulary another checkpoint's?"
+            f" {config.vocab_size} rows (vocab_size in config.json); is the vocabulary another checkpoint's?"
         )
     return tokenizer
-
-
-def _log_memory(settings: Settings, checkpoint: Path) -> None:
-    """What `qwen-server memory` would say, in one line; how many blocks there are the engine tells when it is ready."""
-    with contextlib.suppress(CheckpointError):  # the engine says it better
-        plan = plan_memory(
-            ModelConfig.from_folder(checkpoint),
-            dtype=settings.dtype,
-            kv_cache_dtype=settings.kv_cache_dtype,
-            block_size=settings.block_size,
-        )
-        logger.info("memory: %s", plan.summary())
 
 
 def _allow_many_connections() -> None:

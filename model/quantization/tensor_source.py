@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import find_weight_files, iterate_tensors
+from model.checkpoint import iterate_tensors
 from model.errors import CheckpointError
+from model.weight_files import find_weight_files
 
 
 class TensorSource:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
+from model.errors import CheckpointError
 from model.memory_plan import MemoryPlan, plan_memory
 from model.safetensors_header import read_header
+from model.weight_files import find_weight_files
 from server.errors import dump_json
 from server.hub import describe_checkpoint, local_folder
 from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape, short_name
@@ -68,7 +72,9 @@ def find_checkpoint(name: str) -> Checkpoint:
     if shape is not None:
         return Checkpoint(short_name(name), shape, None)
     folder = describe_checkpoint(name, f"nor one of {', '.join(PUBLISHED_NAMES)}")
-    files = sorted(folder.glob("*.safetensors"))
+    files: list[Path] = []
+    with contextlib.suppress(CheckpointError):  # of a hub id the weights need not be here
+        files = [path for path in find_weight_files(folder) if path.suffix == ".safetensors"]
     num_bytes = sum(info.num_bytes for file in files for info in read_header(file).values())
     return Checkpoint(name, ModelConfig.from_folder(folder), num_bytes if files else None)
 

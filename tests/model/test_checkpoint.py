@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
 from model import checkpoint as checkpoint_module
-from model.checkpoint import find_weight_files, iterate_tensors, load_weights
+from model.checkpoint import iterate_tensors, load_weights, stored_rows
 from model.config import ModelConfig
 from model.engine import Engine
 from model.engine_config import EngineConfig
@@ -68,6 +68,7 @@ def write_legacy_bin(folder: Path, tensors: Tensors) -> Path:
 
 def write_shards(folder: Path, shards: dict[str, Tensors], index_name: str) -> Path:
     for name, part in shards.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith(".safetensors"):
             save_file(part, folder / name)
         else:
@@ -111,6 +112,19 @@ WRITERS: dict[str, Callable[[Path, Tensors], Path]] = {
         ),
         "pytorch_model.bin.index.json",
     ),
+    "shards in a subfolder": lambda folder, tensors: write_shards(
+        folder,
+        dict(zip(("part/a.safetensors", "part/b.safetensors"), split(tensors), strict=True)),
+        "model.safetensors.index.json",
+    ),
+    "bin shards without an index": lambda folder, tensors: write_shards(
+        folder,
+        dict(
+            zip(("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"), split(tensors), strict=True)
+        ),
+        "lost.json",
+    ),
+    "auto-gptq's bin": lambda folder, tensors: write_bin(folder, tensors).rename(folder / "gptq_model-4bit-128g.bin"),
     "safetensors of another name": lambda folder, tensors: write_safetensors(folder, tensors).rename(
         folder / "weights.safetensors"
     ),
@@ -143,12 +157,6 @@ def test_every_dtype_becomes_the_one_wanted(
     assert torch.equal(model.logits(PROMPT), LoadedModel(converted, wanted).logits(PROMPT))
     assert model.num_bytes == sum(tensor.numel() for tensor in tensors.values()) * wanted.itemsize
     assert model.model.transformer.ln_f.weight.dtype == wanted
-
-
-def test_safetensors_win_over_bin(folder: Path, tensors: Tensors) -> None:
-    path = write_safetensors(folder, tensors)
-    (folder / "pytorch_model.bin").write_bytes(b"junk")
-    assert find_weight_files(folder) == [path]
 
 
 def test_tensors_that_are_not_contiguous(tiny_checkpoint: Path, folder: Path, tensors: Tensors) -> None:
@@ -322,17 +330,15 @@ def test_a_missing_shard(folder: Path, tensors: Tensors) -> None:
     assert message.startswith(f"{folder / 'b.safetensors'}: no such file, but model.safetensors.index.json names it")
 
 
-@pytest.mark.parametrize("where", ["../outside.safetensors", "/etc/passwd", "sub/inside.safetensors", "", "."])
+@pytest.mark.parametrize("where", ["../outside.safetensors", "sub/../../outside.safetensors", "/etc/passwd", ".."])
 def test_an_index_that_points_elsewhere(folder: Path, tensors: Tensors, where: str) -> None:
     save_file(tensors, folder.parent / "outside.safetensors")
-    (folder / "sub").mkdir()
-    save_file(tensors, folder / "sub" / "inside.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, where)}))
     assert refusal(folder) == f"{index}: shard {where!r} lies outside the checkpoint folder"
 
 
-@pytest.mark.parametrize("name", ["..", "a\x00b"])
+@pytest.mark.parametrize("name", ["", ".", "sub", "a\x00b"])
 def test_an_index_that_names_no_file(folder: Path, name: str) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {HEAD: name}}))
@@ -477,3 +483,73 @@ def test_a_file_of_another_user_is_called_that(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoint_module.os, "access", lambda name, mode: name != path and may(name, mode))
     with pytest.raises(CheckpointError, match="permission denied"):
         list(iterate_tensors(path))
+
+
+# --- what a tensor's name tells
+
+
+@pytest.mark.parametrize(
+    ("prefix", "advice"),
+    [
+        ("module.", "data-parallel training; save model.module"),
+        ("base_model.model.", "merge_and_unload"),
+        ("_orig_mod.", "torch.compile"),
+    ],
+)
+def test_names_with_a_wrapper_in_front(prefix: str, advice: str, folder: Path, tensors: Tensors) -> None:
+    write_safetensors(folder, {prefix + name: tensor for name, tensor in tensors.items()})
+    assert advice in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["g_idx", "qweight", "qzeros", "scales"])
+def test_quantised_tensors_without_a_config(kind: str, folder: Path, tensors: Tensors) -> None:
+    name = f"transformer.h.0.mlp.w1.{kind}"
+    write_safetensors(folder, tensors | {name: torch.zeros(2, dtype=torch.int32)})
+    message = refusal(folder)
+    assert name in message and "GPTQ" in message and "quantize_config.json" in message
+
+
+# --- an embedding that a fine-tune has resized
+
+
+@pytest.mark.parametrize("write_weights", [write_safetensors, write_bin, WRITERS["bin shards"]])
+@pytest.mark.parametrize("stale", ["vocab_size", "padded_vocab_size"])
+@pytest.mark.parametrize("other", [100, 5000])
+def test_of_two_vocab_sizes_the_stored_one_counts(
+    write_weights: Callable[[Path, Tensors], Path], stale: str, other: int, folder: Path, tensors: Tensors
+) -> None:
+    rows = tensors[EMBEDDING].shape[0]
+    raw = json.loads((folder / "config.json").read_text())
+    raw |= {"vocab_size": rows, "padded_vocab_size": rows, stale: other}
+    (folder / "config.json").write_text(json.dumps(raw))
+    write_weights(folder, tensors)
+    assert ModelConfig.from_folder(folder, stored_rows).vocab_size == rows
+    if write_weights is write_safetensors:
+        assert ModelConfig.from_folder(folder).vocab_size == rows
+    config = EngineConfig(checkpoint_path=str(folder), device="cpu", kv_cache_memory_bytes=1 << 20, max_model_len=64)
+    assert Engine(config).ready.vocab_size == rows
+
+
+def engine_of(folder: Path, **raw: Any) -> Engine:
+    config = json.loads((folder / "config.json").read_text()) | {"bf16": False, "fp16": False, "fp32": False} | raw
+    (folder / "config.json").write_text(json.dumps(config))
+    return Engine(
+        EngineConfig(checkpoint_path=str(folder), device="cpu", kv_cache_memory_bytes=1 << 20, max_model_len=64)
+    )
+
+
+def test_another_dtype_than_the_checkpoint_s_is_told(
+    folder: Path, tensors: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_safetensors(folder, tensors)
+    used = engine_of(folder, fp16=True).ready.dtype  # no CPU has fast products of float16
+    assert f"the checkpoint is float16; here it runs in {used}" in caplog.text
+    caplog.clear()
+    assert engine_of(folder, fp32=True).ready.dtype == "float32"
+    assert "the checkpoint is" not in caplog.text
+
+
+def test_a_cache_is_quantised_where_the_config_asks_for_it(folder: Path, tensors: Tensors) -> None:
+    write_safetensors(folder, tensors)
+    plain, quantized = (engine_of(folder, use_cache_quantization=asked, fp32=True).ready for asked in (False, True))
+    assert quantized.num_blocks > 2 * plain.num_blocks

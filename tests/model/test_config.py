@@ -11,6 +11,7 @@ import pytest
 
 from model.config import ModelConfig, QuantizationConfig
 from model.errors import CheckpointError
+from model.memory_plan import plan_memory
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -278,3 +279,40 @@ def test_what_the_file_declares_is_the_default(
         tmp_path, TODAY, seq_length=2048, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=declared
     )
     assert config.default_max_model_len == expected
+
+
+# -- what is odd in a config, and how it is understood
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("use_dynamc_ntk", "use_dynamic_ntk"), ("use_long_attn", "use_logn_attn")]
+)
+def test_misspelt_keys_of_the_published_cards(wrong: str, right: str, tmp_path: Path) -> None:
+    config = read(tmp_path, TODAY, **{right: None, wrong: True})
+    assert (config.use_dynamic_ntk, config.use_logn_attn) == (True, True)
+    assert config.remarks == (f"config.json says {wrong!r}: taken for {right!r}",)
+    assert not read(tmp_path, TODAY, **{right: True, wrong: True}).remarks
+    config = read(tmp_path, TODAY, **{right: False, wrong: True})
+    assert [config.use_dynamic_ntk, config.use_logn_attn].count(False) == 1
+    assert f"{right!r}: False, which counts" in config.remarks[0]
+
+
+def test_several_dtype_flags(tmp_path: Path) -> None:
+    config = read(tmp_path, TODAY, bf16=True, fp16=True)
+    assert config.declared_dtype == "bfloat16"
+    assert config.remarks == ("config.json sets bf16 and fp16 at once: bfloat16 is used; --dtype decides",)
+    assert not read(tmp_path, TODAY).remarks
+
+
+def test_a_quantised_cache_is_what_the_file_asks_for(tmp_path: Path) -> None:
+    config = read(tmp_path, TODAY, use_cache_quantization=True)
+    assert plan_memory(config).kv_dtype == "int8"
+    assert plan_memory(config, kv_cache_dtype="bfloat16").kv_dtype == "bfloat16"
+    assert "--kv-cache-dtype" in config.remarks[0]
+    config = read(tmp_path, TODAY, use_cache_quantization=False)
+    assert plan_memory(config).kv_dtype == "bfloat16" and not config.remarks
+
+
+@pytest.mark.parametrize(("part", "name"), [("visual", "Qwen-VL"), ("audio", "Qwen-Audio")])
+def test_other_models_of_this_type_are_refused_by_name(part: str, name: str, tmp_path: Path) -> None:
+    assert f"this is a {name} checkpoint" in refusal(tmp_path, **{part: {"layers": 48}})

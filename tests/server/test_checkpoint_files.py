@@ -33,11 +33,23 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     assert defaults.chat_format == "raw"
     assert read(tmp_path, {"eos_token_id": 7, "stop_words_ids": [[7], [8], [1, 2]]}).eos_token_ids == (7, 8)
     assert read(tmp_path, {"top_k": -1, "top_p": None}).top_k == 0
+    assert read(tmp_path, {"stop_words_ids": [[7], [1, 2], []]}).stop_sequences == ((1, 2),)
+    assert read(tmp_path, {"top_p": 0.0}).top_p == 0
 
 
 @pytest.mark.parametrize(
     "data",
-    ["{", "[]", {"top_p": "x"}, {"top_p": 0}, {"eos_token_id": "x"}, {"eos_token_id": [True]}, {"chat_format": "v9"}],
+    [
+        "{",
+        "[]",
+        {"top_p": "x"},
+        {"top_p": -0.1},
+        {"eos_token_id": "x"},
+        {"eos_token_id": [True]},
+        {"stop_words_ids": [1]},
+        {"stop_words_ids": [["x"]]},
+        {"chat_format": "v9"},
+    ],
 )
 def test_a_broken_file_stops_the_start_and_is_named(tmp_path: Path, data: Any) -> None:
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):

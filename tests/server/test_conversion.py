@@ -54,6 +54,25 @@ async def test_defaults_come_from_the_checkpoint_and_the_request_beats_them() ->
     assert (await sampling(temperature=None, top_k=0)).temperature == 0.7
 
 
+async def test_a_checkpoint_s_top_p_of_zero_is_the_likeliest_token() -> None:
+    ours = converter(defaults=GenerationDefaults(top_p=0.0))
+    asked = ChatCompletionRequest.model_validate({"messages": HI})
+    assert (await ours.chat(asked, ENGINE)).prompts[0].sampling.temperature == 0
+    asked = ChatCompletionRequest.model_validate({"messages": HI, "top_p": 0.5})
+    assert (await ours.chat(asked, ENGINE)).prompts[0].sampling.temperature == 1
+
+
+async def test_the_checkpoint_s_stop_words_of_several_tokens_end_every_reply() -> None:
+    defaults = GenerationDefaults(stop_sequences=((ord("E"), ord("N"), ord("D")), (ord("a"), 258)))
+    ours = converter(defaults=defaults)
+    chat_request = ChatCompletionRequest.model_validate({"messages": HI, "stop": "x"})
+    assert (await ours.chat(chat_request, ENGINE)).stops == ("x", "END")
+    text_request = CompletionRequest.model_validate({"prompt": "hi"})
+    assert (await ours.completion(text_request, ENGINE)).stops == ("END",)
+    endless = CompletionRequest.model_validate({"prompt": "hi", "ignore_eos": True, "stop": ["y"]})
+    assert (await ours.completion(endless, ENGINE)).stops == ("y",)
+
+
 async def test_budget_is_what_is_left() -> None:
     request = await chat()
     prompt = request.prompts[0]
