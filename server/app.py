@@ -41,7 +41,9 @@ def create_app(
         defaults: of the checkpoint.
         engine: not started yet.
     """
-    metrics = Metrics(config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts)
+    metrics = Metrics(
+        config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
+    )
     engine.on_step(metrics.observe_step)
     grammars = GrammarChecker(tokenizer)
     tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)

@@ -81,6 +81,7 @@ class EngineClient:
             timeout_s=timeout_s,
             module=module,
         )
+        self._config = config
         self._tell_fatal = on_fatal
         self._draining = False
         self._seq_ids = itertools.count(1)
@@ -122,6 +123,20 @@ class EngineClient:
     def ready(self) -> EngineReady | None:
         """What the engine said when it last became ready; None before the first time."""
         return self._supervisor.ready
+
+    @property
+    def cache_config(self) -> dict[str, str]:
+        """The KV cache under vLLM's names; empty before an engine was ready."""
+        ready, config = self.ready, self._config
+        if ready is None:
+            return {}
+        return {
+            "block_size": str(ready.block_size),
+            "cache_dtype": config.kv_cache_dtype,
+            "enable_prefix_caching": str(config.enable_prefix_caching),
+            "gpu_memory_utilization": str(config.gpu_memory_utilization),
+            "num_gpu_blocks": str(ready.num_blocks),
+        }
 
     @property
     def num_restarts(self) -> int:

@@ -206,6 +206,10 @@ class Generation:
         metrics.e2e_latency.observe(now - self._arrived)
         # Whoever gave up before the first step has only waited: as zero it would make a longer queue look shorter.
         metrics.queue_time.observe(now - self._arrived if self._first_token_at is None else self._queue_time_s)
+        for index, prompt in enumerate(request.prompts):
+            choices = self._processors[index * request.n : (index + 1) * request.n]
+            nums_generated = [choice.num_tokens for choice in choices]
+            metrics.observe_prompt(len(prompt.ids), prompt.sampling.max_tokens, nums_generated)
         num_tokens = self.num_completion_tokens
         fields: dict[str, object] = {
             "reason": reason,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +14,8 @@ _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 
 _TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _INTER_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_TOKEN_BUCKETS = (*(digit * 10**power for power in range(5) for digit in (1, 2, 5)), 100_000)
+_CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -21,11 +23,16 @@ class _EngineCollector(Collector):
     """Reads the engine's state when asked; totals go on counting over an engine's restarts."""
 
     def __init__(
-        self, model_name: str, read_stats: Callable[[], EngineStats], read_restarts: Callable[[], int]
+        self,
+        model_name: str,
+        read_stats: Callable[[], EngineStats],
+        read_restarts: Callable[[], int],
+        read_cache_config: Callable[[], Mapping[str, str]],
     ) -> None:
         self._model_name = model_name
         self._read_stats = read_stats
         self._read_restarts = read_restarts
+        self._read_cache_config = read_cache_config
         self._before_restart = EngineStats()
         self._last = EngineStats()
 
@@ -52,6 +59,13 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric([self._model_name], value)
             yield gauge
+        cache_config = self._read_cache_config()
+        if cache_config:
+            info = GaugeMetricFamily(
+                "vllm:cache_config_info", "The KV cache, in labels.", labels=["model_name", *cache_config]
+            )
+            info.add_metric([self._model_name, *cache_config.values()], 1)
+            yield info
         counters = (
             ("vllm:num_preemptions", "Sequences put back to wait.", totals.num_preemptions_total),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", totals.prefix_cache_queries_total),
@@ -81,13 +95,18 @@ class Metrics:
         model_name: the label of the model.
         read_stats: the engine's state now.
         read_restarts: how often it was restarted.
+        read_cache_config: the labels of `vllm:cache_config_info`; none while no engine has been ready.
     """
 
     def __init__(
-        self, model_name: str, read_stats: Callable[[], EngineStats], read_restarts: Callable[[], int]
+        self,
+        model_name: str,
+        read_stats: Callable[[], EngineStats],
+        read_restarts: Callable[[], int],
+        read_cache_config: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._engine = _EngineCollector(model_name, read_stats, read_restarts)
+        self._engine = _EngineCollector(model_name, read_stats, read_restarts, read_cache_config)
         self.registry.register(self._engine)
         self._model_name = model_name
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests served.")
@@ -122,6 +141,19 @@ class Metrics:
         self.decode_time = self._histogram(
             "vllm:request_decode_time_seconds", "From the first token to the last.", _LATENCY_BUCKETS_S
         )
+        self._request_prompt_tokens = self._histogram(
+            "vllm:request_prompt_tokens", "Tokens of a prompt.", _TOKEN_BUCKETS
+        )
+        self._request_generation_tokens = self._histogram(
+            "vllm:request_generation_tokens", "Tokens generated for a choice.", _TOKEN_BUCKETS
+        )
+        self._request_max_generation_tokens = self._histogram(
+            "vllm:request_max_num_generation_tokens", "Tokens of a prompt's longest choice.", _TOKEN_BUCKETS
+        )
+        self._request_n = self._histogram("vllm:request_params_n", "Choices asked for a prompt.", _CHOICE_BUCKETS)
+        self._request_max_tokens = self._histogram(
+            "vllm:request_params_max_tokens", "Most tokens a choice may have.", _TOKEN_BUCKETS
+        )
         self._iteration_tokens = self._histogram(
             "vllm:iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKEN_BUCKETS
         )
@@ -148,6 +180,21 @@ class Metrics:
         self._engine.observe(stats)
         if stats.num_step_tokens:
             self._iteration_tokens.observe(stats.num_step_tokens)
+
+    def observe_prompt(self, num_prompt_tokens: int, max_tokens: int, nums_generated: Sequence[int]) -> None:
+        """Takes the figures of a prompt whose choices have ended.
+
+        Args:
+            num_prompt_tokens: its length.
+            max_tokens: the most that a choice was allowed.
+            nums_generated: tokens of each choice.
+        """
+        self._request_prompt_tokens.observe(num_prompt_tokens)
+        self._request_max_tokens.observe(max_tokens)
+        self._request_n.observe(len(nums_generated))
+        self._request_max_generation_tokens.observe(max(nums_generated))
+        for num_generated in nums_generated:
+            self._request_generation_tokens.observe(num_generated)
 
     def count_finished(self, reason: str) -> None:
         """Counts a choice that ended."""

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from model.messages import EngineStats
+from model.engine_config import EngineConfig
+from model.messages import EngineReady, EngineStats
+from server.engine_client import EngineClient
 from server.metrics import Metrics
 from server.settings import ENV_PREFIX, Settings, load_settings
 from tests.support.server_process import ROOT, ServerProcess
@@ -109,7 +111,9 @@ def test_prometheus_scrapes_the_server() -> None:
 
 def exposed() -> dict[str, set[str]]:
     """Names and labels of everything a server exposes."""
-    metrics = Metrics("m", EngineStats, lambda: 1)
+    engine = EngineClient(EngineConfig(checkpoint_path="x"))
+    engine._supervisor.ready = EngineReady(1, 1, 1, 16, 1, 1, "float32", "cpu", 0.1)
+    metrics = Metrics("m", EngineStats, lambda: 1, lambda: engine.cache_config)
     metrics.count_rejected("c")
     metrics.count_finished("stop")
     metrics.observe_http("GET", "/", 200, 0.1)

@@ -141,6 +141,12 @@ def test_metrics_names(server: ServerProcess) -> None:
         "vllm:request_prefill_time_seconds_count",
         "vllm:request_decode_time_seconds_count",
         "vllm:iteration_tokens_total_bucket",
+        "vllm:request_prompt_tokens_bucket",
+        "vllm:request_generation_tokens_bucket",
+        "vllm:request_max_num_generation_tokens_bucket",
+        "vllm:request_params_n_bucket",
+        "vllm:request_params_max_tokens_bucket",
+        'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True"',
         'http_requests_total{handler="/v1/completions",method="POST",status="200"}',
         "http_request_duration_seconds_bucket",
     ):

@@ -249,6 +249,26 @@ async def test_an_engine_error_for_one_sequence_is_a_500() -> None:
     assert getattr(caught.value, "status_code", None) == 500
 
 
+async def test_figures_of_prompts_and_choices_under_vllms_names() -> None:
+    short, long = SamplingParams(max_tokens=3), SamplingParams(max_tokens=50)
+    request = GenerationRequest(prompts=(Prompt(list(b"Hi"), short), Prompt(list(b"longer"), long)), n=2)
+    ends = [(0, b"abc"), (1, b"a"), (2, b"abcdefg"), (3, b"")]
+    outputs = [SequenceOutput(index, list(text), finish_reason="length") for index, text in ends]
+    script = Script(request, [outputs])
+    await whole(script, CompletionReply(request, "m", TOKENIZER))
+
+    def count_and_sum(name: str) -> tuple[float | None, float | None]:
+        sample = script.metrics.registry.get_sample_value
+        labels = {"model_name": "test"}
+        return sample(f"vllm:request_{name}_count", labels), sample(f"vllm:request_{name}_sum", labels)
+
+    assert count_and_sum("prompt_tokens") == (2, 2 + 6)
+    assert count_and_sum("generation_tokens") == (4, 3 + 1 + 7 + 0)
+    assert count_and_sum("max_num_generation_tokens") == (2, 3 + 7)
+    assert count_and_sum("params_n") == (2, 2 + 2)
+    assert count_and_sum("params_max_tokens") == (2, 3 + 50)
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 async def test_who_gives_up_in_the_queue_has_waited(has_begun: bool) -> None:
     script = Script(request_for(), [])
