@@ -50,7 +50,7 @@ class SoakServer:
         self.log_file = log_file
         with log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                module_command("server", "serve", model, "--port", "0", *flags),
+                module_command("server", "serve", model, "--port", "0", "--drain-delay-s", "0", *flags),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,14 +10,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.errors import EngineUnavailableError
 from server.engine_client import EngineClient
-from server.errors import ApiError, as_api_error, server_overloaded
+from server.errors import ENGINE_UNAVAILABLE, ApiError, as_api_error, server_overloaded
 from server.limits import is_generating
 from server.metrics import Metrics
 
@@ -71,8 +71,37 @@ class Admission:
         self._max_queue_requests = max_queue_requests
         self._max_queue_tokens = max_queue_tokens
         self._num_preparing = 0
+        self._num_inside = 0
         self._rate = StartRate()
         engine.on_start(self._rate.note)
+
+    @property
+    def num_inside(self) -> int:
+        """Generating requests that were let in and have not been answered to the last byte."""
+        return self._num_inside
+
+    @contextmanager
+    def enter(self, num_tokens: int) -> Iterator[None]:
+        """Lets a new request in; once in, it is served also if the server begins to drain.
+
+        Args:
+            num_tokens: of its prompt, or less.
+
+        Raises:
+            EngineUnavailableError: the server drains, or the engine would not serve it now.
+            ApiError: 429, too much waits already.
+        """
+        try:
+            self._engine.require_open()
+            self.check(num_tokens)
+        except EngineUnavailableError:
+            self._metrics.count_rejected(ENGINE_UNAVAILABLE)
+            raise
+        self._num_inside += 1
+        try:
+            yield
+        finally:
+            self._num_inside -= 1
 
     def check(self, num_tokens: int) -> None:
         """Returns if another request may wait.
@@ -144,12 +173,15 @@ class AdmissionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
-        if is_generating(scope):
-            declared = Headers(scope=scope).get("content-length", "")
-            num_bytes = int(declared[:19]) if declared.isdecimal() else 0
+        if not is_generating(scope):
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        num_bytes = int(declared[:19]) if declared.isdecimal() else 0
+        with ExitStack() as stack:
             try:
-                self._admission.check(num_bytes // _BYTES_PER_TOKEN)
+                stack.enter_context(self._admission.enter(num_bytes // _BYTES_PER_TOKEN))
             except (ApiError, EngineUnavailableError) as error:
                 await as_api_error(error).response()(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+            await self._app(scope, receive, send)

@@ -15,6 +15,7 @@ from server.admission import Admission, AdmissionMiddleware
 from server.auth import AuthMiddleware
 from server.conversion import Converter
 from server.engine_client import EngineClient
+from server.engine_supervisor import EngineState
 from server.errors import install_error_handlers
 from server.generation_defaults import GenerationDefaults
 from server.grammar_check import GrammarChecker
@@ -93,12 +94,12 @@ def create_app(
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     install_error_handlers(app, [route.path for route in routes])
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes, metrics=metrics)
     app.add_middleware(AdmissionMiddleware, admission=admission)
     if limiter.has_limits:
         app.add_middleware(RateLimitMiddleware, limiter=limiter, metrics=metrics)
     if config.credentials.required:
-        app.add_middleware(AuthMiddleware, credentials=config.credentials)
+        app.add_middleware(AuthMiddleware, credentials=config.credentials, metrics=metrics)
     if config.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,7 +110,9 @@ def create_app(
         )
     if tracer is not None:
         app.add_middleware(TracingMiddleware, tracer=tracer)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    app.add_middleware(
+        RequestContextMiddleware, metrics=metrics, is_leaving=lambda: engine.state is EngineState.DRAINING
+    )
     if config.root_path:
         app.add_middleware(RootPathMiddleware, root_path=config.root_path)
     return app

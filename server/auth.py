@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.credentials import Credentials
 from server.errors import ApiError
+from server.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/version", "/docs", "/redoc", "/openapi.json"})
 OPEN_PREFIXES = ("/web/",)
@@ -21,11 +22,13 @@ class AuthMiddleware:
     Args:
         app: what is protected.
         credentials: what lets a caller in.
+        metrics: told of those refused.
     """
 
-    def __init__(self, app: ASGIApp, credentials: Credentials) -> None:
+    def __init__(self, app: ASGIApp, credentials: Credentials, metrics: Metrics) -> None:
         self._app = app
         self._credentials = credentials
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
@@ -38,7 +41,9 @@ class AuthMiddleware:
             scope.setdefault("state", {})["key"] = caller
             await self._app(scope, receive, send)
             return
-        await self._refusal(authorization).response()(scope, receive, send)
+        error = self._refusal(authorization)
+        self._metrics.count_rejected(error.code or "")
+        await error.response()(scope, receive, send)
 
     @staticmethod
     def _is_open(path: str) -> bool:

@@ -83,7 +83,7 @@ class EngineClient:
         )
         self._config = config
         self._tell_fatal = on_fatal
-        self._draining = False
+        self._is_leaving = self._is_closed = False
         self._seq_ids = itertools.count(1)
         self._handles: dict[int, RequestHandle] = {}
         self._open_requests: set[RequestHandle] = set()
@@ -101,13 +101,17 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Ends the engine; open requests end with an error."""
-        self._draining = True
+        self.drain()
         self._fail_all("The server has shut down.")
         await self._supervisor.stop(now=self._is_in_a_hurry)
 
+    def leave(self) -> None:
+        """Says DRAINING from now on and serves as before, until whoever sends requests has noticed."""
+        self._is_leaving = True
+
     def drain(self) -> None:
-        """Takes no new requests from now on; those that run go on."""
-        self._draining = True
+        """Lets no new requests in from now on; those that are in go on."""
+        self._is_leaving = self._is_closed = True
 
     def hurry(self) -> None:
         """Lets `stop` not wait for the engine's step to end."""
@@ -117,7 +121,7 @@ class EngineClient:
     def state(self) -> EngineState:
         """What can be done for a request now."""
         state = self._supervisor.state
-        return EngineState.DRAINING if self._draining and state is not EngineState.DEAD else state
+        return EngineState.DRAINING if self._is_leaving and state is not EngineState.DEAD else state
 
     @property
     def ready(self) -> EngineReady | None:
@@ -174,12 +178,26 @@ class EngineClient:
         """Returns what the engine can do.
 
         Raises:
-            EngineUnavailableError: it would not serve a request now.
+            EngineUnavailableError: it would not serve a request now, not even one that is in already.
         """
         ready = self.ready
-        if self.state is EngineState.READY and ready is not None:
+        if self._supervisor.state is EngineState.READY and ready is not None:
             return ready
-        raise EngineUnavailableError(_UNAVAILABLE[self.state])
+        raise self.unavailable()
+
+    def require_open(self) -> None:
+        """Returns if a new request may come in.
+
+        Raises:
+            EngineUnavailableError: the server drains, or the engine would not serve it.
+        """
+        if self._is_closed:
+            raise self.unavailable()
+        self.require_ready()
+
+    def unavailable(self) -> EngineUnavailableError:
+        """Returns what to tell whoever cannot be served, by the state."""
+        return EngineUnavailableError(_UNAVAILABLE[self.state])
 
     def submit(self, prompts: Sequence[Prompt], *, n: int = 1, request_id: str, priority: int = 0) -> RequestHandle:
         """Hands a request to the engine.

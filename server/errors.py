@@ -22,6 +22,7 @@ from server.missing_routes import missing_route
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60
+ENGINE_UNAVAILABLE = "engine_unavailable"
 
 
 class ApiError(HTTPException):
@@ -94,8 +95,8 @@ def engine_unavailable(message: str, *, retry_after_s: int = 5) -> ApiError:
     return ApiError(
         503,
         message,
-        type="engine_unavailable",
-        code="engine_unavailable",
+        type=ENGINE_UNAVAILABLE,
+        code=ENGINE_UNAVAILABLE,
         headers={"Retry-After": str(min(retry_after_s, MAX_RETRY_AFTER_S))},
     )
 

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, dump_json
+from server.metrics import Metrics
 
 # A client that is cut off while it sends never reads the reply: what it still sends is read and dropped, up to a point.
 _DRAIN_TIMEOUT_S = 5.0
@@ -34,11 +35,13 @@ class BodyLimitMiddleware:
     Args:
         app: what is protected.
         max_body_bytes: the largest body let through.
+        metrics: told of those refused.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, counting, or answers it."""
@@ -91,7 +94,9 @@ class BodyLimitMiddleware:
         )
 
     async def _refuse(self, receive: Receive, send: Send) -> None:
-        body = dump_json(self._error().body())
+        error = self._error()
+        self._metrics.count_rejected(error.code or "")
+        body = dump_json(error.body())
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import server_error
-from server.limits import is_generating
 from server.metrics import Metrics
-from server.request_context import choose_request_id, request_id_var
+from server.request_context import choose_request_id, request_id_var, route_path
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,14 @@ class RequestContextMiddleware:
     Args:
         app: everything inside.
         metrics: told of each request.
+        is_leaving: whether the server drains; its replies then end their connections, so that clients who keep them
+            come to another server with their next request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_leaving: Callable[[], bool] = lambda: False) -> None:
         self._app = app
         self._metrics = metrics
+        self._is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -71,7 +74,10 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if self._is_leaving():
+                    headers["connection"] = "close"
             await send(message)
 
         try:
@@ -85,9 +91,7 @@ class RequestContextMiddleware:
             request_id_var.reset(token)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        route = scope.get("route")
-        handler = getattr(route, "path", None) or (scope["path"] if is_generating(scope) else "none")
-        self._metrics.observe_http(scope["method"], handler, status, duration_s)
+        self._metrics.observe_http(scope["method"], route_path(scope) or "none", status, duration_s)
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
         if scope["path"] in _QUIET and status != 500:
             level = logging.DEBUG

@@ -1,6 +1,6 @@
-"""The id of the request being served, for log lines and replies.
+"""What log lines, metrics, spans and replies say of the request being served: its id, its figures, its route.
 
-A context variable, so that every coroutine started for a request inherits it.
+Context variables, so that every coroutine started for a request inherits them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import uuid
 from contextvars import ContextVar
+
+from starlette.types import Scope
 
 NO_REQUEST = "-"
 request_id_var: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
@@ -22,3 +24,17 @@ def choose_request_id(offered: str | None) -> str:
     if offered is not None and _SANE_ID.fullmatch(offered):
         return offered
     return f"req-{uuid.uuid4().hex}"
+
+
+def route_path(scope: Scope) -> str | None:
+    """Returns the pattern of a request's route, never a client's text; None where there is no such route.
+
+    Requests that were refused before they reached the router are asked about here.
+    """
+    route = scope.get("route")
+    if route is None and "app" in scope:
+        from starlette.routing import Match  # not above: commands that only read settings come by here
+
+        matches = ((route.matches(scope)[0], route) for route in scope["app"].router.routes)
+        route = next((route for match, route in matches if match is not Match.NONE), None)
+    return getattr(route, "path", None)

@@ -1,7 +1,8 @@
 """`qwen-server serve`: from settings to a listening server, and its orderly end.
 
-A first SIGTERM or Ctrl-C drains: /ready says 503, new requests are refused, running ones finish. A second one
-ends the process now.
+A first SIGTERM drains: /ready says 503 while new requests are still served, until balancers have noticed; then those
+are refused, and running ones finish. Ctrl-C, behind which no balancer stands, refuses at once. A second signal ends the
+process now.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import logging
 import os
 import resource
+import signal
 import socket
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,16 @@ from model.config import ModelConfig
 from model.errors import CheckpointError, StartupError
 from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
+from server.admission import Admission
 from server.app import create_app
 from server.engine_client import EngineClient
+from server.engine_supervisor import EngineState
 from server.generation_defaults import GenerationDefaults
 from server.http_protocol import HttpProtocol
 from server.hub import resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
+from server.server_config import ServerConfig
 from server.settings import SECRETS, Settings, variable_name
 
 logger = logging.getLogger(__name__)
@@ -41,17 +46,29 @@ _MAX_DESCRIPTORS = 1 << 16
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but a signal first lets running requests finish while /ready says 503.
+    """uvicorn, but a signal first sends callers elsewhere and lets running requests finish.
 
     Args:
         config: of uvicorn.
-        engine: whose requests are waited for.
-        shutdown_timeout_s: the longest wait.
+        engine: that is told.
+        admission: knows of whom to wait for.
+        drain_delay_s: for which /ready says 503 and requests are still served, after SIGTERM.
+        shutdown_timeout_s: the longest wait after that.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: EngineClient, shutdown_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: EngineClient,
+        admission: Admission,
+        *,
+        drain_delay_s: float,
+        shutdown_timeout_s: float,
+    ) -> None:
         super().__init__(config)
         self._engine = engine
+        self._admission = admission
+        self._drain_delay_s = drain_delay_s
         self._shutdown_timeout_s = shutdown_timeout_s
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,11 +84,11 @@ class DrainingServer(uvicorn.Server):
         None sets uvicorn's `force_exit`: the application would not be told of the end, and its task die noisily.
         """
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._drain_or_end)
+        self._loop.call_soon_threadsafe(self._drain_or_end, 0.0 if sig == signal.SIGINT else self._drain_delay_s)
 
-    def _drain_or_end(self) -> None:
+    def _drain_or_end(self, delay_s: float) -> None:
         if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(), name="drain")
+            self._draining = asyncio.create_task(self._drain(delay_s), name="drain")
         else:
             self._draining.cancel()
             self._engine.hurry()
@@ -82,16 +99,20 @@ class DrainingServer(uvicorn.Server):
         self._engine.fail_open_requests(reason)
         self.should_exit = True
 
-    async def _drain(self) -> None:
-        num_open = self._engine.num_open_requests
+    async def _drain(self, delay_s: float) -> None:
+        if delay_s and self._engine.state is EngineState.READY:  # else nobody sends requests here
+            logger.info("draining: /ready says 503, new requests are served for %g s more (--drain-delay-s)", delay_s)
+            self._engine.leave()
+            await asyncio.sleep(delay_s)
+        num_open = self._admission.num_inside
         logger.info("draining: %d open requests have %g s to finish", num_open, self._shutdown_timeout_s)
         self._engine.drain()
         try:
             async with asyncio.timeout(self._shutdown_timeout_s):
-                while self._engine.num_open_requests:
+                while self._admission.num_inside:
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            logger.warning("drain timed out; ending %d requests", self._engine.num_open_requests)
+            logger.warning("drain timed out; ending %d requests", self._admission.num_inside)
         self._end("The server is shutting down and could not finish this request in time.")
 
     def exit_now(self) -> None:
@@ -131,24 +152,7 @@ def serve(settings: Settings) -> None:
         timeout_s=config.engine_timeout_s,
         on_fatal=on_fatal,
     )
-    # Streams end when they are finished or the drain is over, not because a signal came.
-    AppStatus.enable_automatic_graceful_drain = False
-    server = DrainingServer(
-        uvicorn.Config(
-            create_app(config, tokenizer, defaults, engine),
-            http=partial(HttpProtocol, send_timeout_s=config.send_timeout_s),  # type: ignore[arg-type]
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_LAST_WORDS_S,
-            lifespan="on",
-            ws="none",
-            **({} if config.tls is None else config.tls.uvicorn_options()),
-        ),
-        engine,
-        config.shutdown_timeout_s,
-    )
+    server = draining_server(config, tokenizer, defaults, engine)
     _allow_many_connections()
     listeners = open_listeners(config.host, config.port, send_timeout_s=config.send_timeout_s)
     with contextlib.ExitStack() as opened:
@@ -164,6 +168,40 @@ def serve(settings: Settings) -> None:
         server.run(sockets=listeners)
     if fatal:
         raise StartupError(fatal[0])
+
+
+def draining_server(
+    config: ServerConfig, tokenizer: Tokenizer, defaults: GenerationDefaults, engine: EngineClient
+) -> DrainingServer:
+    """Returns a server that is to be run on a socket that is bound.
+
+    Args:
+        config: of the HTTP side.
+        tokenizer: of the checkpoint.
+        defaults: of the checkpoint.
+        engine: not started yet; the server starts and stops it.
+    """
+    # Streams end when they are finished or the drain is over, not because a signal came.
+    AppStatus.enable_automatic_graceful_drain = False
+    app = create_app(config, tokenizer, defaults, engine)
+    return DrainingServer(
+        uvicorn.Config(
+            app,
+            http=partial(HttpProtocol, send_timeout_s=config.send_timeout_s),  # type: ignore[arg-type]
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+            lifespan="on",
+            ws="none",
+            **({} if config.tls is None else config.tls.uvicorn_options()),
+        ),
+        engine,
+        app.state.services.admission,
+        drain_delay_s=config.drain_delay_s,
+        shutdown_timeout_s=config.shutdown_timeout_s,
+    )
 
 
 def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:

@@ -30,7 +30,8 @@ class ServerConfig:
         max_tokens_per_minute: of one key; None is no limit.
         send_timeout_s: how long a client may leave its reply unread.
         request_timeout_s: the longest a request may take; None is no limit.
-        shutdown_timeout_s: how long running requests may take to finish after SIGTERM.
+        drain_delay_s: how long /ready says 503 and new requests are still served, after SIGTERM.
+        shutdown_timeout_s: how long running requests may take to finish after that.
         engine_start_timeout_s: the longest silence of a loading engine.
         engine_timeout_s: the longest silence of a running engine; None chooses by the device.
         ping_interval_s: between comments that keep an idle stream open; 0 sends none.
@@ -59,6 +60,7 @@ class ServerConfig:
     max_tokens_per_minute: int | None = None
     send_timeout_s: float = 60.0
     request_timeout_s: float | None = None
+    drain_delay_s: float = 7.0
     shutdown_timeout_s: float = 30.0
     engine_start_timeout_s: float = 600.0
     engine_timeout_s: float | None = None

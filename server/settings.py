@@ -110,7 +110,10 @@ class Settings(BaseModel):
     )
     request_timeout_s: float | None = Field(None, gt=0, description="longest time for a request (default: no limit)")
     send_timeout_s: float = Field(60.0, gt=0, description="how long a client may leave its reply unread")
-    shutdown_timeout_s: float = Field(30.0, ge=0, description="time for running requests to finish after SIGTERM")
+    drain_delay_s: float = Field(
+        7.0, ge=0, description="after SIGTERM, how long new requests are served while /ready says 503; Ctrl-C: 0"
+    )
+    shutdown_timeout_s: float = Field(30.0, ge=0, description="time for running requests to finish after that")
     engine_start_timeout_s: float = Field(600.0, gt=0, description="longest silence of a loading engine")
     engine_timeout_s: float | None = Field(
         None, gt=0, description="longest silence of a running engine, until it is restarted (default: 60, on a CPU 600)"
@@ -180,6 +183,7 @@ class Settings(BaseModel):
             max_tokens_per_minute=self.max_tokens_per_minute,
             send_timeout_s=self.send_timeout_s,
             request_timeout_s=self.request_timeout_s,
+            drain_delay_s=self.drain_delay_s,
             shutdown_timeout_s=self.shutdown_timeout_s,
             engine_start_timeout_s=self.engine_start_timeout_s,
             engine_timeout_s=self.engine_timeout_s,

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import ConfigError
-from server.request_context import request_figures_var, request_id_var
+from server.request_context import request_figures_var, request_id_var, route_path
 
 _SERVICE = "qwen-server"
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
@@ -84,7 +84,7 @@ class Tracer:
         """
         from opentelemetry.trace import StatusCode
 
-        route = getattr(scope.get("route"), "path", None)
+        route = route_path(scope)
         if route is not None:
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)

@@ -25,19 +25,20 @@ router = APIRouter(tags=["server"])
 async def health(services: ServicesDep) -> Response:
     """200 while the process lives, 503 once its engine cannot be brought back."""
     if services.engine.state is EngineState.DEAD:
-        services.engine.require_ready()
+        raise services.engine.unavailable()
     return JsonResponse({"status": services.engine.state.value})
 
 
 @router.get(
     "/ready",
-    summary="Whether a request would be served now",
+    summary="Whether to send requests here",
     response_class=Response,
     responses={200: {"model": State}, **UNAVAILABLE},
 )
 async def ready(services: ServicesDep) -> Response:
-    """200 only when a request would be served now; 503 while loading, recovering or draining."""
-    services.engine.require_ready()
+    """200 only when requests should be sent here; 503 while loading or recovering, and from the moment of a stop on."""
+    if services.engine.state is not EngineState.READY:
+        raise services.engine.unavailable()
     return JsonResponse({"status": services.engine.state.value})
 
 

@@ -49,7 +49,7 @@ class OwnServer:
         self._log = Path(name)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment["QWEN_SERVER_API_KEY"] = self.api_key
-        ours = ("--host", "127.0.0.1", "--port", "0")
+        ours = ("--host", "127.0.0.1", "--port", "0", "--drain-delay-s", "0")
         command = module_command("server.terminal.session_server", checkpoint, *ours, *flags)
         try:
             self._process = subprocess.Popen(

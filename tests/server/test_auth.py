@@ -6,8 +6,10 @@ import base64
 
 import pytest
 
+from model.messages import EngineStats
 from server.auth import AuthMiddleware
 from server.credentials import Credentials
+from server.metrics import Metrics
 
 BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")
 
@@ -87,6 +89,8 @@ async def test_only_named_routes_are_open(path: str, status: int) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
+    metrics = Metrics("m", EngineStats, lambda: 0)
     scope = {"type": "http", "path": path, "headers": [], "method": "GET"}
-    await AuthMiddleware(app, BOTH)(scope, None, send)  # type: ignore[arg-type]
+    await AuthMiddleware(app, BOTH, metrics)(scope, None, send)  # type: ignore[arg-type]
     assert statuses == [status]
+    assert ("invalid_api_key" in metrics.render().decode()) == (status == 401)

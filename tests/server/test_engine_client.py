@@ -163,12 +163,19 @@ async def test_stopping_ends_open_requests() -> None:
     client = client_of("garbage", [])
     await client.start()
     await until(lambda: client.state is EngineState.READY)
-    client.drain()
+    client.leave()
     assert client.state is EngineState.DRAINING
+    client.require_open()
+    client.drain()
     with pytest.raises(EngineUnavailableError, match="shutting down"):
-        client.submit([PROMPT], request_id="r")
+        client.require_open()
+    handle = client.submit([PROMPT], request_id="r")  # of a request that was in before
     await client.stop()
     assert client.state is EngineState.DEAD
+    with pytest.raises(EngineUnavailableError):
+        await asyncio.wait_for(handle.next(), 10)
+    with pytest.raises(EngineUnavailableError):
+        client.submit([PROMPT], request_id="r")
 
 
 def test_the_engine_gets_an_allocator_and_no_keys() -> None:

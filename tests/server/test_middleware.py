@@ -65,8 +65,11 @@ async def echo_size(scope: Scope, receive: Receive, send: Send) -> None:
 )
 async def test_body_limit(pieces: list[bytes], length: str | None, status: int) -> None:
     headers = {} if length is None else {"content_length": length}
-    got, reply_headers, body = await call(BodyLimitMiddleware(echo_size, 10), *pieces, **headers)
+    metrics = Metrics("m", EngineStats, lambda: 0)
+    got, reply_headers, body = await call(BodyLimitMiddleware(echo_size, 10, metrics), *pieces, **headers)
     assert got == status
+    counted = 'qwen:requests_rejected_total{code="request_too_large",model_name="m"} 1.0' in metrics.render().decode()
+    assert counted == (status == 413)
     if status == 413:
         assert json.loads(body)["error"]["code"] == "request_too_large"
         assert reply_headers["connection"] == "close"
@@ -85,7 +88,7 @@ async def test_a_body_that_pauses_for_too_long(monkeypatch: pytest.MonkeyPatch) 
 
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
     with pytest.raises(ApiError) as caught:  # which becomes a reply where all errors do
-        await BodyLimitMiddleware(echo_size, 10)(scope, receive, send)
+        await BodyLimitMiddleware(echo_size, 10, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
     assert caught.value.status_code == 408
 
 

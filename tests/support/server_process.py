@@ -39,7 +39,7 @@ class ServerProcess:
         self.log_file = log_file
         with log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                module_command("server", "serve", str(model), "--port", "0", *flags),
+                module_command("server", "serve", str(model), "--port", "0", "--drain-delay-s", "0", *flags),
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

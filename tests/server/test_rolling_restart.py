@@ -1,0 +1,149 @@
+"""Servers that are replaced one after the other while they are used: nobody who asks a balancer notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.light_server import ECHO, LightServer, light_server
+
+NUM_CLIENTS = 8
+CHECK_INTERVAL_S = 0.05
+DRAIN_DELAY_S = 0.6
+
+
+class Balancer:
+    """Sends requests in turn to the servers that said they are ready when they were last asked. It never retries."""
+
+    def __init__(self, http: httpx.AsyncClient, urls: list[str]) -> None:
+        self._http = http
+        self._urls = urls
+        self._healthy: list[str] = []
+        self._num_sent = 0
+        self.refused: list[str] = []
+        self.served = dict.fromkeys(urls, 0)
+
+    async def check(self) -> None:
+        while True:
+            self._healthy = [url for url in self._urls if await self.is_ready(url)]
+            await asyncio.sleep(CHECK_INTERVAL_S)
+
+    async def is_ready(self, url: str) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return (await self._http.get(f"{url}/ready")).status_code == 200
+        return False
+
+    def pick(self) -> str:
+        self._num_sent += 1
+        return self._healthy[self._num_sent % len(self._healthy)]
+
+    async def send(self) -> None:
+        url = self.pick()
+        try:
+            response = await self._http.post(f"{url}/v1/completions", json=ECHO)
+        except httpx.TransportError as error:
+            self.refused.append(repr(error))
+            return
+        if response.status_code != 200:
+            self.refused.append(response.text)
+        self.served[url] += 1
+
+    async def until(self, url: str, ready: bool) -> None:
+        async with asyncio.timeout(20):
+            while (url in self._healthy) != ready:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+
+
+@contextlib.contextmanager
+def background(*tasks: asyncio.Task[None]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def test_a_rolling_restart_loses_no_request(demo_checkpoint: Path, tmp_path: Path) -> None:
+    servers = [LightServer(demo_checkpoint, tmp_path, drain_delay_s=DRAIN_DELAY_S) for _ in range(2)]
+    async with httpx.AsyncClient(timeout=20) as http:
+        balancer = Balancer(http, [server.url for server in servers])
+
+        async def client() -> None:
+            while True:
+                await balancer.send()
+
+        with background(asyncio.create_task(balancer.check())):
+            for server in servers:
+                await balancer.until(server.url, True)
+            with background(*(asyncio.create_task(client()) for _ in range(NUM_CLIENTS))):
+                for index, old in enumerate(servers):
+                    old.signal()
+                    await balancer.until(old.url, False)
+                    await old.ended()
+                    served = balancer.served[old.url]
+                    servers[index] = LightServer(demo_checkpoint, tmp_path, old.port, drain_delay_s=DRAIN_DELAY_S)
+                    await balancer.until(old.url, True)
+                    async with asyncio.timeout(20):
+                        while balancer.served[old.url] < served + NUM_CLIENTS:
+                            await asyncio.sleep(CHECK_INTERVAL_S)
+    for server in servers:
+        server.signal(signal.SIGINT)
+        await server.ended()
+    assert not balancer.refused
+    assert all(balancer.served.values())
+
+
+@pytest.fixture
+async def draining(demo_checkpoint: Path, tmp_path: Path) -> AsyncIterator[LightServer]:
+    """A server whose drain delay does not end by itself."""
+    async with light_server(demo_checkpoint, tmp_path, drain_delay_s=600) as server:
+        yield server
+
+
+async def test_requests_are_served_until_balancers_have_noticed(draining: LightServer) -> None:
+    async with httpx.AsyncClient(base_url=draining.url, timeout=20) as http:
+        assert "connection" not in (await http.get("/ready")).headers
+        draining.signal()
+        while (ready := await http.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.01)
+        assert ready.json()["error"]["code"] == "engine_unavailable"
+        served = await http.post("/v1/completions", json=ECHO)
+        assert served.status_code == 200
+        async with http.stream("POST", "/v1/completions", json={**ECHO, "stream": True}) as stream:
+            lines = [line async for line in stream.aiter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
+        health = await http.get("/health")
+        assert health.json() == {"status": "draining"}
+        # Clients that keep their connections, through whatever balances connections, come to another server.
+        assert [reply.headers["connection"] for reply in (ready, served, stream, health)] == ["close"] * 4
+
+
+async def test_ctrl_c_does_not_wait_for_a_balancer(draining: LightServer) -> None:
+    """What came in before is served, also if its body was still on its way."""
+    async with httpx.AsyncClient(base_url=draining.url, timeout=20) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", draining.port)
+        body = json.dumps(ECHO).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        writer.write(head + body[:5])
+        await http.get("/health")  # by now it has been read
+        draining.signal(signal.SIGINT)
+        while (refused := await http.post("/v1/completions", json=ECHO)).status_code == 200:
+            await asyncio.sleep(0.01)
+        assert refused.status_code == 503
+        assert refused.headers["connection"] == "close"
+        assert "retry-after" in refused.headers
+        metrics = (await http.get("/metrics")).text
+        assert 'qwen:requests_rejected_total{code="engine_unavailable",model_name="Qwen"} 1.0' in metrics
+        writer.write(body[5:])
+        reply = await asyncio.wait_for(reader.read(), 20)  # to the end: the connection is closed
+        writer.close()
+        assert reply.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in reply
+    await draining.ended()

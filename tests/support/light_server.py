@@ -1,0 +1,81 @@
+"""The whole server within the test's own process and loop, in front of an engine that repeats prompts.
+
+It starts in a tenth of a second: for tests of how servers come and go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from model.engine_config import EngineConfig
+from model.tokenizer import Tokenizer
+from server.engine_client import EngineClient
+from server.engine_supervisor import EngineState
+from server.generation_defaults import GenerationDefaults
+from server.serve import draining_server
+from server.server_config import ServerConfig
+
+# Takes a completion of a few tokens; the engine answers with the prompt.
+ECHO = {"prompt": "echo", "max_tokens": 4}
+
+
+class LightServer:
+    """One server, on a port of its own.
+
+    Args:
+        checkpoint: whose tokenizer is used.
+        folder: for the engine's notes.
+        port: to listen on; 0 lets the system choose.
+        config: further settings.
+
+    Attributes:
+        engine: its client.
+        url: where it listens.
+    """
+
+    def __init__(self, checkpoint: Path, folder: Path, port: int = 0, **config: Any) -> None:
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        engine_config = EngineConfig(checkpoint_path=str(folder / "lives"), device="mortal:0")
+        self.engine = EngineClient(engine_config, module="tests.support.bad_engine")
+        self._server = draining_server(
+            ServerConfig(model="m", served_names=("Qwen",), **config),
+            Tokenizer.from_folder(checkpoint),
+            GenerationDefaults.from_folder(checkpoint),
+            self.engine,
+        )
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # they are the test's
+        self._task = asyncio.create_task(self._server.serve([self._listener]))
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(20):
+            while self.engine.state is not EngineState.READY or not self._server.started:
+                await asyncio.sleep(0.01)
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self._server.handle_exit(number, None)
+
+    async def ended(self) -> None:
+        async with asyncio.timeout(20):
+            await self._task
+
+
+@contextlib.asynccontextmanager
+async def light_server(checkpoint: Path, folder: Path, **config: Any) -> AsyncIterator[LightServer]:
+    """A server that is ready; it has ended afterwards."""
+    server = LightServer(checkpoint, folder, **config)
+    try:
+        await server.ready()
+        yield server
+    finally:
+        server.signal(signal.SIGINT)
+        await server.ended()
