@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from starlette.types import Scope
 
@@ -35,6 +37,13 @@ def route_path(scope: Scope) -> str | None:
     if route is None and "app" in scope:
         from starlette.routing import Match  # not above: commands that only read settings come by here
 
-        matches = ((route.matches(scope)[0], route) for route in scope["app"].router.routes)
+        matches = ((route.matches(scope)[0], route) for route in _flat(scope["app"].router.routes))
         route = next((route for match, route in matches if match is not Match.NONE), None)
     return getattr(route, "path", None)
+
+
+def _flat(routes: Iterable[Any]) -> Iterator[Any]:
+    """Newer FastAPIs keep an included router as one route, older ones take it apart themselves."""
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        yield from [route] if included is None else _flat(included.routes)

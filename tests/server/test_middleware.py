@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.engine_config import EngineConfig
 from model.messages import EngineStats
+from model.tokenizer import Tokenizer
 from server import limits
+from server.app import create_app
+from server.credentials import Credentials
+from server.engine_client import EngineClient
 from server.errors import ApiError
+from server.generation_defaults import GenerationDefaults
 from server.limits import BodyLimitMiddleware
 from server.metrics import Metrics
 from server.middleware import RequestContextMiddleware
-from server.request_context import request_id_var
+from server.request_context import request_id_var, route_path
+from server.server_config import ServerConfig
 
 
 async def call(app: ASGIApp, *bodies: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -120,6 +129,42 @@ async def test_each_request_has_its_own_id() -> None:
     middleware = RequestContextMiddleware(app, Metrics("m", EngineStats, lambda: 0))
     replies = await asyncio.gather(*(call(middleware, b"", x_request_id=f"id-{i}") for i in range(5)))
     assert sorted(seen) == [headers["x-request-id"] for _, headers, _ in replies] == [f"id-{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key", "status", "route"),
+    [
+        ("/v1/chat/completions", "{}", "k", 503, "/v1/chat/completions"),
+        ("/v1/chat/completions", "{}", "?", 401, "/v1/chat/completions"),
+        ("/tokenize", " " * 99, "k", 413, "/tokenize"),
+        ("/v1/models/x", "{}", "k", 405, "/v1/models/{model_id:path}"),
+        ("/v1/models/x", "{}", "?", 401, "/v1/models/{model_id:path}"),
+        ("/nowhere", "{}", "?", 401, None),
+        ("/nowhere", "{}", "k", 404, None),
+    ],
+)
+async def test_what_is_refused_on_its_way_has_its_route(
+    path: str, body: str, key: str, status: int, route: str | None, demo_checkpoint: Path
+) -> None:
+    engine = EngineClient(EngineConfig(checkpoint_path="none"))  # not started
+    config = ServerConfig(
+        model="m", served_names=("m",), credentials=Credentials.from_secrets(("k",), None), max_body_bytes=50
+    )
+    tokenizer = Tokenizer.from_folder(demo_checkpoint)
+    app = create_app(config, tokenizer, GenerationDefaults.from_folder(demo_checkpoint), engine)
+    scopes: list[Scope] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    transport = httpx.ASGITransport(watched)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        reply = await http.post(path, content=body, headers={"Authorization": f"Bearer {key}"})
+        assert reply.status_code == status
+        assert route_path(scopes[0]) == route
+        metrics = (await http.get("/metrics")).text
+    assert f'http_requests_total{{handler="{route or "none"}",method="POST",status="{status}"}} 1.0' in metrics
 
 
 def test_totals_go_on_over_a_restart() -> None:
