@@ -70,6 +70,8 @@ def create_app(
         version=health.package_version(),
         summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
         lifespan=lifespan,
+        docs_url=None,  # routes/page has a reference that needs no other host
+        redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,  # a body without a Content-Type is JSON
     )

@@ -1,4 +1,4 @@
-"""The files of the chat page, read once and kept in memory, with the headers that fence the page in.
+"""The files of the chat page and of the reference, read once and kept in memory, with the headers that fence them in.
 
 Knows files and headers; what the page may ask of the server is routes/page.
 """
@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 INDEX = "index.html"
+REFERENCE = "docs.html"
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

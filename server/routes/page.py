@@ -1,4 +1,4 @@
-"""The chat page at / and its files, and what the page must know before anybody typed a key."""
+"""The chat page at /, the reference at /docs, their files, and what the page must know before anybody typed a key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.errors import JsonResponse
 from server.protocol import ChatCompletionRequest
 from server.routes.health import package_version
 from server.services import Services, ServicesDep
-from server.web_files import INDEX
+from server.web_files import INDEX, REFERENCE
 
 router = APIRouter(include_in_schema=False)
 
@@ -35,6 +35,13 @@ _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "ex
 async def index(request: Request, services: ServicesDep) -> Response:
     """Returns the chat page."""
     return services.web_files[INDEX].response(request.headers)
+
+
+@router.api_route("/docs", methods=_METHODS)
+@router.api_route("/redoc", methods=_METHODS)
+async def reference(request: Request, services: ServicesDep) -> Response:
+    """Returns the page that shows /openapi.json. FastAPI's run another host's scripts where the chat keeps its key."""
+    return services.web_files[REFERENCE].response(request.headers)
 
 
 @router.api_route("/web/settings.json", methods=_METHODS)

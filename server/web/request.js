@@ -45,13 +45,14 @@ function toolChoice(choice, tools, messages) {
   return names.includes(choice) ? { type: "function", function: { name: choice } } : "auto";
 }
 
-/** Returns the request as a command for a POSIX shell. */
-export function asCurl(body) {
+/** Returns a request as a command for a POSIX shell; one without a body is a GET. */
+export function asCurl(body, path = PATH) {
   const user = keyNeeded() && scheme() === "Basic";
-  const lines = [`curl --no-buffer ${address(PATH)}`, "-H 'Content-Type: application/json'"];
+  const lines = [`curl --no-buffer '${address(path).replaceAll("'", "%27")}'`];
+  if (body) lines.push("-H 'Content-Type: application/json'");
   if (user) lines.push('-u "$QWEN_USER_AND_PASSWORD"');
   else if (keyNeeded()) lines.push('-H "Authorization: Bearer $QWEN_API_KEY"');
-  lines.push(`-d '${JSON.stringify(body, null, 2).replaceAll("'", "'\\''")}'`);
+  if (body) lines.push(`-d '${JSON.stringify(body, null, 2).replaceAll("'", "'\\''")}'`);
   return lines.join(" \\\n  ");
 }
 
