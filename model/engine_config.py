@@ -17,6 +17,7 @@ class EngineConfig:
     Attributes:
         checkpoint_path: a local folder (hub ids are resolved before).
         device: "auto", "cpu" or "cuda[:N]".
+        kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
@@ -37,6 +38,7 @@ class EngineConfig:
 
     checkpoint_path: str
     device: str = "auto"
+    kernels: str = "auto"
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None

@@ -24,7 +24,7 @@ from collections import deque
 import orjson
 
 from model.engine_config import EngineConfig
-from model.errors import StartupError
+from model.errors import RestartNeededError, StartupError
 from model.messages import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
@@ -158,6 +158,9 @@ def run(connection: Connection) -> int:
         raise
     except StartupError as e:
         connection.send(EngineFailed(str(e), is_startup_error=True))
+        return 1
+    except RestartNeededError as e:
+        connection.send(EngineFailed(str(e), is_startup_error=False, wants_restart=True))
         return 1
     except Exception as e:
         logger.error("the engine failed to start:\n%s", traceback.format_exc())

@@ -23,6 +23,10 @@ class CheckpointError(StartupError):
     """A checkpoint is missing, incomplete, corrupt or not of a kind we serve."""
 
 
+class RestartNeededError(QwenServerError):
+    """This process cannot go on, and another start will not meet what stopped it."""
+
+
 class InvalidRequestError(QwenServerError):
     """A request cannot be served as asked.
 

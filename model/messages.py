@@ -145,10 +145,12 @@ class EngineFailed(NamedTuple):
     Attributes:
         message: one line, fit to show.
         is_startup_error: a mistake of the person who started it (checkpoint, settings): restarting cannot help.
+        wants_restart: another start will not meet what ended this one, even if it was the first.
     """
 
     message: str
     is_startup_error: bool
+    wants_restart: bool = False
 
 
 class LoadProgress(NamedTuple):

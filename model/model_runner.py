@@ -68,7 +68,7 @@ class ModelRunner:
     def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
         folder = Path(config.checkpoint_path)
         self.model_config = ModelConfig.from_folder(folder, stored_rows)
-        self.backend: Backend = make_backend(config.device)
+        self.backend: Backend = make_backend(config.device, config.kernels)
         self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
         declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
         if config.dtype == "auto" and declared not in (None, used):
@@ -81,7 +81,9 @@ class ModelRunner:
             )
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
-            self._cache = self._make_cache(config)
+            cache_dtype = self._cache_dtype(config)
+            self.backend.finish_loading(self.model_config, cache_dtype, config.block_size)
+            self._cache = self._make_cache(config, cache_dtype)
             self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
             self._warm_up()
@@ -160,12 +162,14 @@ class ModelRunner:
             num_bytes += _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
         return num_bytes
 
-    def _make_cache(self, config: EngineConfig) -> KVCache:
+    def _cache_dtype(self, config: EngineConfig) -> torch.dtype:
+        if config.kv_cache_dtype == "auto" and not self.model_config.int8_kv_cache:
+            return self.dtype
+        return require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
+
+    def _make_cache(self, config: EngineConfig, dtype: torch.dtype) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
         model_config = self.model_config
-        dtype = self.dtype
-        if config.kv_cache_dtype != "auto" or model_config.int8_kv_cache:
-            dtype = require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
         block_bytes = kv_cache_block_bytes(model_config, config.block_size, dtype)
         max_model_len = config.max_model_len or model_config.default_max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)

@@ -42,6 +42,7 @@ class _Death(NamedTuple):
     message: str
     is_startup_error: bool
     has_worked: bool
+    wants_restart: bool = False
 
 
 class EngineSupervisor:
@@ -136,7 +137,7 @@ class EngineSupervisor:
         while True:
             death = await self._run_once()
             failures = 1 if death.has_worked else failures + 1
-            if death.is_startup_error or self.ready is None:
+            if death.is_startup_error or (self.ready is None and not death.wants_restart):
                 self._give_up(death.message)
                 return
             if failures > MAX_FAILURES_IN_A_ROW:
@@ -178,6 +179,7 @@ class EngineSupervisor:
             message=failed.message if failed else f"the engine process ended unexpectedly ({reason})",
             is_startup_error=failed is not None and failed.is_startup_error,
             has_worked=self._has_worked,
+            wants_restart=failed is not None and failed.wants_restart,
         )
 
     async def _end_if_silent(self, link: EngineLink) -> None:

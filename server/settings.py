@@ -70,6 +70,11 @@ class Settings(BaseModel):
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        description="auto has torch's operations do what a kernel of ours cannot; torch uses no others,"
+        " triton refuses to start where one fails",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of prompt and reply together (default: from the checkpoint)"
     )
@@ -139,6 +144,7 @@ class Settings(BaseModel):
         return EngineConfig(
             checkpoint_path=str(checkpoint),
             device=self.device,
+            kernels=self.kernels,
             dtype=self.dtype,
             kv_cache_dtype=self.kv_cache_dtype,
             max_model_len=self.max_model_len,

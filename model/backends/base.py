@@ -146,6 +146,20 @@ class Backend(Protocol):
         """
         ...
 
+    def finish_loading(self, config: ModelConfig, cache_dtype: torch.dtype, block_size: int) -> None:
+        """Called once when all weights are placed: whatever must be proved or settled before the first step.
+
+        Args:
+            config: of the checkpoint.
+            cache_dtype: of keys and values.
+            block_size: tokens in a block of the cache.
+
+        Raises:
+            ConfigError: what was asked for does not work on this device.
+            RestartNeededError: the process is of no use any more; another start will go otherwise.
+        """
+        ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """[T, hidden] normalised in float32, cast to the weight's dtype, times weight [hidden]."""
         ...

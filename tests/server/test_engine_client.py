@@ -39,6 +39,25 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_an_engine_may_ask_for_another_first_start(tmp_path: Path) -> None:
+    """What broke the device is noted; the next start leaves it out."""
+    told: list[str] = []
+    client = client_of("again:2", told, str(tmp_path / "lives"))
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    assert client.num_restarts == 2
+    assert not told
+    await client.stop()
+
+
+async def test_an_engine_that_asks_for_ever_is_given_up(tmp_path: Path) -> None:
+    told: list[str] = []
+    client = client_of("again:99", told, str(tmp_path / "lives"))
+    await client.start()
+    await until(lambda: told)
+    assert "a kernel broke the device; that was failure 6 in a row" in told[0]
+
+
 @pytest.mark.parametrize(
     ("mode", "words", "restarts"),
     [

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from model.backends.base import GPTQTensors, HostCopy, LinearKernel
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
-from model.backends.cuda.device_faults import one_line, require_living_device
-from model.backends.cuda.gptq_layout import pack
-from model.backends.cuda.kernels.decode_attention import decode_attention
-from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
-from model.backends.cuda.kernels.norm import rms_norm
-from model.backends.cuda.kernels.prefill_attention import prefill_attention
-from model.backends.cuda.kernels.rotary import rotate_and_cache
-from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
-from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
+from model.backends.cuda.gptq_layout import PackedWeight, pack
+from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
+from model.backends.cuda.kernels.sampling import RowFilters
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
+from model.backends.cuda.notes import Notes, device_notes
+from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
+from model.backends.cuda.self_check.check import check_kernels, noted_fault
+from model.backends.cuda.self_check.trials import KernelShape
 from model.config import ModelConfig
+from model.drawing import choose_tokens
 from model.errors import ConfigError
 from model.forward_batch import ForwardBatch
 from model.kv_cache import KVCache
@@ -36,33 +36,32 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 _MAX_NUM_BATCHED_TOKENS = 4096
 
+# How the notes call recording steps, beside the kernels.
+_RECORDING = "recording of decode steps"
+
 
 class CudaBackend:
     """Implements `Backend` with Triton.
 
     Args:
         device: a CUDA device of compute capability 8.0 or above; the CPU when Triton interprets (tests).
-
-    Raises:
-        ConfigError: the device is too old.
+        must_pass: whether to refuse to start where a kernel fails, instead of having torch do its work.
     """
 
     name = "cuda"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, must_pass: bool = False) -> None:
         self.device = device
         self.runs_ahead = True
+        self.operations = Operations()
+        self._must_pass = must_pass
+        self._notes = Notes(None)
         self._dtype = torch.bfloat16
         self.choose_tokens: Choose | None = self._choose_tokens
         self._recorder: CudaRecorder | None = None
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
         if device.type == "cuda":
-            major, minor = torch.cuda.get_device_capability(device)
-            if major < 8:
-                raise ConfigError(
-                    f"--device {device}: compute capability {major}.{minor} is below 8.0, the oldest that is supported"
-                )
             # Triton launches on the current device and takes its current stream.
             torch.cuda.set_device(device)
             # Partial sums of split products stay float32.
@@ -70,7 +69,8 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._recorder = CudaRecorder()
             self._has_wide_products = _wide_products_work(device)
-            self._linears = LinearChoice(time_us_on_device(device))
+            self._notes = device_notes(device)
+            self._linears = LinearChoice(time_us_on_device(device), self._notes)
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`."""
@@ -131,21 +131,35 @@ class CudaBackend:
             logger.warning("a GPTQ layer's groups are no multiples of 16 inputs; its weight is expanded")
             return None
         num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
-        return functools.partial(gptq_matmul, weight=packed, bias=bias), num_bytes
+        return functools.partial(self._gptq_matmul, packed, bias), num_bytes
+
+    def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"
+        out: torch.Tensor = self.operations[name](x, weight, bias)
+        return out
+
+    def finish_loading(self, config: ModelConfig, cache_dtype: torch.dtype, block_size: int) -> None:
+        """See `Backend`. Every kernel is tried, and what of them to use is settled."""
+        shape = KernelShape.of(config, self.device, self._dtype, cache_dtype, block_size)
+        check_kernels(self.operations, shape, self._notes, must_pass=self._must_pass)
+        if self._linears is not None and "row_matmul" not in self.operations.replaced:
+            self._linears.decide()
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""
-        return rms_norm(x, weight, epsilon)
+        out: torch.Tensor = self.operations["rms_norm"](x, weight, epsilon)
+        return out
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Backend`."""
-        return rms_norm(x, weight, epsilon, residual), residual
+        return self.operations["rms_norm"](x, weight, epsilon, residual), residual
 
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""
-        return silu_mul(gate, up)
+        out: torch.Tensor = self.operations["silu_mul"](gate, up)
+        return out
 
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
         """See `Backend`."""
@@ -158,21 +172,24 @@ class CudaBackend:
         """See `Backend`."""
         data = plan.cache.data[layer]
         scales = None if plan.cache.scales is None else plan.cache.scales[layer]
-        query = rotate_and_cache(qkv, batch.cos, batch.sin, batch.query_scale, batch.slots, data, scales)
+        rotate = self.operations["rotate_and_cache"]
+        query: torch.Tensor = rotate(qkv, batch.cos, batch.sin, batch.query_scale, batch.slots, data, scales)
         out = torch.empty_like(query)
         block_size = plan.cache.block_size
         if plan.decodes is not None:
-            decode_attention(
-                query, data, scales, plan.decodes, out, block_size=block_size, num_splits=plan.num_splits
-            )
+            decode = self.operations["decode_attention"]
+            decode(query, data, scales, plan.decodes, out, block_size=block_size, num_splits=plan.num_splits)
         if plan.tiles is not None:
-            prefill_attention(query, data, scales, plan.tiles, out, block_size=block_size)
+            prefill = self.operations["prefill_attention"]
+            prefill(query, data, scales, plan.tiles, out, block_size=block_size)
         return out.view(len(out), -1)
 
     def _choose_tokens(
         self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A `model.sampling_row.Choose` of one kernel."""
+        if "sample_rows" in self.operations.replaced:
+            return choose_tokens(logits, rows)
         columns: list[list[float]] = [[], [], [], [], []]
         for row in rows:
             sampling = row.sampling
@@ -188,9 +205,11 @@ class CudaBackend:
                 column.append(value)
         for column in columns:
             column += [0.0] * (-len(rows) % ALIGNMENT)
-        filters = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
-        temperature, top_k, top_p, min_p, draws = filters[:, : len(rows)].unbind(0)
-        return sample_rows(logits, RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws))
+        numbers = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
+        temperature, top_k, top_p, min_p, draws = numbers[:, : len(rows)].unbind(0)
+        filters = RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws)
+        ids, is_valid = self.operations["sample_rows"](logits, filters)
+        return ids, is_valid
 
     def capture_decode(
         self,
@@ -201,14 +220,28 @@ class CudaBackend:
         max_model_len: int,
     ) -> CapturedDecodes | None:
         """See `Backend`."""
-        if self._recorder is None:
+        if self._recorder is None or self._cannot_record():
             return None
+        make_inputs = self.operations["make_decode_inputs"]
         try:
-            return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder)
+            return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder, make_inputs)
+        except BrokenDeviceError as error:
+            raise noted_fault(self._notes, _RECORDING, error) from error
         except Exception as error:  # its own tables may not fit
-            require_living_device(self.device, error)
+            try:
+                require_living_device(self.device, error)
+            except BrokenDeviceError as broken:
+                raise noted_fault(self._notes, _RECORDING, broken) from error
             logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
             return None
+
+    def _cannot_record(self) -> bool:
+        """Whether something that is known already stands against recording; says so."""
+        replaced = [name for name in NEEDED_BY_GRAPHS if name in self.operations.replaced]
+        reason = f"torch does the work of {', '.join(replaced)}" if replaced else self._notes.read("faults", _RECORDING)
+        if reason:
+            logger.warning("decode steps are not recorded; they run as any other: %s", reason)
+        return bool(reason)
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
         """See `Backend`. To pinned memory, in the order of the stream; waiting is for these copies alone."""

@@ -24,7 +24,7 @@ import torch
 from model.backends.cuda.attention_plan import AttentionPlan
 from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
-from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, make_decode_inputs
+from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, DecodeInputs, make_decode_inputs
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.kv_cache import KVCache
@@ -99,6 +99,7 @@ class CapturedDecodes:
         last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
         max_model_len: the longest sequence.
         recorder: of the device.
+        make_inputs: `make_decode_inputs`, or what stands in for it.
 
     Attributes:
         batch_sizes: that were recorded, ascending.
@@ -112,6 +113,7 @@ class CapturedDecodes:
         last_ids: torch.Tensor,
         max_model_len: int,
         recorder: Recorder,
+        make_inputs: Callable[..., DecodeInputs] = make_decode_inputs,
     ) -> None:
         started = time.monotonic()
         self._step = step
@@ -119,6 +121,7 @@ class CapturedDecodes:
         self._last_ids = last_ids
         self._max_model_len = max_model_len
         self._recorder = recorder
+        self._make_inputs = make_inputs
         device = cache.data.device
         max_num_rows = min(len(last_ids), _BATCH_SIZES[-1])
         self._alpha_rows, self._angles = angle_tables(config, max_model_len, device)
@@ -191,7 +194,7 @@ class CapturedDecodes:
         """What is recorded: the step, from the numbers in the fixed buffer to logits [batch_size, vocab_size]."""
         fields = self._numbers[: batch_size * NUM_FIELDS].view(batch_size, NUM_FIELDS)
         table = self._numbers[self._table_start :]
-        inputs = make_decode_inputs(fields, table, self._last_ids, self._angles, self._cache.block_size)
+        inputs = self._make_inputs(fields, table, self._last_ids, self._angles, self._cache.block_size)
         rows = torch.arange(batch_size, dtype=torch.int32, device=fields.device)
         decodes = DecodeRows(rows, inputs.lengths, inputs.table_starts, table)
         num_heads = self._cache.data.shape[2]

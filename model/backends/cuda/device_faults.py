@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-_MAX_REASON_CHARS = 300
+_HEAD_CHARS, _TAIL_CHARS = 120, 200
+
+
+class BrokenDeviceError(Exception):
+    """Nothing works on the device any more, until the process is another one."""
 
 
 def require_living_device(device: torch.device, error: Exception) -> None:
@@ -15,14 +19,14 @@ def require_living_device(device: torch.device, error: Exception) -> None:
         error: it failed with.
 
     Raises:
-        Exception: the error itself, when nothing works there any more until the process is another one.
+        BrokenDeviceError: it does not; from the error.
     """
     try:
-        alive = float(torch.ones(2, device=device).sum()) == 2.0
+        is_alive = float(torch.ones(2, device=device).sum()) == 2.0
     except RuntimeError:
-        alive = False
-    if not alive:
-        raise error
+        is_alive = False
+    if not is_alive:
+        raise BrokenDeviceError(one_line(error)) from error
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -39,6 +43,8 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and first line of an error, for the log."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}"[:_MAX_REASON_CHARS] if lines else type(error).__name__
+    """Type and text of an error, for the log: compilers say what it is first and why last."""
+    text = " ".join(str(error).split("CUDA kernel errors might be")[0].split())
+    if len(text) > _HEAD_CHARS + _TAIL_CHARS:
+        text = f"{text[:_HEAD_CHARS]} ... {text[-_TAIL_CHARS:]}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,16 +1,21 @@
-"""Which product reads a weight faster when there is one row: cuBLAS's or our own. Timed once a shape, at load."""
+"""Which product reads a weight faster when there is one row: cuBLAS's or our own.
+
+The two round differently, so which one serves is timed once in the life of a device, not of a process: the choice is
+kept, and two starts answer alike. Where nothing can be kept cuBLAS serves, untimed.
+"""
 
 from __future__ import annotations
 
 import logging
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from model.backends.base import LinearKernel
 from model.backends.cuda.kernels.row_matmul import row_matmul
+from model.backends.cuda.notes import Notes
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +23,16 @@ logger = logging.getLogger(__name__)
 _FLUSH_BYTES = 256 << 20
 _REPEATS = 9
 
-Shape = tuple[int, int, torch.dtype, bool, bool]
+_SECTION = "one row, ours in us, cuBLAS in us"
+
+
+class _Product(NamedTuple):
+    """What two products of a shape are timed with: a weight of it."""
+
+    library: LinearKernel
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    result: torch.dtype
 
 
 class LinearChoice:
@@ -26,16 +40,19 @@ class LinearChoice:
 
     Args:
         time_us: microseconds that a call takes on the device, its operands not in the cache.
+        notes: where choices are kept.
     """
 
-    def __init__(self, time_us: Callable[[Callable[[], object]], float]) -> None:
+    def __init__(self, time_us: Callable[[Callable[[], object]], float], notes: Notes) -> None:
         self._time_us = time_us
-        self._is_ours: dict[Shape, bool] = {}
+        self._notes = notes
+        self._undecided: dict[str, _Product] = {}
+        self._ours: set[str] = set()
 
     def choose(
         self, library: LinearKernel, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype
     ) -> LinearKernel:
-        """Returns a product with a weight.
+        """Returns a product with a weight; cuBLAS's until `decide` is called.
 
         Args:
             library: cuBLAS's.
@@ -43,34 +60,56 @@ class LinearChoice:
             bias: [N] or None.
             result: dtype of the result.
         """
-        shape = (*weight.shape, weight.dtype, bias is not None, result == weight.dtype)
-        if shape not in self._is_ours:
-            self._is_ours[shape] = self._is_ours_faster(library, weight, bias, result)
-        if not self._is_ours[shape]:
-            return library
+        name = _shape_name(weight, bias, result)
+        self._undecided.setdefault(name, _Product(library, weight, bias, result))
+        ours = self._ours
 
         def apply(x: torch.Tensor) -> torch.Tensor:
-            if len(x) == 1 and x.is_contiguous():
+            if len(x) == 1 and name in ours and x.is_contiguous():
                 return row_matmul(x, weight, bias, result)
             return library(x)
 
         return apply
 
-    def _is_ours_faster(
-        self, library: LinearKernel, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype
-    ) -> bool:
+    def decide(self) -> None:
+        """Times the shapes that no earlier start has timed. Called when our kernel is known to work."""
+        for name, product in self._undecided.items():
+            times = self._notes.read(_SECTION, name)
+            if not _are_times(times):
+                times = self._notes.keep(_SECTION, name, self._timed(product)) if self._notes.can_keep() else None
+            if times is None:
+                logger.warning(
+                    "%s cannot be written, so cuBLAS multiplies single rows: timings must be kept for two starts to "
+                    "agree; set TRITON_CACHE_DIR to a folder that stays",
+                    self._notes.path,
+                )
+                break
+            ours_us, library_us = times
+            if ours_us < library_us:
+                self._ours.add(name)
+            logger.info(
+                "one row times %s: ours %.1f us, cuBLAS %.1f us; %.0f GB/s at best",
+                name,
+                ours_us,
+                library_us,
+                product.weight.nbytes / min(times) / 1e3,
+            )
+        self._undecided.clear()
+
+    def _timed(self, product: _Product) -> list[float]:
+        library, weight, bias, result = product
         x = torch.randn(1, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
-        ours_us = self._time_us(lambda: row_matmul(x, weight, bias, result))
-        library_us = self._time_us(lambda: library(x))
-        bytes_per_us = weight.nbytes / min(ours_us, library_us)
-        logger.info(
-            "one row times %d x %d: ours %.1f us, cuBLAS %.1f us; %.0f GB/s at best",
-            *weight.shape,
-            ours_us,
-            library_us,
-            bytes_per_us / 1e3,
-        )
-        return ours_us < library_us
+        runs = (lambda: row_matmul(x, weight, bias, result), lambda: library(x))
+        return [round(self._time_us(run), 2) for run in runs]
+
+
+def _shape_name(weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype) -> str:
+    dtypes = " to ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((weight.dtype, result)))
+    return f"{weight.shape[0]} x {weight.shape[1]} {dtypes}{'' if bias is None else ' with a bias'}"
+
+
+def _are_times(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, float | int) and x > 0 for x in value)
 
 
 def time_us_on_device(device: torch.device) -> Callable[[Callable[[], object]], float]:

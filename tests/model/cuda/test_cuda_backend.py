@@ -15,7 +15,9 @@ from model.backends.cuda import decode_graphs
 from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
+from model.backends.cuda.device_faults import BrokenDeviceError
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
+from model.backends.cuda.operations import KERNELS
 from model.backends.torch_backend import TorchBackend
 from model.engine_config import EngineConfig
 from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
@@ -256,7 +258,7 @@ def test_a_device_that_died_while_recording_ends_the_start(
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     monkeypatch.setattr("model.backends.cuda.device_faults.torch.ones", die)
-    with pytest.raises(RuntimeError, match="capture invalidated"):
+    with pytest.raises(BrokenDeviceError, match="capture invalidated"):
         capture(model, FailingRecorder(RuntimeError("capture invalidated"), 0))
 
 
@@ -313,7 +315,8 @@ class InterpretedBackend(CudaBackend):
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.model_runner.make_backend", lambda device: InterpretedBackend(CPU))
+    monkeypatch.setattr("model.model_runner.make_backend", lambda *arguments: InterpretedBackend(CPU))
+    monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
     # Programs run one after another here.
     monkeypatch.setattr("model.backends.cuda.kernels.gptq_matmul._TARGET_PROGRAMS", 1)
@@ -426,7 +429,7 @@ def test_the_sampling_kernel_sees_one_alignment(num_rows: int, monkeypatch: pyte
         seen.append(filters)
         return sample_rows(logits, filters)
 
-    monkeypatch.setattr("model.backends.cuda.backend.sample_rows", look)
+    monkeypatch.setitem(KERNELS, "sample_rows", look)
     sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=7, top_p=0.75, min_p=0.25)
     rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(num_rows)]
     backend = CudaBackend(CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
 from model.backends.cuda.linear_choice import LinearChoice
+from model.backends.cuda.notes import Notes
 from model.backends.torch_backend import TorchBackend
 from model.forward_batch import ForwardBatch, SequenceSpan
 from tests.model.test_torch_backend import CONFIG
@@ -117,24 +119,57 @@ def test_one_row_times_a_weight(device: torch.device, dtype: torch.dtype, has_bi
     torch.testing.assert_close(wide.double().cpu(), exact, rtol=1e-5, atol=1e-5)
 
 
+class Products:
+    """A weight's products through a choice that is told how long they take."""
+
+    def __init__(self, device: torch.device, notes: Notes, times: list[float]) -> None:
+        self.calls: list[int] = []
+        self.weight = torch.randn(24, 600, device=device)
+        remaining = iter(times)
+        choice = LinearChoice(lambda run: next(remaining), notes)
+        self.products = [choice.choose(self.library, self.weight, None, torch.float32) for _ in range(2)]
+        self.choice = choice
+
+    def library(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(x))
+        return torch.nn.functional.linear(x, self.weight)
+
+    def rows_left_to_the_library(self) -> list[int]:
+        self.calls.clear()
+        for num_rows in (1, 3):
+            x = torch.randn(num_rows, 600, device=self.weight.device)
+            for product in self.products:
+                exact = torch.nn.functional.linear(x, self.weight)
+                torch.testing.assert_close(product(x), exact, rtol=1e-4, atol=1e-4)
+        return self.calls
+
+
 @pytest.mark.parametrize("ours_us", [1.0, 3.0])
-def test_the_faster_product_is_used_for_one_row(device: torch.device, ours_us: float) -> None:
-    """Each shape is timed once; more rows always go to the library."""
-    times = iter([ours_us, 2.0])
-    choice = LinearChoice(lambda run: next(times))
-    calls: list[int] = []
-    weight = torch.randn(24, 600, device=device)
+def test_the_faster_product_is_used_for_one_row(device: torch.device, ours_us: float, tmp_path: Path) -> None:
+    """Each shape is timed once, after loading; more rows always go to the library."""
+    products = Products(device, Notes(tmp_path / "notes.json"), [ours_us, 2.0])
+    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+    products.choice.decide()
+    assert products.rows_left_to_the_library() == ([3, 3] if ours_us < 2 else [1, 1, 3, 3])
 
-    def library(x: torch.Tensor) -> torch.Tensor:
-        calls.append(len(x))
-        return torch.nn.functional.linear(x, weight)
 
-    kernels = [choice.choose(library, weight, None, torch.float32) for _ in range(2)]
-    for num_rows in (1, 3):
-        x = torch.randn(num_rows, 600, device=device)
-        for kernel in kernels:
-            torch.testing.assert_close(kernel(x), torch.nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
-    assert calls == ([3, 3] if ours_us < 2 else [1, 1, 3, 3])
+def test_two_starts_choose_alike(device: torch.device, tmp_path: Path) -> None:
+    """However long it takes the second time; another shape is timed for itself."""
+    path = tmp_path / "notes.json"
+    for times in ([1.0, 2.0], [5.0, 2.0], []):
+        products = Products(device, Notes(path), times)
+        products.choice.decide()
+        assert products.rows_left_to_the_library() == [3, 3]
+
+
+def test_what_cannot_be_kept_is_not_timed(
+    device: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    products = Products(device, Notes(tmp_path / "file" / "notes.json"), [])
+    products.choice.decide()
+    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+    assert "set TRITON_CACHE_DIR to a folder that stays" in caplog.text
 
 
 def test_inputs_of_a_decode_step(device: torch.device) -> None:

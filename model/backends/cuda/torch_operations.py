@@ -1,0 +1,164 @@
+"""What each Triton kernel does, in torch: what a kernel is checked against, and what serves where it fails.
+
+Signatures are those of the kernels. Attention reads lengths on the host, so it cannot be part of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from model.backends.cuda.gptq_layout import ROWS, PackedWeight
+from model.backends.cuda.kernels.decode_attention import DecodeRows
+from model.backends.cuda.kernels.decode_inputs import AngleTables, DecodeInputs
+from model.backends.cuda.kernels.prefill_attention import PrefillTiles
+from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
+from model.kv_cache import quantize
+
+# Weights expanded at a time.
+_COLUMNS_PER_PASS = 1024
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, epsilon: float, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """See `kernels.norm.rms_norm`."""
+    if residual is not None:
+        x = residual.add_(x)
+    wide = x.float()
+    factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (wide * factor).to(weight.dtype) * weight
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """See `kernels.silu_mul.silu_mul`."""
+    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
+def rotate_and_cache(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    query_scale: torch.Tensor,
+    slots: torch.Tensor,
+    cache: torch.Tensor,
+    scales: torch.Tensor | None,
+) -> torch.Tensor:
+    """See `kernels.rotary.rotate_and_cache`; waits for nothing, so that a graph may hold it."""
+    _, num_heads, _, head_dim = cache.shape
+    q, k, v = qkv.reshape(len(qkv), 3, num_heads, head_dim).float().unbind(1)
+    cos, sin = cos[:, None], sin[:, None]
+    query = (_rotate(q, cos, sin) * query_scale[:, None, None]).to(qkv.dtype)
+    new = torch.stack([_rotate(k, cos, sin), v]).transpose(1, 2)
+    # A row without a slot writes what the first row that has one writes; if none has, slot 0 keeps what it holds.
+    is_used = slots >= 0
+    first = is_used.to(torch.uint8).argmax()
+    sources = torch.where(is_used, torch.arange(len(slots), device=slots.device), first)
+    places = slots[sources].clamp_min(0)
+    new = new[:, :, sources]
+    if scales is None:
+        _write(cache, places, new.to(cache.dtype), is_used.any())
+    else:
+        integers, factors = quantize(new)
+        _write(cache, places, integers, is_used.any())
+        _write(scales, places, factors, is_used.any())
+    return query
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = cos.shape[-1]
+    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
+
+
+def _write(target: torch.Tensor, places: torch.Tensor, values: torch.Tensor, is_wanted: torch.Tensor) -> None:
+    target[:, :, places] = torch.where(is_wanted, values, target[:, :, places])
+
+
+def decode_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    scales: torch.Tensor | None,
+    decodes: DecodeRows,
+    out: torch.Tensor,
+    *,
+    block_size: int,
+    num_splits: int,
+) -> None:
+    """See `kernels.decode_attention.decode_attention`; `num_splits` is of no use here."""
+    lengths = decodes.lengths.tolist()
+    for group in groups_of_like_length(lengths, cache):
+        chosen = torch.tensor(group, device=query.device)
+        rows, own = decodes.rows[chosen].long(), decodes.lengths[chosen]
+        slots = slots_of(decodes.table, decodes.table_starts[chosen], own, max(1, lengths[group[0]]), block_size)
+        out[rows] = attend_decodes(query[rows], cache, scales, slots, own)
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    scales: torch.Tensor | None,
+    tiles: PrefillTiles,
+    out: torch.Tensor,
+    *,
+    block_size: int,
+) -> None:
+    """See `kernels.prefill_attention.prefill_attention`."""
+    for first_row, position, num_rows, table_start in tiles.records.tolist():
+        numbers = torch.tensor([[table_start], [position + num_rows]], device=query.device)
+        slots = slots_of(tiles.table, numbers[0], numbers[1], position + num_rows, block_size)[0]
+        rows = slice(first_row, first_row + num_rows)
+        out[rows] = attend_chunk(query[rows], cache, scales, slots, position)
+
+
+def make_decode_inputs(
+    fields: torch.Tensor, table: torch.Tensor, last_ids: torch.Tensor, angles: AngleTables, block_size: int
+) -> DecodeInputs:
+    """See `kernels.decode_inputs.make_decode_inputs`."""
+    token, position, alpha, start = fields.long().unbind(1)
+    is_used = position >= 0
+    place = position.clamp_min(0)
+    sampled = last_ids[torch.where(token < 0, -1 - token, 0)]
+    blocks = table[torch.where(is_used, start + place // block_size, 0)].long()
+    return DecodeInputs(
+        token_ids=torch.where(is_used, torch.where(token < 0, sampled, token), 0),
+        slots=torch.where(is_used, blocks * block_size + place % block_size, -1),
+        lengths=(position + 1).to(torch.int32),
+        table_starts=start.to(torch.int32),
+        cos=angles.cos[alpha, place],
+        sin=angles.sin[alpha, place],
+        query_scale=angles.query_scale[place],
+    )
+
+
+def row_matmul(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """See `kernels.row_matmul.row_matmul`; a reference only, for the library's own product is at hand."""
+    out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    return out.to(dtype or x.dtype)
+
+
+def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `kernels.gptq_matmul.gptq_matmul`."""
+    if weight.permutation is not None:
+        x = x.index_select(1, weight.permutation)
+    out = torch.empty((len(x), weight.out_features), dtype=x.dtype, device=x.device)
+    for low in range(0, weight.out_features, _COLUMNS_PER_PASS):
+        columns = slice(low, low + _COLUMNS_PER_PASS)
+        out[:, columns] = torch.mm(x, _expand(weight, columns).to(x.dtype))
+    return out if bias is None else out + bias
+
+
+def _expand(weight: PackedWeight, columns: slice) -> torch.Tensor:
+    """Some outputs of a weight, [K, columns] float32, its rows in the weight's own order of inputs."""
+    per_word, middle = weight.values_per_word, 1 << (weight.bits - 1)
+    words = weight.words[:, columns]
+    words = words.reshape(-1, 1, ROWS, words.shape[1])
+    shifts = torch.arange(per_word, dtype=torch.int32, device=words.device) * weight.bits
+    values = (words >> shifts[:, None, None]) & ((1 << weight.bits) - 1)
+    values = values.flatten(0, 2)[: weight.in_features]
+    groups = torch.arange(weight.in_features, device=words.device) // weight.group_size
+    zeros = middle if weight.zeros is None else weight.zeros[:, columns][groups].to(torch.int32)
+    expanded: torch.Tensor = (values - zeros).float() * weight.scales[:, columns][groups].float()
+    return expanded
