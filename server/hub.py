@@ -1,15 +1,15 @@
-"""Where a checkpoint is: a local folder, or an id on the Hugging Face hub that is fetched into its cache.
+"""Where a checkpoint is: a local folder, or an id on a hub, from which it is fetched into a cache.
 
 Only data is fetched: configuration, vocabulary and weights, never code.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ConfigError
+from server.hub_download import Hub, download
 
 _SMALL_FILES = (
     "config.json",
@@ -23,45 +23,52 @@ _PICKLES = ("*.bin", "*.bin.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def resolve_checkpoint(model: str) -> Path:
-    """Returns the folder of a checkpoint, fetching it from the hub if need be.
+def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
+    """Returns the folder of a checkpoint, fetching it from a hub if need be.
 
     Args:
         model: a folder, or a hub id such as `Qwen/Qwen-1_8B-Chat`. HF_HUB_OFFLINE=1 keeps to what was fetched before.
+        hub: where an id is looked up.
+        revision: of a hub id: branch, tag or commit.
 
     Raises:
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
+        ConfigError: a revision of a folder, or a hub whose library is missing.
     """
-    folder = local_folder(model)
+    folder = _folder(model, revision, "")
     if folder is not None:
         return folder
-    _require_hub_id(model, "")
-    return _fetch(model)
+    folder = download(model, (*_SMALL_FILES, *_SAFETENSORS), hub=hub, revision=revision)
+    if not any(folder.glob("*.safetensors")):
+        folder = download(model, (*_SMALL_FILES, *_PICKLES), hub=hub, revision=revision)
+    return folder
 
 
-def describe_checkpoint(model: str, otherwise: str) -> Path:
+def describe_checkpoint(model: str, otherwise: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
     """Returns a folder with a checkpoint's configuration; of a hub id without its weights, unless they are there.
 
     Args:
         model: a folder or a hub id.
         otherwise: what else it could have been, for the error message.
+        hub: as for `resolve_checkpoint`.
+        revision: as for `resolve_checkpoint`.
 
     Raises:
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
+        ConfigError: as for `resolve_checkpoint`.
     """
-    folder = local_folder(model)
-    if folder is not None:
-        return folder
-    _require_hub_id(model, otherwise)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    folder = _folder(model, revision, otherwise)
+    return folder or download(model, (*_SMALL_FILES, "*.index.json"), hub=hub, revision=revision)
 
-    try:
-        return Path(snapshot_download(model, allow_patterns=[*_SMALL_FILES, "*.index.json"]))
-    except (OSError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"{model}: {_why(error)}") from error
-    except Exception as error:  # a network library's own kinds
-        raise CheckpointError(f"{model}: cannot fetch it from the hub ({_first_line(error)})") from error
+
+def _folder(model: str, revision: str | None, otherwise: str) -> Path | None:
+    """Returns the local folder a name means, or None where it can only be a hub id."""
+    folder = local_folder(model)
+    if folder is None:
+        _require_hub_id(model, otherwise)
+    elif revision is not None:
+        raise ConfigError(f"--revision {revision}: is of a hub id, but {model} is a folder here")
+    return folder
 
 
 def local_folder(model: str) -> Path | None:
@@ -106,46 +113,3 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
     folder = local_folder(name)
     last = name.rsplit("/", 1)[-1] if folder is None else folder.name
     return tuple(dict.fromkeys(n for n in (name, last, "Qwen") if n))
-
-
-def _fetch(repo_id: str) -> Path:
-    # Imported here: it takes a third of a second, and a local folder does not need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=[*_SMALL_FILES, *_SAFETENSORS]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo_id, allow_patterns=[*_SMALL_FILES, *_PICKLES]))
-    except (OSError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"{repo_id}: {_why(error)}") from error
-    except Exception as error:  # a network library's own kinds
-        raise CheckpointError(f"{repo_id}: cannot fetch it from the hub ({_first_line(error)})") from error
-    return folder
-
-
-def _why(error: Exception) -> str:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    match error:
-        case GatedRepoError():
-            return "access to this checkpoint must be granted on the hub first; then set HF_TOKEN"
-        case RepositoryNotFoundError():
-            return "neither a folder here nor a checkpoint on the hub (for a private one set HF_TOKEN)"
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-            reason = "offline mode is on" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
-            return f"not a folder here, not in the local hub cache, and {reason}"
-        case HFValidationError():
-            return "not a folder here, and not a valid hub id"
-    return f"cannot fetch it from the hub ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -15,12 +15,12 @@ def run(arguments: dict[str, Any]) -> int:
     """Starts `model.quantize` in the place of this process.
 
     Args:
-        arguments: as parsed by `model.quantize_options`.
+        arguments: as parsed by `model.quantize_options` and `add_hub_arguments`.
 
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    source = resolve_checkpoint(arguments["source"])
+    source = resolve_checkpoint(arguments["source"], arguments.pop("hub"), arguments.pop("revision"))
     options = read_options(argparse.Namespace(**arguments), source)
     command = module_command("model.quantize", *to_argv(options))
     os.execv(command[0], command)

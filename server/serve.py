@@ -134,7 +134,7 @@ def serve(settings: Settings) -> None:
     for name in SECRETS:  # children and whoever dumps the environment need not know them
         os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
-    checkpoint = resolve_checkpoint(config.model)
+    checkpoint = resolve_checkpoint(config.model, settings.hub, settings.revision)
     tokenizer = _look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)
     for ids in defaults.stop_sequences:

@@ -20,6 +20,7 @@ from model.engine_config import EngineConfig
 from model.errors import ConfigError
 from server.credentials import Credentials
 from server.hub import served_names
+from server.hub_download import Hub
 from server.server_config import ServerConfig
 from server.sizes import parse_size
 from server.tls import tls_from_files
@@ -59,6 +60,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: str = Field(min_length=1, description="the checkpoint: a folder, or a hub id such as Qwen/Qwen-7B-Chat")
+    hub: Hub = Field("huggingface", description="where a hub id is looked up (modelscope needs the extra modelscope)")
+    revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of a hub id (default: its main branch)"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; localhost is IPv4 and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     root_path: str = Field(

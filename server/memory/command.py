@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from model.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
+from server.hub_download import add_hub_arguments
 from server.sizes import parse_size
 
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory-utilization", type=_share, default=0.9, help="share of it to use (default: %(default)s)"
     )
+    add_hub_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

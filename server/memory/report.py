@@ -14,6 +14,7 @@ from model.safetensors_header import read_header
 from model.weight_files import find_weight_files
 from server.errors import dump_json
 from server.hub import describe_checkpoint, local_folder
+from server.hub_download import Hub
 from server.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape, short_name
 
 _GIB = 1 << 30
@@ -49,7 +50,7 @@ def report(arguments: dict[str, Any]) -> int:
     Raises:
         CheckpointError: there is no such checkpoint, or it is broken.
     """
-    checkpoint = find_checkpoint(arguments["model"])
+    checkpoint = find_checkpoint(arguments["model"], arguments["hub"], arguments["revision"])
     plan = plan_memory(
         checkpoint.config,
         dtype=arguments["dtype"],
@@ -62,16 +63,16 @@ def report(arguments: dict[str, Any]) -> int:
     return 0
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, hub: Hub = "huggingface", revision: str | None = None) -> Checkpoint:
     """Reads config and headers of a folder or hub id, or looks up a published shape.
 
     Raises:
         CheckpointError: there is none, or it is broken.
     """
-    shape = None if local_folder(name) is not None else published_shape(name)
+    shape = None if revision or local_folder(name) is not None else published_shape(name)
     if shape is not None:
         return Checkpoint(short_name(name), shape, None)
-    folder = describe_checkpoint(name, f"nor one of {', '.join(PUBLISHED_NAMES)}")
+    folder = describe_checkpoint(name, f"nor one of {', '.join(PUBLISHED_NAMES)}", hub, revision)
     files: list[Path] = []
     with contextlib.suppress(CheckpointError):  # of a hub id the weights need not be here
         files = [path for path in find_weight_files(folder) if path.suffix == ".safetensors"]
