@@ -15,7 +15,9 @@ from model import quantize_options
 from model.errors import StartupError
 from server.bench import arguments as bench_arguments
 from server.evaluation import command as evaluation_command
+from server.hub_download import add_hub_arguments
 from server.memory import command as memory_command
+from server.published_flags import names_checkpoint, translate
 from server.settings import Settings, flag_name, is_repeatable, load_settings
 from server.terminal import arguments as chat_arguments
 
@@ -30,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    translation = translate(words)
+    if translation is not None:
+        print(f"qwen-server: {translation}", file=sys.stderr)
+        return 2
+    if words and not words[0].startswith("-") and names_checkpoint(words[0]):
+        words.insert(0, "serve")
     words, server_flags = chat_arguments.split_server_flags(words)
     arguments = vars(build_parser().parse_args(words))
     command = arguments.pop("command")
@@ -103,6 +111,7 @@ def _add_tools(subparsers: Any) -> None:
         description="GPTQ in the published layout, layer by layer; on a GPU where there is one.",
     )
     quantize_options.add_arguments(quantize)
+    add_hub_arguments(quantize)
     quantize.set_defaults(command=_quantize)
 
 

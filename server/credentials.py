@@ -47,18 +47,17 @@ class Credentials:
         """
         scheme, _, value = (authorization or "").partition(" ")
         secret = value.strip().encode("utf-8", errors="replace")
-        candidates: tuple[bytes, ...] = ()
+        matches = []
         if scheme.lower() == "bearer":
-            candidates = self.key_digests
-        elif scheme.lower() == "basic" and self.basic_digest is not None:
-            candidates = (self.basic_digest,)
+            matches += [(key, hmac.compare_digest(_digest(secret), key)) for key in self.key_digests]
+        # The published server compared the base64 alone, so its clients may send it as a bearer's.
+        if scheme.lower() in ("basic", "bearer") and self.basic_digest is not None:
             try:
-                secret = base64.b64decode(secret, validate=True)
+                user = base64.b64decode(secret, validate=True)
             except (binascii.Error, ValueError):
-                secret = b""
-        digest = _digest(secret)
-        matches = [hmac.compare_digest(digest, candidate) for candidate in candidates]
-        return digest.hex() if any(matches) else None
+                user = b""
+            matches.append((self.basic_digest, hmac.compare_digest(_digest(user), self.basic_digest)))
+        return next((digest.hex() for digest, is_match in matches if is_match), None)
 
 
 def _digest(secret: bytes) -> bytes:

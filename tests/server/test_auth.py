@@ -26,6 +26,7 @@ def basic(text: str) -> str:
         ("Bearer  key-1 ", True),
         ("Bearer ключ", True),
         (basic("user:pass:word"), True),
+        (basic("user:pass:word").replace("Basic", "Bearer"), True),  # as clients of the published server may send it
         ("Bearer key-", False),
         ("Bearer key-11", False),
         ("Bearer ", False),
@@ -50,6 +51,7 @@ def test_a_key_has_one_name_however_it_is_sent() -> None:
     assert len(names) == 1
     assert names.isdisjoint({BOTH.caller("Bearer ключ".encode().decode("latin-1")), BOTH.caller(user)})
     assert BOTH.caller(user) == BOTH.caller(user.replace("Basic ", "basic  "))
+    assert BOTH.caller(user) == BOTH.caller(user.replace("Basic ", "Bearer "))
     assert "key-1" not in str(names)
 
 
