@@ -23,11 +23,19 @@ MIN_LOGPROB = -9999.0
 
 
 class TokenLogprob(NamedTuple):
-    """One token's log-probability and the most likely alternatives, most likely first."""
+    """One token's log-probability and the most likely alternatives, most likely first.
+
+    Attributes:
+        logprob: of the token.
+        top_ids: the alternatives.
+        top_logprobs: theirs.
+        rank: of the token, 1 for the likeliest; only for tokens of a prompt.
+    """
 
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

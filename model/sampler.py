@@ -138,11 +138,13 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: list[int], num_top: int) -> 
         num_top: how many alternatives to report.
 
     Returns:
-        R entries.
+        R entries, with ranks.
     """
     reporter = _LogprobReporter(logits, [num_top] * len(next_ids))
-    tensors = reporter.collect(on_device(logits.device, next_ids))
-    return [entry for entry in reporter.entries(tensors) if entry is not None]
+    ids = on_device(logits.device, next_ids)
+    ranks: list[int] = (logits > logits.gather(1, ids[:, None])).sum(dim=1).add_(1).tolist()
+    entries = reporter.entries(reporter.collect(ids))
+    return [entry._replace(rank=rank) for entry, rank in zip(entries, ranks, strict=True) if entry is not None]
 
 
 def unpack_bits(masks: torch.Tensor, vocab_size: int) -> torch.Tensor:

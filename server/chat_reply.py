@@ -14,6 +14,7 @@ from model.tokenizer import Tokenizer
 from prompts.react_parser import CallArguments, CallStart, Content
 from server.generation_request import GenerationRequest
 from server.output_processor import TOOL_CALLS, ChoiceDelta
+from server.prompt_scores import prompt_logprobs
 from server.token_text import TokenEntry
 
 JsonDict = dict[str, Any]
@@ -41,7 +42,7 @@ class ChatReply:
         self._begun = [False] * request.num_choices
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._contents: list[list[str]] = [[] for _ in self._choices]
-        self._prompt_token_ids: list[int] | None = None
+        self._of_the_prompt: JsonDict = {}
 
     def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
         """Yields the chunks of one delta: who speaks (once), content, and how it ended."""
@@ -51,6 +52,10 @@ class ChatReply:
             chunk = self._chunk(index, {"role": "assistant", "content": ""})
             if self._request.return_token_ids:
                 chunk["prompt_token_ids"] = self._request.prompt_of(index).ids
+            num_top = self._request.num_prompt_logprobs
+            if num_top is not None and index == 0:
+                ids, scores = self._request.prompts[0].ids, delta.prompt_logprobs or []
+                chunk["prompt_logprobs"] = prompt_logprobs(ids, scores, num_top, self._tokenizer)
             yield chunk
         token_ids = delta.token_ids if self._request.return_token_ids else []
         pieces = self._pieces(delta)
@@ -116,15 +121,15 @@ class ChatReply:
 
     def _logprob(self, entry: TokenEntry, shown: bytes) -> JsonDict:
         tokenizer = self._tokenizer
-        whole = shown == tokenizer.token_bytes(entry.token_id)
+        whole = self._request.names_are_ids or shown == tokenizer.token_bytes(entry.token_id)
         count = self._request.num_top_logprobs or 0
         return {
-            "token": tokenizer.token_name(entry.token_id) if whole else shown.decode("utf-8", errors="replace"),
+            "token": self._name(entry.token_id) if whole else shown.decode("utf-8", errors="replace"),
             "logprob": entry.logprob.logprob,
             "bytes": list(shown),
             "top_logprobs": [
                 {
-                    "token": tokenizer.token_name(token_id),
+                    "token": self._name(token_id),
                     "logprob": logprob,
                     "bytes": list(tokenizer.token_bytes(token_id)),
                 }
@@ -134,10 +139,14 @@ class ChatReply:
             ],
         }
 
+    def _name(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._request.names_are_ids else self._tokenizer.token_name(token_id)
+
     def add(self, chunk: JsonDict) -> None:
         """Takes the next chunk of the stream into the reply that is not streamed."""
-        if "prompt_token_ids" in chunk:
-            self._prompt_token_ids = chunk["prompt_token_ids"]
+        for key in ("prompt_token_ids", "prompt_logprobs"):
+            if key in chunk:
+                self._of_the_prompt[key] = chunk[key]
         piece = chunk["choices"][0]
         choice = self._choices[piece["index"]]
         delta = piece["delta"]
@@ -157,10 +166,8 @@ class ChatReply:
             message = choice["message"]
             has_call = "tool_calls" in message or "function_call" in message
             message["content"] = "".join(content) or (None if has_call else "")
-        reply = {**self._head, "object": "chat.completion", "choices": self._choices, "usage": usage}
-        if self._prompt_token_ids is not None:
-            reply["prompt_token_ids"] = self._prompt_token_ids
-        return reply
+        whole = {"object": "chat.completion", "choices": self._choices, "usage": usage}
+        return {**self._head, **whole, **self._of_the_prompt}
 
     def _new_choice(self, index: int) -> JsonDict:
         choice: JsonDict = {

@@ -12,6 +12,7 @@ from model.messages import TokenLogprob
 from model.tokenizer import Tokenizer
 from server.generation_request import GenerationRequest
 from server.output_processor import ChoiceDelta
+from server.prompt_scores import prompt_logprobs
 from server.token_text import TokenEntry
 
 JsonDict = dict[str, Any]
@@ -57,7 +58,8 @@ class CompletionReply:
         if logprobs is not None:
             self._add_tokens(logprobs, index, delta.logprobs or [])
         show_ids = request.return_token_ids
-        if not (text or delta.finish_reason or (show_ids and delta.token_ids) or (logprobs and logprobs["tokens"])):
+        tells_scores = bool(logprobs and logprobs["tokens"]) or (first and request.num_prompt_logprobs is not None)
+        if not (text or delta.finish_reason or (show_ids and delta.token_ids) or tells_scores):
             self._begun[index] = not first
             return
         choice: JsonDict = {
@@ -71,6 +73,9 @@ class CompletionReply:
             choice["token_ids"] = delta.token_ids
             if first:
                 choice["prompt_token_ids"] = request.prompt_of(index).ids
+        if first and request.num_prompt_logprobs is not None:
+            ids, scores = request.prompt_of(index).ids, delta.prompt_logprobs or []
+            choice["prompt_logprobs"] = prompt_logprobs(ids, scores, request.num_prompt_logprobs, self._tokenizer)
         yield {**self._head, "choices": [choice]}
 
     def usage_chunk(self, usage: JsonDict) -> JsonDict:
@@ -93,7 +98,7 @@ class CompletionReply:
 
     def _add_tokens(self, logprobs: JsonDict, index: int, entries: list[TokenEntry]) -> None:
         for token_id, shown, score in entries:
-            whole = shown is None or shown == self._tokenizer.token_bytes(token_id)
+            whole = self._request.names_are_ids or shown is None or shown == self._tokenizer.token_bytes(token_id)
             logprobs["tokens"].append(self._name(token_id) if whole else _text_or_bytes(shown or b""))
             logprobs["text_offset"].append(self._num_chars[index])
             logprobs["token_logprobs"].append(score.logprob)
@@ -109,6 +114,8 @@ class CompletionReply:
 
     def _name(self, token_id: int) -> str:
         """A token's text, or else something that no other token shares: these names are keys."""
+        if self._request.names_are_ids:
+            return f"token_id:{token_id}"
         token_bytes = self._tokenizer.token_bytes(token_id)
         if token_bytes:
             return _text_or_bytes(token_bytes)
@@ -123,8 +130,9 @@ class CompletionReply:
             choice["logprobs"][key] += values
         if "token_ids" in piece:
             choice["token_ids"] += piece["token_ids"]
-        if "prompt_token_ids" in piece:
-            choice["prompt_token_ids"] = piece["prompt_token_ids"]
+        for key in ("prompt_token_ids", "prompt_logprobs"):
+            if key in piece:
+                choice[key] = piece[key]
         choice["finish_reason"] = piece["finish_reason"]
         choice["stop_reason"] = piece["stop_reason"]
 

@@ -101,6 +101,8 @@ class Converter:
         refuse_unserved(request)
         if request.stream_options is not None and not request.stream:
             raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+        if request.prompt_logprobs is not None and request.stream:
+            raise InvalidRequestError("'prompt_logprobs' is not reported in streams.", param="prompt_logprobs")
         self.unknown_fields.note(request)
 
     async def _chat_grammar(
@@ -172,7 +174,7 @@ class Converter:
                     clamp=self.clamp_max_tokens,
                 ),
                 num_logprobs=request.logprobs,
-                num_prompt_logprobs=request.logprobs if request.echo else None,
+                num_echo_logprobs=request.logprobs if request.echo else None,
                 grammar=grammar,
             )
             prompts.append(Prompt(ids, sampling))
@@ -209,7 +211,7 @@ class Converter:
         *,
         max_tokens: int,
         num_logprobs: int | None,
-        num_prompt_logprobs: int | None = None,
+        num_echo_logprobs: int | None = None,
         grammar: str | None = None,
     ) -> SamplingParams:
         defaults = self.encoder.defaults
@@ -221,6 +223,7 @@ class Converter:
                 f"'min_tokens' ({min_tokens}) is more than the {max_tokens} tokens a choice may have.",
                 param="min_tokens",
             )
+        prompt_counts = [n for n in (num_echo_logprobs, request.prompt_logprobs) if n is not None]
         top_p = _or(request.top_p, defaults.top_p)
         # The smallest nucleus is the likeliest token.
         is_greedy = top_p == 0
@@ -237,7 +240,7 @@ class Converter:
             logit_bias=_logit_bias(request.logit_bias, engine.vocab_size),
             seed=None if request.seed is None else request.seed & _SEED_MASK,
             num_logprobs=num_logprobs,
-            num_prompt_logprobs=num_prompt_logprobs,
+            num_prompt_logprobs=max(prompt_counts, default=None),
             eos_token_ids=self._eos_token_ids(engine.vocab_size),
             stop_token_ids=stop_token_ids,
             ignore_eos=bool(request.ignore_eos),
@@ -282,7 +285,10 @@ def _generation_request(
         include_stop=bool(request.include_stop_str_in_output),
         priority=request.priority or 0,
         num_top_logprobs=num_top_logprobs,
+        num_prompt_logprobs=request.prompt_logprobs,
+        names_are_ids=bool(request.return_tokens_as_token_ids),
         return_token_ids=bool(request.return_token_ids),
+        show_special_tokens=request.skip_special_tokens is False,
         echo_texts=tuple(echo_texts),
         reading=reading,
     )

@@ -81,6 +81,7 @@ class Generation:
             min_tokens=sampling.min_tokens,
             stop_token_ids=sampling.stop_token_ids,
             with_logprobs=request.num_top_logprobs is not None,
+            show_special_tokens=request.show_special_tokens,
             parser=None if request.reading is None else _parser(request.reading),
         )
 

@@ -33,7 +33,10 @@ class GenerationRequest:
         include_stop: leave what ended a choice in its text.
         priority: lower is served first.
         num_top_logprobs: alternatives to report a token; None reports no log-probabilities.
+        num_prompt_logprobs: alternatives to report a token of the prompts; None reports none of them.
+        names_are_ids: in log-probabilities, name tokens by their ids.
         return_token_ids: report ids too.
+        show_special_tokens: control tokens are part of the text, by name.
         echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
         reading: how replies are read for calls; None shows them as they are.
     """
@@ -44,7 +47,10 @@ class GenerationRequest:
     include_stop: bool = False
     priority: int = 0
     num_top_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    names_are_ids: bool = False
     return_token_ids: bool = False
+    show_special_tokens: bool = False
     echo_texts: tuple[str, ...] = ()
     reading: ReplyReading | None = None
 

@@ -68,6 +68,7 @@ class ChoiceProcessor:
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
         with_logprobs: pair the text with its tokens.
+        show_special_tokens: control tokens are text, by name.
         parser: reads calls out of the text; None shows it as it is.
 
     Attributes:
@@ -85,11 +86,13 @@ class ChoiceProcessor:
         min_tokens: int = 0,
         stop_token_ids: tuple[int, ...] = (),
         with_logprobs: bool = False,
+        show_special_tokens: bool = False,
         parser: ReActParser | None = None,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, show_special_tokens=show_special_tokens)
+        self._show_special_tokens = show_special_tokens
         self._matcher = None if stops is None else StopMatcher(stops, include_stop)
         self._include_stop = include_stop
         self._min_tokens = min_tokens
@@ -143,11 +146,16 @@ class ChoiceProcessor:
         self.num_tokens += 1
         shown = not is_ending or self._include_stop
         if self._aligner is not None and logprob is not None:
-            self._aligner.push(token_id, self._tokenizer.token_bytes(token_id) if shown else None, logprob)
+            self._aligner.push(token_id, self._shown_bytes(token_id) if shown else None, logprob)
         text = self._detokenizer.push(token_id) if shown else ""
         if self._matcher is None or self.num_tokens <= self._min_tokens:
             return text
         return self._matcher.push(text)
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        if self._show_special_tokens and self._tokenizer.is_special(token_id):
+            return self._tokenizer.token_name(token_id).encode()
+        return self._tokenizer.token_bytes(token_id)
 
     def _flush(self) -> str:
         text = self._detokenizer.flush()

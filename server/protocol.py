@@ -28,6 +28,7 @@ MAX_STOP_CHARS_IN_ALL = 4096
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 512
+MAX_LOGPROBS = 20
 MAX_CHOICE_TEXTS = 1024
 # Both are gone through for each token.
 MAX_LOGIT_BIASES = 1024
@@ -155,6 +156,9 @@ class StreamOptions(WireModel):
     """Options of a streamed reply."""
 
     include_usage: bool | None = Field(None, description="end the stream with a chunk that carries the usage")
+    continuous_usage_stats: bool | None = Field(
+        None, description="with include_usage: every chunk carries the usage so far"
+    )
 
 
 class SamplingFields(RequestBody):
@@ -192,6 +196,16 @@ class SamplingFields(RequestBody):
         description='{"type": "text"}, {"type": "json_object"} (with "schema" too) or {"type": "json_schema", ...};'
         " enforced",
     )
+    prompt_logprobs: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="report the log-probability of each token of the prompt and this many alternatives; not in streams",
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="in log-probabilities name each token by its id, as token_id:5"
+    )
+    skip_special_tokens: bool | None = Field(None, description="false shows control tokens in the text, by name")
     structured_outputs: JsonObject | None = Field(
         None, description="hold the reply to one of {json, regex, choice, grammar, json_object}, as in vLLM"
     )
@@ -256,7 +270,7 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
     max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="needs logprobs")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="needs logprobs")
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )
@@ -281,7 +295,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: PromptField = Field(None, description="text or token ids, or a list of either")
     logprobs: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
-        None, ge=0, le=5, description="report each token's log-probability and this many alternatives"
+        None, ge=0, le=MAX_LOGPROBS, description="report each token's log-probability and this many alternatives"
     )
     echo: bool | None = Field(None, description="repeat the prompt in front of the text")
     suffix: str | None = Field(None, description="not supported by these models")

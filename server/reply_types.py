@@ -100,6 +100,17 @@ class ChatChoice(ReplyModel):
     token_ids: list[int] | None = None
 
 
+class PromptLogprob(ReplyModel):
+    """A token in a place of the prompt."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ChatCompletion(ReplyModel):
     """The reply of /v1/chat/completions."""
 
@@ -110,6 +121,7 @@ class ChatCompletion(ReplyModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionLogprobs(ReplyModel):
@@ -131,6 +143,7 @@ class CompletionChoice(ReplyModel):
     stop_reason: str | int | None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(ReplyModel):

@@ -49,12 +49,21 @@ class GenerationEventResponse(EventSourceResponse):
         generation: already submitted.
         reply: writes the chunks.
         include_usage: end with a chunk of usage.
+        usage_so_far: and let every chunk have it.
         ping_interval_s: between comments while nothing else is sent; 0 sends none.
     """
 
-    def __init__(self, generation: Generation, reply: Reply, *, include_usage: bool, ping_interval_s: float) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        reply: Reply,
+        *,
+        include_usage: bool,
+        usage_so_far: bool,
+        ping_interval_s: float,
+    ) -> None:
         super().__init__(
-            stream_events(generation, reply, include_usage=include_usage),
+            stream_events(generation, reply, include_usage=include_usage, usage_so_far=usage_so_far),
             sep="\n",
             ping=ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
@@ -70,7 +79,9 @@ class GenerationEventResponse(EventSourceResponse):
             self._generation.close()  # also if the client left before the first event was asked for
 
 
-async def stream_events(generation: Generation, reply: Reply, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def stream_events(
+    generation: Generation, reply: Reply, *, include_usage: bool, usage_so_far: bool = False
+) -> AsyncGenerator[bytes, None]:
     """Yields the events of a stream, as bytes; what is ready together is yielded together."""
     try:
         async with aclosing(generation.deltas()) as all_deltas:
@@ -78,7 +89,7 @@ async def stream_events(generation: Generation, reply: Reply, *, include_usage: 
                 chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
                 if include_usage:
                     for chunk in chunks:
-                        chunk["usage"] = None
+                        chunk["usage"] = generation.usage() if usage_so_far else None
                 if chunks:
                     yield b"".join(map(_event, chunks))
         if include_usage:
@@ -109,8 +120,14 @@ async def respond(
     """
     if not wishes.stream:
         return await whole_reply(request, generation, reply)
-    include_usage = wishes.stream_options is not None and bool(wishes.stream_options.include_usage)
-    return GenerationEventResponse(generation, reply, include_usage=include_usage, ping_interval_s=ping_interval_s)
+    options = wishes.stream_options
+    return GenerationEventResponse(
+        generation,
+        reply,
+        include_usage=options is not None and bool(options.include_usage),
+        usage_so_far=options is not None and bool(options.continuous_usage_stats),
+        ping_interval_s=ping_interval_s,
+    )
 
 
 async def whole_reply(request: Request, generation: Generation, reply: Reply) -> Response:
