@@ -13,20 +13,19 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 import torch
-from llguidance import LLMatcher
 
 from model.block_manager import BlockManager
 from model.checkpoint import ProgressCallback
 from model.engine_config import EngineConfig
 from model.errors import InvalidRequestError
-from model.grammar import GrammarCompiler
-from model.grammar_compiler import GrammarError
+from model.grammar import CompiledGrammar, GrammarCompiler
+from model.grammar_compiler import GrammarAccount, GrammarError
 from model.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
 from model.model_runner import ModelRunner
 from model.pending_step import PendingStep, StepResult
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
 from model.sequence import Sequence, SequenceStatus
-from model.step_guard import STEP_FAILED, GuardedStep, StepGuard
+from model.step_guard import GuardedStep, StepGuard
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,9 @@ class Engine:
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
-        self._compiling: list[tuple[Future[LLMatcher], list[Sequence]]] = []
+        self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
         self._in_flight: PendingStep | None = None
+        self._is_idle = True
         self._load_s = time.monotonic() - started
 
     @property
@@ -90,8 +90,9 @@ class Engine:
 
     def is_waiting_for_grammars(self) -> bool:
         """Whether all there is to do is to wait for compilations: a step now would do nothing."""
-        is_idle = not (self._refused or self._in_flight or self._scheduler.has_work())
-        return bool(self._compiling) and is_idle and not self._compiled_some()
+        grammars = self._runner.grammars
+        is_idle = self._is_idle and not (self._refused or self._in_flight)
+        return is_idle and bool(self._compiling or grammars.late) and not (self._compiled_some() or grammars.has_news())
 
     def _compiled_some(self) -> bool:
         return any(future.done() for future, _ in self._compiling)
@@ -128,8 +129,8 @@ class Engine:
         except InvalidRequestError as e:
             self._refuse(sequences, e.message)
 
-    def _refuse(self, sequences: list[Sequence], message: str) -> None:
-        self._refused += [SequenceOutput(seq.seq_id, [], "error", error=message) for seq in sequences]
+    def _refuse(self, sequences: list[Sequence], message: str, reason: str = "error") -> None:
+        self._refused += [SequenceOutput(seq.seq_id, [], reason, error=message) for seq in sequences]
         self._forget([seq.seq_id for seq in sequences])
 
     def _admit_compiled(self) -> None:
@@ -145,16 +146,22 @@ class Engine:
             if error is not None:
                 if not isinstance(error, GrammarError):
                     logger.error("a grammar failed to compile", exc_info=error)
-                self._refuse(sequences, f"The grammar cannot be used: {error}")
+                self._refuse(sequences, f"The grammar cannot be used: {error}", "invalid")
                 continue
-            try:
-                for seq in sequences:
-                    self._runner.grammars.start(seq.seq_id, future.result())
-            except Exception:
-                logger.exception("a compiled grammar cannot be used")
-                self._refuse(sequences, STEP_FAILED)
-                continue
+            account = GrammarAccount()
+            for seq in sequences:
+                self._runner.grammars.start(seq.seq_id, future.result(), account)
             self._schedule(sequences)
+
+    def _report_late(self) -> list[SequenceOutput]:
+        """Ends the sequences whose grammar said so only after their step."""
+        ended = self._runner.grammars.take_ended()
+        outputs = []
+        for seq in self._scheduler.abort(ended):
+            message = ended[seq.seq_id]
+            outputs.append(SequenceOutput(seq.seq_id, [], "stop" if message is None else "invalid", error=message))
+        self._forget(list(ended))
+        return outputs
 
     def abort(self, seq_ids: Iterable[int]) -> None:
         """Forgets sequences and frees their blocks at once; no output comes for them any more."""
@@ -169,6 +176,7 @@ class Engine:
         """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
         self._admit_compiled()
         outputs, self._refused = self._refused, []
+        outputs += self._report_late()
         outputs += self._step_ahead() if self._runner.runs_ahead else self._step_guarded()
         outputs += self._refused
         self._refused = []
@@ -178,8 +186,7 @@ class Engine:
 
     def _step_guarded(self) -> list[SequenceOutput]:
         """Plans a step, runs it and waits for it; who makes it fail goes alone."""
-        self._scheduler.max_num_batched_tokens = self._guard.token_budget
-        batch = self._scheduler.schedule()
+        batch = self._plan()
         if not batch:
             return []
         step = self._guard.run(batch)
@@ -188,13 +195,18 @@ class Engine:
         self._scheduler.advance(batch)
         return self._commit(batch, step.result, step)
 
+    def _plan(self) -> ScheduledBatch:
+        self._scheduler.max_num_batched_tokens = self._guard.token_budget
+        batch = self._scheduler.schedule(self._runner.grammars.late)
+        self._is_idle = not batch
+        return batch
+
     def _step_ahead(self) -> list[SequenceOutput]:
         """Launches a step, then waits for the one before it."""
         outputs: list[SequenceOutput] = []
         if self._in_flight is not None and self._needs_tokens(self._in_flight.batch):
             outputs += self._settle()
-        self._scheduler.max_num_batched_tokens = self._guard.token_budget
-        batch = self._scheduler.schedule()
+        batch = self._plan()
         launched = self._launch(batch) if batch else None
         if self._in_flight is not None:
             outputs += self._settle()
@@ -246,13 +258,16 @@ class Engine:
                 if not token.is_valid:
                     broken[seq_id] = _NOT_NUMBERS
         reason = "abort" if step.is_out_of_memory else "error"
-        for seq in self._scheduler.abort(broken):
-            message = broken[seq.seq_id]
+        unfollowed = {seq_id: message for seq_id, message in result.ended.items() if message is not None}
+        for seq in self._scheduler.abort(broken | unfollowed):
+            message = broken.get(seq.seq_id) or unfollowed[seq.seq_id]
             logger.error("request %s: %s", seq.request_id, message)
-            outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
+            outputs.append(
+                SequenceOutput(seq.seq_id, [], reason if seq.seq_id in broken else "invalid", error=message)
+            )
             self._forget([seq.seq_id])
         sampled = [None if token is None else token.token_id for token in result.tokens]
-        for update in self._scheduler.settle(batch, sampled, result.completed):
+        for update in self._scheduler.settle(batch, sampled, result.ended):
             token = tokens.get(update.seq.seq_id)
             logprob = None if token is None or token.logprob is None else [token.logprob]
             outputs.append(self._output(update, logprob))

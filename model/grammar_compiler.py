@@ -5,6 +5,7 @@ No tensors here: the HTTP process compiles too, to refuse a grammar before its r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -16,10 +17,38 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 
 # A quarter of llguidance's default, which lets a hostile grammar compile for eight seconds.
 _MAX_GRAMMAR_SYMBOLS = 125_000
+# Half of llguidance's default. It bounds what a token of an ambiguous grammar costs, to some tens of milliseconds; an
+# optional property takes two items.
+_MAX_ITEMS_IN_ROW = 1000
+
+# CPU time of the choices of one prompt: what they may fall behind in all, what each token adds, and the most for one.
+ACCOUNT_S = 5.0
+ALLOWANCE_S = 0.005
+MAX_TOKEN_S = 1.0
+_BEHIND_S = 0.05
 
 
 class GrammarError(Exception):
     """A grammar cannot be compiled; the message says why."""
+
+
+class GrammarAccount:
+    """CPU time that the choices of one prompt may still spend on following their grammar. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self.left_s = ACCOUNT_S
+        self._lock = threading.Lock()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much was spent beyond the allowance that nobody should wait for more."""
+        return self.left_s < ACCOUNT_S - _BEHIND_S
+
+    def pay(self, spent_s: float) -> bool:
+        """Takes what a token cost; returns whether the next one may be looked for."""
+        with self._lock:
+            self.left_s = min(ACCOUNT_S, self.left_s + ALLOWANCE_S - spent_s)
+        return self.left_s > 0 and spent_s < MAX_TOKEN_S
 
 
 def make_ll_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
@@ -41,7 +70,9 @@ def make_ll_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
 
 
 def _limits() -> LLParserLimits:
-    return LLParserLimits(max_grammar_size=_MAX_GRAMMAR_SYMBOLS, verbose_errors=False)
+    return LLParserLimits(
+        max_grammar_size=_MAX_GRAMMAR_SYMBOLS, max_items_in_row=_MAX_ITEMS_IN_ROW, verbose_errors=False
+    )
 
 
 def compile_grammar(ll_tokenizer: LLTokenizer, grammar: str) -> LLMatcher:

@@ -80,13 +80,14 @@ class SequenceOutput(NamedTuple):
     Attributes:
         seq_id: as in the request.
         token_ids: newly generated ids, in order; an ending id (eos, stop id) is included.
-        finish_reason: None while it runs, else "stop", "length", "abort" or "error".
+        finish_reason: None while it runs, else "stop", "length", "abort", "error", or "invalid" where the request
+            asks for what cannot be done.
         stop_token_id: the id that ended it, when `finish_reason` is "stop".
         logprobs: one entry for each of `token_ids`, when asked for.
         num_cached_tokens: prompt tokens taken from the prefix cache; set in a sequence's first output.
         prompt_logprobs: for each prompt token but the first, in the first output when asked for.
         queue_time_s: waiting time before the first step, in the first output.
-        error: why, when `finish_reason` is "error" or "abort".
+        error: why, when `finish_reason` is "error", "abort" or "invalid".
     """
 
     seq_id: int

@@ -21,12 +21,13 @@ class StepResult(NamedTuple):
     Attributes:
         tokens: the next token where one was wanted, else None.
         prompt_logprobs: of the positions start + 1 ... of the chunk where asked for, else None.
-        completed: ids of sequences whose grammar the new token completed.
+        ended: sequences that the new token ends because of their grammar: None where it is complete, else why it
+            cannot be followed.
     """
 
     tokens: list[SampledToken | None]
     prompt_logprobs: list[list[TokenLogprob] | None]
-    completed: set[int]
+    ended: dict[int, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,11 @@ class PendingStep:
     def wait(self) -> StepResult:
         """Waits for the device and returns what it made; to be called once."""
         entries = self.batch.entries
-        result = StepResult([None] * len(entries), self.prompt_logprobs, set())
+        result = StepResult([None] * len(entries), self.prompt_logprobs, {})
         if self.sample is None or self.copy is None:
             return result
         for index, token in zip(self.sampled_entries, self.sample.read(self.copy()), strict=True):
             result.tokens[index] = token
-            seq_id = entries[index].seq.seq_id
-            if self.grammars.advance(seq_id, token.token_id):
-                result.completed.add(seq_id)
+        tokens = ((e.seq.seq_id, token.token_id) for e, token in zip(entries, result.tokens, strict=True) if token)
+        result.ended.update(self.grammars.advance(tokens))
         return result

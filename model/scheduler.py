@@ -106,14 +106,19 @@ class Scheduler:
             self._finish(seq)
         return aborted
 
-    def schedule(self) -> ScheduledBatch:
-        """Plans the next step; the batch is empty only when there is no work.
+    def schedule(self, late: Collection[int] = ()) -> ScheduledBatch:
+        """Plans the next step; the batch is empty only when there is no work, or when all that run are late.
+
+        Args:
+            late: ids of sequences to leave out this time.
 
         Returns:
             Decodes, then the prefill chunk that was under way, then newly admitted sequences.
         """
         has_preempted = self._secure_blocks()
         chosen, budget = self._running, self.max_num_batched_tokens
+        if late:
+            chosen = [seq for seq in chosen if seq.seq_id not in late]
         if self._num_in_flight:
             chosen = [seq for seq in chosen if not self._is_about_to_end(seq)]
         if len(chosen) > budget:
@@ -127,9 +132,10 @@ class Scheduler:
             (chunks if seq.is_prefilling else decodes).append(self._entry(seq, 1 + num_more))
         # What was just preempted must not come straight back: it would have been for nothing.
         while budget and self._waiting and not has_preempted and len(self._running) < self.max_num_seqs:
-            seq = self._waiting[0]
-            if not self._admit(seq):
+            first = next((seq for seq in self._waiting if seq.seq_id not in late), None)
+            if first is None or not self._admit(first):
                 break
+            seq = first
             num_tokens = min(budget, seq.num_uncomputed_tokens)
             budget -= num_tokens
             (chunks if seq.is_prefilling else decodes).append(self._entry(seq, num_tokens))

@@ -169,7 +169,7 @@ class StepGuard:
         for position, index in enumerate(indices):
             result.tokens[index] = some.tokens[position]
             result.prompt_logprobs[index] = some.prompt_logprobs[position]
-        result.completed.update(some.completed)
+        result.ended.update(some.ended)
         return True
 
 
@@ -192,7 +192,7 @@ def _part(batch: ScheduledBatch, indices: range) -> ScheduledBatch:
 
 
 def _empty(batch: ScheduledBatch) -> StepResult:
-    return StepResult([None] * len(batch), [None] * len(batch), set())
+    return StepResult([None] * len(batch), [None] * len(batch), {})
 
 
 def _one_line(error: Exception) -> str:

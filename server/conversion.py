@@ -82,7 +82,7 @@ class Converter:
             engine,
             max_tokens=max_tokens,
             num_logprobs=num_top_logprobs,
-            grammar=await self._chat_grammar(calling, prompt, answer),
+            grammar=await self._chat_grammar(calling, prompt, answer, request.n or 1),
         )
         reading = None
         if prompt.react.reads_react:
@@ -106,13 +106,13 @@ class Converter:
         self.unknown_fields.note(request)
 
     async def _chat_grammar(
-        self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None
+        self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None, num_choices: int
     ) -> str | None:
         """Returns what the reply is held to: arguments to the schemas of their tools, answers to their format."""
         react = prompt.react
         # Where an answer is continued, no call can follow any more.
         if not react.allow_calls or FINAL_ANSWER in react.opening:
-            return await self._answer_grammar(answer)
+            return await self._answer_grammar(answer, num_choices)
         if answer is not None and answer.rule is None:
             raise InvalidRequestError(
                 "A grammar of your own and tools cannot be combined; use a JSON schema, a regex or choices.",
@@ -131,14 +131,14 @@ class Converter:
         param = "functions" if calling.is_legacy else "tools"
         # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
         parts = {arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in calling.schemas}
-        await self.grammars.check(parts | {grammar: f"'{param}'"}, param=param)
+        await self.grammars.check(parts | {grammar: f"'{param}'"}, param=param, num_choices=num_choices)
         return grammar
 
-    async def _answer_grammar(self, answer: AnswerFormat | None) -> str | None:
+    async def _answer_grammar(self, answer: AnswerFormat | None, num_choices: int) -> str | None:
         if answer is None:
             return None
         grammar = answer.as_grammar()
-        await self.grammars.check({grammar: f"'{answer.param}'"}, param=answer.param)
+        await self.grammars.check({grammar: f"'{answer.param}'"}, param=answer.param, num_choices=num_choices)
         return grammar
 
     async def completion(self, request: CompletionRequest, engine: EngineReady) -> GenerationRequest:
@@ -160,7 +160,7 @@ class Converter:
                 " may have; send several requests.",
                 param="n",
             )
-        grammar = await self._answer_grammar(read_answer_format(request))
+        grammar = await self._answer_grammar(read_answer_format(request), len(id_lists) * n)
         prompts = []
         for ids in id_lists:
             sampling = self._sampling(

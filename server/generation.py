@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from model.errors import EngineUnavailableError
+from model.errors import EngineUnavailableError, InvalidRequestError
 from model.messages import SequenceOutput
 from model.tokenizer import Tokenizer
 from prompts.react_parser import ReActParser
@@ -105,6 +105,7 @@ class Generation:
 
         Raises:
             EngineUnavailableError: the engine cannot finish it.
+            InvalidRequestError: what it asks for cannot be done, as it turned out.
             ApiError: it took too long, or the engine reports an error.
         """
         try:
@@ -156,6 +157,8 @@ class Generation:
                 type="server_error",
                 code="server_error",
             )
+        if output.finish_reason == "invalid":
+            raise InvalidRequestError(output.error or "The engine cannot generate this reply.")
         if output.finish_reason == "abort":
             raise EngineUnavailableError(output.error or "The engine gave this request up; please send it again.")
         self._observe(index, output)

@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from model.errors import EngineUnavailableError, InvalidRequestError
+from model.grammar_compiler import ACCOUNT_S
 from model.tokenizer import Tokenizer
 from server.engine_link import child_environment
-from server.grammar_worker import STARTED, send_ranks
+from server.grammar_worker import STARTED, Verdict, send_ranks
 from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _NUM_THREADS = 8
 # How long a request may wait for its turn and its trial together.
 _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
-_TOO_COMPLEX = "it is too complex; simplify it"
+_TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
 class GrammarChecker:
@@ -46,7 +47,7 @@ class GrammarChecker:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._worker = GrammarWorker(tokenizer)
         self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
-        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
 
     def start(self) -> None:
         """Starts the worker already, so that the first grammar does not wait for it. Returns at once."""
@@ -57,12 +58,13 @@ class GrammarChecker:
         self._worker.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def check(self, grammars: Mapping[str, str], *, param: str) -> None:
+    async def check(self, grammars: Mapping[str, str], *, param: str, num_choices: int = 1) -> None:
         """Returns if the grammars can be used.
 
         Args:
             grammars: in llguidance's Lark dialect; each with what it is called in messages.
             param: the field they came from.
+            num_choices: of the request; each follows the grammar on its own.
 
         Raises:
             InvalidRequestError: one is malformed, impossible, or takes too long.
@@ -81,11 +83,13 @@ class GrammarChecker:
         while len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
         for digest, grammar in digests.items():
-            reason = known[digest]
+            reason, behind_s = known[digest]
+            if reason is None and behind_s * num_choices > ACCOUNT_S:
+                reason = f"it takes too long to follow for {num_choices} choices; make it unambiguous, or lower 'n'"
             if reason is not None:
                 raise InvalidRequestError(f"{grammars[grammar]} cannot be enforced: {reason}", param=param)
 
-    async def _try_out(self, grammars: list[str]) -> list[str | None]:
+    async def _try_out(self, grammars: list[str]) -> list[Verdict]:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -126,11 +130,11 @@ class GrammarWorker:
             self._closed = True
             self._end()
 
-    def judge(self, grammars: list[str]) -> list[str | None] | None:
+    def judge(self, grammars: list[str]) -> list[Verdict] | None:
         """Tries grammars out.
 
         Returns:
-            For each what is wrong with it, or None; None instead of a list if they took too long, or too much memory.
+            The verdict on each; None instead of a list if they took too long, or too much memory.
 
         Raises:
             EngineUnavailableError: the process cannot be started.
@@ -177,7 +181,7 @@ class GrammarWorker:
             process.wait()
 
 
-def _ask(trial: socket.socket, grammars: list[str]) -> list[str | None] | None:
+def _ask(trial: socket.socket, grammars: list[str]) -> list[Verdict] | None:
     """Sends grammars to a child that has started; its silence is None."""
     try:
         trial.sendall(json.dumps(grammars).encode())
@@ -187,5 +191,4 @@ def _ask(trial: socket.socket, grammars: list[str]) -> list[str | None] | None:
         return None
     if not answer:
         return None
-    verdicts: list[str | None] = json.loads(answer)
-    return verdicts
+    return [(reason, behind_s) for reason, behind_s in json.loads(answer)]

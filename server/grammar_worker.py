@@ -19,11 +19,12 @@ import resource
 import signal
 import socket
 import struct
+import time
 from typing import NoReturn
 
 from llguidance import LLMatcher, LLTokenizer
 
-from model.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
+from model.grammar_compiler import ACCOUNT_S, GrammarAccount, GrammarError, compile_grammar, make_ll_tokenizer
 from model.tokenizer import Tokenizer
 
 TIME_LIMIT_S = 1.5
@@ -34,8 +35,14 @@ FRAME_HEADER = struct.Struct("!Q")
 _MAX_EXTRA_MEMORY_BYTES = 1 << 30
 # Grammars that compile can still be too large to be walked; most show it with the first few tokens.
 _NUM_PROBE_TOKENS = 8
+# Those that can be read in many ways take longer with each token: so far they are followed, as long as this is quick.
+_NUM_DEEP_TOKENS = 64
+_DEEP_S = 0.4
 _MAX_MESSAGE_CHARS = 400
 _NICENESS = 5  # compiling gives way to generating
+
+# What is wrong with a grammar, or None; and how far a choice falls behind with it, in seconds.
+Verdict = tuple[str | None, float]
 
 
 def main() -> None:
@@ -51,7 +58,7 @@ def main() -> None:
             trial = _receive_socket(control)
             if os.fork() == 0:
                 control.close()
-                _run_trial(trial, ll_tokenizer)
+                _run_trial(trial, ll_tokenizer, tokenizer)
             trial.close()
 
 
@@ -87,7 +94,7 @@ def _receive_socket(control: socket.socket) -> socket.socket:
     return socket.socket(fileno=descriptors[0])
 
 
-def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer) -> NoReturn:
+def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer, tokenizer: Tokenizer) -> NoReturn:
     """The life of a child."""
     try:
         os.nice(_NICENESS)
@@ -95,7 +102,7 @@ def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer) -> NoReturn:
         trial.sendall(STARTED)
         grammars = json.loads(b"".join(iter(lambda: trial.recv(1 << 16), b"")))
         signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)  # the kernel ends the process then
-        answer = [_judge(ll_tokenizer, grammar) for grammar in grammars]
+        answer = [_judge(ll_tokenizer, grammar, tokenizer) for grammar in grammars]
         trial.sendall(json.dumps(answer).encode())
     finally:
         os._exit(0)
@@ -109,32 +116,54 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _judge(ll_tokenizer: LLTokenizer, grammar: str) -> str | None:
-    """Returns what is wrong with a grammar, or None."""
+def _judge(ll_tokenizer: LLTokenizer, grammar: str, tokenizer: Tokenizer) -> Verdict:
+    """Returns what is wrong with a grammar, and what it costs."""
     try:
-        _walk(compile_grammar(ll_tokenizer, grammar))
+        return None, _walk(compile_grammar(ll_tokenizer, grammar), tokenizer)
     except GrammarError as error:
-        return str(error)[:_MAX_MESSAGE_CHARS]
-    return None
+        return str(error)[:_MAX_MESSAGE_CHARS], 0.0
 
 
-def _walk(matcher: LLMatcher) -> None:
-    """Follows a grammar for a few tokens, always the first one allowed.
+def _walk(matcher: LLMatcher, tokenizer: Tokenizer) -> float:
+    """Follows a grammar for some tokens: first always the first one allowed, then always the longest.
+
+    Returns:
+        How far a choice of this grammar falls behind the CPU time that it may take, in seconds.
 
     Raises:
         GrammarError: it leads nowhere, or is too large to be followed.
     """
-    for _ in range(_NUM_PROBE_TOKENS):
+    account = GrammarAccount()
+    lowest = account.left_s
+    for number in range(_NUM_DEEP_TOKENS):
+        if number >= _NUM_PROBE_TOKENS and time.process_time() > _DEEP_S:
+            break
+        started = time.process_time()
         mask = matcher.compute_bitmask()
         if matcher.is_stopped() and not matcher.is_error():
-            return
-        index = next((i for i, byte in enumerate(mask) if byte), None)
-        if index is not None:
-            matcher.consume_token(8 * index + (mask[index] & -mask[index]).bit_length() - 1)
+            break
+        spent_s = time.process_time() - started
+        token_id = _first(mask) if number < _NUM_PROBE_TOKENS else _longest(mask, tokenizer)
+        started = time.process_time()
+        if token_id is not None:
+            matcher.consume_token(token_id)
         if matcher.is_error():
             raise GrammarError("it has too many alternatives in one place (such as optional properties)")
-        if index is None:
+        if token_id is None:
             raise GrammarError("no text can match it")
+        account.pay(spent_s + time.process_time() - started)
+        lowest = min(lowest, account.left_s)
+    return ACCOUNT_S - lowest
+
+
+def _first(mask: bytes) -> int | None:
+    index = next((i for i, byte in enumerate(mask) if byte), None)
+    return None if index is None else 8 * index + (mask[index] & -mask[index]).bit_length() - 1
+
+
+def _longest(mask: bytes, tokenizer: Tokenizer) -> int | None:
+    allowed = (8 * index + bit for index, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1)
+    return max(allowed, key=lambda token_id: len(tokenizer.token_bytes(token_id)), default=None)
 
 
 if __name__ == "__main__":

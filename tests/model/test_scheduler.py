@@ -278,6 +278,19 @@ class TestEndings:
         (update,) = engine.scheduler.update(engine.scheduler.schedule(), [3], completed={seq.seq_id})
         assert (update.token_id, update.finish_reason, update.stop_token_id) == (3, "stop", None)
 
+    def test_who_is_late_is_left_out_and_holds_nobody_up(self) -> None:
+        """Running or preempted: the others of the step go on, and those behind it are admitted."""
+        scheduler = FakeEngine(max_num_seqs=2).scheduler
+        seqs = [Sequence(i, "request", [i], SamplingParams(max_tokens=4)) for i in range(3)]
+        for seq in seqs:
+            scheduler.add([seq])
+        scheduler.update(scheduler.schedule(), [7, 7])
+        assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1]]
+        assert not scheduler.schedule({0, 1})
+        scheduler._preempt(seqs[0])
+        assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1], seqs[2]]
+        scheduler.check_integrity()
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model import step_guard
+from model import grammar, grammar_compiler, step_guard
+from model.grammar import TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
+from model.grammar_compiler import GrammarAccount
 from model.messages import AddRequest
 from model.model_runner import ModelRunner, StepResult
 from model.sampling_params import SamplingParams
@@ -153,38 +156,113 @@ def test_ids_that_do_not_exist_never_reach_the_device(driver: Driver) -> None:
         assert "from 0 to 299" in (reply.error or "")
 
 
-def test_a_grammar_that_cannot_be_started_ends_its_request_only(driver: Driver) -> None:
-    class Matcher:
-        def deep_copy(self) -> Matcher:
-            raise RuntimeError("no copy")
+class Panic(BaseException):
+    """What a failure inside the library looks like."""
 
+
+class SomeMatcher:
+    """Stands in for a library that allows every token and takes its time, or fails."""
+
+    def __init__(self, *, fails_in: str = "", takes_s: float = 0.0) -> None:
+        self.fails_in = fails_in
+        self.takes_s = takes_s
+        self.spent_s = 0.0
+
+    def _work(self, where: str) -> None:
+        if self.fails_in == where:
+            raise Panic(where)
+
+    def deep_copy(self) -> SomeMatcher:
+        self._work("copy")
+        return self
+
+    def consume_token(self, token_id: int) -> bool:
+        self._work("token")
+        return True
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def is_error(self) -> bool:
+        return self.fails_in == "state"
+
+    def get_error(self) -> str:
+        return "too many items"
+
+    def compute_bitmask(self) -> bytes:
+        self._work("mask")
+        self.spent_s += self.takes_s
+        return b"\xff" * 64
+
+
+def use_matcher(driver: Driver, name: str, matcher: SomeMatcher) -> None:
     compiled: Future[Any] = Future()
-    compiled.set_result(Matcher())
-    driver.engine._grammar_compiler._compiled["bad"] = compiled
-    replies = driver.run([request(0, [4], grammar="bad"), request(1, [4])])
-    assert replies[0].error == STEP_FAILED
-    assert replies[1].finish_reason == "length"
+    compiled.set_result(CompiledGrammar(matcher, b"\xff" * 64))  # type: ignore[arg-type]
+    driver.engine._grammar_compiler._compiled[name] = compiled
 
 
-def test_a_grammar_that_fails_in_a_step_ends_its_sequence_only(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Panic(BaseException):
-        """What a failure inside the library looks like."""
-
-    class Matcher:
-        num_tokens = 0
-
-        def deep_copy(self) -> Matcher:
-            return self
-
-        def is_error(self) -> bool:
-            return False
-
-        def compute_bitmask(self) -> bytes:
-            raise Panic("in the mask")
-
+@pytest.mark.parametrize("where", ["copy", "token", "mask", "state"])
+def test_a_grammar_that_fails_ends_its_sequence_only(driver: Driver, where: str) -> None:
     plain = driver.run([request(1, [4, 5])])[1]
-    driver.add([request(0, [4]), request(1, [4, 5])])
-    driver.engine._runner.grammars._matchers[0] = Matcher()  # type: ignore[assignment]
-    replies = driver.finish()
-    assert replies[0].finish_reason == "error"
+    use_matcher(driver, "bad", SomeMatcher(fails_in=where))
+    replies = driver.run([request(0, [4], grammar="bad"), request(1, [4, 5])])
+    assert (replies[0].finish_reason, replies[0].error) == ("invalid", TOO_COMPLEX)
     assert replies[1].token_ids == plain.token_ids
+
+
+def test_a_grammar_that_never_answers_keeps_nobody_waiting(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is not known what may follow a token, the others go on; the sequence goes on when it is."""
+    answers = threading.Event()
+    matcher = SomeMatcher()
+    monkeypatch.setattr(matcher, "consume_token", lambda token_id: answers.wait(60))
+    use_matcher(driver, "late", matcher)
+    driver.add([request(0, [4], grammar="late"), request(1, [4, 5])])
+    while driver.replies[1].finish_reason is None:
+        driver.step()
+    assert len(driver.replies[0].token_ids) == 1
+    driver.step()
+    assert driver.engine.is_waiting_for_grammars()
+    answers.set()
+    assert len(driver.finish()[0].token_ids) == 10
+
+
+def test_a_grammar_that_takes_long_is_left_behind_and_ended(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices share an account; when it is empty they end with an error that says so, and others never waited."""
+    monkeypatch.setattr(grammar_compiler, "ACCOUNT_S", 0.2)
+    plain = driver.run([request(9, [4, 5], max_tokens=40)])[9]
+    matcher = SomeMatcher(takes_s=0.02)
+    monkeypatch.setattr(grammar.time, "thread_time", lambda: matcher.spent_s)
+    monkeypatch.setattr(driver.engine._runner.grammars, "_executor", ThreadPoolExecutor(1))
+    use_matcher(driver, "slow", matcher)
+    sampling = SamplingParams(max_tokens=100, temperature=1.0, grammar="slow")
+    slow = AddRequest(seq_ids=(0, 1, 2), request_id="slow", prompt_ids=[4], sampling=sampling)
+    replies = driver.run([slow, request(9, [4, 5], max_tokens=40)])
+    assert {(replies[i].finish_reason, replies[i].error) for i in range(3)} == {("invalid", TOO_SLOW)}
+    assert sum(len(replies[i].token_ids) for i in range(3)) < 40  # 13 from the account, and what each adds
+    assert replies[9].token_ids == plain.token_ids
+
+
+def test_who_has_used_least_comes_first() -> None:
+    order: list[int] = []
+    states = GrammarStates(300)
+    first = threading.Event()
+
+    class Noting(SomeMatcher):
+        def deep_copy(self) -> Noting:
+            return Noting()
+
+        def consume_token(self, token_id: int) -> bool:
+            order.append(token_id)
+            return first.wait(60)
+
+    executor = states._executor = ThreadPoolExecutor(1)
+    spent = {0: 0.0, 1: 3.0, 2: 0.5, 3: 1.0, 4: 0.1}
+    for seq_id, seconds in spent.items():
+        account = GrammarAccount()
+        account.pay(seconds)
+        states.start(seq_id, CompiledGrammar(Noting(), b"\xff" * 4), account)  # type: ignore[arg-type]
+    for seq_id in spent:
+        states.advance([(seq_id, seq_id)])
+    first.set()
+    executor.shutdown()
+    assert order == [0, 4, 2, 3, 1]

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from model.errors import EngineUnavailableError, InvalidRequestError
+from server import grammar_worker
 from server.grammar_check import GrammarChecker
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
@@ -182,4 +183,50 @@ async def test_a_closed_checker_refuses() -> None:
     checker._worker.close()
     with pytest.raises(EngineUnavailableError):
         await checker.check({'start: "a"': "it"}, param="p")
+    checker.close()
+
+
+class _SlowerAndSlower:
+    """A grammar of which each token takes a millisecond more than the one before."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.spent_s = 0.0
+
+    def compute_bitmask(self) -> bytes:
+        self.spent_s += 0.001 * len(self.tokens)
+        return b"\x02\x00\x80"  # tokens 1 and 23
+
+    def consume_token(self, token_id: int) -> bool:
+        self.tokens.append(token_id)
+        return True
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def is_error(self) -> bool:
+        return False
+
+
+class _Lengths:
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"x" * token_id
+
+
+def test_a_grammar_is_followed_deep_along_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a choice falls behind is what the tokens took beyond 5 ms each."""
+    grammar = _SlowerAndSlower()
+    monkeypatch.setattr(grammar_worker.time, "process_time", lambda: grammar.spent_s)
+    monkeypatch.setattr(grammar_worker, "_DEEP_S", 100.0)
+    behind_s = grammar_worker._walk(grammar, _Lengths())  # type: ignore[arg-type]
+    assert grammar.tokens == [1] * 8 + [23] * 56
+    assert behind_s == pytest.approx(sum(0.001 * i - 0.005 for i in range(6, 64)))
+
+
+async def test_what_a_grammar_takes_counts_for_each_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = GrammarChecker(byte_tokenizer())
+    monkeypatch.setattr(checker._worker, "judge", lambda grammars: [(None, 0.1)] * len(grammars))
+    await checker.check({"it": "'it'"}, param="p", num_choices=49)
+    with pytest.raises(InvalidRequestError, match="too long to follow for 51 choices"):
+        await checker.check({"it": "'it'"}, param="p", num_choices=51)
     checker.close()

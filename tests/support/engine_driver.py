@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ class Driver:
             self.replies |= {seq_id: Reply() for seq_id in request.seq_ids}
 
     def step(self) -> None:
+        if self.engine.is_waiting_for_grammars():
+            time.sleep(0.001)  # as the process does
         outputs, self.stats = self.engine.step()
         if self.stats.num_steps_total % 4 == 0 or not self.engine.has_work():
             self.check_integrity()
@@ -91,7 +94,7 @@ class Driver:
             reply = self.replies[output.seq_id]
             assert reply.finish_reason is None, "an output after the last one"
             is_first = reply.num_cached_tokens is None
-            if output.finish_reason not in ("error", "abort"):
+            if output.finish_reason not in ("error", "abort", "invalid"):
                 assert (output.num_cached_tokens is not None) == is_first
                 assert (output.queue_time_s is not None) == is_first
                 reply.num_cached_tokens = output.num_cached_tokens if is_first else reply.num_cached_tokens
