@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from model.errors import ConfigError
+from server.engine_supervisor import EngineState
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.serve import DrainingServer
 
@@ -93,13 +94,17 @@ def test_a_port_in_use_fits_make(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class IdleEngine:
-    num_open_requests = 0
+    state = EngineState.LOADING
 
     def drain(self) -> None: ...
 
     def hurry(self) -> None: ...
 
     def fail_open_requests(self, reason: str) -> None: ...
+
+
+class NobodyInside:
+    num_inside = 0
 
 
 @pytest.mark.parametrize("num_signals", [1, 2, 3])
@@ -119,7 +124,8 @@ async def test_signals_in_a_row_end_it_orderly(
 
     (listener,) = listen("127.0.0.1")
     config = uvicorn.Config(FastAPI(lifespan=lifespan), log_config=None, lifespan="on")
-    server = DrainingServer(config, IdleEngine(), 5)  # type: ignore[arg-type]
+    engine, admission = IdleEngine(), NobodyInside()
+    server = DrainingServer(config, engine, admission, drain_delay_s=0, shutdown_timeout_s=5)  # type: ignore[arg-type]
     with listener, caplog.at_level(logging.WARNING):
         running = asyncio.create_task(server.serve([listener]))
         await entered.wait()
