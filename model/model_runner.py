@@ -118,8 +118,9 @@ class ModelRunner:
             spans = [SequenceSpan([0] * n, start, 1.0, [0] * -(-(start + n) // block_size), 1) for n in lengths]
             batch = ForwardBatch.build(spans, config, block_size, device)
             logits = self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
-        sampling = SamplingParams(max_tokens=1, top_p=0.9)
-        self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
+        for filters in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}):
+            sampling = SamplingParams(max_tokens=1, **filters)
+            self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
 
     def _capture(self) -> DecodeGraphs | None:
         def step(batch: ForwardBatch) -> torch.Tensor:

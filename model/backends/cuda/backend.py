@@ -187,7 +187,7 @@ class CudaBackend:
     def _choose_tokens(
         self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `model.sampling_row.Choose` of one kernel."""
+        """A `model.sampling_row.Choose` of our own kernels."""
         if "sample_rows" in self.operations.replaced:
             return choose_tokens(logits, rows)
         columns: list[list[float]] = [[], [], [], [], []]
@@ -207,8 +207,14 @@ class CudaBackend:
             column += [0.0] * (-len(rows) % ALIGNMENT)
         numbers = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
         temperature, top_k, top_p, min_p, draws = numbers[:, : len(rows)].unbind(0)
-        filters = RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws)
-        ids, is_valid = self.operations["sample_rows"](logits, filters)
+        random = [row.sampling for row in rows if row.sampling.temperature > 0]
+        ids, is_valid = self.operations["sample_rows"](
+            logits,
+            RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws),
+            has_random=bool(random),
+            has_top_k=any(sampling.top_k > 0 for sampling in random),
+            has_top_p=any(sampling.top_p < 1 for sampling in random),
+        )
         return ids, is_valid
 
     def capture_decode(

@@ -16,6 +16,7 @@ from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
 from model.backends.cuda.device_faults import BrokenDeviceError
+from model.backends.cuda.kernels.launch import recorded
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 from model.backends.cuda.operations import KERNELS
 from model.backends.torch_backend import TorchBackend
@@ -421,23 +422,28 @@ def test_sampling_on_the_device(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7])
-def test_the_sampling_kernel_sees_one_alignment(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampling_kernels_see_one_alignment(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another would be another kernel: every stream would wait for its compiler."""
     seen: list[RowFilters] = []
 
-    def look(logits: torch.Tensor, filters: RowFilters) -> Any:
+    def look(logits: torch.Tensor, filters: RowFilters, **needs: bool) -> Any:
+        assert needs == {"has_random": True, "has_top_k": True, "has_top_p": True}
         seen.append(filters)
-        return sample_rows(logits, filters)
+        return sample_rows(logits, filters, **needs)
 
     monkeypatch.setitem(KERNELS, "sample_rows", look)
     sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=7, top_p=0.75, min_p=0.25)
     rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(num_rows)]
     backend = CudaBackend(CPU)
     assert backend.choose_tokens is not None
-    ids, _ = backend.choose_tokens(torch.zeros(num_rows, 1000), rows)
+    with recorded() as launches:
+        ids, _ = backend.choose_tokens(torch.zeros(num_rows, 1008), rows)
     assert len(ids) == num_rows
+    assert len(launches) > 10
+    for launch in launches:
+        tensors = [argument for argument in launch.arguments if isinstance(argument, torch.Tensor)]
+        assert all(tensor.data_ptr() % 16 == 0 and tensor.is_contiguous() for tensor in tensors)
     (filters,) = seen
-    assert all(column.data_ptr() % 16 == 0 and column.is_contiguous() for column in filters)
     for column, value in zip(filters, (0.5, 7, 0.75, 0.25), strict=False):
         assert column.tolist() == [value] * num_rows
 

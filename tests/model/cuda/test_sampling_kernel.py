@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from model.backends.cuda.kernels import sampling
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 
 
@@ -55,11 +56,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("is_coarse", [False, True])
-@pytest.mark.parametrize("vocab_size", [300, 5000])
-def test_filtered_draws(device: torch.device, vocab_size: int, is_coarse: bool) -> None:
-    """All filters in one launch; coarse logits make many ties, at the thresholds too."""
-    draws = [0.0, 0.2, 0.77, 0.999] if vocab_size == 300 else [0.4]
-    rows = [(*case, draw) for case in CASES for draw in draws]
+@pytest.mark.parametrize(("vocab_size", "draw"), [(200, 0.2), (700, 0.77)])
+def test_filtered_draws(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, vocab_size: int, draw: float, is_coarse: bool
+) -> None:
+    """All filters in one launch, rows of one and of three parts; coarse logits make ties, at the thresholds too."""
+    monkeypatch.setattr(sampling, "_PART", 256)
+    rows = [(*case, draw) for case in CASES]
     logits = torch.randn(len(rows), vocab_size) * 2
     if is_coarse:
         logits = torch.round(logits * 2) / 2
@@ -75,6 +78,19 @@ def test_filtered_draws(device: torch.device, vocab_size: int, is_coarse: bool) 
         else:
             assert found == token, case
     assert num_close < len(rows) // 2
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.9999999])
+def test_the_ends_of_what_is_kept(device: torch.device, monkeypatch: pytest.MonkeyPatch, draw: float) -> None:
+    """The first and the last kept token, in the first and the last part; told which filters there are, or not."""
+    monkeypatch.setattr(sampling, "_PART", 128)
+    logits = torch.full((1, 300), -9.0)
+    logits[0, [3, 150, 299]] = torch.tensor([2.0, 2.0, 2.0])
+    for given in ({}, {"has_top_k": False}):
+        ids, _ = sample_rows(logits.clone().to(device), filters(device, top_p=[0.9], draws=[draw]), **given)
+        assert ids.tolist() == [3 if draw == 0 else 299]
+    ids, _ = sample_rows(logits.clone().to(device), filters(device, top_k=[2], draws=[draw]), has_top_p=False)
+    assert ids.tolist() == [3 if draw == 0 else 150]
 
 
 def test_greedy_takes_the_first_of_the_largest(device: torch.device) -> None:
