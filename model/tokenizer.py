@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import tiktoken
@@ -92,9 +92,25 @@ class Tokenizer:
         """Encodes text as ordinary text: `<|im_end|>` in it becomes the characters, not the control token."""
         return [i for piece in _pieces(_clean(text)) for i in self._encoding.encode_ordinary(piece)]
 
-    def encode_with_special_tokens(self, text: str) -> list[int]:
-        """Encodes text in which the names of special tokens stand for the tokens (trusted text only)."""
-        return [i for piece in _pieces(_clean(text)) for i in self._encoding.encode(piece, allowed_special="all")]
+    @property
+    def special_names(self) -> frozenset[str]:
+        """Names of all control tokens."""
+        return frozenset(self._special_ids)
+
+    def encode_with_special_tokens(self, text: str, names: Collection[str] | None = None) -> list[int]:
+        """Encodes text in which the names of special tokens stand for the tokens (trusted text only).
+
+        Args:
+            text: to encode.
+            names: of those that do; other names are ordinary text. None is all.
+        """
+        allowed = set(self.special_names if names is None else names)
+        encode = self._encoding.encode
+        return [
+            token_id
+            for piece in _pieces(_clean(text))
+            for token_id in encode(piece, allowed_special=allowed, disallowed_special=())
+        ]
 
     def special_id(self, name: str) -> int:
         """Returns the id of a special token such as `<|im_start|>`; KeyError if there is none."""
@@ -112,18 +128,22 @@ class Tokenizer:
         """How the token is shown to people: its text (U+FFFD for partial characters) or a control token's name."""
         return self._special_names.get(token_id) or self.token_bytes(token_id).decode("utf-8", errors="replace")
 
-    def decode(self, token_ids: Sequence[int], *, show_special_tokens: bool = False) -> str:
-        """Joins the tokens' bytes and reads them as UTF-8; broken characters become U+FFFD.
+    def decode(self, token_ids: Sequence[int], *, show_special_tokens: bool = False, errors: str = "replace") -> str:
+        """Joins the tokens' bytes and reads them as UTF-8.
 
         Args:
             token_ids: ids, also of control tokens and padding rows.
             show_special_tokens: write control tokens by name instead of dropping them.
+            errors: what becomes of broken characters, as in `bytes.decode`; "replace" makes them U+FFFD.
+
+        Raises:
+            UnicodeDecodeError: there is a broken character, and errors is "strict".
         """
         if show_special_tokens:
             pieces = [self._special_names.get(i, "").encode() or self.token_bytes(i) for i in token_ids]
         else:
             pieces = [self.token_bytes(i) for i in token_ids]
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        return b"".join(pieces).decode("utf-8", errors=errors)
 
 
 def _clean(text: str) -> str:

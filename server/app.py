@@ -83,6 +83,7 @@ def create_app(
             grammars,
             config.max_request_tokens,
             clamp_max_tokens=config.clamp_max_tokens,
+            truncation=config.truncation,
         ),
         engine=engine,
         admission=admission,

@@ -37,6 +37,7 @@ class Converter:
         grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
         clamp_max_tokens: cut a wish for more tokens than the context has left, instead of refusing it.
+        truncation: of chats that name none: "auto" or "disabled".
         unknown_fields: told of each request, for the log.
     """
 
@@ -44,6 +45,7 @@ class Converter:
     grammars: GrammarChecker
     max_request_tokens: int = 1 << 20
     clamp_max_tokens: bool = False
+    truncation: str = "disabled"
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
@@ -55,7 +57,8 @@ class Converter:
         self._look_over(request)
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-        if request.truncation != "auto":
+        truncation = request.truncation or self.truncation
+        if truncation != "auto":
             texts = (message.content for message in request.messages if isinstance(message.content, str))
             refuse_hopeless_length(texts, self.encoder.tokenizer, engine.max_model_len, param="messages")
         calling = read_function_calling(request)
@@ -66,7 +69,7 @@ class Converter:
             request.messages,
             calling,
             continue_final=request.continue_final_message,
-            window=prompt_window(request.truncation, asked, engine.max_model_len, clamp=self.clamp_max_tokens),
+            window=prompt_window(truncation, asked, engine.max_model_len, clamp=self.clamp_max_tokens),
         )
         max_tokens = budget(
             len(prompt.ids),
@@ -198,7 +201,10 @@ class Converter:
             prompt = [prompt]
         if isinstance(prompt[0], str):
             refuse_hopeless_length(prompt, self.encoder.tokenizer, engine.max_model_len, param="prompt")
-            return prompt, await self.encoder.texts(prompt, with_special_tokens=bool(request.add_special_tokens))
+            special_names = self.encoder.special_names(request)
+            if not special_names and request.allowed_special is None:
+                self.unknown_fields.note_written_chatml(prompt)
+            return prompt, await self.encoder.texts(prompt, special_names)
         for number, ids in enumerate(prompt):
             check_ids(ids, engine.vocab_size, param="prompt" if len(prompt) == 1 else f"prompt[{number}]")
         decode = self.encoder.tokenizer.decode

@@ -57,7 +57,7 @@ class GenerationDefaults:
         reader = _Reader(path, data)
         greedy = data.get("do_sample") is False
         return cls(
-            temperature=0.0 if greedy else reader.number("temperature", 1.0, low=0.0, high=100.0),
+            temperature=0.0 if greedy else reader.number("temperature", 1.0, low=0.0, high=1e6),
             top_p=reader.number("top_p", cls().top_p, low=0.0, high=1.0),
             top_k=int(reader.number("top_k", 0, low=-1, high=1e9)) if data.get("top_k") != -1 else 0,
             repetition_penalty=reader.number("repetition_penalty", 1.0, low=1e-6, high=1e6),

@@ -18,7 +18,7 @@ from prompts.react import ReActPrompt
 from prompts.segments import Segment
 from server.function_calling import FunctionCalling, check_results, read_calls
 from server.generation_defaults import CHATML, GenerationDefaults
-from server.protocol import ChatMessage
+from server.protocol import ChatMessage, CompletionRequest, TokenizeRequest
 
 # Above this many characters encoding takes long enough to be felt by other requests: it goes to a thread.
 _LONG_TEXT_CHARS = 8192
@@ -143,14 +143,38 @@ class PromptEncoder:
             )
         return chatml.keep_newest_turns(turns, lambda kept: count(kept) <= window)
 
-    async def texts(self, texts: Sequence[str], *, with_special_tokens: bool = False) -> list[list[int]]:
+    def special_names(self, request: CompletionRequest | TokenizeRequest) -> frozenset[str]:
+        """Names of the control tokens that a request's text may hold as tokens.
+
+        Raises:
+            InvalidRequestError: it names one that there is not.
+        """
+        known = self.tokenizer.special_names
+        allowed = request.allowed_special
+        if allowed is None or allowed == "all":
+            return known if allowed == "all" or request.add_special_tokens else frozenset()
+        for name in allowed:
+            if name not in known:
+                raise InvalidRequestError(
+                    f"'allowed_special' names {name[:100]!r}, which is no control token of this model; they are"
+                    " <|endoftext|>, <|im_start|>, <|im_end|> and <|extra_0|> to <|extra_204|>.",
+                    param="allowed_special",
+                )
+        return frozenset(allowed)
+
+    async def texts(self, texts: Sequence[str], special_names: frozenset[str] = frozenset()) -> list[list[int]]:
         """Returns the ids of each text; one without any token starts where a document starts.
 
         Args:
             texts: to encode.
-            with_special_tokens: names of control tokens in them stand for the tokens.
+            special_names: of control tokens that stand for the tokens.
         """
-        encode = self.tokenizer.encode_with_special_tokens if with_special_tokens else self.tokenizer.encode
+
+        def encode(text: str) -> list[int]:
+            if not special_names:
+                return self.tokenizer.encode(text)
+            return self.tokenizer.encode_with_special_tokens(text, special_names)
+
         start = self.tokenizer.endoftext_id
         return await _off_loop_if_long(sum(map(len, texts)), lambda: [encode(text) or [start] for text in texts])
 

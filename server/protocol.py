@@ -29,10 +29,13 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 512
 MAX_LOGPROBS = 20
+MAX_SPECIAL_NAMES = 256
 MAX_CHOICE_TEXTS = 1024
 # Both are gone through for each token.
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
+# OpenAI's is 2, the published server had none; logits divided by more are all alike.
+MAX_TEMPERATURE = 1e6
 _INT64 = 1 << 63
 
 JsonObject = dict[str, Any]
@@ -139,6 +142,7 @@ def _check_ids(value: object) -> object:
 
 
 Tools = Annotated[list[JsonObject], _FirstError(), Field(max_length=MAX_TOOLS), _at_most(MAX_TOOLS)]
+AllowedSpecial = Annotated[Literal["all"] | Annotated[list[str], _FirstError()], _at_most(MAX_SPECIAL_NAMES)]
 LogitBias = Annotated[
     dict[str, Annotated[Number, Field(ge=-100, le=100)]],
     Field(max_length=MAX_LOGIT_BIASES),
@@ -172,7 +176,7 @@ class SamplingFields(RequestBody):
     )
     max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
     min_tokens: int | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
-    temperature: Number | None = Field(None, ge=0, le=2, description="0 is greedy")
+    temperature: Number | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
     top_p: Number | None = Field(None, ge=0, le=1, description="0 is the likeliest token")
     top_k: int | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
     min_p: Number | None = Field(None, ge=0, le=1)
@@ -303,6 +307,9 @@ class CompletionRequest(SamplingFields):
     add_special_tokens: bool | None = Field(
         None, description="read the names of control tokens in a text prompt as the tokens; trusted text only"
     )
+    allowed_special: AllowedSpecial | None = Field(
+        None, description="names of the control tokens that are read so, or all; beats add_special_tokens"
+    )
 
 
 class TokenizeRequest(RequestBody):
@@ -312,6 +319,7 @@ class TokenizeRequest(RequestBody):
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = Field(None, description="as in /v1/completions")
+    allowed_special: AllowedSpecial | None = Field(None, description="as in /v1/completions")
     add_generation_prompt: bool | None = Field(None, description="open the assistant's turn (the default)")
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
@@ -326,3 +334,6 @@ class DetokenizeRequest(RequestBody):
 
     model: str | None = None
     tokens: TokenIds = Field(description="token ids")
+    errors: Literal["replace", "ignore", "strict"] | None = Field(
+        None, description="broken characters become U+FFFD (the default), are left out, or are an error"
+    )

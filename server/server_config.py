@@ -25,6 +25,7 @@ class ServerConfig:
         max_queue_requests: requests that may wait for their first token; more are refused.
         max_queue_tokens: prompt tokens that may wait so.
         max_request_tokens: the most tokens a request may ask for.
+        truncation: of chats that name none.
         clamp_max_tokens: more tokens than the context has left are cut to what is left, not refused.
         max_requests_per_minute: of one key; None is no limit.
         max_tokens_per_minute: of one key; None is no limit.
@@ -55,6 +56,7 @@ class ServerConfig:
     max_queue_requests: int = 1024
     max_queue_tokens: int = 1 << 20
     max_request_tokens: int = 1 << 20
+    truncation: str = "disabled"
     clamp_max_tokens: bool = False
     max_requests_per_minute: int | None = None
     max_tokens_per_minute: int | None = None

@@ -113,6 +113,9 @@ class Settings(BaseModel):
     max_request_tokens: int = Field(
         1 << 20, ge=1, description="most tokens a request may ask for, all its choices together"
     )
+    truncation: Literal["disabled", "auto"] = Field(
+        "disabled", description="of chats that name none: auto drops whole oldest turns that do not fit the context"
+    )
     clamp_max_tokens: bool = Field(False, description="cut a max_tokens that does not fit the context, not refuse it")
     max_requests_per_minute: int | None = Field(None, ge=1, description="of one key (default: no limit)")
     max_tokens_per_minute: int | None = Field(
@@ -189,6 +192,7 @@ class Settings(BaseModel):
             max_queue_requests=self.max_queue_requests,
             max_queue_tokens=self.max_queue_tokens,
             max_request_tokens=self.max_request_tokens,
+            truncation=self.truncation,
             clamp_max_tokens=self.clamp_max_tokens,
             max_requests_per_minute=self.max_requests_per_minute,
             max_tokens_per_minute=self.max_tokens_per_minute,

@@ -35,13 +35,13 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
             )
 
 
-def prompt_window(truncation: str | None, asked: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
+def prompt_window(truncation: str, asked: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
     """Returns how many tokens of prompt to keep, or None to keep all.
 
     Room is left for the tokens asked for; where none are, for a short reply.
 
     Args:
-        truncation: "auto", "disabled" or None.
+        truncation: "auto" or "disabled".
         asked: tokens that the request asks for, or None.
         max_model_len: prompt and reply together.
         clamp: what is asked for is cut to what is left.
@@ -49,7 +49,7 @@ def prompt_window(truncation: str | None, asked: int | None, max_model_len: int,
     Raises:
         InvalidRequestError: another truncation.
     """
-    if truncation in (None, "disabled"):
+    if truncation == "disabled":
         return None
     if truncation != "auto":
         raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")

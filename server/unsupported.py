@@ -7,6 +7,7 @@ to constrain a reply, or to change its prompt, is known here by name even where 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from model.errors import InvalidRequestError
@@ -107,6 +108,7 @@ class UnknownFields:
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
+        self._told_of_chatml = False
 
     def note(self, request: RequestBody) -> None:
         """Takes a request that is being served."""
@@ -117,3 +119,15 @@ class UnknownFields:
             if name not in self._logged and len(self._logged) < _MAX_LOGGED_NAMES:
                 self._logged.add(name)
                 logger.warning("requests have a field %s, which is not known here and is ignored", ascii(name))
+
+    def note_written_chatml(self, prompts: Sequence[str]) -> None:
+        """Takes text prompts in which names of control tokens are text; tells once what to send where they are meant.
+
+        ChatML written by hand is a habit of the published tokenizer's users, whose default reads the names as tokens.
+        """
+        if not self._told_of_chatml and any("<|im_start|>" in prompt for prompt in prompts):
+            self._told_of_chatml = True
+            logger.warning(
+                "a prompt of /v1/completions holds <|im_start|>, which is plain text there; use /v1/chat/completions,"
+                ' or send "add_special_tokens": true to have the names of control tokens read as the tokens'
+            )

@@ -43,7 +43,7 @@ async def tokenize(
         )
         ids = prompt.ids
     elif body.prompt:
-        (ids,) = await encoder.texts([body.prompt], with_special_tokens=bool(body.add_special_tokens))
+        (ids,) = await encoder.texts([body.prompt], encoder.special_names(body))
     else:
         ids = []
     reply: dict[str, object] = {
@@ -68,4 +68,10 @@ async def detokenize(
     """Returns the text of the ids, control tokens shown by name; ids without a token add nothing."""
     services.resolve_model(body.model)
     services.converter.unknown_fields.note(body)
-    return JsonResponse({"prompt": services.tokenizer.decode(body.tokens, show_special_tokens=True)})
+    try:
+        text = services.tokenizer.decode(body.tokens, show_special_tokens=True, errors=body.errors or "replace")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"The tokens are no whole text: byte {error.start} of theirs is not UTF-8.", param="tokens"
+        ) from error
+    return JsonResponse({"prompt": text})

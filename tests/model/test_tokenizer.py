@@ -153,6 +153,35 @@ def test_longer_runs_of_marks_keep_all_their_marks() -> None:
     assert unicodedata.normalize("NFC", cleaned) == unicodedata.normalize("NFC", text)
 
 
+# -- the id lists of the published note on tokenization, and of the notebook beside it
+
+
+def test_the_published_note_s_id_lists(tokenizer: Tokenizer) -> None:
+    plain = [1350, 9639, 91, 8691, 723, 427, 91, 82598]
+    assert tokenizer.encode('print("<|endoftext|>")') == plain
+    assert tokenizer.encode_with_special_tokens('print("<|endoftext|>")', ()) == plain
+    assert tokenizer.encode_with_special_tokens('print("<|endoftext|>")') == [1350, 445, 151643, 899]
+    text = 'print("<|extra_0|>")<|endoftext|>'
+    ids = [1350, 9639, 91, 15460, 62, 15, 91, 82598, 151643]
+    assert tokenizer.encode_with_special_tokens(text, {"<|endoftext|>"}) == ids
+    assert tokenizer.encode_with_special_tokens("print('<|endoftext|>')<|endoftext|>") == [
+        *(1350, 492, 151643, 863, 151643)
+    ]
+    assert tokenizer.encode("print('<|endoftext|>')") == [1350, 11146, 91, 8691, 723, 427, 91, 79865]
+
+
+def test_the_published_note_on_broken_characters(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.token_bytes(i) for i in (51461, 117)] == [b" \xe6\xa0", b"\xb9"]
+    assert tokenizer.decode([51461]) == " \ufffd"
+    assert tokenizer.decode([51461, 117]) == " 根"
+    assert tokenizer.decode([51461], errors="ignore") == " "
+    with pytest.raises(UnicodeDecodeError):
+        tokenizer.decode([51461], errors="strict")
+    words = {"Panda": [b"P", b"anda"], " Panda": [b" Panda"], "Pandas": [b"P", b"andas"], " Pandas": [b" Pand", b"as"]}
+    for text, pieces in words.items():
+        assert [tokenizer.token_bytes(i) for i in tokenizer.encode(text)] == pieces
+
+
 # -- vocabulary files
 
 

@@ -128,4 +128,11 @@ def test_tokenize_and_back(server: ServerProcess) -> None:
         assert http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
         assert http.post("/tokenize", json={}).status_code == 400
         assert http.post("/detokenize", json={"tokens": [511, 97]}).json() == {"prompt": "a"}
+        broken = {"tokens": [97, 0xE6, 0xA0]}
+        assert http.post("/detokenize", json=broken).json() == {"prompt": "a\ufffd"}
+        assert http.post("/detokenize", json=broken | {"errors": "ignore"}).json() == {"prompt": "a"}
+        strict = http.post("/detokenize", json=broken | {"errors": "strict"})
+        assert strict.status_code == 400 and "byte 1" in strict.json()["error"]["message"]
+        ids = http.post("/tokenize", json={"prompt": "<|im_end|>", "allowed_special": ["<|im_end|>"]}).json()["tokens"]
+        assert ids == [258]
         assert "version" in http.get("/version").json()

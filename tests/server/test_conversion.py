@@ -54,6 +54,61 @@ async def test_defaults_come_from_the_checkpoint_and_the_request_beats_them() ->
     assert (await sampling(temperature=None, top_k=0)).temperature == 0.7
 
 
+async def test_control_tokens_are_read_only_where_they_are_allowed() -> None:
+    end, start = TOKENIZER.im_end_id, TOKENIZER.im_start_id
+
+    async def specials(**body: Any) -> list[int]:
+        ids = (await completion(prompt="<|im_start|>a<|im_end|>", **body)).prompts[0].ids
+        return [i for i in ids if TOKENIZER.is_special(i)]
+
+    assert await specials() == await specials(allowed_special=[]) == []
+    assert await specials(add_special_tokens=True, allowed_special=[]) == []
+    assert await specials(allowed_special="all") == await specials(add_special_tokens=True) == [start, end]
+    assert await specials(allowed_special=["<|im_end|>"]) == [end]
+    assert await specials(add_special_tokens=True, allowed_special=["<|im_end|>"]) == [end]
+    with pytest.raises(InvalidRequestError, match=r"'allowed_special' names '<\|x\|>'"):
+        await specials(allowed_special=["<|x|>"])
+
+
+async def test_chatml_written_by_hand_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    ours = converter()
+
+    async def send(**body: Any) -> None:
+        await ours.completion(CompletionRequest.model_validate({"prompt": "<|im_start|>user", **body}), ENGINE)
+
+    await send(add_special_tokens=True)
+    await send(allowed_special=[])
+    await send(prompt="im_start")
+    assert not caplog.records
+    await send()
+    await send(prompt=["a", "<|im_start|>"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert '"add_special_tokens": true' in caplog.text and "/v1/chat/completions" in caplog.text
+
+
+async def test_the_server_s_truncation_is_for_requests_that_name_none() -> None:
+    messages = [{"role": role, "content": "x" * 40} for role in ("user", "assistant") * 5] + HI
+
+    async def dropped(server: str, **body: Any) -> bool:
+        ours = Converter(PromptEncoder(TOKENIZER, DEFAULTS), GRAMMARS, truncation=server)
+        request = ChatCompletionRequest.model_validate({"messages": messages, **body})
+        try:
+            return len((await ours.chat(request, ENGINE)).prompts[0].ids) < ENGINE.max_model_len
+        except InvalidRequestError as error:
+            assert error.code == "context_length_exceeded"
+            return False
+
+    assert await dropped("auto") and await dropped("auto", truncation=None)
+    assert not await dropped("auto", truncation="disabled")
+    assert not await dropped("disabled")
+    assert await dropped("disabled", truncation="auto")
+
+
+async def test_temperatures_as_the_published_server_took_them() -> None:
+    for temperature in (0.01, 2.5, 100, 1e6):
+        assert (await sampling(temperature=temperature)).temperature == temperature
+
+
 async def test_a_checkpoint_s_top_p_of_zero_is_the_likeliest_token() -> None:
     ours = converter(defaults=GenerationDefaults(top_p=0.0))
     asked = ChatCompletionRequest.model_validate({"messages": HI})

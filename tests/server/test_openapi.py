@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 from server import openapi
-from server.protocol import ChatCompletionRequest
+from server.protocol import MAX_TEMPERATURE, ChatCompletionRequest
 from tests.conftest import SMALL
 from tests.support.server_process import ServerProcess, running_server
 from tests.support.wishes import BATCHES
@@ -40,7 +40,7 @@ def test_bounds_have_the_names_of_json_schema() -> None:
     text = json.dumps(raw)
     assert not any(f'"{name}":' in text for name in ("ge", "le", "gt", "lt"))
     temperature = schema["properties"]["temperature"]["anyOf"][0]
-    assert temperature == {"type": "number", "minimum": 0, "maximum": 2}
+    assert temperature == {"type": "number", "minimum": 0, "maximum": MAX_TEMPERATURE}
 
 
 @pytest.fixture(scope="module")
