@@ -2,19 +2,20 @@
 
 The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
 stream and its place in the engine. It also drops the body of a request that offers another protocol, as every request
-of Java's own client does (`Upgrade: h2c`). Knows connections and nothing of what is served.
+of Java's own client does (`Upgrade: h2c`), and sends chunks to HTTP/1.0 clients, who know of none. Knows connections
+and nothing of what is served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError, dump_json
 
@@ -108,6 +109,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._declined_head = _head(method, self.url, version, self.headers)
         else:
             super().on_headers_complete()
+            if self.scope["http_version"] == "1.0":
+                self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign,assignment]
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
@@ -191,6 +194,24 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 self.transport.close()
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """Sends a reply of unknown length as it is; its end is that of the connection, which uvicorn closes (RFC 1945)."""
+    send = cycle.send
+    has_length = True
+
+    async def send_plain(message: Any) -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not has_length:
+                cycle.chunked_encoding = False
+        elif not has_length:
+            cycle.expected_content_length = len(message.get("body", b""))  # of this piece: uvicorn counts
+        await send(message)
+
+    return send_plain
 
 
 def _head(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

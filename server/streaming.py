@@ -69,6 +69,8 @@ class GenerationEventResponse(EventSourceResponse):
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             headers={"Cache-Control": "no-cache"},
         )
+        # Whether the connection is kept is the protocol's to say, and it says it once.
+        del self.headers["connection"]
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

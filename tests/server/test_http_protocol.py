@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Any
 
@@ -13,6 +14,7 @@ from uvicorn.server import ServerState
 
 from server import http_protocol
 from server.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from tests.support.server_process import ServerProcess
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +89,49 @@ async def test_an_offer_of_another_protocol_is_ignored(
 async def test_a_wish_for_a_tunnel_is_answered_as_any_request(client: Client) -> None:
     answer = await client.ask(b"CONNECT a.org:443 HTTP/1.1\r\nHost: a.org\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 ")
+
+
+async def stream_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in pieces of unknown length, as event streams do."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    for body in (b"data: 1\n\n", b"", b"data: 2\n\n"):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"data: 3\n\n"})
+
+
+@pytest.mark.parametrize(("method", "streamed"), [(b"GET", b"data: 1\n\ndata: 2\n\ndata: 3\n\n"), (b"HEAD", b"")])
+@pytest.mark.parametrize("wish", [b"", b"Connection: keep-alive\r\n"])
+async def test_streams_to_old_clients_are_not_chunked(
+    client: Client, method: bytes, streamed: bytes, wish: bytes
+) -> None:
+    """The end of the connection is the end of the reply; what has a length is sent as ever."""
+    client.protocol.app = stream_app
+    reply = b""
+    client.writer.write(method + b" / HTTP/1.0\r\n" + wish + b"\r\n")
+    while piece := await client.ask(b""):
+        reply += piece
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert head.lower().count(b"connection: ") == head.count(b"connection: close") == 1
+    assert body == streamed
+
+
+def test_a_generation_streamed_to_an_old_client(server: ServerProcess) -> None:
+    body = b'{"prompt": "a", "max_tokens": 2, "ignore_eos": true, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 20) as connection:
+        connection.sendall(head + body)
+        reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    head, _, events = reply.partition(b"\r\n\r\n")
+    assert re.findall(rb"connection: \S+|transfer-encoding", head.lower()) == [b"connection: close"]
+    assert events.startswith(b"data: {") and events.endswith(b"}\n\ndata: [DONE]\n\n")
+
+
+async def test_replies_of_known_length_to_old_clients(client: Client) -> None:
+    answer = await client.ask(GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert answer.endswith(b"\r\n\r\nhi")
+    assert b"content-length: 2" in answer
+    assert await client.ask(b"") == b""
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"GET / HTTP/1.1\r\nX"])
