@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.settings import SECRETS, Settings, trace_settings
+from server.settings import Settings, shown, trace_settings
 
 
 def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None) -> str:
@@ -24,7 +24,7 @@ def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
     """
     settings, origins = trace_settings(flags, environ, config_file)
     config = settings.server_config()
-    values = {name: _shown(name, getattr(settings, name)) for name in Settings.model_fields}
+    values = {name: shown(name, getattr(settings, name)) for name in Settings.model_fields}
     width = max(map(len, values))
     longest = max(map(len, values.values()))
     lines = [f"{name:<{width}}  {value:<{longest}}  {origins.get(name, 'default')}" for name, value in values.items()]
@@ -36,13 +36,3 @@ def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
         f"requests may name {', '.join(config.served_names)}",
     ]
     return "\n".join([*lines, "", *notes])
-
-
-def _shown(name: str, value: Any) -> str:
-    if name in SECRETS and value:
-        return f"({len(value)} hidden)" if isinstance(value, tuple) else "(hidden)"
-    if value is None or value == ():
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from model.engine_config import EngineConfig
 from model.errors import ConfigError
+from server.config_file import read_config_file, read_key_file
 from server.credentials import Credentials
 from server.hub import served_names
 from server.hub_download import Hub
@@ -31,6 +30,10 @@ CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
 _SERVICE_LINK = re.compile(r"QWEN_SERVER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*)")
 ANY_NAME = "*"
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
+# What is given for these may be a secret by mistake.
+_SECRET_FILES = ("api_key_file", "ssl_keyfile")
+# Of pydantic, where text was expected.
+_WRONG_KINDS = frozenset({"string_type", "tuple_type", "path_type"})
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
@@ -38,7 +41,9 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 def _one_or_more(value: object) -> object:
-    """A variable or a file may hold a single value; in a variable commas separate several."""
+    """A variable or a file may hold a single value, or none; in a variable commas separate several."""
+    if value is None:
+        return ()
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -176,7 +181,7 @@ class Settings(BaseModel):
         Raises:
             ConfigError: the key file cannot be read or is empty, or certificate or traces cannot be used.
         """
-        keys = (*self.api_key, *_read_keys(self.api_key_file))
+        keys = (*self.api_key, *(() if self.api_key_file is None else read_key_file(self.api_key_file)))
         if self.otel_endpoint is not None:
             require_tracing()
         return ServerConfig(
@@ -248,7 +253,7 @@ def trace_settings(
     origins: dict[str, str] = {}
     path = config_file or environ.get(CONFIG_VARIABLE)
     if path:
-        for key, value in _read_file(Path(path)).items():
+        for key, value in read_config_file(Path(path)).items():
             name = _known(key.replace("-", "_"), known, f"{path}: unknown setting {key!r}", str)
             merged[name], origins[name] = value, f"{path}: {key}"
     for variable, text in environ.items():
@@ -295,33 +300,17 @@ def _known(name: str, known: Iterable[str], complaint: str, show: Any) -> str:
     raise ConfigError(complaint + (f"; did you mean {show(near[0])}?" if near else ""))
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration file ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {reason}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ConfigError(f"{path}: must hold settings, one `name: value` each")
-    return data
-
-
-def _read_keys(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot read the key file ({error})") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        raise ConfigError(f"{path}: holds no key; put one on each line")
-    return keys
+def shown(name: str, value: object) -> str:
+    """Returns a setting's value as it may be printed and logged."""
+    if name in SECRETS and value:
+        return f"({len(value)} hidden)" if isinstance(value, tuple) else "(hidden)"
+    if name == "otel_endpoint" and value:  # the user, and what is asked for, may be what lets in
+        return re.sub(r"(?s)\?.*", "?***", re.sub(r"(?s)^(\w+://)?.*@", r"\1***@", str(value)))
+    if value is None or value == ():
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
@@ -333,4 +322,9 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         return f"{'MODEL' if name == 'model' else name} is missing: name a checkpoint folder or a hub id"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{origins.get(name, name)}: {message}" + ("" if name in SECRETS else f", not {first['input']!r}")
+    if first["type"] in _WRONG_KINDS:  # as of a file: all that variables and flags hold is text
+        message = "must be text; put it in quotes, for the file's syntax makes a number, a date or the like of it"
+    if name not in (*SECRETS, *_SECRET_FILES):
+        value = first["input"]
+        message += f", not {(shown(name, value) if isinstance(value, str) else value)!r}"
+    return f"{origins.get(name, name)}: {message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,11 @@ def tls_from_files(certfile: Path | None, keyfile: Path | None, password: str | 
         if keyfile is not None or password is not None:
             raise ConfigError("--ssl-keyfile and its password need --ssl-certfile")
         return None
-    for path in filter(None, (certfile, keyfile)):
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such certificate or key file")
+    if not certfile.is_file():
+        raise ConfigError(f"{certfile}: no such certificate file")
+    if keyfile is not None and not os.path.isfile(keyfile):  # unlike Path's, for texts of any length
+        # Its name is not told: it may be the key, given by mistake.
+        raise ConfigError("--ssl-keyfile: no such key file; it takes the path of one in PEM")
     try:
         # A callback, for without one OpenSSL would ask on the terminal.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, lambda: password or "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from model.errors import ConfigError
 from server.__main__ import build_parser
+from server.check_config import check_config
 from server.flag_table import with_table
 from server.settings import Settings, flag_name, load_settings
 from server.sizes import parse_size
@@ -95,6 +97,83 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     listing.write_text("- a\n")
     with pytest.raises(ConfigError, match="must hold settings"):
         load_settings({"model": "m"}, {}, str(listing))
+
+
+HIDDEN = "sekret-4711"
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (f"api_key: *{HIDDEN}", "line 3, column 10: found undefined alias"),
+        (f"api_key: !{HIDDEN}", "line 3, column 10: could not determine a constructor for the tag"),
+        (f"api_key: !{HIDDEN}'x'", "line 3, column 10: "),
+        (f"api_key: !s!{HIDDEN}", "line 3, column 10: "),
+        (f"api_key: {HIDDEN}: 1", "line 3, column 21: mapping values are not allowed here"),
+        (f"api_key: '{HIDDEN}", "found unexpected end of stream"),
+        (f"api_key: @{HIDDEN}", "found character '@' that cannot start any token"),
+        (f"api_key: [{HIDDEN}", "expected ',' or ']', but got '<stream end>'"),
+        (f"api_key: {{{HIDDEN}: [}}", "line 3"),
+        (f'api_key: "\\q{HIDDEN}"', "found unknown escape character 'q'"),
+        (f"api_key: !!int {HIDDEN}", "not valid YAML"),
+        (f"api_key: &{HIDDEN} a\nx: &{HIDDEN} b", "not valid YAML|unknown setting 'x'"),
+        (f"? [{HIDDEN}]\n: 1", "found unhashable key"),
+        (f"api_key: {HIDDEN}\x00", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_not_quoted(line: str, place: str, tmp_path: Path) -> None:
+    """The broken line may be the one with the key."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"# settings\nport: 80\n{line}\n")
+    with pytest.raises(ConfigError, match=re.escape(place).replace("\\|", "|")) as caught:
+        load_settings({"model": "m"}, {}, str(file))
+    assert HIDDEN not in str(caught.value)
+    assert caught.value.__cause__ is None, "nor by a traceback"
+    toml = tmp_path / "settings.toml"
+    toml.write_text(line)
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"model": "m"}, {}, str(toml))
+    assert HIDDEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["471", "4.71", "0471", "12:34:56", "yes", "2026-01-01", "[471]", "{a: b}", ""])
+@pytest.mark.parametrize("name", ["api_key", "api_auth", "served_model_name", "model", "api_key_file"])
+def test_texts_that_yaml_makes_something_else_of(name: str, value: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{name}: {value}\n")
+    if value == "" and name not in ("api_key", "model"):
+        load_settings({}, {"QWEN_SERVER_MODEL": "m"}, str(file))
+        return
+    words = "is given, but holds no key" if value == "" and name == "api_key" else "must be text; put it in quotes"
+    with pytest.raises(ConfigError, match=f"settings.yaml: {name}: {words}") as caught:
+        load_settings({}, {} if name == "model" else {"QWEN_SERVER_MODEL": "m"}, str(file))
+    assert name in ("model", "served_model_name") or "71" not in str(caught.value).replace(str(file), "")
+
+
+@pytest.mark.parametrize("key", ["sk-4711", "/4711+base64==", "-----BEGIN PRIVATE KEY-----\n4711\n" * 200])
+def test_a_key_in_place_of_its_file_is_not_told(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--api-key-file: cannot read the key file") as caught:
+        load_settings({"model": "m", "api_key_file": key}, {}).server_config()
+    assert "4711" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^--ssl-keyfile: no such key file") as caught:
+        load_settings({"model": "m", "ssl_certfile": __file__, "ssl_keyfile": key}, {}).server_config()
+    assert "4711" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://ada:4711@collector:4318", "http://ada:47/11@x@collector:4318/v1?a", "https://collector/?token=4711"],
+)
+def test_credentials_of_the_collector_are_not_told(endpoint: str) -> None:
+    for text in (check_config({"model": "m", "otel_endpoint": endpoint}, {}, None), refusal(endpoint[5:])):
+        assert "collector" in text
+        assert not re.search("4711|47/11|ada", text)
+
+
+def refusal(endpoint: str) -> str:
+    with pytest.raises(ConfigError, match="otel-endpoint") as caught:
+        load_settings({"model": "m", "otel_endpoint": endpoint}, {})
+    return str(caught.value)
 
 
 def test_keys_from_a_file(tmp_path: Path) -> None:
