@@ -7,6 +7,8 @@ request's log line tells: never a prompt.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import threading
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,7 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.errors import ConfigError
 from server.request_context import request_figures_var, request_id_var, route_path
 
+logger = logging.getLogger(__name__)
+
 _SERVICE = "qwen-server"
+_LAST_SPANS_S = 2.0
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 # Names of the figures in the semantic conventions, where they have one.
 _NAMES = {
@@ -56,8 +61,12 @@ class Tracer:
         host = endpoint.partition("://")[2]
         url = endpoint if "/" in host.rstrip("/") else f"{endpoint.rstrip('/')}/v1/traces"
         # A provider of our own, not the process-wide one: an app holds no global state.
-        self._provider = TracerProvider(resource=Resource.create({"service.name": _SERVICE}))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": _SERVICE}),
+            shutdown_on_exit=False,  # `close` ends it, and does not wait for long
+        )
+        self._exporter: Any = OTLPSpanExporter(endpoint=url)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(_SERVICE)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -97,8 +106,13 @@ class Tracer:
         span.end()
 
     def close(self) -> None:
-        """Sends what is left; takes as long as the collector does, at most some seconds."""
-        self._provider.shutdown()
+        """Sends what is left; a collector that is dead or slow holds up the server's end for two seconds at most."""
+        ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        ending.start()
+        ending.join(_LAST_SPANS_S)
+        if ending.is_alive():
+            logger.warning("the trace collector did not take the last spans within %g s", _LAST_SPANS_S)
+            self._exporter.shutdown()  # no more tries
 
 
 class TracingMiddleware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -177,6 +178,29 @@ def test_traces(guarded: ServerProcess, collector: Collector) -> None:
     assert streamed["qwen.ttft_s"].double_value > 0
     assert streamed["qwen.request_id"].string_value.startswith("req-")
     assert SECRET_PROMPT not in str(collector.spans)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_dead_collector_does_not_hold_up_the_end(
+    listens: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether nobody is there, or somebody who never answers: by itself the exporter goes on for ten seconds."""
+    monkeypatch.setattr(tracing, "_LAST_SPANS_S", 0.05)
+    at_exit: list[object] = []
+    monkeypatch.setattr("atexit.register", lambda end, *_: at_exit.append(end))
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        host, port = collector.getsockname()
+        if not listens:
+            collector.close()
+        tracer = tracing.Tracer(f"http://{host}:{port}")
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        tracer.end(tracer.start(scope), scope, 200, {})
+        tracer.close()
+        assert "did not take the last spans within 0.05 s" in caplog.text
+    assert not at_exit
+    for thread in threading.enumerate():  # what the collector's end ends
+        if thread.name == "last spans" or thread.name.startswith("OtelBatch"):
+            thread.join(20)
 
 
 def test_check_config_tells_values_and_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
