@@ -16,9 +16,10 @@ from model.errors import StartupError
 from server.bench import arguments as bench_arguments
 from server.evaluation import command as evaluation_command
 from server.hub_download import add_hub_arguments
+from server.logs import json_line
 from server.memory import command as memory_command
 from server.published_flags import names_checkpoint, translate
-from server.settings import Settings, flag_name, is_repeatable, load_settings
+from server.settings import Settings, flag_name, is_repeatable, load_settings, wished_log_format
 from server.terminal import arguments as chat_arguments
 
 
@@ -145,9 +146,17 @@ def _metavar(annotation: Any) -> str:
 def _serve(arguments: dict[str, Any]) -> int:
     from server.serve import serve
 
-    settings = load_settings(arguments, os.environ, arguments.pop("config", None))
-    arguments.clear()
-    serve(settings)
+    config_file = arguments.pop("config", None)
+    logs_json = wished_log_format(arguments, os.environ, config_file) == "json"
+    try:
+        settings = load_settings(arguments, os.environ, config_file)
+        arguments.clear()
+        serve(settings)
+    except StartupError as error:
+        if not logs_json:
+            raise
+        print(json_line(" ".join(str(error).split())), file=sys.stderr)
+        return 1
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from types import TracebackType
 from typing import Any
 
 import orjson
@@ -62,13 +63,29 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def json_line(message: str) -> str:
+    """Returns a line for the JSON log of a server that ends, or never came to log."""
+    return JsonFormatter().format(logging.makeLogRecord({"name": "server", "levelname": "CRITICAL", "msg": message}))
+
+
 def configure_logging(level: str, log_format: str) -> None:
-    """Sends the lines of the whole process to stderr."""
+    """Sends the lines of the whole process to stderr.
+
+    Whoever reads JSON gets nothing else: what Python itself would write there, warnings and the traceback of an end
+    that nobody foresaw, becomes lines too.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    if log_format == "json":
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
     for chatty in ("asyncio", "sse_starlette", "httpx", "httpx2", "httpcore", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(max(logging.INFO, root.level))
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("server").critical("unexpected end: %s", error, exc_info=(kind, error, trace))

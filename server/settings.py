@@ -6,6 +6,7 @@ The fields below are the single list of settings: each is the flag `--its-name`,
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,7 @@ ANY_NAME = "*"
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
 # What is given for these may be a secret by mistake.
 _SECRET_FILES = ("api_key_file", "ssl_keyfile")
+_LOG_FORMAT_KEYS = ("log_format", "log-format")
 # Of pydantic, where text was expected.
 _WRONG_KINDS = frozenset({"string_type", "tuple_type", "path_type"})
 
@@ -268,6 +270,23 @@ def trace_settings(
         return Settings.model_validate(merged), origins
     except ValidationError as error:
         raise ConfigError(_explain(error, origins)) from error
+
+
+def wished_log_format(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> object:
+    """Returns what `log_format` is set to, also where settings are wrong: for the line that says so.
+
+    Args:
+        flags: as for `load_settings`.
+        environ: as for `load_settings`.
+        config_file: as for `load_settings`.
+    """
+    path = config_file or environ.get(CONFIG_VARIABLE)
+    file: Mapping[str, Any] = {}
+    if path:
+        with contextlib.suppress(ConfigError):
+            file = read_config_file(Path(path))
+    wishes = (flags.get("log_format"), environ.get(variable_name("log_format")), *map(file.get, _LOG_FORMAT_KEYS))
+    return next(filter(None, wishes), None)
 
 
 def _is_service_link(variable: str, text: str) -> bool:

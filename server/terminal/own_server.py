@@ -53,7 +53,7 @@ class OwnServer:
         command = module_command("server.terminal.session_server", checkpoint, *ours, *flags)
         try:
             self._process = subprocess.Popen(
-                [*command, "--log-level", "info"],
+                [*command, "--log-level", "info", "--log-format", "text"],
                 stdin=subprocess.PIPE,
                 stdout=handle,
                 stderr=handle,

@@ -31,7 +31,11 @@ def fails(*argv: str) -> str:
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    *lines, last = result.stderr.strip().splitlines()
+    if "json" in argv:
+        *_, entry = [json.loads(line) for line in (*lines, last)]
+        assert entry["level"] == "critical"
+        return str(entry["message"])
     assert last.startswith("qwen-server: ")
     return last
 
@@ -46,7 +50,7 @@ def test_startup_errors_are_one_line(tmp_path: Path, demo_checkpoint: Path, serv
     for file in demo_checkpoint.iterdir():
         content = file.read_bytes()
         (broken / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
-    assert "safetensors" in fails("serve", str(broken), "--port", "0", *SMALL)
+    assert "safetensors" in fails("serve", str(broken), "--port", "0", *SMALL, "--log-format", "json")
 
 
 async def read_events(url: str, body: dict[str, object]) -> list[str]:

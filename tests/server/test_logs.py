@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+
+from server.__main__ import main
 from server.logs import JsonFormatter, TextFormatter
+from tests.support.server_process import ROOT
 
 
 def record(**fields: object) -> logging.LogRecord:
@@ -25,3 +32,33 @@ def test_a_value_stays_on_the_line_and_does_not_command_the_terminal() -> None:
 
 def test_a_value_that_can_be_printed_is_as_it_was() -> None:
     assert TextFormatter().format(record(text="你好, Zoë")).endswith(" prompt text=你好, Zoë")
+
+
+@pytest.mark.parametrize("where", ["flag", "variable", "file", "nowhere"])
+def test_settings_that_stop_a_start_are_told_in_the_form_of_the_log(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["serve", "m", "--port", "many"]
+    if where == "flag":
+        words += ["--log-format", "json"]
+    elif where == "variable":
+        monkeypatch.setenv("QWEN_SERVER_LOG_FORMAT", "json")
+    elif where == "file":
+        (tmp_path / "settings.yaml").write_text("log-format: json\n")
+        words += ["--config", str(tmp_path / "settings.yaml")]
+    assert main(words) == 1
+    line = capsys.readouterr().err
+    if where == "nowhere":
+        assert line.startswith("qwen-server: --port: ")
+    else:
+        assert json.loads(line)["message"].startswith("--port: ")
+        assert json.loads(line)["level"] == "critical"
+
+
+def test_whoever_reads_json_gets_nothing_else() -> None:
+    code = "import warnings, server.logs as l; l.configure_logging('info', 'json'); warnings.warn('w'); 1 / 0"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    warned, ended = map(json.loads, result.stderr.splitlines())
+    assert "UserWarning: w" in warned["message"]
+    assert (ended["message"], result.returncode) == ("unexpected end: division by zero", 1)
+    assert "ZeroDivisionError" in ended["traceback"]
