@@ -57,6 +57,8 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=self._runner.max_num_batched_tokens,
             max_model_len=self._runner.max_model_len,
+            max_running_per_caller=config.max_running_per_caller,
+            allow_priority=config.allow_priority,
         )
         self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
@@ -112,9 +114,13 @@ class Engine:
                 request.request_id,
                 request.prompt_ids,
                 request.sampling,
+                caller=request.caller,
+                weight=request.weight,
                 priority=request.priority,
+                round=request.num_before + index,
                 choice_index=index,
                 rope_alpha=alpha,
+                cache_salt=request.cache_salt,
             )
             for index, seq_id in enumerate(request.seq_ids)
         ]

@@ -22,6 +22,8 @@ class EngineConfig:
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
+        max_running_per_caller: the most of them of one caller; None is no limit.
+        allow_priority: let a request's priority count between callers, not only among its caller's own.
         max_num_batched_tokens: the most tokens in one step (prefill chunks and decodes together);
             None chooses by device (512 on a CPU, 4096 on a GPU).
         block_size: tokens in a KV cache block.
@@ -43,6 +45,8 @@ class EngineConfig:
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256
+    max_running_per_caller: int | None = None
+    allow_priority: bool = False
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None

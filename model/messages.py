@@ -8,7 +8,7 @@ Outputs travel as arrays, not objects: one `StepOutputs` a step carries those of
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import orjson
@@ -47,7 +47,11 @@ class AddRequest:
         request_id: of the HTTP request, for log lines.
         prompt_ids: at least one token id.
         sampling: shared by all choices; choice i draws from the stream (seed, i).
-        priority: lower is served first; equal priorities first come, first served.
+        priority: lower is served first among the caller's.
+        caller: whose request it is; callers share the engine.
+        weight: the caller's part when there is not enough for all.
+        num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
+        cache_salt: cached prompt starts are shared only where it is equal.
     """
 
     seq_ids: tuple[int, ...]
@@ -55,6 +59,10 @@ class AddRequest:
     prompt_ids: list[int]
     sampling: SamplingParams
     priority: int = 0
+    caller: str = ""
+    weight: int = 1
+    num_before: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +188,7 @@ def encode(message: ToEngine | FromEngine) -> bytes:
         case StepOutputs(outputs, stats):
             body = ["step", outputs, stats]
         case AddRequest():
-            sampling = asdict(message.sampling)
-            body = ["add", message.seq_ids, message.request_id, message.prompt_ids, sampling, message.priority]
+            body = ["add", message]
         case Abort():
             body = ["abort", message.seq_ids]
         case Ping():
@@ -209,16 +216,13 @@ def decode(payload: bytes) -> ToEngine | FromEngine:
         case "step":
             return StepOutputs([_sequence_output(o) for o in fields[0]], EngineStats(*fields[1]))
         case "add":
-            seq_ids, request_id, prompt_ids, sampling, priority = fields
+            (request,) = fields
+            sampling = request["sampling"]
             for name in ("eos_token_ids", "stop_token_ids"):
                 sampling[name] = tuple(sampling[name])
             sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
             return AddRequest(
-                seq_ids=tuple(seq_ids),
-                request_id=request_id,
-                prompt_ids=prompt_ids,
-                sampling=SamplingParams(**sampling),
-                priority=priority,
+                **request | {"seq_ids": tuple(request["seq_ids"]), "sampling": SamplingParams(**sampling)}
             )
         case "abort":
             return Abort(tuple(fields[0]))

@@ -12,15 +12,14 @@ Pure: the standard library and other pure files of `model`.
 
 from __future__ import annotations
 
-import time
-from bisect import insort
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as AlignedList
-from operator import attrgetter
 
 from model.block_manager import BlockManager
+from model.callers import Caller, split, take_turns
 from model.errors import InvalidRequestError
 from model.messages import EngineStats
+from model.residents import Residents
 from model.sequence import (
     UNKNOWN_TOKEN,
     ScheduledBatch,
@@ -32,41 +31,76 @@ from model.sequence import (
 
 __all__ = ["ScheduledBatch", "ScheduledSequence", "Scheduler", "SequenceUpdate"]
 
-_order = attrgetter("order")
+
+class _Plan:
+    """A step as it is planned.
+
+    Attributes:
+        tokens: of each sequence that takes part, running ones before those it admits.
+        growing: those of each caller that have use for more than one token.
+        num_left: tokens not given to anybody yet.
+        bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
+        late: ids of sequences that are left out.
+        is_blocked: one whose turn it is does not fit; nobody else is admitted before it.
+    """
+
+    def __init__(
+        self, seqs: list[Sequence], max_num_tokens: int, preempted: list[Sequence], late: Collection[int]
+    ) -> None:
+        self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
+        self.growing: dict[str, list[Sequence]] = {}
+        for seq in seqs:
+            if seq.num_uncomputed_tokens > 1:
+                self.growing.setdefault(seq.caller, []).append(seq)
+        self.num_left = max_num_tokens - len(seqs)
+        self.bereft = {seq.caller for seq in preempted}
+        self.late = late
+        self.is_blocked = False
+
+    def give(self, seq: Sequence, at_most: int) -> int:
+        """Lets a sequence compute more of its tokens; returns how many more."""
+        planned = self.tokens.get(seq, 0)
+        num_tokens = min(at_most, seq.num_uncomputed_tokens - planned)
+        self.tokens[seq] = planned + num_tokens
+        self.num_left -= num_tokens
+        return num_tokens
+
+    def lose(self, seq: Sequence) -> None:
+        """Takes note that a sequence was preempted; what it would have computed is not given out again."""
+        self.tokens.pop(seq, None)
+        self.bereft.add(seq.caller)
 
 
 class Scheduler:
-    """Continuous batching with chunked prefill, by (priority, arrival).
-
-    Every running sequence has blocks for all its tokens. When one cannot get its next block, the least important
-    running sequence loses all of its own and waits again; its cache is recomputed later. So the most important one
-    always goes on, and as every sequence is bounded, all end.
+    """Continuous batching with chunked prefill, shared by callers, and within a caller by (priority, round, arrival).
 
     Args:
         block_manager: of the KV cache.
         max_num_seqs: the most sequences that run.
         max_num_batched_tokens: the most tokens in a step. Below the number of running sequences they take turns.
         max_model_len: the most tokens in a sequence.
+        max_running_per_caller: the most sequences of one caller that run; None is no limit.
+        allow_priority: let priorities count between callers too.
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_running_per_caller: int | None = None,
+        allow_priority: bool = False,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("limits of a scheduler are at least 1")
         self.block_manager = block_manager
-        self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
-        self.num_preemptions_total = 0
+        self.max_running_per_caller = max_running_per_caller
         self._num_slots = block_manager.num_blocks * block_manager.block_size
-        # Left to those who run when another is admitted; into the last block, it would preempt somebody a step later.
-        self._watermark = max(1, block_manager.num_blocks // 100)
-        self._sequences: dict[int, Sequence] = {}  # all that have not ended, by id
-        self._waiting: list[Sequence] = []  # both lists are kept in order of importance
-        self._running: list[Sequence] = []
-        self._followers: dict[int, list[Sequence]] = {}  # by id of the leader whose prompt they wait for
-        self._num_arrived = 0
+        self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
         self._num_turns = 0
         self._num_steps = 0
@@ -88,12 +122,8 @@ class Scheduler:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        for seq in seqs:
-            self._num_arrived += 1
-            seq.arrival_index = self._num_arrived
-            self._sequences[seq.seq_id] = seq
         for group in [[seq] for seq in seqs] if first.needs_prompt_logits else [seqs]:
-            self._wait_as_group(group)
+            self.residents.enter(group)
 
     def abort(self, seq_ids: Iterable[int]) -> list[Sequence]:
         """Forgets sequences in whatever phase they are and frees their blocks; unknown ids are ignored.
@@ -101,9 +131,10 @@ class Scheduler:
         Returns:
             Those that were alive.
         """
-        aborted = [seq for i in dict.fromkeys(seq_ids) if (seq := self._sequences.get(i)) is not None]
+        sequences = self.residents.sequences
+        aborted = [seq for i in dict.fromkeys(seq_ids) if (seq := sequences.get(i)) is not None]
         for seq in aborted:
-            self._finish(seq)
+            self.residents.leave(seq)
         return aborted
 
     def schedule(self, late: Collection[int] = ()) -> ScheduledBatch:
@@ -115,29 +146,18 @@ class Scheduler:
         Returns:
             Decodes, then the prefill chunk that was under way, then newly admitted sequences.
         """
-        has_preempted = self._secure_blocks()
-        chosen, budget = self._running, self.max_num_batched_tokens
+        preempted = self.residents.secure_blocks(self._going_on())
+        chosen = self._going_on()
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
-        if self._num_in_flight:
-            chosen = [seq for seq in chosen if not self._is_about_to_end(seq)]
-        if len(chosen) > budget:
-            chosen = sorted(chosen, key=attrgetter("last_turn"))[:budget]
-        budget -= len(chosen)  # one token each is safe from those before it
+        if len(chosen) > self.max_num_batched_tokens:
+            chosen = take_turns(chosen, self.max_num_batched_tokens)
+        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late)
+        if plan.num_left:
+            self._spend_rest(plan)
         decodes: list[ScheduledSequence] = []
         chunks: list[ScheduledSequence] = []
-        for seq in chosen:
-            num_more = min(budget, seq.num_uncomputed_tokens - 1)
-            budget -= num_more
-            (chunks if seq.is_prefilling else decodes).append(self._entry(seq, 1 + num_more))
-        # What was just preempted must not come straight back: it would have been for nothing.
-        while budget and self._waiting and not has_preempted and len(self._running) < self.max_num_seqs:
-            first = next((seq for seq in self._waiting if seq.seq_id not in late), None)
-            if first is None or not self._admit(first):
-                break
-            seq = first
-            num_tokens = min(budget, seq.num_uncomputed_tokens)
-            budget -= num_tokens
+        for seq, num_tokens in plan.tokens.items():
             (chunks if seq.is_prefilling else decodes).append(self._entry(seq, num_tokens))
         batch = ScheduledBatch(decodes, chunks)
         self._num_steps += bool(batch)
@@ -190,8 +210,8 @@ class Scheduler:
             if seq.status is SequenceStatus.RUNNING:
                 # By now a later step may have advanced it, but only over tokens that are known since.
                 self.block_manager.commit(seq)
-                if end >= seq.num_prompt_tokens and seq.seq_id in self._followers:
-                    self._fork_followers(seq)
+                if end >= seq.num_prompt_tokens:
+                    self.residents.release_followers(seq)
             if needs_sampling:
                 assert token_id is not None
                 update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
@@ -201,29 +221,76 @@ class Scheduler:
                 continue
             if update.finish_reason is not None:
                 del seq.token_ids[end + needs_sampling :]
-                self._finish(seq)
+                self.residents.leave(seq)
             updates.append(update)
         return updates
 
     def has_work(self) -> bool:
         """Returns whether any sequence has not ended."""
-        return bool(self._sequences)
+        return bool(self.residents.sequences)
 
     def stats(self) -> EngineStats:
         """Returns the state between two steps."""
         blocks = self.block_manager
         return EngineStats(
-            num_running=len(self._running),
-            num_waiting=len(self._sequences) - len(self._running),
+            num_running=self.residents.num_running,
+            num_waiting=len(self.residents.sequences) - self.residents.num_running,
             num_blocks=blocks.num_blocks,
             num_free_blocks=blocks.num_free_blocks,
             num_cached_blocks=blocks.num_cached_blocks,
-            num_preemptions_total=self.num_preemptions_total,
+            num_preemptions_total=self.residents.num_preemptions_total,
             prefix_cache_queries_total=blocks.prefix_cache_queries_total,
             prefix_cache_hits_total=blocks.prefix_cache_hits_total,
             num_steps_total=self._num_steps,
             num_step_tokens=self._num_step_tokens,
         )
+
+    def _going_on(self) -> list[Sequence]:
+        """Returns the running sequences that the step in flight, if any, does not end."""
+        running = [seq for caller in self.residents.callers for seq in caller.running]
+        return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
+
+    def _spend_rest(self, plan: _Plan) -> None:
+        """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
+        callers = [caller for caller in self.residents.callers if caller.waiting or caller.name in plan.growing]
+        if len(callers) < 2:
+            for caller in callers:
+                self._spend(plan, caller, plan.num_left)
+            return
+        parts = split(plan.num_left, {caller: self._wanted(plan, caller) for caller in callers})
+        callers = self.residents.callers.in_turn(callers)
+        for caller in callers:
+            self._spend(plan, caller, parts[caller])
+        for caller in callers:
+            self._spend(plan, caller, plan.num_left)
+
+    def _wanted(self, plan: _Plan, caller: Caller) -> int:
+        """Tokens that a caller could still have computed in a step."""
+        num_tokens = 0
+        for queue in (plan.growing.get(caller.name, ()), caller.waiting):
+            for seq in queue:
+                num_tokens += seq.num_uncomputed_tokens - plan.tokens.get(seq, 0)
+                if num_tokens >= plan.num_left:
+                    return plan.num_left
+        return num_tokens
+
+    def _spend(self, plan: _Plan, caller: Caller, num_tokens: int) -> None:
+        """Gives tokens to prompts of one caller: to those under way, then to newly admitted ones."""
+        growing = plan.growing.setdefault(caller.name, [])
+        for seq in growing:
+            if seq in plan.tokens:
+                num_tokens -= plan.give(seq, num_tokens)
+        while num_tokens and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
+            if self.max_running_per_caller is not None and len(caller.running) >= self.max_running_per_caller:
+                break
+            first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)
+            if first is None:
+                break
+            if not self.residents.admit(first, plan.lose):
+                plan.is_blocked = True
+                break
+            num_tokens -= plan.give(first, num_tokens)
+            growing.append(first)
 
     def _entry(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
         self._num_turns += 1
@@ -251,104 +318,6 @@ class Scheduler:
             return True  # a prompt that is only scored
         return seq.has_unknown_token and self._is_at_limit(seq, seq.num_tokens)
 
-    def _secure_blocks(self) -> bool:
-        """Gives every running sequence blocks for all its tokens; returns whether that preempted any."""
-        num_before = self.num_preemptions_total
-        for seq in self._running.copy():
-            if self._num_in_flight and self._is_about_to_end(seq):
-                continue
-            while seq.status is SequenceStatus.RUNNING and not self.block_manager.allocate(seq, seq.num_tokens):
-                if len(self._running) > 1:
-                    self._preempt(self._running[-1])
-                else:
-                    self._release_waiting_prefix()
-        return self.num_preemptions_total > num_before
-
-    def _preempt(self, seq: Sequence) -> None:
-        self._running.remove(seq)
-        self.block_manager.free(seq)
-        seq.status = SequenceStatus.WAITING
-        insort(self._waiting, seq, key=_order)
-        self.num_preemptions_total += 1
-
-    def _admit(self, seq: Sequence) -> bool:
-        """Moves the first waiting sequence to the running ones, if all of it fits."""
-        blocks = self.block_manager
-        while True:
-            is_fresh = not (seq.block_table or seq.needs_prompt_logits)
-            prefix = blocks.match_prefix(seq) if is_fresh else []
-            if blocks.can_admit(seq, prefix, self._watermark if self._running else 0):
-                break
-            if self._running:
-                return False
-            self._release_waiting_prefix()
-        if is_fresh:
-            blocks.adopt_prefix(seq, prefix)
-        blocks.allocate(seq, seq.num_tokens)
-        if seq.first_scheduled_time_s is None:
-            seq.first_scheduled_time_s = time.monotonic()
-            seq.num_cached_tokens = seq.num_computed_tokens
-        self._waiting.remove(seq)
-        insort(self._running, seq, key=_order)
-        seq.status = SequenceStatus.RUNNING
-        seq.leader = None
-        return True
-
-    def _wait_as_group(self, seqs: list[Sequence]) -> None:
-        """Queues choices of one request whose prompt nobody has computed; the first becomes the leader."""
-        leader, *followers = seqs
-        leader.leader = None
-        insort(self._waiting, leader, key=_order)
-        if followers:
-            self._followers[leader.seq_id] = followers
-            for seq in followers:
-                seq.leader = leader
-
-    def _fork_followers(self, leader: Sequence) -> None:
-        """Lets followers hold the computed prompt while they wait, so that it outlives its leader."""
-        for seq in self._followers.pop(leader.seq_id):
-            self.block_manager.fork_prefix(leader, seq)
-            insort(self._waiting, seq, key=_order)
-
-    def _release_waiting_prefix(self) -> None:
-        """Takes the prompt blocks back from the least important group that waits with some; the last resort.
-
-        What runs then has the pool to itself, and any sequence fits into that: `add` and `_judge` see to it.
-        """
-        last = next((seq for seq in reversed(self._waiting) if seq.block_table), None)
-        assert last is not None, "a sequence alone does not fit into the KV cache"
-        group = [seq for seq in self._waiting if seq.block_table and seq.leader is last.leader]
-        for seq in group:
-            self.block_manager.free(seq)
-            self._waiting.remove(seq)
-        self._wait_as_group(group)
-
-    def _finish(self, seq: Sequence) -> None:
-        del self._sequences[seq.seq_id]
-        following = self._followers.get(seq.leader.seq_id, []) if seq.leader is not None else []
-        for queue in (self._running, self._waiting, following):
-            if seq in queue:
-                queue.remove(seq)
-        self.block_manager.free(seq)
-        seq.status = SequenceStatus.FINISHED
-        seq.leader = None
-        if orphans := self._followers.pop(seq.seq_id, None):
-            self._wait_as_group(orphans)
-
     def check_integrity(self) -> None:
         """Raises RuntimeError unless queues, states and blocks agree with each other."""
-        self.block_manager.check_integrity(self._sequences.values())
-        following = [seq for followers in self._followers.values() for seq in followers]
-        idle = self._waiting + following
-        rules = {
-            "each sequence is in one queue": sorted(s.seq_id for s in idle + self._running) == sorted(self._sequences),
-            "queues are in order": all(q == sorted(q, key=_order) for q in (self._waiting, self._running)),
-            "running states": all(seq.status is SequenceStatus.RUNNING for seq in self._running),
-            "waiting states": all(seq.status is SequenceStatus.WAITING for seq in idle),
-            "leaders live": all(s.leader is not None and s.leader.seq_id in self._sequences for s in following),
-            "followers hold no blocks": not any(seq.block_table for seq in following),
-            "no more run than may": len(self._running) <= self.max_num_seqs,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise RuntimeError(f"the scheduler is inconsistent, broken: {', '.join(broken)}")
+        self.residents.check_integrity()

@@ -36,8 +36,12 @@ class Sequence:
         token_ids: prompt, then output; the last may be `UNKNOWN_TOKEN` while its step is in flight.
         num_prompt_tokens: how many of `token_ids` are the prompt.
         sampling: how to sample it and when to end it.
-        priority: lower is served first.
-        arrival_index: breaks ties of `priority`; given by the scheduler, kept through preemption.
+        caller: whose it is; callers share the engine.
+        weight: of the caller, when there is not enough for all.
+        priority: lower is served first among its caller's.
+        round: sequences of one caller and priority take turns by it. At first how many of its request come before it;
+            the scheduler counts on from the caller's own.
+        arrival_index: breaks ties; given by the scheduler, kept through preemption.
         choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
         rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
             preemption: a recomputed cache must equal the lost one.
@@ -59,6 +63,7 @@ class Sequence:
         "block_table",
         "cache_chain",
         "cache_salt",
+        "caller",
         "choice_index",
         "first_scheduled_time_s",
         "last_turn",
@@ -69,10 +74,12 @@ class Sequence:
         "priority",
         "request_id",
         "rope_alpha",
+        "round",
         "sampling",
         "seq_id",
         "status",
         "token_ids",
+        "weight",
     )
 
     def __init__(
@@ -82,7 +89,10 @@ class Sequence:
         prompt_ids: Iterable[int],
         sampling: SamplingParams,
         *,
+        caller: str = "",
+        weight: int = 1,
         priority: int = 0,
+        round: int = 0,
         choice_index: int = 0,
         rope_alpha: float = 1.0,
         cache_salt: str = "",
@@ -93,7 +103,10 @@ class Sequence:
         self.token_ids: list[int] = list(prompt_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.sampling = sampling
+        self.caller = caller
+        self.weight = weight
         self.priority = priority
+        self.round = round
         self.arrival_index = 0
         self.choice_index = choice_index
         self.rope_alpha = rope_alpha
@@ -162,9 +175,9 @@ class Sequence:
         return self.sampling.num_prompt_logprobs is not None and len(self.token_ids) == self.num_prompt_tokens
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sorts sequences from the most important to the least."""
-        return self.priority, self.arrival_index
+    def order(self) -> tuple[int, int, int]:
+        """Sorts the sequences of one caller from the most important to the least."""
+        return self.priority, self.round, self.arrival_index
 
 
 class ScheduledSequence(NamedTuple):

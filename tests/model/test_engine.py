@@ -245,14 +245,14 @@ def test_scores_of_a_prefill_that_is_preempted(
     """Important decodes grow and take the blocks of a prompt of which a part is scored already."""
     driver = make_driver(tiny_checkpoint, num_blocks=18, block_size=8, max_num_batched_tokens=12, max_model_len=130)
     preempted: list[tuple[int, int]] = []
-    scheduler = driver.engine._scheduler
-    original = scheduler._preempt
+    residents = driver.engine._scheduler.residents
+    original = residents._preempt
 
     def preempt(seq: Any) -> None:
         preempted.append((seq.seq_id, seq.num_computed_tokens))
         original(seq)
 
-    monkeypatch.setattr(scheduler, "_preempt", preempt)
+    monkeypatch.setattr(residents, "_preempt", preempt)
     rng = random.Random(5)
     scored = random_prompt(rng, 100)
     others = [random_prompt(rng, 8) for _ in range(2)]

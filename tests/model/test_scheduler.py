@@ -69,6 +69,8 @@ class FakeEngine:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 64,
         max_model_len: int = 2000,
+        max_running_per_caller: int | None = None,
+        allow_priority: bool = False,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size, caching)
         self.scheduler = Scheduler(
@@ -76,6 +78,8 @@ class FakeEngine:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
+            max_running_per_caller=max_running_per_caller,
+            allow_priority=allow_priority,
         )
         self.memory: dict[int, Content] = {}
         self.live: dict[int, Sequence] = {}
@@ -88,6 +92,9 @@ class FakeEngine:
         self,
         prompt: Iterable[int],
         *,
+        caller: str = "",
+        weight: int = 1,
+        num_before: int = 0,
         n: int = 1,
         max_tokens: int = 8,
         priority: int = 0,
@@ -109,6 +116,9 @@ class FakeEngine:
                 "request",
                 prompt,
                 sampling,
+                caller=caller,
+                weight=weight,
+                round=num_before + i,
                 priority=priority,
                 choice_index=i,
                 rope_alpha=alpha,
@@ -163,8 +173,10 @@ class FakeEngine:
         scheduler = self.scheduler
         assert bool(batch) == bool(self.live), "an idle step while there is work"
         assert batch.num_tokens <= scheduler.max_num_batched_tokens
-        assert len(batch) <= scheduler.max_num_seqs
+        assert len(batch) <= scheduler.residents.callers.max_num_seqs
         assert len({entry.seq.seq_id for entry in batch}) == len(batch)
+        limit = scheduler.max_running_per_caller
+        assert limit is None or max(Counter(entry.seq.caller for entry in batch).values(), default=0) <= limit
         for index, (seq, start, num_tokens, needs_sampling) in enumerate(batch):
             assert start == seq.num_computed_tokens
             assert 1 <= num_tokens <= seq.num_tokens - start
@@ -287,7 +299,7 @@ class TestEndings:
         scheduler.update(scheduler.schedule(), [7, 7])
         assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1]]
         assert not scheduler.schedule({0, 1})
-        scheduler._preempt(seqs[0])
+        scheduler.residents._preempt(seqs[0])
         assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1], seqs[2]]
         scheduler.check_integrity()
 
@@ -404,7 +416,7 @@ class TestPreemption:
         engine = FakeEngine(num_blocks=8, block_size=2, caching=False)
         (low,) = engine.add([1] * 3, max_tokens=9, priority=1, alpha=3.0)
         (high,) = engine.add([2] * 3, max_tokens=9)
-        engine.step_until(lambda: engine.scheduler.num_preemptions_total == 1)
+        engine.step_until(lambda: engine.scheduler.stats().num_preemptions_total == 1)
         assert low.status is SequenceStatus.WAITING
         assert high.status is SequenceStatus.RUNNING
         assert (low.num_computed_tokens, low.block_table, low.rope_alpha) == (0, [], 3.0)
@@ -418,14 +430,14 @@ class TestPreemption:
         for priority in (0, 1, 0):
             engine.add([1] * 4 + [2] * priority, max_tokens=12, priority=priority)
         engine.run()
-        assert engine.scheduler.num_preemptions_total > 0
+        assert engine.scheduler.stats().num_preemptions_total > 0
 
     def test_cached_tokens_reported_are_those_of_the_first_admission(self) -> None:
         engine = FakeEngine(num_blocks=8, block_size=2)
         engine.add([1] * 3, max_tokens=9)
         (low,) = engine.add([2] * 3, max_tokens=9)
         engine.run()
-        assert engine.scheduler.num_preemptions_total > 0
+        assert engine.scheduler.stats().num_preemptions_total > 0
         assert low.num_cached_tokens == 0
 
     def test_by_a_prompt_that_must_be_scored_again(self) -> None:
@@ -437,13 +449,13 @@ class TestPreemption:
         engine.step()
         assert 0 < scored.num_computed_tokens < 9
         engine.run()
-        assert engine.scheduler.num_preemptions_total > 0
+        assert engine.scheduler.stats().num_preemptions_total > 0
 
     def test_once_scored_a_prompt_may_come_from_the_cache(self) -> None:
         engine = FakeEngine(num_blocks=12, block_size=2)
         engine.add([2] * 3, max_tokens=14)
         (scored,) = engine.add([1] * 9, max_tokens=8, num_prompt_logprobs=1)
-        engine.step_until(lambda: engine.scheduler.num_preemptions_total == 1)
+        engine.step_until(lambda: engine.scheduler.stats().num_preemptions_total == 1)
         assert scored.num_output_tokens > 0
         batches: list[ScheduledBatch] = []
         while not batches or batches[-1].entries[-1].seq is not scored:
@@ -463,7 +475,7 @@ class TestChoices:
         tail = 1000 - 999 // 16 * 16
         assert engine.num_computed_tokens == 1000 + 127 * tail + 128 * max(0, max_tokens - 1)
         assert [seq.num_cached_tokens for seq in seqs] == [0] + [1000 - tail] * 127
-        assert engine.scheduler.num_preemptions_total == 0
+        assert engine.scheduler.stats().num_preemptions_total == 0
 
     def test_followers_do_not_hold_up_others(self) -> None:
         engine = FakeEngine(max_num_batched_tokens=16)
@@ -528,14 +540,14 @@ class TestChoices:
         engine = FakeEngine(num_blocks=8, block_size=2, caching=False, max_num_seqs=1)
         (first,) = engine.add([2] * 2, max_tokens=12, priority=-1)
         engine.step()
-        engine.scheduler.max_num_seqs = 2
+        engine.scheduler.residents.callers.max_num_seqs = 2
         seqs = engine.add([1] * 9, n=3, max_tokens=1)
         engine.step()
-        engine.scheduler.max_num_seqs = 1
+        engine.scheduler.residents.callers.max_num_seqs = 1
         assert seqs[0].seq_id in engine.finished
         engine.step_until(lambda: first.seq_id in engine.finished)
         engine.run()
-        assert engine.scheduler.num_preemptions_total == 0
+        assert engine.scheduler.stats().num_preemptions_total == 0
 
 
 class TestAbort:
@@ -607,6 +619,8 @@ def test_check_integrity_notices() -> None:
 REQUEST = st.fixed_dictionaries(
     {
         # Few prompts, so that they share beginnings; long ones, so that they fill small pools.
+        "caller": st.sampled_from(["a", "a", "b", "c"]),
+        "weight": st.sampled_from([1, 1, 3]),
         "prompt": st.builds(
             lambda head, tail: [1, 2, 3, 4, 1, 1, 2, 1, 3, 2, 4, 4, 2, 3, 1, 4, 2, 2, 1, 3][:head] + tail,
             st.integers(0, 20),
@@ -630,6 +644,8 @@ LIMITS = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 6),
         "max_num_batched_tokens": st.sampled_from([1, 2, 3, 5, 8, 30, 100]),
         "max_model_len": st.sampled_from([12, 24, 1000]),
+        "max_running_per_caller": st.sampled_from([None, None, 1, 2]),
+        "allow_priority": st.booleans(),
     }
 )
 
@@ -706,4 +722,4 @@ def test_a_crowd_in_a_small_pool_all_ends() -> None:
         engine.add([1 + i % 3] * (1 + i % 17), n=1 + i % 3, max_tokens=1 + i % 11, priority=i % 3)
     engine.run()
     assert Counter(reason for _, reason in engine.finished.values()) == {"length": 79}
-    assert engine.scheduler.num_preemptions_total > 10
+    assert engine.scheduler.stats().num_preemptions_total > 10

@@ -123,7 +123,7 @@ class Driver:
     def check_integrity(self) -> None:
         if self.held:
             scheduler = self.engine._scheduler
-            scheduler.block_manager.check_integrity([*scheduler._sequences.values(), *self.held])
+            scheduler.block_manager.check_integrity([*scheduler.residents.sequences.values(), *self.held])
         else:
             self.engine._scheduler.check_integrity()
 
@@ -154,8 +154,9 @@ class Driver:
         assert not engine._has_reported_first
         assert not engine._prompt_logprobs
         assert not engine._refused
-        assert not engine._scheduler._sequences
-        assert not engine._scheduler._followers
+        assert not engine._scheduler.residents.sequences
+        assert not engine._scheduler.residents._followers
+        assert not list(engine._scheduler.residents.callers)
         assert not history._slots
         assert len(history._free) == engine._runner.max_num_seqs
 
