@@ -7,11 +7,15 @@ field rules (the server maps `developer` to `system` and `function` to `tool`), 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+# A pair of surrogates is one character. Other escapes are passed over whole: `\\\\u0041` is a backslash and a text.
+_ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")
 
 # What a function without `parameters` takes: an object with nothing in it.
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
@@ -30,6 +34,15 @@ class FunctionCall:
     name: str
     arguments: str
     id: str | None = None
+
+    def readable_arguments(self) -> str:
+        r"""The arguments with \uXXXX escapes written as the characters, as the model has read them in training.
+
+        What a JSON text must escape stays escaped, and what is no JSON stays as it is.
+        """
+        if "\\u" not in self.arguments or not is_json(self.arguments):
+            return self.arguments
+        return _ESCAPE.sub(_written_out, self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +122,23 @@ class ToolSpec:
 def strip_content(text: str) -> str:
     """Drops newlines before and whitespace after a message's text, as the published API server does."""
     return text.lstrip("\n").rstrip()
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value."""
+    try:
+        json.loads(text)
+        return True
+    except (ValueError, RecursionError):
+        return False
+
+
+def _written_out(escape: re.Match[str]) -> str:
+    text = escape.group()
+    if not text.startswith("\\u"):
+        return text
+    code = int(text[2:6], 16)
+    if len(text) > 6:
+        code = 0x10000 + ((code - 0xD800) << 10) + int(text[8:], 16) - 0xDC00
+    must_be_escaped = code < 0x20 or code in (0x22, 0x5C) or 0xD800 <= code <= 0xDFFF
+    return text if must_be_escaped else chr(code)

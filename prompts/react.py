@@ -6,8 +6,9 @@ that a call must follow where the client demands one. It must not know the wire'
 
 What the published API server accepts is rendered as it renders it. What it refuses is rendered too:
 messages keep their places in any order; a tool's result with no assistant's turn before it opens one;
-the results of several calls in one message stand each behind its own call, as if the calls had been
-made one after the other; a call at the very end that nobody answered gets an empty Observation.
+the results of several calls stand each behind its own call, as if the calls had been made one after the
+other (call_results.py); a call at the very end that nobody answered gets an empty Observation; and where
+results are at hand but no tool is offered any more, the turn goes on with the final answer.
 """
 
 from __future__ import annotations
@@ -18,20 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prompts import chatml
-from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
+from prompts.call_results import Step, in_steps
+from prompts.messages import Message, ToolSpec, strip_content
+from prompts.react_format import ACTION, FINAL_ANSWER, OBSERVATION, THOUGHT, Place, name_to_input
 from prompts.segments import Segment
-
-THOUGHT = "Thought:"
-ACTION = "Action:"
-ACTION_INPUT = "Action Input:"
-OBSERVATION = "Observation:"
-FINAL_ANSWER = "Final Answer:"
-# None is the beginning of another: a label is known as soon as its colon is there.
-LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
-
-# Generation ends where the model would make up a tool's result. Only at the start of a line, for the word
-# may well stand inside an argument; an Observation that opens a reply is found by the parser (`done`).
-REACT_STOP = ("\n" + OBSERVATION,)
 
 _ANSWER_STEP = f"{THOUGHT} I now know the final answer.\n{FINAL_ANSWER}"
 
@@ -69,16 +60,14 @@ class ReActPrompt:
 
     Args:
         segments: the prompt.
-        opening: what the server itself wrote of the step that the model goes on with; the `initial` of
-            `ReActParser`. It is scaffolding only, whatever text users and tools sent.
-        reads_react: whether the reply may be in ReAct form and goes through the parser.
-        allow_calls: whether the model may call; the parser's `allow_calls`.
+        place: where it leaves off.
+        opening: what the server itself wrote of the step that the model goes on with; that of `ReActParser`. Besides
+            an answer that is continued it is scaffolding only, whatever text users and tools sent.
     """
 
     segments: list[Segment]
-    opening: str
-    reads_react: bool
-    allow_calls: bool
+    place: Place
+    opening: str = ""
 
 
 @dataclass(slots=True)
@@ -87,10 +76,11 @@ class _Turn:
 
     role: Literal["system", "user", "assistant"]
     text: str = ""
-    has_steps: bool = False
+    ends_in_step: bool = False
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, *, is_step: bool = False) -> None:
         self.text = f"{self.text}\n{text}" if self.text else strip_content(text)
+        self.ends_in_step = is_step
 
 
 def render(
@@ -127,29 +117,13 @@ def render(
         raise ValueError("a call cannot be forced without tools")
     last = messages[-1] if messages and open_turn else None
     continued = continue_final and last is not None and last.role == "assistant" and not last.calls
-    after_step = last is not None and (last.role == "tool" or bool(last.calls))
 
     turns = _turns(messages, answers_are_steps=can_call, last_is_thought=continued and forced)
-    has_steps = can_call or any(turn.has_steps for turn in turns)
     if can_call:
         _add_instruction(turns, tools)
-    opening = ""
-    if open_turn:
-        if not (continued or after_step):
-            turns.append(_Turn("assistant"))
-        if continued and not forced:
-            opening = _opening_of_answer(messages[-1]) if can_call else ""
-        else:
-            if last is not None and last.calls:
-                turns[-1].add(f"{OBSERVATION} ")
-            opening = _extend_open_turn(turns[-1], tool_choice, is_thought=continued, after_step=after_step)
+    place, opening = _open(turns, last, tool_choice, can_call, continued) if open_turn else ("text", "")
     plain = [Message(turn.role, strip_content(turn.text)) for turn in turns]
-    return ReActPrompt(
-        segments=chatml.render(plain, default_system=default_system, open_turn=open_turn),
-        opening=opening,
-        reads_react=can_call or (has_steps and not continued),
-        allow_calls=can_call,
-    )
+    return ReActPrompt(chatml.render(plain, default_system=default_system, open_turn=open_turn), place, opening)
 
 
 def forced_opening(tool_choice: ToolChoice) -> str:
@@ -159,104 +133,70 @@ def forced_opening(tool_choice: ToolChoice) -> str:
     The model goes on with the tool's name, or with the arguments; nothing is forced by "auto".
     """
     if isinstance(tool_choice, Named):
-        return f" \n{ACTION} {tool_choice.name}\n{ACTION_INPUT}"
+        return f" \n{ACTION}{name_to_input(tool_choice.name)}"
     if tool_choice == "required":
         return f" \n{ACTION}"
     return ""
 
 
-def _extend_open_turn(turn: _Turn, tool_choice: ToolChoice, *, is_thought: bool, after_step: bool) -> str:
-    """Writes the beginning of the next step into the open turn.
+def _open(
+    turns: list[_Turn], last: Message | None, tool_choice: ToolChoice, can_call: bool, continued: bool
+) -> tuple[Place, str]:
+    """Leaves the last turn open for the reply, with the beginning of its next step where there must be one.
 
     Returns:
-        The step so far, without text that is not the server's own.
+        Where the prompt leaves off now, and the step so far, without text that is not the server's own.
     """
     forced = forced_opening(tool_choice)
-    if is_thought:
-        # The text that is continued is the thought, up to the end of its line.
-        turn.text = turn.text.rstrip() + forced.lstrip(" ")
-        return THOUGHT + forced
-    if after_step:
-        step = _ANSWER_STEP if tool_choice == "none" else THOUGHT + forced
-        turn.add(step)
-        return step
+    place: Place = "thought"
     if forced:
-        turn.text = THOUGHT + forced
-    return turn.text
-
-
-def _opening_of_answer(message: Message) -> str:
-    """The parser's view of an answer that is continued.
-
-    Only the last character, which tells the parser that the answer has begun: of the whole text, a line
-    that looks like scaffolding would be taken for the server's.
-    """
-    return f"{_ANSWER_STEP} {message.stripped().content[-1:]}"
+        place = "action" if tool_choice == "required" else "arguments"
+    if continued and last is not None:
+        if not forced:
+            return ("answer", f"{_ANSWER_STEP} {last.stripped().content}") if can_call else ("text", "")
+        # The text that is continued is the thought, up to the end of its line.
+        turns[-1].text = turns[-1].text.rstrip() + forced.lstrip(" ")
+        return place, THOUGHT + forced
+    if last is not None and last.calls:
+        turns[-1].add(f"{OBSERVATION} ", is_step=True)
+    after_step = bool(turns) and turns[-1].ends_in_step
+    if not after_step:
+        turns.append(_Turn("assistant"))
+        if not forced:
+            return ("turn" if can_call else "text"), ""
+    elif not can_call:
+        turns[-1].add(_ANSWER_STEP)
+        return "answer", _ANSWER_STEP
+    turns[-1].add(THOUGHT + forced)
+    return place, THOUGHT + forced
 
 
 def _turns(messages: Sequence[Message], *, answers_are_steps: bool, last_is_thought: bool) -> list[_Turn]:
     """Folds messages into turns: what the assistant and its tools say in a row is one turn."""
     turns: list[_Turn] = []
-    index = 0
-    while index < len(messages):
-        message = messages[index].stripped()
-        index += 1
-        if message.role == "system" or message.role == "user":
+    said = in_steps([message.stripped() for message in messages])
+    for number, message in enumerate(said, start=1):
+        if isinstance(message, Message) and (message.role == "system" or message.role == "user"):
             turns.append(_Turn(message.role, message.content))
             continue
         if not turns or turns[-1].role != "assistant":
             turns.append(_Turn("assistant"))
         turn = turns[-1]
-        if message.role == "tool":
-            turn.has_steps = True
-            turn.add(f"{OBSERVATION} {message.content}")
-        elif message.calls:
-            first_result = index
-            while index < len(messages) and messages[index].role == "tool":
-                index += 1
-            results = [result.stripped() for result in messages[first_result:index]]
-            _add_steps(turn, message, results)
-        elif last_is_thought and index == len(messages):
+        if isinstance(message, Step):
+            call = message.call
+            thought = _as_thought(message.thought)
+            turn.add(f"{thought}\n{ACTION}{name_to_input(call.name)} {call.readable_arguments()}", is_step=True)
+            for result in message.results:
+                turn.add(f"{OBSERVATION} {result}", is_step=True)
+        elif message.role == "tool":
+            turn.add(f"{OBSERVATION} {message.content}", is_step=True)
+        elif last_is_thought and number == len(said):
             turn.add(_as_thought(message.content))
         elif answers_are_steps:
             turn.add(f"{_ANSWER_STEP} {message.content}")
         else:
             turn.add(message.content)
     return turns
-
-
-def _add_steps(turn: _Turn, message: Message, results: Sequence[Message]) -> None:
-    """Adds a message's calls, each with its results behind it.
-
-    A result belongs to the call whose id it names; those that name none go to the calls still without a
-    result, in order, and what is then left over to the last call.
-    """
-    turn.has_steps = True
-    results_of: list[list[str]] = [[] for _ in message.calls]
-    unmatched = []
-    for result in results:
-        owner = _owner(message.calls, result)
-        if owner is None:
-            unmatched.append(result.content)
-        else:
-            results_of[owner].append(result.content)
-    for content in unmatched:
-        free = next((own for own in results_of if not own), results_of[-1])
-        free.append(content)
-    thought = _as_thought(message.content)
-    for call, own in zip(message.calls, results_of, strict=True):
-        turn.add(f"{thought}\n{ACTION} {call.name}\n{ACTION_INPUT} {call.arguments}")
-        # A call that is passed over while another of its message is answered has had no result: an empty one.
-        for content in own or [""] * bool(results):
-            turn.add(f"{OBSERVATION} {content}")
-        thought = _as_thought("")
-
-
-def _owner(calls: Sequence[FunctionCall], result: Message) -> int | None:
-    """Index of the call a result names by its id."""
-    if result.tool_call_id is None:
-        return None
-    return next((i for i, call in enumerate(calls) if call.id == result.tool_call_id), None)
 
 
 def _as_thought(content: str) -> str:

@@ -2,18 +2,17 @@
 
 It exists so that a client sees calls and answers, never the scaffolding (`Thought:`, `Action:`,
 `Action Input:`, `Observation:`, `Final Answer:`), streamed or not: the unstreamed reply is `fold` of
-the same events. It knows text only: no tokens, no wire, no list of tools.
+the same events. It knows text only: no tokens, no wire, and of tools no more than their names.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from prompts.messages import FunctionCall
-from prompts.react import ACTION, ACTION_INPUT, FINAL_ANSWER, OBSERVATION, THOUGHT
+from prompts.messages import FunctionCall, is_json
+from prompts.react_format import ACTION, ACTION_INPUT, FINAL_ANSWER, OBSERVATION, SPACE, THOUGHT, openings
 from prompts.react_lexer import Label, Lexer, Trimmer
 
 
@@ -67,60 +66,55 @@ class ParsedReply:
 
 
 class _State(Enum):
-    PLAIN = auto()  # text that follows no ReAct shape
-    PLAIN_ACTION = auto()  # in plain text, a line that is a call if `Action Input:` comes next
+    BEGIN = auto()  # not known yet whether the turn is scaffolding
+    TEXT = auto()  # the client's
     THOUGHT = auto()
-    ACTION = auto()  # the tool's name
-    SKIPPED = auto()  # text of no step: an input for no tool
+    NAME = auto()  # of the tool
     ARGUMENTS = auto()
-    ANSWER = auto()
     DONE = auto()
 
 
 class ReActParser:
-    """Turns a reply into events, piece by piece.
+    """Turns a reply into events, piece by piece, by the rule of react_format.py.
 
-    Where the published reader of whole texts is sane, the folded events are what it returns. It is not
-    where it shows scaffolding to the client or lets the model talk to itself, and differs in this:
+    A reply that is no scaffolding is content to the letter, as is what follows `Final Answer:` and white space. Where
+    the published reader of whole texts is sane, the folded events are what it returns. They differ in this:
 
-    - `Final Answer:` counts as such also where no newline or no space is around it.
-    - The first conclusion holds. After a final answer or after a call's arguments, any line that begins
-      with a label ends the reading (`done`): a second action, a made-up Observation, a second final
-      answer (of which the published reader takes the last, a thing no stream can take back).
-    - A reply that ends in a thought, or in a call before its `Action Input:`, is that thought as content.
-    - In plain text, a line `Action: ...` is a call only if `Action Input:` is the next line; if not, the
-      line is the client's text.
-    - Plain text is shown at once, so it stays even if a thought or a final answer follows it, which
-      then stands on a new line. The published reader drops the text before.
-    - An `Action Input:` that names no tool is dropped; so is a `Final Answer:` that another label follows at once.
+    - The first conclusion holds: a call ends at any label behind its arguments, and an answer goes on to the end. The
+      published reader takes the last of several final answers, a thing no stream can take back.
+    - An `Observation:` that no call precedes ends the reading, too: the model talks to itself.
+    - A reply that ends in a thought is that thought as content. One that is cut off in a call, before its
+      `Action Input:`, is the thought before it; one that ends there by itself is no call, and content to the letter.
 
-    As the published reader has it, a second `Thought:` inside a thought is the thought's text. Texts have
-    no whitespace around them, only a continued answer keeps that between it and what it goes on from.
+    As the published reader has it, a second `Thought:` inside a thought is the thought's text. Thoughts and arguments
+    have no whitespace around them.
 
-    Held back is what may still be scaffolding or trailing whitespace, and thoughts: only at its end is it
-    known whether a thought is content (a call follows) or not shown (a final answer does).
+    Held back is what may still be scaffolding, and thoughts: only at its end is it known whether a thought is content
+    (a call follows) or not shown (a final answer does).
 
     Args:
-        initial: what of the step stands in the prompt already (`ReActPrompt.opening`). Its text is not
-            content of the reply; a call it begins is a call of the reply, and comes with the first push.
-        allow_calls: False makes a call no call: its thought is the content and the reading ends.
+        opening: what of the step stands in the prompt already (`ReActPrompt.opening`). Its text is not content of the
+            reply; a call it begins is a call of the reply, and comes with the first push.
+        tool_names: of the tools that may be called.
     """
 
-    def __init__(self, initial: str = "", *, allow_calls: bool = True) -> None:
-        self._allow_calls = allow_calls
-        self._state = _State.PLAIN
+    def __init__(self, opening: str = "", tool_names: Sequence[str] = ()) -> None:
+        self._openings = openings(tool_names)
+        self._state = _State.BEGIN
         self._lexer = Lexer()
         self._events: list[Event] = []
-        self._content = Trimmer()
-        self._has_content = False
+        self._held = ""
+        self._step = ""
         self._thought = ""
         self._name = ""
         self._arguments = ""
-        self._arguments_trimmer = Trimmer()
+        self._trimmer = Trimmer()
+        self._skips_space = False
         self._unfinished_call = False
-        self._read(initial)
-        self._events = [event for event in self._events if not isinstance(event, Content | Thought)]
-        self._thought = ""
+        if opening:
+            self._read(opening)
+            self._events = [event for event in self._events if not isinstance(event, Content | Thought)]
+            self._step = self._thought = ""
 
     @property
     def done(self) -> bool:
@@ -137,19 +131,25 @@ class ReActParser:
         self._read(text)
         return self._take()
 
-    def flush(self) -> list[Event]:
-        """Ends the reply and returns what was held back."""
+    def flush(self, *, is_cut: bool = False) -> list[Event]:
+        """Ends the reply and returns what was held back.
+
+        Args:
+            is_cut: the model would have gone on, so that the beginning of a step is no text.
+        """
         rest = self._lexer.flush()
-        if not self._is_cut_label():
-            self._on_text(rest)
-        if self._state is _State.PLAIN_ACTION:
-            self._restore_action()
-        elif self._state is _State.ARGUMENTS:
-            self._unfinished_call = not _is_json(self._arguments)
-            self._end_call()
-        elif self._state is _State.ACTION:
+        if self._state is _State.BEGIN:
+            self._show(self._held)
+        elif self._state is _State.THOUGHT:
+            self._show((self._thought if is_cut else self._thought + rest).strip())
+        elif self._state is _State.NAME:
             self._unfinished_call = True
-        self._show_thought()
+            self._show(self._thought.strip() if is_cut else self._step)
+        elif self._state is _State.ARGUMENTS:
+            if not is_json(self._arguments):
+                self._add_arguments(rest)
+            self._unfinished_call = not is_json(self._arguments)
+            self._end_call()
         self._state = _State.DONE
         return self._take()
 
@@ -158,71 +158,76 @@ class ReActParser:
         return events
 
     def _read(self, text: str) -> None:
+        if self._state is _State.BEGIN:
+            self._begin(text)
+        elif self._state is _State.TEXT:
+            self._show(text)
+        elif self._state is not _State.DONE:
+            self._read_step(text)
+
+    def _begin(self, text: str) -> None:
+        """Decides what kind of turn it is, as soon as that is known."""
+        self._held += text
+        body = self._held.lstrip(SPACE)
+        if not body.startswith(self._openings):
+            if not any(opening.startswith(body) for opening in self._openings):
+                self._state = _State.TEXT
+                self._show(self._held)
+            return
+        self._state = _State.THOUGHT if body.startswith(THOUGHT) else _State.NAME
+        label = THOUGHT if self._state is _State.THOUGHT else ACTION
+        self._step = self._held[: -len(body)] + label
+        self._read_step(body.removeprefix(label))
+
+    def _read_step(self, text: str) -> None:
+        if self._state is not _State.ARGUMENTS:
+            self._step += text
         for piece in self._lexer.push(text):
             if isinstance(piece, Label):
                 self._on_label(piece.text)
             else:
                 self._on_text(piece)
+            if self._state is _State.TEXT:
+                self._show(self._lexer.flush())
+            if self._state is _State.DONE:
+                return
 
     def _on_text(self, text: str) -> None:
-        match self._state:
-            case _State.PLAIN | _State.ANSWER:
-                self._show(text)
-            case _State.THOUGHT:
-                self._thought += text
-            case _State.ACTION:
-                self._name += text
-            case _State.PLAIN_ACTION:
-                self._name += text
-                if "\n" in self._name.strip():
-                    self._restore_action()
-            case _State.ARGUMENTS:
-                self._add_arguments(text)
-            case _State.SKIPPED | _State.DONE:
-                pass
+        if self._state is _State.THOUGHT:
+            self._thought += text
+        elif self._state is _State.NAME:
+            self._name += text
+        else:
+            self._add_arguments(text)
 
     def _on_label(self, label: str) -> None:
-        if self._state is _State.PLAIN_ACTION and not (label == ACTION_INPUT and self._name.strip()):
-            self._restore_action()
-        elif self._state is _State.ARGUMENTS:
+        if self._state is _State.ARGUMENTS:
             self._end_call()
-        elif self._state is _State.ANSWER:
-            self._state = _State.DONE if self._content.has_begun else _State.SKIPPED
-        if self._state is _State.DONE:
             return
-        if label == OBSERVATION:
-            self._show_thought()
-            self._state = _State.DONE
-        elif label == THOUGHT:
-            if self._state is _State.THOUGHT:
-                self._thought += label
+        if self._state is _State.NAME:
+            if label == ACTION_INPUT and self._name.strip():
+                self._start_call(self._name.strip().splitlines()[0].rstrip())
+                return
+            self._thought += ACTION + self._name
             self._state = _State.THOUGHT
+        if label == ACTION:
+            self._name = ""
+            self._state = _State.NAME
         elif label == FINAL_ANSWER:
             self._start_answer()
-        elif label == ACTION:
-            self._name = ""
-            self._state = _State.PLAIN_ACTION if self._state is _State.PLAIN else _State.ACTION
+        elif label == OBSERVATION:
+            self._show(self._thought.strip())
+            self._state = _State.DONE
         else:
-            self._on_action_input()
-
-    def _on_action_input(self) -> None:
-        if self._state is _State.PLAIN:
-            self._show(ACTION_INPUT)
-        elif self._state in (_State.ACTION, _State.PLAIN_ACTION) and self._name.strip():
-            self._start_call(self._name.strip().splitlines()[0].rstrip())
-        else:
-            self._state = _State.SKIPPED
+            self._thought += label
 
     def _start_call(self, name: str) -> None:
-        self._show_thought()
-        if self._allow_calls:
-            self._events.append(CallStart(name))
-            self._state = _State.ARGUMENTS
-        else:
-            self._state = _State.DONE
+        self._show(self._thought.strip())
+        self._events.append(CallStart(name))
+        self._state = _State.ARGUMENTS
 
     def _add_arguments(self, text: str) -> None:
-        piece = self._arguments_trimmer.push(text)
+        piece = self._trimmer.push(text)
         if piece:
             self._arguments += piece
             self._emit(CallArguments(piece))
@@ -236,37 +241,15 @@ class ReActParser:
     def _start_answer(self) -> None:
         if self._thought.strip():
             self._events.append(Thought(self._thought.strip()))
-        self._thought = ""
-        self._start_section()
-        self._state = _State.ANSWER
-
-    def _show_thought(self) -> None:
-        """A thought that no final answer followed is content."""
-        if self._thought.strip():
-            self._start_section()
-            self._show(self._thought)
-        self._thought = ""
-
-    def _start_section(self) -> None:
-        """What is shown next has its own line, without the whitespace around it."""
-        self._content = Trimmer(before="\n" if self._has_content else "")
+        self._skips_space = True
+        self._state = _State.TEXT
 
     def _show(self, text: str) -> None:
-        shown = self._content.push(text)
-        if shown:
-            self._has_content = True
-            self._emit(Content(shown))
-
-    def _restore_action(self) -> None:
-        """The line was no action but text."""
-        self._state = _State.PLAIN
-        self._show(ACTION + self._name)
-
-    def _is_cut_label(self) -> bool:
-        """Whether the beginning of a label at the very end is scaffolding that was cut off, not a short line."""
-        if self._state is _State.ARGUMENTS:
-            return _is_json(self._arguments)
-        return self._state is _State.THOUGHT and bool(self._thought.strip())
+        if self._skips_space:
+            text = text.lstrip(SPACE)
+            self._skips_space = not text
+        if text:
+            self._emit(Content(text))
 
     def _emit(self, event: Content | CallArguments) -> None:
         """Adds text to the events, as one with text of its kind right before it."""
@@ -289,11 +272,3 @@ def fold(events: Iterable[Event]) -> ParsedReply:
         elif isinstance(event, CallArguments):
             calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + event.text)
     return ParsedReply(None if calls and not content else content, tuple(calls))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-        return True
-    except (ValueError, RecursionError):
-        return False

@@ -4,67 +4,66 @@ It exists so that "valid by construction" is one text handed to the engine. A gr
 dialect; this file only writes it, and knows neither that library nor tokens. Schemas are embedded, not interpreted:
 whether one makes sense is found out by whoever compiles the grammar.
 
-Free text stays free: in a reply with tools the grammar begins where the model begins a call (the line `Action:`), so
-thoughts, plain replies and final answers are not touched.
+Free text stays free: in a reply with tools the grammar begins where the model begins a call, by the rule of
+react_format.py, so thoughts, plain replies and final answers are not touched.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from prompts.react import ACTION, ACTION_INPUT, FINAL_ANSWER, THOUGHT
+from prompts.react_format import ACTION, FINAL_ANSWER, SPACE, THOUGHT, Place, call_opening, name_to_input
+
+_SPACES = f"[{SPACE}]*".encode("unicode_escape").decode()
 
 # JSON on one line, as these models saw it in training (a space after a comma or a colon, or none). White space that
 # JSON would allow without end is a place where models lose themselves.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": r",\x20?", "key_separator": r":\x20?"}
 
-Opening = Literal["turn", "thought", "action", "arguments"]
-
 
 def tool_call_grammar(
     tools: Sequence[tuple[str, Mapping[str, Any]]],
     *,
-    opening: Opening = "turn",
+    place: Place = "turn",
     answer: str | None = None,
 ) -> str:
     """The grammar of a reply that may call tools.
 
     Args:
         tools: (name, JSON schema of its arguments) of each tool that may be called; at least one.
-        opening: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:`
-            ("action": a call must follow), or after `Action Input:` ("arguments": of the only tool).
+        place: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:` (a call
+            must follow), or after `Action Input:` (of the only tool).
         answer: rule body that an answer must match, be it a final answer or the whole reply; None leaves both free.
 
     Returns:
         Lark text; the grammar ends with the arguments of a call.
     """
-    calls = []
-    rules = []
-    for index, (name, schema) in enumerate(tools):
-        if opening == "arguments":
-            return arguments_grammar(schema)
-        calls.append(f"call_{index}")
-        head = _literal(f" {name}\n{ACTION_INPUT}")
-        rules.append(f"call_{index}: {head} {_arguments(schema)}")
-    call = " | ".join(calls)
-    if opening == "action":
-        return whole_grammar("\n".join([call, *rules]))
-    # A reply without a thought has no end to its free text; where its form matters, it has to begin with one.
-    before = f"{THOUGHT}(.|\\n)*" if answer is not None and opening == "turn" else r"(.|\n)*"
-    lines = [
-        "%llguidance {}",
-        f"call: to_action ({call})",
-        f"to_action[lazy]: {_up_to(ACTION, before)}",
-        f"to_answer[lazy]: {_up_to(FINAL_ANSWER, before)}",
+    if place == "arguments":
+        return arguments_grammar(tools[0][1])
+    rules = [f"arguments_{index}: {_arguments(schema)}" for index, (_, schema) in enumerate(tools)]
+    named = [f"{_literal(name_to_input(name))} arguments_{index}" for index, (name, _) in enumerate(tools)]
+    if place == "action":
+        return whole_grammar("\n".join([" | ".join(named), *rules]))
+    # What matches first of these lazy words is it, so that free text ends where one of them is complete.
+    before = "" if place == "thought" else f"{_SPACES}{THOUGHT}"
+    rules += [
+        rf"to_name[lazy]: /{before}(.|\n)*\n{ACTION}/",
+        rf"to_answer[lazy]: /{before}(.|\n)*\n{FINAL_ANSWER}/",
     ]
+    starts = [f"to_name ({' | '.join(named)})", "to_answer " + ("TEXT" if answer is None else '" " answer')]
+    if place == "turn":
+        for index, (name, _) in enumerate(tools):
+            rules.append(f"call_{index}[lazy]: /{_SPACES}/ {_literal(call_opening(name))}")
+            starts.append(f"call_{index} arguments_{index}")
     if answer is None:
-        lines += ["start: call | to_answer TEXT | TEXT", r"TEXT: /(.|\n)*/"]
+        starts.append("TEXT")
+        rules.append(r"TEXT: /(.|\n)*/")
     else:
-        whole = " | answer" if opening == "turn" else ""
-        lines += [f'start: call | to_answer " " answer{whole}', f"answer: {answer}"]
-    return "\n".join([*lines, *rules, ""])
+        starts += ["answer"] * (place == "turn")
+        rules.append(f"answer: {answer}")
+    return whole_grammar("\n".join([" | ".join(starts), *rules]))
 
 
 def arguments_grammar(schema: Mapping[str, Any]) -> str:
@@ -172,11 +171,6 @@ def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
     if isinstance(schema.get("items"), Mapping):
         closed["items"] = _closed(schema["items"], depth + 1)
     return closed
-
-
-def _up_to(label: str, before: str) -> str:
-    """A regular expression: a line that begins with the label and what comes before it, up to the colon."""
-    return rf"/({before}\n)?{label}/"
 
 
 def _literal(text: str) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
 from model.sampling_params import SamplingParams
-from prompts.react import FINAL_ANSWER, Named
-from prompts.schema import Opening, arguments_grammar, tool_call_grammar
+from prompts.react import Named
+from prompts.schema import arguments_grammar, tool_call_grammar
 from server.engine_client import Prompt
 from server.function_calling import FunctionCalling, read_function_calling
 from server.generation_request import GenerationRequest, ReplyReading
@@ -88,8 +88,9 @@ class Converter:
             grammar=await self._chat_grammar(calling, prompt, answer, request.n or 1),
         )
         reading = None
-        if prompt.react.reads_react:
-            reading = ReplyReading(prompt.react.opening, prompt.react.allow_calls, calling.is_legacy)
+        if prompt.react.place != "text":
+            names = tuple(tool.name_for_model for tool in calling.tools)
+            reading = ReplyReading(prompt.react.opening, names, calling.is_legacy)
         self._check_size(request.n or 1, [sampling])
         return _generation_request(
             request,
@@ -112,25 +113,18 @@ class Converter:
         self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None, num_choices: int
     ) -> str | None:
         """Returns what the reply is held to: arguments to the schemas of their tools, answers to their format."""
-        react = prompt.react
-        # Where an answer is continued, no call can follow any more.
-        if not react.allow_calls or FINAL_ANSWER in react.opening:
+        place = prompt.react.place
+        if place in ("answer", "text"):
             return await self._answer_grammar(answer, num_choices)
         if answer is not None and answer.rule is None:
             raise InvalidRequestError(
                 "A grammar of your own and tools cannot be combined; use a JSON schema, a regex or choices.",
                 param=answer.param,
             )
-        opening: Opening = "turn"
         schemas = calling.schemas
         if isinstance(calling.choice, Named):
-            opening = "arguments"
             schemas = tuple(entry for entry in schemas if entry[0] == calling.choice.name)
-        elif calling.choice == "required":
-            opening = "action"
-        elif react.opening:
-            opening = "thought"
-        grammar = tool_call_grammar(schemas, opening=opening, answer=None if answer is None else answer.rule)
+        grammar = tool_call_grammar(schemas, place=place, answer=None if answer is None else answer.rule)
         param = "functions" if calling.is_legacy else "tools"
         # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
         parts = {arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in calling.schemas}

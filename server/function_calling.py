@@ -12,7 +12,8 @@ from typing import Any
 
 from model.errors import InvalidRequestError
 from prompts.messages import FunctionCall, Message, ToolSpec
-from prompts.react import LABELS, Named, ToolChoice
+from prompts.react import Named, ToolChoice
+from prompts.react_format import LABELS
 from prompts.schema import arguments_schema
 from prompts.schema_check import has_finite_value
 from server.protocol import ChatCompletionRequest, ChatMessage, TokenizeRequest

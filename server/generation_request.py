@@ -13,13 +13,13 @@ class ReplyReading:
 
     Attributes:
         opening: what of the reply's first step stands in the prompt already.
-        allow_calls: whether it may call functions.
+        tool_names: of those that may be called.
         is_legacy: write a call as `function_call`, not `tool_calls`.
     """
 
-    opening: str
-    allow_calls: bool
-    is_legacy: bool
+    opening: str = ""
+    tool_names: tuple[str, ...] = ()
+    is_legacy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

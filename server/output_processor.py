@@ -1,7 +1,7 @@
 """From the token ids of one choice to the pieces of text a client may see.
 
-Detokenizer, then stop strings; the text of a choice is decided here and nowhere else, for streams and for
-unstreamed replies alike.
+Detokenizer, reader of calls, then stop strings, which are matched on what a client sees; the text of a choice is
+decided here and nowhere else, for streams and for unstreamed replies alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from model.detokenizer import Detokenizer
 from model.messages import SequenceOutput, TokenLogprob
 from model.tokenizer import Tokenizer
-from prompts.react_parser import CallStart, Event, ReActParser
+from prompts.react_parser import CallStart, Content, Event, ReActParser
 from prompts.stop import StopMatcher, StopStrings
 from server.token_text import TokenAligner, TokenEntry
 
@@ -26,10 +26,10 @@ class ChoiceDelta:
 
     Attributes:
         index: of the choice.
-        text: to append.
-        events: what the reader of calls made of `text`; None where replies are shown as they are.
+        text: to append, where replies are shown as they are.
+        events: what the reader of calls made of the reply, where there is one.
         token_ids: generated since the last delta, an ending id included; not those after a stop string.
-        logprobs: of the tokens whose text is in `text`, when asked for.
+        logprobs: of the tokens whose text is decided on, when asked for.
         prompt_logprobs: of the prompt's tokens but the first, in the first delta, when asked for.
         finish_reason: None while it goes on, else "stop", "length" or "tool_calls".
         stop_reason: the stop string, or the id from `stop_token_ids`, that ended it.
@@ -63,7 +63,7 @@ class ChoiceProcessor:
     Args:
         index: of the choice.
         tokenizer: of the checkpoint.
-        stops: strings that end it, or None.
+        stops: strings that end it, in text that is shown; a call is none.
         include_stop: leave what ended it (a stop string, or an ordinary token) in the text.
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
@@ -100,7 +100,8 @@ class ChoiceProcessor:
         self._aligner = TokenAligner() if with_logprobs else None
         self._parser = parser
         self._has_call = False
-        self._num_chars_out = 0
+        self._num_chars = 0
+        self._num_chars_back = 0  # given to the matcher, and not let through
         self.num_tokens = 0
         self.finished = False
 
@@ -121,16 +122,12 @@ class ChoiceProcessor:
             self._read(self._push_token(token_id, is_ending, logprob), delta)
             if self._is_over():
                 delta.token_ids = output.token_ids[: position + 1]
-                return self._finish(delta, STOP, self._matched)
+                return self._finish(delta, STOP, None)
         delta.token_ids = output.token_ids
         if output.finish_reason is None:
-            self._num_chars_out += len(delta.text)
             if self._aligner is not None:
-                delta.logprobs = self._aligner.release(self._num_chars_out)
+                delta.logprobs = self._aligner.release(self._num_chars - self._num_chars_back)
             return delta
-        self._read(self._flush(), delta)
-        if self._is_over():
-            return self._finish(delta, STOP, self._matched)
         stopped_by = output.stop_token_id if output.stop_token_id in self._stop_token_ids else None
         return self._finish(delta, output.finish_reason, stopped_by)
 
@@ -147,41 +144,71 @@ class ChoiceProcessor:
         shown = not is_ending or self._include_stop
         if self._aligner is not None and logprob is not None:
             self._aligner.push(token_id, self._shown_bytes(token_id) if shown else None, logprob)
-        text = self._detokenizer.push(token_id) if shown else ""
-        if self._matcher is None or self.num_tokens <= self._min_tokens:
-            return text
-        return self._matcher.push(text)
+        return self._detokenizer.push(token_id) if shown else ""
 
     def _shown_bytes(self, token_id: int) -> bytes:
         if self._show_special_tokens and self._tokenizer.is_special(token_id):
             return self._tokenizer.token_name(token_id).encode()
         return self._tokenizer.token_bytes(token_id)
 
-    def _flush(self) -> str:
-        text = self._detokenizer.flush()
-        if self._matcher is None or self.num_tokens <= self._min_tokens:
-            return text
-        text = self._matcher.push(text)
-        return text if self._matcher.matched is not None else text + self._matcher.flush()
-
     def _read(self, text: str, delta: ChoiceDelta) -> None:
-        delta.text += text
-        if self._parser is not None:
+        self._num_chars += len(text)
+        if self._parser is None:
+            delta.text += self._match(text)
+        else:
             self._add_events(self._parser.push(text), delta)
 
+    def _match(self, text: str) -> str:
+        """Returns what may be shown of a text that is to be shown next."""
+        if self._matcher is None or self.num_tokens <= self._min_tokens:
+            return text
+        shown = self._matcher.push(text)
+        self._num_chars_back += len(text) - len(shown)
+        return shown
+
+    def _release(self) -> str:
+        """Returns what the matcher held back, when no text follows."""
+        text = "" if self._matcher is None else self._matcher.flush()
+        self._num_chars_back -= len(text)
+        return text
+
     def _add_events(self, events: list[Event], delta: ChoiceDelta) -> None:
-        delta.events = [*(delta.events or ()), *events]
-        self._has_call = self._has_call or any(isinstance(event, CallStart) for event in events)
+        shown: list[Event] = []
+        for event in events:
+            if self._matched is not None:
+                break
+            if isinstance(event, Content):
+                text = self._match(event.text)
+                shown += [Content(text)] if text else []
+                continue
+            if isinstance(event, CallStart):
+                self._has_call = True
+                text = self._release()
+                shown += [Content(text)] if text else []
+            shown.append(event)
+        delta.events = [*(delta.events or ()), *shown]
+
+    def _flush(self, delta: ChoiceDelta, *, is_cut: bool) -> None:
+        self._read(self._detokenizer.flush(), delta)
+        if self._parser is not None:
+            self._add_events(self._parser.flush(is_cut=is_cut), delta)
+        if self._matched is not None:
+            return
+        if self._parser is None:
+            delta.text += self._release()
+        elif text := self._release():
+            delta.events = [*(delta.events or ()), Content(text)]
 
     def _finish(self, delta: ChoiceDelta, finish_reason: str, stop_reason: str | int | None) -> ChoiceDelta:
         self.finished = True
-        self._num_chars_out += len(delta.text)
-        if self._parser is not None:
-            self._add_events(self._parser.flush(), delta)
-            if finish_reason == STOP and self._has_call and not self._parser.unfinished_call:
-                finish_reason = TOOL_CALLS
+        if self._matched is None:
+            self._flush(delta, is_cut=finish_reason == LENGTH)
+        if self._matched is not None:
+            finish_reason, stop_reason = STOP, self._matched
+        elif finish_reason == STOP and self._has_call and self._parser is not None:
+            finish_reason = STOP if self._parser.unfinished_call else TOOL_CALLS
         delta.finish_reason = finish_reason
         delta.stop_reason = stop_reason
         if self._aligner is not None:
-            delta.logprobs = self._aligner.finish(self._num_chars_out)
+            delta.logprobs = self._aligner.finish(self._num_chars - self._num_chars_back)
         return delta

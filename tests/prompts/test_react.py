@@ -55,8 +55,9 @@ def test_published_prompts(react_cases: dict[str, Any]) -> None:
         tools = [ToolSpec.from_dict(function) for function in case["functions"] or []]
         prompt = render(messages, tools)
         assert display(prompt.segments) == case["prompt"]
-        assert prompt.reads_react == prompt.allow_calls == bool(tools)
-        assert prompt.opening == ("Thought:" if messages[-1].role == "tool" else "")
+        after_result = messages[-1].role == "tool"
+        assert prompt.opening == ("Thought:" if after_result else "")
+        assert prompt.place == ("thought" if after_result else "turn" if tools else "text")
 
 
 # -- where the instruction stands
@@ -222,10 +223,22 @@ def test_a_continued_turn(tool_choice: ToolChoice, written: str) -> None:
     assert _reply_so_far([*FRESH, _assistant("so far \n")], tool_choice=tool_choice) == written
 
 
-@pytest.mark.parametrize(("content", "last"), [("so far \n", "r"), ("a\nAction: f", "f"), ("", "")])
-def test_the_parser_learns_only_whether_an_answer_has_begun(content: str, last: str) -> None:
-    opening = render([*FRESH, _assistant(content)], [PING]).opening
-    assert opening == "Thought: I now know the final answer.\nFinal Answer: " + last
+PLACES: dict[ToolChoice, str] = {
+    "auto": "turn",
+    "none": "text",
+    "required": "action",
+    Named("pong"): "arguments",
+}
+
+
+@pytest.mark.parametrize("tool_choice", PLACES)
+def test_where_the_prompt_leaves_off(tool_choice: ToolChoice) -> None:
+    place = PLACES[tool_choice]
+    assert render(FRESH, [PING], tool_choice=tool_choice).place == place
+    after_result = {"turn": "thought", "text": "answer"}.get(place, place)
+    assert render(AFTER_RESULT, [PING], tool_choice=tool_choice).place == after_result
+    continued = {"turn": "answer"}.get(place, place)
+    assert render([*AFTER_RESULT, _assistant("a")], [PING], tool_choice=tool_choice).place == continued
 
 
 def test_a_continued_turn_after_a_result() -> None:
@@ -258,9 +271,17 @@ def test_choice_none_leaves_the_tools_out_and_the_history_in() -> None:
     text = display(prompt.segments)
     assert "Answer the following" not in text
     assert "Thought: \nAction: ping\nAction Input: {}\nObservation: r\na<|im_end|>" in text
-    assert (prompt.reads_react, prompt.allow_calls) == (True, False)
+    assert prompt.place == "text"
 
 
-def test_without_tools_or_steps_the_reply_is_not_react() -> None:
-    prompt = render([_user("q"), _assistant("Thought: x"), _user("r")])
-    assert (prompt.opening, prompt.reads_react, prompt.allow_calls) == ("", False, False)
+def test_without_tools_the_reply_is_text() -> None:
+    for history in ([_user("q"), _assistant("Thought: x")], [*AFTER_RESULT, _assistant("a")]):
+        for messages in (history, [*history, _user("r")]):
+            prompt = render(messages)
+            assert (prompt.place, prompt.opening) == ("text", "")
+
+
+def test_without_tools_a_result_is_followed_by_the_final_answer() -> None:
+    for messages in (AFTER_RESULT, AFTER_RESULT[:2]):
+        assert _reply_so_far(messages, []).endswith("\nThought: I now know the final answer.\nFinal Answer:")
+        assert render(messages).place == "answer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from prompts.react_parser import (
 )
 
 LABELS = ("Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:")
+NAMES = ("f", "g", "get_weather")
+ANSWERING = "Thought: I now know the final answer.\nFinal Answer:"
 
 
-def _events(chunks: list[str], initial: str = "", **options: Any) -> list[Event]:
-    parser = ReActParser(initial, **options)
+def _events(chunks: list[str], opening: str = "", names: Sequence[str] = NAMES, *, is_cut: bool = False) -> list[Event]:
+    parser = ReActParser(opening, names)
     events = [event for chunk in chunks for event in parser.push(chunk)]
-    return events + parser.flush()
+    return events + parser.flush(is_cut=is_cut)
 
 
 def _joined(events: list[Event]) -> list[Event]:
@@ -41,11 +44,11 @@ def _joined(events: list[Event]) -> list[Event]:
     return joined
 
 
-def _reply(text: str, initial: str = "", **options: Any) -> ParsedReply:
+def _reply(text: str, *args: Any, **options: Any) -> ParsedReply:
     """The reply, having checked that every split of the text gives the same."""
-    whole = _joined(_events([text], initial, **options))
+    whole = _joined(_events([text], *args, **options))
     for chunks in [*([text[:i], text[i:]] for i in range(len(text) + 1)), list(text)]:
-        assert _joined(_events(chunks, initial, **options)) == whole
+        assert _joined(_events(chunks, *args, **options)) == whole
     return fold(whole)
 
 
@@ -57,75 +60,101 @@ def _calls(content: str | None, name: str, arguments: str = "{}") -> ParsedReply
     return ParsedReply(content, (FunctionCall(name, arguments),))
 
 
-# What the published reader shows of these is plainly wrong; see ReActParser.
-SANE = {
-    "Thought: t\nAction: f": "t",
-    "Final Answer: no newline before": "no newline before",
-    "Thought: t\nFinal Answer: one\nFinal Answer: two": "one",
-}
+# The published reader takes the last of several final answers; a stream cannot. See ReActParser.
+SANE = {"Thought: t\nFinal Answer: one\nFinal Answer: two": "one\nFinal Answer: two"}
 
 
 def test_published_readings(react_cases: dict[str, Any]) -> None:
     cases = react_cases["responses"]
     assert SANE.keys() <= {case["text"] for case in cases}
     for case in cases:
-        reply = _reply(case["text"])
         call = case["function_call"]
+        reply = _reply(case["text"], "", [call["name"]] if call else [])
         assert reply.calls == ((FunctionCall(call["name"], call["arguments"]),) if call else ())
         # Nothing said before a call is null on the wire, where the published server said "".
         assert (reply.content or "") == SANE.get(case["text"], case["content"])
 
 
+# -- text that is the client's, to the letter
+
+STEP = "Thought: t\nAction: f\nAction Input: {}\nObservation: 1\nThought: u\nFinal Answer: v\n"
+TEXTS = [
+    "",
+    " \n",
+    "\n a\n\n b \n",
+    "Lab report\nObservation: it turned blue.\nConclusion: acid.",
+    "Minutes\nAction: Bob calls.\nAction: Ann writes.",
+    "Notes\nThought: be kind\nDone",
+    f"So it looks:\n```\n{STEP}```\nClear?",
+    f"{STEP}".replace("Thought", "thought", 1),
+    f"Sure.\n{STEP}",
+    "Action: go home\nAction Input: the key",
+    "Action: f\nAction: f\nAction Input: {}",
+    "Action: f \nAction Input: {}",
+    "Action: f\nAction Inpu",
+    "Thoug",
+    *(
+        f"{before}{label}{after}"
+        for label in LABELS
+        for before in ("a\n", "a\n\n", "a ")
+        for after in ("", " b", "\nb\n")
+    ),
+    *(f"{label}{after}" for label in LABELS[1:] for after in ("", " b", "\nb\n")),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("names", [(), NAMES])
+def test_a_turn_that_is_no_scaffolding_is_text(text: str, names: tuple[str, ...]) -> None:
+    assert _reply(text, "", names) == _answer(text)
+    assert _reply(text, "", names, is_cut=True) == _answer(text)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, STEP, "Action: f\nAction Input: {}", "Thought: t", "Thought:"])
+@pytest.mark.parametrize("names", [(), NAMES])
+def test_an_answer_is_text(text: str, names: tuple[str, ...]) -> None:
+    text = text.lstrip()
+    assert _reply(f" {text}", ANSWERING, names) == _answer(text)
+    assert _reply(text, f"{ANSWERING} so far ", names) == _answer(text)
+    assert _reply(f"Thought: t\nFinal Answer: {text}", "", names) == _answer(text)
+
+
+# -- scaffolding
+
+
 @pytest.mark.parametrize(
     ("text", "reply"),
     [
-        # plain text
-        ("", _answer("")),
-        ("  \n", _answer("")),
-        ("A", _answer("A")),
-        ("Action", _answer("Action")),
-        ("\n a\n\n b \n", _answer("a\n\n b")),
-        ("My Thought: x", _answer("My Thought: x")),
-        ("a\n Action: f\nb", _answer("a\n Action: f\nb")),
-        ("thought: x\nFINAL ANSWER: y", _answer("thought: x\nFINAL ANSWER: y")),
-        ("Plan:\nAction: go home\nDone.", _answer("Plan:\nAction: go home\nDone.")),
-        ("Plan:\nAction: go home", _answer("Plan:\nAction: go home")),
-        ("Plan:\nAction:\nAction Input: x", _answer("Plan:\nAction:\nAction Input: x")),
-        ("Action: a\nAction: b\nc", _answer("Action: a\nAction: b\nc")),
-        ("a\nAction Input: x", _answer("a\nAction Input: x")),
-        ("a\nObservation: x\nb", _answer("a")),
-        ("Observation: x", _answer("")),
         # answers
-        ("Thought: t\nFinal Answer:  a\n b\n", _answer("a\n b")),
-        ("Final Answer:", _answer("")),
-        ("Final Answer:42", _answer("42")),
-        ("Thought: Final Answer: 42", _answer("42")),
-        ("Thought: t\nFinal Answer:\nFinal Answer: 42", _answer("42")),
-        ("Thought: t\nFinal Answer: a\nThought: u\nAction: f\nAction Input: {}", _answer("a")),
-        ("Thought: t\nFinal Answer: a\nObservation: b", _answer("a")),
+        ("Thought: t\nFinal Answer:  a\n b\n", _answer("a\n b\n")),
+        ("Thought:\nFinal Answer:42", _answer("42")),
+        (" \nThought: t\nFinal Answer: 42", _answer("42")),
+        ("Thought: t\nFinal Answer:", _answer("")),
         ("Thought: t\nFinal Answer: a\nThough", _answer("a\nThough")),
         ("Thought: t\nAction: none\nFinal Answer: a", _answer("a")),
         ("Thought: t\nAction Input: {}\nFinal Answer: a", _answer("a")),
-        ("Sure.\n\nFinal Answer: a", _answer("Sure.\na")),
+        ("Thought: t\nAction: f\nThought: u\nFinal Answer: a", _answer("a")),
         # thoughts with nothing after them
         ("Thought:", _answer("")),
         ("Thought: t", _answer("t")),
-        ("Thought: t\nActi", _answer("t")),
+        ("Thought: t\nActi", _answer("t\nActi")),
+        ("Thought: grades:\nA", _answer("grades:\nA")),
         ("Thought: t\nObservation: r", _answer("t")),
-        ("Sure.\nThought: t", _answer("Sure.\nt")),
-        ("Thought: t\nAction:\nAction Input: {}", _answer("t")),
-        ("Thought: t\nAction Input: {}", _answer("t")),
+        ("Thought: t\nAction Input: {}", _answer("t\nAction Input: {}")),
+        ("Thought: Action: f", _answer("Action: f")),
+        # actions that are none
+        (" Thought: t\nAction: f", _answer(" Thought: t\nAction: f")),
+        ("Thought: t\nAction: f\nActi", _answer("Thought: t\nAction: f\nActi")),
+        ("Thought: t\nAction:\nAction Input: {}", _answer("t\nAction:\nAction Input: {}")),
+        ("Thought: t\nAction: f\nObservation: r", _answer("t\nAction: f")),
         # calls
         ("Action: f\nAction Input: {}", _calls(None, "f")),
+        (" \n\nAction: f\nAction Input: {}", _calls(None, "f")),
         ("Thought:\nAction: f\nAction Input:", _calls(None, "f")),
         ("Thought:t\nAction:f\nAction Input:x", _calls("t", "f", "x")),
-        ("Thought: Action: f\nAction Input: x", _calls(None, "f", "x")),
         ("Thought: t\n\nAction: f\n\nAction Input: \n x\n\n", _calls("t", "f", "x")),
         ("Thought: t\nAction: f\njunk\nAction Input: x", _calls("t", "f", "x")),
-        ("Thought: t\nAction: f\nThought: u\nAction: g\nAction Input: x", _calls("t\n u", "g", "x")),
-        ("Sure!\nAction: f\nAction Input: x", _calls("Sure!", "f", "x")),
-        ("Sure!\nThought: t\nAction: f\nAction Input: x", _calls("Sure!\nt", "f", "x")),
-        ("a\nAction: b\nAction: f\nAction Input: x", _calls("a\nAction: b", "f", "x")),
+        ("Thought: t\nAction: f\nThought: u\nAction: g\nAction Input: x", _calls("t\nAction: f\nThought: u", "g", "x")),
         (
             'Action: f\nAction Input: {"a": "Observation: x\\nAction: g"}',
             _calls(None, "f", '{"a": "Observation: x\\nAction: g"}'),
@@ -142,7 +171,7 @@ def test_readings(text: str, reply: ParsedReply) -> None:
 
 
 @pytest.mark.parametrize(
-    ("initial", "text", "reply"),
+    ("opening", "text", "reply"),
     [
         ("Thought:", " t\nFinal Answer: a", _answer("a")),
         ("Thought:", " t\nAction: f\nAction Input: x", _calls("t", "f", "x")),
@@ -151,26 +180,17 @@ def test_readings(text: str, reply: ParsedReply) -> None:
         ("Thought: \nAction:", "", _answer("")),
         ("Thought: \nAction: f\nAction Input:", "", _calls(None, "f")),
         ("Thought: \nAction: f\nAction Input:", ' {"a": 1}\nObservation: 2', _calls(None, "f", '{"a": 1}')),
-        ("Thought: I now know the final answer.\nFinal Answer:", " a\n", _answer("a")),
-        ("Thought: I now know the final answer.\nFinal Answer: x", " a\n", _answer(" a")),
-        ("Thought: I now know the final answer.\nFinal Answer: x", "Action: b", _answer("Action: b")),
-        ("Thought: I now know the final answer.\nFinal Answer: x", "\nAction: b", _answer("")),
+        (ANSWERING, " a\n", _answer("a\n")),
+        (f"{ANSWERING} x", " a\n", _answer(" a\n")),
     ],
 )
-def test_readings_of_an_opened_turn(initial: str, text: str, reply: ParsedReply) -> None:
-    assert _reply(text, initial) == reply
+def test_readings_of_an_opened_turn(opening: str, text: str, reply: ParsedReply) -> None:
+    assert _reply(text, opening) == reply
 
 
-@pytest.mark.parametrize(
-    ("text", "reply"),
-    [
-        ("Thought: t\nAction: f\nAction Input: x", _answer("t")),
-        ("Sure.\nAction: f\nAction Input: x\nFinal Answer: a", _answer("Sure.")),
-        ("Thought: t\nFinal Answer: a", _answer("a")),
-    ],
-)
-def test_without_tools_nothing_is_a_call(text: str, reply: ParsedReply) -> None:
-    assert _reply(text, allow_calls=False) == reply
+@pytest.mark.parametrize("text", ["Thought: t\nActi", "Thought: t\nAction:", "Thought: t\nAction: f\nAction Inp"])
+def test_what_is_cut_off_before_its_arguments_is_the_thought(text: str) -> None:
+    assert _reply(text, is_cut=True) == _answer("t")
 
 
 def test_deeply_nested_arguments_do_not_overflow() -> None:
@@ -192,11 +212,11 @@ FRAGMENTS = [
     "Act",
     "A",
 ]
-TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=14).map("".join)
+ANY = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=14).map("".join)
 
 
 @settings(max_examples=400, deadline=None)
-@given(TEXTS, st.data(), st.sampled_from(["", "Thought:", "Thought: \nAction:", "Thought: \nAction: f\nAction Input:"]))
+@given(ANY, st.data(), st.sampled_from(["", "Thought:", "Thought: \nAction:", "Thought: \nAction: f\nAction Input:"]))
 def test_any_chunks_are_read_as_the_whole_text(text: str, data: st.DataObject, initial: str) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -204,7 +224,7 @@ def test_any_chunks_are_read_as_the_whole_text(text: str, data: st.DataObject, i
 
 
 @settings(max_examples=400, deadline=None)
-@given(TEXTS)
+@given(ANY)
 def test_calls_are_well_formed(text: str) -> None:
     events = _joined(_events(list(text)))
     shape = "".join({CallStart: "s", CallArguments: "a", CallEnd: "e"}.get(type(event), "") for event in events)
@@ -219,13 +239,12 @@ WORDS = st.text('abc {}":1\n', max_size=12)
 
 
 @settings(max_examples=300, deadline=None)
-@given(WORDS, WORDS, WORDS, st.sampled_from(["f", "get_weather"]), st.booleans(), st.booleans())
+@given(WORDS, WORDS, st.sampled_from(["f", "get_weather"]), st.booleans(), st.booleans())
 def test_scaffolding_of_proper_replies_is_never_shown(
-    before: str, thought: str, arguments: str, name: str, is_call: bool, has_more: bool
+    thought: str, arguments: str, name: str, is_call: bool, has_more: bool
 ) -> None:
     step = f"\nAction: {name}\nAction Input: {arguments}" if is_call else f"\nFinal Answer: {arguments}"
-    more = "\nObservation: r\nThought: u\nFinal Answer: v" if has_more else ""
-    reply = fold(_events(list(f"{before}\nThought: {thought}{step}{more}")))
-    said = [before.strip(), thought.strip()] if is_call else [before.strip(), arguments.strip()]
-    assert (reply.content or "") == "\n".join(filter(None, said))
+    more = "\nObservation: r\nThought: u\nFinal Answer: v" if has_more and is_call else ""
+    reply = fold(_events(list(f"Thought: {thought}{step}{more}")))
+    assert (reply.content or "") == (thought.strip() if is_call else arguments.lstrip())
     assert reply.calls == ((FunctionCall(name, arguments.strip() or "{}"),) if is_call else ())

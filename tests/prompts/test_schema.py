@@ -11,8 +11,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from model.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
 from model.tokenizer import Tokenizer
+from prompts.react_format import Place
 from prompts.schema import (
-    Opening,
     arguments_grammar,
     arguments_schema,
     choice_rule,
@@ -63,7 +63,7 @@ def begins(ll_tokenizer: LLTokenizer, grammar: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("opening", "text"),
+    ("place", "text"),
     [
         ("turn", f"Thought: hm\nsecond line\n{CALL}"),
         ("turn", CALL),
@@ -71,20 +71,33 @@ def begins(ll_tokenizer: LLTokenizer, grammar: str, text: str) -> bool:
         ("turn", "plain words\nof any kind"),
         ("turn", "Thought: x\nFinal Answer: y\nmore"),
         ("turn", "Action Input is not an Action: here"),
+        ("turn", f" \n{CALL}"),
+        ("turn", "Minutes\nAction: Bob calls.\nAction: Ann writes."),
+        ("turn", "Minutes\nThought: x\nAction: weather\nAction Input: none"),
+        ("turn", "Action: nothing\nAction: weather\nAction Input: none"),
+        ("turn", "Action: weather \nAction Input: none"),
+        ("turn", "Thought: x\nFinal Answer: y\nAction: z\nThought: z\nFinal Answer: z"),
+        ("turn", "Thought: x\nmy Action: y"),
+        ("turn", "Thought: Action: y"),
+        ("turn", "Thought: x"),
+        ("turn", ""),
         ("thought", f" hm\n{CALL}"),
+        ("thought", " I know.\nFinal Answer: y\nAction: z"),
         ("thought", " I know.\nFinal Answer: y"),
         ("action", ' weather\nAction Input: {"city":"x"}'),
         ("action", " clock\nAction Input: {}"),
     ],
 )
-def test_replies_that_are_allowed(ll_tokenizer: LLTokenizer, opening: Opening, text: str) -> None:
-    assert allows(ll_tokenizer, tool_call_grammar(TOOLS, opening=opening), text)
+def test_replies_that_are_allowed(ll_tokenizer: LLTokenizer, place: Place, text: str) -> None:
+    assert allows(ll_tokenizer, tool_call_grammar(TOOLS, place=place), text)
 
 
 @pytest.mark.parametrize(
-    ("opening", "text"),
+    ("place", "text"),
     [
-        ("turn", "Action: nothing"),
+        ("turn", "Thought: x\nAction: nothing"),
+        ("turn", " Thought: x\nAction: nothing"),
+        ("turn", "Action: weather\nAction Input: [1]"),
         ("turn", "Thought: x\nAction: weather\nAction Input: [1]"),
         ("turn", 'Thought: x\nAction: weather\nAction Input: {"town"'),
         ("turn", f"{CALL}\n"),
@@ -93,8 +106,8 @@ def test_replies_that_are_allowed(ll_tokenizer: LLTokenizer, opening: Opening, t
         ("action", "weather"),
     ],
 )
-def test_replies_that_are_not(ll_tokenizer: LLTokenizer, opening: Opening, text: str) -> None:
-    assert not begins(ll_tokenizer, tool_call_grammar(TOOLS, opening=opening), text)
+def test_replies_that_are_not(ll_tokenizer: LLTokenizer, place: Place, text: str) -> None:
+    assert not begins(ll_tokenizer, tool_call_grammar(TOOLS, place=place), text)
 
 
 def test_the_end_of_a_call_is_the_end_of_the_reply(ll_tokenizer: LLTokenizer) -> None:
@@ -104,7 +117,7 @@ def test_the_end_of_a_call_is_the_end_of_the_reply(ll_tokenizer: LLTokenizer) ->
 
 
 def test_a_named_tool_leaves_only_its_arguments(ll_tokenizer: LLTokenizer) -> None:
-    grammar = tool_call_grammar(TOOLS[:1], opening="arguments")
+    grammar = tool_call_grammar(TOOLS[:1], place="arguments")
     assert grammar == arguments_grammar(CITY)
     assert allows(ll_tokenizer, grammar, ' {"city":"x"}')
     assert not begins(ll_tokenizer, grammar, " {}")
@@ -112,18 +125,18 @@ def test_a_named_tool_leaves_only_its_arguments(ll_tokenizer: LLTokenizer) -> No
 
 def test_answers_of_a_form_and_calls(ll_tokenizer: LLTokenizer) -> None:
     grammar = tool_call_grammar(TOOLS, answer=choice_rule(["yes", "no"]))
-    for text in ("yes", "Thought: t\nFinal Answer: no", "Final Answer: yes", f"Thought: t\n{CALL}", CALL):
+    for text in ("yes", "Thought: t\nFinal Answer: no", f"Thought: t\n{CALL}", CALL):
         assert allows(ll_tokenizer, grammar, text)
-    for text in ("maybe", "plain", "Thought: t\nFinal Answer: maybe"):
+    for text in ("maybe", "plain", "Thought: t\nFinal Answer: maybe", "Final Answer: yes"):
         assert not begins(ll_tokenizer, grammar, text)
-    after = tool_call_grammar(TOOLS, opening="thought", answer=choice_rule(["yes"]))
+    after = tool_call_grammar(TOOLS, place="thought", answer=choice_rule(["yes"]))
     assert allows(ll_tokenizer, after, " so\nFinal Answer: yes")
     assert not allows(ll_tokenizer, after, "yes")
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a/b", "城市", "🙂", "a b", "a(b|c)*", "%json"])
 def test_names_are_written_as_they_are(ll_tokenizer: LLTokenizer, name: str) -> None:
-    grammar = tool_call_grammar([(name, CITY)], opening="action")
+    grammar = tool_call_grammar([(name, CITY)], place="action")
     assert allows(ll_tokenizer, grammar, f' {name}\nAction Input: {{"city": ""}}')
 
 

@@ -74,7 +74,10 @@ def test_control_tokens_stay_text(place: str, tool_choice: ToolChoice, tokenizer
 def test_the_opening_is_the_servers_own(place: str, tool_choice: ToolChoice) -> None:
     harmless = render(*_with_text(place, "x"), tool_choice=tool_choice)
     smuggling = render(*_with_text(place, SMUGGLED), tool_choice=tool_choice)
-    expected = harmless.opening
+    assert smuggling.place == harmless.place
     if place == "continued" and tool_choice == "auto":
-        expected = expected.removesuffix("x") + ":"
-    assert smuggling.opening == expected
+        # The text of the answer so far, in which nothing is scaffolding.
+        assert smuggling.opening == harmless.opening.removesuffix("x") + SMUGGLED
+        assert harmless.place == "answer"
+    else:
+        assert smuggling.opening == harmless.opening

@@ -23,6 +23,7 @@ JsonDict = dict[str, Any]
 TOKENIZER = byte_tokenizer()
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1}
 CALL = "Thought: t\nAction: f\nAction Input: "
+ANSWERING = "Thought: I now know the final answer.\nFinal Answer:"
 
 
 def replied(
@@ -30,19 +31,19 @@ def replied(
     *,
     finish: str = "stop",
     opening: str = "",
-    allow_calls: bool = True,
+    names: tuple[str, ...] = ("f", "g"),
     is_legacy: bool = False,
     stops: tuple[str, ...] = (),
 ) -> JsonDict:
     """The folded reply, having checked that the stream says the same."""
     request = GenerationRequest(
         prompts=(Prompt([1], SamplingParams(max_tokens=99)),),
-        reading=ReplyReading(opening, allow_calls, is_legacy),
+        reading=ReplyReading(opening, names, is_legacy),
         num_top_logprobs=1,
         return_token_ids=True,
     )
     processor = ChoiceProcessor(
-        0, TOKENIZER, stops=StopStrings(stops), with_logprobs=True, parser=ReActParser(opening, allow_calls=allow_calls)
+        0, TOKENIZER, stops=StopStrings(stops), with_logprobs=True, parser=ReActParser(opening, names)
     )
     whole, streamed = (ChatReply(request, "m", TOKENIZER) for _ in range(2))
     chunks = []
@@ -108,15 +109,43 @@ def test_openings_and_legacy_form() -> None:
     assert (cut["finish_reason"], cut["calls"][0]["arguments"]) == ("length", '{"a')
 
 
-def test_without_leave_a_call_is_none() -> None:
-    choice = replied([*bytewise(CALL + "{}"), []], allow_calls=False)
-    assert (choice["content"], choice["calls"], choice["finish_reason"]) == ("t", [], "stop")
+def test_what_is_no_call_is_shown() -> None:
+    text = CALL + "{}"
+    assert replied([*bytewise(f" {text}"), []], opening=ANSWERING, names=())["content"] == text
+    assert replied([*bytewise(f"So: {text}"), []])["content"] == f"So: {text}"
 
 
-def test_a_stop_word_inside_a_call() -> None:
-    choice = replied([*bytewise(CALL + '{"a": "STOP"}'), []], stops=("STOP",))
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "STOP")
-    assert choice["calls"][0]["arguments"] == '{"a": "'
+@pytest.mark.parametrize("stop", ["\n", "}", ":", "f", "Action", " ", "{"])
+@pytest.mark.parametrize("opening", ["Thought: ", "Thought: \nAction: ", "Thought: \nAction: f\nAction Input: "])
+def test_a_stop_string_is_not_looked_for_in_a_call(stop: str, opening: str) -> None:
+    said = 'Thought: \nAction: f\nAction Input: {"a": {"b": 1}}'.removeprefix(opening)
+    choice = replied([*bytewise(said), []], opening=opening, stops=(stop,))
+    assert choice["calls"] == [{"name": "f", "arguments": '{"a": {"b": 1}}'}]
+    assert (choice["content"], choice["finish_reason"], choice["stop_reason"]) == ("", "tool_calls", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "content", "is_found"),
+    [
+        (CALL.replace("t\n", "look\nhere\n") + "{}", "\n", "look", True),
+        ("Thought: a\nFinal Answer: b\nc", "\n", "b", True),
+        ("Thought: a\nFinal Answer: b\nc", "a", "b\nc", False),
+        ("Thought: only a", "a", "only ", True),
+        ("Thought: t\nFinal Answer: sto", "stop", "sto", False),
+        ("a\nFinal Answer: b", "r:", "a\nFinal Answe", True),
+        ("Action: f\nAction In", "Action In", "Action: f\n", True),
+    ],
+)
+def test_stop_strings_are_matched_on_what_is_shown(text: str, stop: str, content: str, is_found: bool) -> None:
+    choice = replied([*bytewise(text), []], stops=(stop,))
+    assert (choice["content"], choice["stop_reason"]) == (content, stop if is_found else None)
+    assert (choice["finish_reason"], choice["calls"]) == ("stop", [])
+
+
+def test_log_probabilities_end_with_the_text_at_a_stop_string() -> None:
+    choice = replied([*bytewise("Minutes\nAction: Bob calls."), []], stops=(" Bob",))
+    assert choice["content"] == "Minutes\nAction:"
+    assert bytes(byte for entry in choice["logprobs"] for byte in entry["bytes"]).decode() == choice["content"]
 
 
 LABELS = [b"Thought:", b"Action:", b"Action Input:", b"Observation:", b"Final Answer:"]
@@ -143,8 +172,6 @@ def test_steps_of_any_size_give_one_reply(
     said = replied([*steps, rest], finish=finish, opening=opening, stops=stops)
     at_once = replied([list(text)], finish=finish, opening=opening, stops=stops)
     assert said == at_once
-    shown = "\n" + said["content"]
-    assert "\nObservation:" not in shown
     if said["calls"]:
         assert len(said["calls"]) == 1
         assert said["calls"][0]["name"]

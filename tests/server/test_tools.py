@@ -132,10 +132,13 @@ def test_a_call_cut_by_length_says_so(wire: Wire) -> None:
         assert choice["finish_reason"] == "length"
 
 
-def test_a_call_stopped_by_the_client_is_no_call_made(wire: Wire) -> None:
-    choice = wire.choice(tools=TOOLS, tool_choice=named("get_weather"), stop='"unit')
-    assert choice["finish_reason"] == "stop"
-    assert choice["stop_reason"] == '"unit'
+@pytest.mark.parametrize("choice", ["required", named("get_weather")])
+def test_stop_strings_cut_no_call(wire: Wire, choice: Any) -> None:
+    tools = TOOLS[:1]
+    free = wire.choice(tools=tools, tool_choice=choice)
+    for stop in ("\n", "}", ["{", '"unit', "Action"]):
+        assert wire.choice(tools=tools, tool_choice=choice, stop=stop) == free
+    assert_weather(free)
 
 
 def test_usage_counts_what_was_generated(wire: Wire) -> None:
@@ -176,7 +179,7 @@ def test_conversations_of_several_steps(wire: Wire) -> None:
     ("body", "param"),
     [
         ({"messages": [*CALLED, {**RESULT, "tool_call_id": "c2"}]}, "messages[2]"),
-        ({"messages": [*CALLED, {"role": "tool", "content": "x"}]}, "messages[2]"),
+        ({"messages": [*CALLED, RESULT, {"role": "tool", "content": "x"}]}, "messages[3]"),
         ({"messages": [RESULT, CALLED[0]]}, "messages[0]"),
         ({"messages": [CALLED[0], {"role": "function", "content": "x"}]}, "messages[1]"),
         ({"messages": CALLED}, "messages[1]"),

@@ -1,0 +1,46 @@
+"""The words of the ReAct format, and the one rule of where they mean something.
+
+The rule, by which the reader of replies (react_parser.py) and the grammar of replies (schema.py) decide:
+
+- A turn is scaffolding from its first word on, or not at all. It is if the server opened it so, or if after white
+  space it begins with one of `openings`: a thought, or a call of a tool that is offered, as the model was shown calls.
+- In scaffolding a label counts at the very start of a line: `Action:` and `Final Answer:` end a thought, `Action
+  Input:` a tool's name, and any label the arguments of a call.
+- After `Final Answer:`, and in a turn that is no scaffolding, every label is text. So it is where no tool is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+THOUGHT = "Thought:"
+ACTION = "Action:"
+ACTION_INPUT = "Action Input:"
+OBSERVATION = "Observation:"
+FINAL_ANSWER = "Final Answer:"
+# None is the beginning of another: a label is known as soon as its colon is there.
+LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
+
+# What may stand in front of a turn's first word.
+SPACE = " \t\r\n"
+
+# Where a prompt leaves off, and so what the reply can be: a "turn" of either kind; the rest of a "thought"; a tool's
+# name after `Action:` ("action"); "arguments" after `Action Input:`; the text after `Final Answer:` ("answer"); or
+# "text" from the first character on.
+Place = Literal["turn", "thought", "action", "arguments", "answer", "text"]
+
+
+def name_to_input(name: str) -> str:
+    """What stands between `Action:` and the arguments of a call."""
+    return f" {name}\n{ACTION_INPUT}"
+
+
+def call_opening(name: str) -> str:
+    """What a turn without a thought begins with that calls a tool."""
+    return ACTION + name_to_input(name)
+
+
+def openings(tool_names: Iterable[str]) -> tuple[str, ...]:
+    """What a turn that is scaffolding begins with, where these tools may be called."""
+    return (THOUGHT, *map(call_opening, tool_names))
