@@ -7,10 +7,11 @@ may be OpenAI's ({name, description, parameters}) or the older Qwen's ({name_for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.errors import InvalidRequestError
+from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.react import Named, ToolChoice
 from prompts.react_format import LABELS
@@ -229,31 +230,54 @@ def read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
     return tuple(calls)
 
 
-def check_results(messages: Sequence[Message], roles: Sequence[str], *, must_be_answered: bool) -> None:
+def match_results(messages: Sequence[Message], sent: Sequence[ChatMessage], *, must_be_answered: bool) -> list[Message]:
     """Checks that results answer calls, and that no call at the end is left unanswered.
+
+    A tool message that names no call by `tool_call_id` may do so by `id`, or be the result of the one call that waits.
 
     Args:
         messages: as read.
-        roles: as sent: "tool" and "function" are one role in `messages`.
+        sent: the same as they came over the wire: "tool" and "function" are one role in `messages`.
         must_be_answered: refuse a conversation that ends with calls: nothing can be generated for it.
+
+    Returns:
+        The messages, with the ids of the calls they answer.
 
     Raises:
         InvalidRequestError: naming the message.
     """
-    called: set[str] = set()
-    for index, (message, role) in enumerate(zip(messages, roles, strict=True)):
-        called |= {call.id for call in message.calls if call.id is not None}
+    calls = OpenCalls()
+    matched = []
+    for index, (message, wire) in enumerate(zip(messages, sent, strict=True)):
         where = f"messages[{index}]"
-        if role == "tool" and message.tool_call_id is None:
-            raise InvalidRequestError(f"'{where}.tool_call_id' is missing: whose result is this?", param=where)
-        if role == "tool" and message.tool_call_id not in called:
-            raise InvalidRequestError(
-                f"'{where}.tool_call_id' {str(message.tool_call_id)[:100]!r} is of no earlier tool call.", param=where
-            )
-        if role == "function" and not message.name:
+        if wire.role == "tool":
+            message = replace(message, tool_call_id=_answered_id(wire, calls, where))
+        if wire.role == "function" and not message.name:
             raise InvalidRequestError(f"'{where}.name' is missing: whose result is this?", param=where)
+        calls.push(message)
+        matched.append(message)
     if must_be_answered and messages and messages[-1].calls:
         raise InvalidRequestError(
             "The last message makes calls that no message answers; append a message with each result.",
             param=f"messages[{len(messages) - 1}]",
         )
+    return matched
+
+
+def _answered_id(message: ChatMessage, calls: OpenCalls, where: str) -> str | None:
+    """The id of the call that a tool message answers; None is that of the only call that waits for a result."""
+    if message.tool_call_id is not None and calls.knows(message.tool_call_id):
+        return message.tool_call_id
+    if message.tool_call_id:
+        raise InvalidRequestError(
+            f"'{where}.tool_call_id' {message.tool_call_id[:100]!r} is of no earlier tool call.", param=where
+        )
+    if message.id is not None and calls.knows(message.id):
+        return message.id
+    if calls.num_waiting != 1:
+        reason = "no call waits for one" if not calls.num_waiting else f"{calls.num_waiting} calls wait for one"
+        raise InvalidRequestError(
+            f"'{where}.tool_call_id' is missing: whose result is this? Since the last user message {reason}.",
+            param=where,
+        )
+    return None

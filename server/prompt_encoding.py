@@ -16,7 +16,7 @@ from prompts import chatml, react, segments
 from prompts.messages import Message, Role
 from prompts.react import ReActPrompt
 from prompts.segments import Segment
-from server.function_calling import FunctionCalling, check_results, read_calls
+from server.function_calling import FunctionCalling, match_results, read_calls
 from server.generation_defaults import CHATML, GenerationDefaults
 from server.protocol import ChatMessage, CompletionRequest, TokenizeRequest
 
@@ -108,7 +108,7 @@ class PromptEncoder:
                 "'continue_final_message' needs a last message of role assistant.", param="continue_final_message"
             )
         turns = [read_message(message, index) for index, message in enumerate(messages)]
-        check_results(turns, [message.role for message in messages], must_be_answered=open_turn)
+        turns = match_results(turns, messages, must_be_answered=open_turn)
 
         def render(kept: Sequence[Message]) -> ChatPrompt:
             prompt = react.render(
@@ -126,7 +126,8 @@ class PromptEncoder:
                 kept = self._newest_turns(turns, window, lambda some: len(render(some).ids))
             return render(kept)
 
-        return await _off_loop_if_long(sum(len(turn.content) for turn in turns), work)
+        num_chars = sum(len(turn.content) + sum(len(call.arguments) for call in turn.calls) for turn in turns)
+        return await _off_loop_if_long(num_chars, work)
 
     def _encode(self, rendered: Sequence[Segment]) -> list[int]:
         return segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id)
@@ -207,7 +208,7 @@ def read_message(message: ChatMessage, index: int) -> Message:
                     param=f"{where}.content[{number}]",
                 )
             parts.append(text)
-        content = "".join(parts)
+        content = "\n".join(parts)
     calls = read_calls(message, index)
     return Message(_ROLES[message.role], content, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
 

@@ -259,7 +259,8 @@ class ChatMessage(WireModel):
     name: str | None = Field(None, description="of the speaker; accepted, and needed by role function")
     tool_calls: ToolCalls | None = None
     function_call: FunctionCallField | None = None
-    tool_call_id: str | None = None
+    tool_call_id: str | None = Field(None, description="of role tool: the call whose result this is")
+    id: str | None = Field(None, description="read where a tool message has no tool_call_id")
 
 
 Messages = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.tokenizer import Tokenizer
-from prompts.messages import Message, ToolSpec
+from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.segments import Special, Text, display, encode
 
 
@@ -16,6 +16,24 @@ def test_stripping_keeps_spaces_in_front() -> None:
 def test_stripping_touches_nothing_but_the_content() -> None:
     message = Message("tool", " x ", name=" n ", tool_call_id=" i ")
     assert message.stripped() == Message("tool", " x", name=" n ", tool_call_id=" i ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "readable"),
+    [
+        (r'{"city": "\u6ce2\u58eb\u987f", "n": 1}', '{"city": "波士顿", "n": 1}'),
+        (r'{"\u57ce": "\ud83d\ude42\uD83D\uDE42 \u00e9"}', '{"城": "🙂🙂 é"}'),
+        (r'["\u0041\u000a\u0022\u005c\n\"\\"]', r'["A\u000a\u0022\u005c\n\"\\"]'),
+        (r'"\\u0041 \\\u0041 \ud83d \ude42 \ud83d\u0041"', r'"\\u0041 \\A \ud83d \ude42 \ud83dA"'),
+        (r"print('\u6ce2')", r"print('\u6ce2')"),
+        (r'{"a": "\u6ce2"', r'{"a": "\u6ce2"'),
+        (r'"\u6ce"', r'"\u6ce"'),
+        ("[" * 100_000 + r"\u6ce2", "[" * 100_000 + r"\u6ce2"),
+        ('{"b":2,  "a": 1}', '{"b":2,  "a": 1}'),
+    ],
+)
+def test_escapes_in_arguments_are_written_as_the_characters(arguments: str, readable: str) -> None:
+    assert FunctionCall("f", arguments).readable_arguments() == readable
 
 
 def test_openai_style_tool() -> None:

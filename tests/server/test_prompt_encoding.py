@@ -105,15 +105,91 @@ async def test_roles_parts_and_names(tokenizer: Tokenizer) -> None:
     opened = f"{IM_START}assistant\n"
     assert await text(user) == head + asked + opened
     for role in ("system", "developer"):
-        message = {"role": role, "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]}
-        assert await text(message, user) == f"{IM_START}system\nbe kind{IM_END}\n{asked}{opened}"
-        assert await text(user, message) == f"{head}{asked}{IM_START}system\nbe kind{IM_END}\n{opened}"
+        message = {"role": role, "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "kind"}]}
+        assert await text(message, user) == f"{IM_START}system\nbe\nkind{IM_END}\n{asked}{opened}"
+        assert await text(user, message) == f"{head}{asked}{IM_START}system\nbe\nkind{IM_END}\n{opened}"
     assert await text({**user, "name": "Ann"}) == head + asked + opened
-    said = {"role": "assistant", "content": [{"type": "text", "text": "so"}, {"type": "refusal", "refusal": " no"}]}
-    assert await text(user, said) == f"{head}{asked}{opened}so no"
-    assert await text(user, said, continue_final_message=True) == f"{head}{asked}{opened}so no"
+    said = {"role": "assistant", "content": [{"type": "text", "text": "so"}, {"type": "refusal", "refusal": "no"}]}
+    assert await text(user, said) == f"{head}{asked}{opened}so\nno"
+    assert await text(user, said, continue_final_message=True) == f"{head}{asked}{opened}so\nno"
     answered = await text(user, said, continue_final_message=False)
-    assert answered == f"{head}{asked}{opened}so no{IM_END}\n{opened}"
+    assert answered == f"{head}{asked}{opened}so\nno{IM_END}\n{opened}"
+
+
+def calling(*ids: str | None, content: str | None = None) -> JsonDict:
+    """A message that calls `clock`, once for each id, with its number for an argument."""
+    functions = [{"name": "clock", "arguments": f'{{"n": {number}}}'} for number in range(len(ids))]
+    calls = [{"id": id, "type": "function", "function": function} for id, function in zip(ids, functions, strict=True)]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def result(content: str, **fields: str | None) -> JsonDict:
+    return {"role": "tool", "content": content, **fields}
+
+
+def steps(*observations: str) -> str:
+    """The steps of one message's calls with their results, and the beginning of the next."""
+    made = (
+        f'Thought: \nAction: clock\nAction Input: {{"n": {number}}}\nObservation: {text}\n'
+        for number, text in enumerate(observations)
+    )
+    return "".join(made) + "Thought:"
+
+
+USER = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "turn"),
+    [
+        ([calling("1", "1"), result("x", tool_call_id="1"), result("y", tool_call_id="1")], steps("x", "y")),
+        ([calling("", ""), result("x", tool_call_id=""), result("y", tool_call_id="")], steps("x", "y")),
+        ([calling("1", "1", "2"), *(result(i, tool_call_id=i) for i in "211")], steps("1", "1", "2")),
+        # as Qwen-Agent names them
+        ([calling("1"), result("x", id="1")], steps("x")),
+        ([calling("1", "1"), result("x", id="1"), result("y", id="1")], steps("x", "y")),
+        ([calling("a", "b"), result("y", id="b"), result("x", id="a")], steps("x", "y")),
+        (
+            [calling("a", "b"), result("y", id="other", tool_call_id="b"), result("x", tool_call_id="a")],
+            steps("x", "y"),
+        ),
+        # by being the only one
+        ([calling("a"), result("x")], steps("x")),
+        ([calling("a"), result("x", tool_call_id=None, id="msg_5")], steps("x")),
+        ([calling("a"), result("x", tool_call_id="")], steps("x")),
+        ([calling("a", "b"), result("y", tool_call_id="b"), result("x")], steps("x", "y")),
+    ],
+)
+async def test_a_result_stands_behind_the_call_it_answers(
+    tokenizer: Tokenizer, messages: list[JsonDict], turn: str
+) -> None:
+    ids = await ids_of(tokenizer, {"messages": [USER, *messages], "tools": TOOLS})
+    assert shown(tokenizer, ids).rpartition("assistant\n")[2] == turn
+
+
+async def test_arguments_in_the_history_are_characters(tokenizer: Tokenizer) -> None:
+    call = {"name": "clock", "arguments": r'{"city": "\u6ce2\u58eb\u987f"}'}
+    said = {"role": "assistant", "content": None, "function_call": call}
+    messages = [USER, said, {"role": "function", "name": "clock", "content": "x"}]
+    ids = await ids_of(tokenizer, {"messages": messages, "functions": [CLOCK]})
+    assert 'Action Input: {"city": "波士顿"}\n' in shown(tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [calling("a", "b"), result("x")],
+        [calling("", ""), result("x")],
+        [calling("a"), result("x", tool_call_id="b")],
+        [calling("a"), result("x"), result("y")],
+        [calling("a"), result("x"), USER, result("y")],
+        [result("x", id="a")],
+    ],
+)
+async def test_a_result_of_nobody_knows_which_call_is_refused(tokenizer: Tokenizer, messages: list[JsonDict]) -> None:
+    with pytest.raises(InvalidRequestError, match="tool_call_id") as refusal:
+        await ids_of(tokenizer, {"messages": [USER, *messages], "tools": TOOLS})
+    assert refusal.value.param == f"messages[{len(messages)}]"
 
 
 async def test_tokenize_opens_the_turn_as_a_request_would(tokenizer: Tokenizer) -> None:
