@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint_folder import require_checkpoint
 from model.errors import CheckpointError
 from model.json_file import read_json
 from model.weight_files import rows_of_embedding
 
-MODEL_TYPE = "qwen"
 MAX_DEFAULT_MODEL_LEN = 32768
 
 # today's name -> the first release's
@@ -103,13 +103,9 @@ class ModelConfig:
             CheckpointError: missing, not JSON, another architecture, or numbers that do not fit together.
         """
         folder = Path(folder)
+        require_checkpoint(folder)
         path = folder / "config.json"
         raw = read_json(path)
-        if raw.get("model_type") != MODEL_TYPE:
-            raise CheckpointError(
-                f"{path}: model_type is {raw.get('model_type')!r}; this server runs first-generation Qwen "
-                f"checkpoints only (model_type {MODEL_TYPE!r})"
-            )
         for part, model in _OTHER_MODELS.items():
             if raw.get(part) is not None:
                 raise CheckpointError(

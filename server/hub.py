@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from model.checkpoint_folder import describe_file, require_checkpoint
 from model.errors import CheckpointError, ConfigError
 from server.hub_download import Hub, download
 
@@ -16,6 +17,7 @@ _SMALL_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
     "quantize_config.json",
+    "adapter_config.json",  # of what cannot be served, to say so
     "*.tiktoken",
 )
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
@@ -35,9 +37,11 @@ def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | Non
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
         ConfigError: a revision of a folder, or a hub whose library is missing.
     """
-    folder = _folder(model, revision, "")
+    folder = folder_here(model, revision)
     if folder is not None:
         return folder
+    # Before gigabytes of another model's weights are fetched in vain.
+    require_checkpoint(download(model, _SMALL_FILES, hub=hub, revision=revision))
     folder = download(model, (*_SMALL_FILES, *_SAFETENSORS), hub=hub, revision=revision)
     if not any(folder.glob("*.safetensors")):
         folder = download(model, (*_SMALL_FILES, *_PICKLES), hub=hub, revision=revision)
@@ -57,12 +61,22 @@ def describe_checkpoint(model: str, otherwise: str, hub: Hub = "huggingface", re
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
         ConfigError: as for `resolve_checkpoint`.
     """
-    folder = _folder(model, revision, otherwise)
+    folder = folder_here(model, revision, otherwise)
     return folder or download(model, (*_SMALL_FILES, "*.index.json"), hub=hub, revision=revision)
 
 
-def _folder(model: str, revision: str | None, otherwise: str) -> Path | None:
-    """Returns the local folder a name means, or None where it can only be a hub id."""
+def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path | None:
+    """Returns the local folder a name means, or None where it is a hub id.
+
+    Args:
+        model: a folder or a hub id.
+        revision: as for `resolve_checkpoint`.
+        otherwise: as for `describe_checkpoint`.
+
+    Raises:
+        CheckpointError: it is neither.
+        ConfigError: as for `resolve_checkpoint`.
+    """
     folder = local_folder(model)
     if folder is None:
         _require_hub_id(model, otherwise)
@@ -82,7 +96,7 @@ def local_folder(model: str) -> Path | None:
         if folder.is_dir():
             return folder.resolve()
         if folder.exists():
-            raise CheckpointError(f"{model}: is a file; give the checkpoint's folder")
+            raise CheckpointError(describe_file(folder))
     except OSError as error:
         raise CheckpointError(f"{model}: {error.strerror or error}") from error
     except (RuntimeError, ValueError) as error:  # no such user, or a byte that no path has

@@ -16,6 +16,7 @@ PURE = {
     "model.sampling_params",
     "model.messages",
     "model.engine_config",
+    "model.checkpoint_folder",
     "model.config",
     "model.memory_plan",
     "model.quantize_options",

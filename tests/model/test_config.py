@@ -199,6 +199,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"config\.json: no such file; is .* a checkpoint folder"):
         ModelConfig.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):

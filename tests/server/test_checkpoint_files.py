@@ -99,7 +99,7 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
 
     snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    (snapshot / "config.json").write_text('{"model_type": "qwen"}')
     (snapshot / "model.bin").write_text("")
     refs = tmp_path / "hub" / "models--me--tiny" / "refs"
     refs.mkdir()

@@ -205,7 +205,7 @@ def test_a_dead_collector_does_not_hold_up_the_end(
 
 def test_check_config_tells_values_and_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text("model: /models/mine\nmax-num-seqs: 8\nport: 1\napi_key: [one-secret, two-secret]\n")
+    file.write_text("model: models/mine\nmax-num-seqs: 8\nport: 1\napi_key: [one-secret, two-secret]\n")
     assert main(["check-config", "--config", str(file), "--port", "7000", "--served-model-name", "a"]) == 0
     output = capsys.readouterr().out
     lines = {line.split()[0]: line for line in output.splitlines() if line}
