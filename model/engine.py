@@ -26,8 +26,12 @@ from model.pending_step import PendingStep, StepResult
 from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
 from model.sequence import Sequence, SequenceStatus
 from model.step_guard import GuardedStep, StepGuard
+from model.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+# Beside what the model takes, a step may take so long.
+MAX_BLOCKED_S = 0.5
 
 _NOT_NUMBERS = (
     "The model's output is not a number for this prompt; the checkpoint may be damaged, or needs --dtype float32."
@@ -44,6 +48,9 @@ class Engine:
     Args:
         config: settings.
         on_progress: called with (bytes read, bytes in all) while the checkpoint loads.
+
+    Attributes:
+        watchdog: of the loop, for whoever runs it.
 
     Raises:
         StartupError: the checkpoint or a setting is wrong.
@@ -68,6 +75,8 @@ class Engine:
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
         self._in_flight: PendingStep | None = None
         self._is_idle = True
+        self._adding = "-"
+        self.watchdog = Watchdog("the engine's loop", MAX_BLOCKED_S, lambda: self._adding)
         self._load_s = time.monotonic() - started
 
     @property
@@ -101,6 +110,7 @@ class Engine:
 
     def add_request(self, request: AddRequest) -> None:
         """Queues a request's choices. One that can never run ends with an "error" output of the next step."""
+        self._adding = request.request_id
         vocab_size = self._runner.model_config.vocab_size
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             # On a GPU such an id would end not this request but the process.
@@ -180,6 +190,7 @@ class Engine:
 
     def step(self) -> StepOutputs:
         """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
+        self._adding = "-"
         self._admit_compiled()
         outputs, self._refused = self._refused, []
         outputs += self._report_late()
@@ -188,14 +199,22 @@ class Engine:
         self._refused = []
         stats = self._scheduler.stats()
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
-        return StepOutputs(outputs, stats._replace(num_waiting=stats.num_waiting + num_compiling))
+        return StepOutputs(
+            outputs,
+            stats._replace(
+                num_waiting=stats.num_waiting + num_compiling,
+                longest_blocked_s=self.watchdog.longest_s,
+                num_blocked_total=self.watchdog.num_blocked,
+            ),
+        )
 
     def _step_guarded(self) -> list[SequenceOutput]:
         """Plans a step, runs it and waits for it; who makes it fail goes alone."""
         batch = self._plan()
         if not batch:
             return []
-        step = self._guard.run(batch)
+        with self.watchdog.excused():
+            step = self._guard.run(batch)
         if step.result is None:
             return []
         self._scheduler.advance(batch)
@@ -213,7 +232,8 @@ class Engine:
         if self._in_flight is not None and self._needs_tokens(self._in_flight.batch):
             outputs += self._settle()
         batch = self._plan()
-        launched = self._launch(batch) if batch else None
+        with self.watchdog.excused():
+            launched = self._launch(batch) if batch else None
         if self._in_flight is not None:
             outputs += self._settle()
         if not isinstance(launched, Exception):
@@ -242,7 +262,8 @@ class Engine:
         """Waits for the step in flight and reports what it did."""
         assert self._in_flight is not None
         pending, self._in_flight = self._in_flight, None
-        result = pending.wait()
+        with self.watchdog.excused():
+            result = pending.wait()
         self._guard.note_success()
         return self._commit(pending.batch, result, GuardedStep(result, {}))
 

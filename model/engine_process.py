@@ -97,9 +97,10 @@ class Connection:
         self._frames.clear()
         return messages
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float | None = None) -> None:
         """Returns when something has arrived, or after the timeout."""
-        self._poller.poll(timeout_s * 1000)
+        if not self._frames:
+            self._poller.poll(None if timeout_s is None else timeout_s * 1000)
 
     def send(self, message: FromEngine) -> None:
         """Writes one message, waiting while the other end is behind.
@@ -167,10 +168,16 @@ def run(connection: Connection) -> int:
         connection.send(EngineFailed(f"the engine failed to start: {_one_line(e)}", is_startup_error=False))
         return 1
     connection.send(engine.ready)
+    watchdog = engine.watchdog
+    watchdog.start()
     try:
         while True:
-            if engine.is_waiting_for_grammars():
-                connection.wait(_GRAMMAR_POLL_S)
+            watchdog.begin()
+            with watchdog.excused():
+                if engine.is_waiting_for_grammars():
+                    connection.wait(_GRAMMAR_POLL_S)
+                elif not engine.has_work():
+                    connection.wait()
             for message in connection.receive_all(block=not engine.has_work()):
                 match message:
                     case AddRequest():
@@ -183,6 +190,7 @@ def run(connection: Connection) -> int:
                         return 0
             # Also after a lone abort or ping: the step is empty then, but tells the other side the new state.
             connection.send(engine.step())
+            watchdog.end()
     except ConnectionClosed:
         raise
     except Exception as e:

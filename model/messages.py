@@ -110,7 +110,7 @@ class SequenceOutput(NamedTuple):
 
 
 class EngineStats(NamedTuple):
-    """State of the loop after a step; totals count since the engine started."""
+    """State of the loop after a step; totals count since the engine started. Blocked: see `model.watchdog`."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -122,6 +122,8 @@ class EngineStats(NamedTuple):
     prefix_cache_hits_total: int = 0
     num_steps_total: int = 0
     num_step_tokens: int = 0
+    longest_blocked_s: float = 0.0
+    num_blocked_total: int = 0
 
 
 class StepOutputs(NamedTuple):

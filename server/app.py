@@ -20,6 +20,7 @@ from server.errors import install_error_handlers
 from server.generation_defaults import GenerationDefaults
 from server.grammar_check import GrammarChecker
 from server.limits import BodyLimitMiddleware
+from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
 from server.openapi import install_openapi
@@ -46,6 +47,8 @@ def create_app(
         config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
     )
     engine.on_step(metrics.observe_step)
+    watchdog = EventLoopWatchdog()
+    metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
     grammars = GrammarChecker(tokenizer)
     tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)
     admission = Admission(
@@ -58,7 +61,8 @@ def create_app(
         await engine.start()
         grammars.start()
         try:
-            yield
+            async with watchdog.watching():
+                yield
         finally:
             grammars.close()
             await engine.stop()

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import server_error
 from server.metrics import Metrics
-from server.request_context import choose_request_id, request_id_var, route_path
+from server.request_context import choose_request_id, name_task, request_id_var, route_path
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class RequestContextMiddleware:
             return
         request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         token = request_id_var.set(request_id)
+        name_task(request_id)
         scope.setdefault("state", {})["arrived"] = started = time.monotonic()
         status = 0
 

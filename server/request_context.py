@@ -5,6 +5,7 @@ Context variables, so that every coroutine started for a request inherits them.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,13 @@ request_id_var: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 request_figures_var: ContextVar[dict[str, object] | None] = ContextVar("request_figures", default=None)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def name_task(request_id: str) -> None:
+    """Writes the id on the running task, where other threads can read whose it is."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.set_name(request_id)
 
 
 def choose_request_id(offered: str | None) -> str:

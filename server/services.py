@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -71,7 +71,9 @@ class Services:
             param="model",
         )
 
-    async def generate(self, http: Request, understand: Callable[[], Awaitable[GenerationRequest]]) -> Generation:
+    async def generate(
+        self, http: Request, understand: Callable[[], Coroutine[Any, Any, GenerationRequest]]
+    ) -> Generation:
         """Waits until a request is understood and hands it to the engine.
 
         Args:

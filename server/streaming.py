@@ -19,6 +19,7 @@ from server.errors import JsonResponse, as_api_error, dump_json
 from server.generation import Generation
 from server.output_processor import ChoiceDelta
 from server.protocol import SamplingFields
+from server.request_context import name_task, request_id_var
 from server.while_connected import while_connected
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ async def stream_events(
     generation: Generation, reply: Reply, *, include_usage: bool, usage_so_far: bool = False
 ) -> AsyncGenerator[bytes, None]:
     """Yields the events of a stream, as bytes; what is ready together is yielded together."""
+    name_task(request_id_var.get())
     try:
         async with aclosing(generation.deltas()) as all_deltas:
             async for deltas in all_deltas:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from server.errors import ApiError
+from server.request_context import request_id_var
 
 # What nginx and others write in their logs for a client that hung up; nobody reads the reply.
 CLIENT_CLOSED_REQUEST = 499
@@ -16,7 +17,7 @@ CLIENT_CLOSED_REQUEST = 499
 T = TypeVar("T")
 
 
-async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Returns what comes of some work.
 
     Args:
@@ -26,7 +27,7 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     Raises:
         ApiError: 499, the client has left.
     """
-    working = asyncio.ensure_future(work)
+    working = asyncio.create_task(work, name=request_id_var.get())
     leaving = asyncio.create_task(_client_gone(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)

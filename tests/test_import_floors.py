@@ -18,6 +18,7 @@ PURE = {
     "model.engine_config",
     "model.checkpoint_folder",
     "model.config",
+    "model.watchdog",
     "model.memory_plan",
     "model.quantize_options",
     "model.safetensors_header",
