@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--act-order", action="store_true", help="quantise the inputs that matter most first")
     parser.add_argument("--damp", type=_damp, default=_DAMP, help="share of the mean added to the Hessian's diagonal")
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="plain text, or JSONL with `text` or `messages` (default: own)"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="plain text, or JSON or JSONL with `text`, `messages` or `conversations` (default: own)",
     )
     parser.add_argument("--num-samples", type=_positive, default=64, help="pieces of calibration text (default: 64)")
     parser.add_argument("--sample-length", type=_positive, default=512, help="tokens of each (default: 512)")

@@ -16,6 +16,9 @@ from model.tokenizer import Tokenizer
 
 # Text is tokenised until there is this many times what is needed, so that pieces can be chosen.
 _CHOICE = 2
+# As the published fine-tuning script writes them; the other names are those of ShareGPT's files.
+_DEFAULT_SYSTEM = "You are a helpful assistant."
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
 
 def calibration_samples(
@@ -25,7 +28,8 @@ def calibration_samples(
 
     Args:
         tokenizer: of the checkpoint.
-        path: plain text, or JSONL (`.jsonl`) whose lines have `text` or `messages`; None takes the built-in text.
+        path: plain text, JSONL (`.jsonl`) or a JSON list (`.json`) of entries with `text`, `messages`, or
+            `conversations` as the published fine-tuning script has them; None takes the built-in text.
         num_samples: the most pieces.
         sample_length: tokens of each.
         seed: of the choice.
@@ -70,24 +74,55 @@ def _from_file(tokenizer: Tokenizer, path: Path) -> Iterator[list[int]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise ConfigError(f"{path}: cannot read the calibration text ({e})") from e
-    if path.suffix != ".jsonl":
+    if path.suffix not in (".json", ".jsonl"):
         yield tokenizer.encode(text)
+        return
+    entries = _listed(text) if path.suffix == ".json" else None
+    if entries is not None:
+        for number, entry in enumerate(entries, start=1):
+            yield _from_entry(tokenizer, entry, f"{path}, entry {number}")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _from_line(tokenizer, line, f"{path}, line {number}")
+            place = f"{path}, line {number}"
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise ConfigError(f"{place}: not JSON ({e})") from e
+            yield _from_entry(tokenizer, entry, place)
 
 
-def _from_line(tokenizer: Tokenizer, line: str, place: str) -> list[int]:
+def _listed(text: str) -> list[Any] | None:
+    """The entries of a JSON file; None where it is not one JSON value, but perhaps one a line."""
     try:
-        entry: Any = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise ConfigError(f"{place}: not JSON ({e})") from e
-    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-        return [*tokenizer.encode(entry["text"]), tokenizer.endoftext_id]
-    messages = entry.get("messages") if isinstance(entry, dict) else None
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else [value]
+
+
+def _from_entry(tokenizer: Tokenizer, entry: Any, place: str) -> list[int]:
+    fields = entry if isinstance(entry, dict) else {}
+    if isinstance(fields.get("text"), str):
+        return [*tokenizer.encode(fields["text"]), tokenizer.endoftext_id]
+    turns = _turns(fields.get("messages"), "role", "content")
+    if turns is None:
+        turns = _turns(fields.get("conversations"), "from", "value")
+        if turns and turns[0][0] != "system":
+            turns.insert(0, ("system", _DEFAULT_SYSTEM))
+    if turns is None:
+        raise ConfigError(
+            f"{place}: needs `text`, `messages` with a `role` and a `content` each, or `conversations` with a `from`"
+            " and a `value` each"
+        )
+    return _chat(tokenizer, turns)
+
+
+def _turns(value: Any, role: str, content: str) -> list[Message] | None:
+    """Reads a conversation; None where it is none."""
+    if not isinstance(value, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(content), str)
+        for turn in value
     ):
-        raise ConfigError(f"{place}: needs `text`, or `messages` with a `role` and a `content` each")
-    return _chat(tokenizer, [(m["role"], m["content"]) for m in messages])
+        return None
+    return [(_ROLES.get(turn[role], turn[role]), turn[content]) for turn in value]

@@ -57,9 +57,13 @@ class Asker:
         self._mode = mode
         self._max_tokens = max_tokens
 
-    async def ask(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> Answer:
+    async def ask(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, stop: str | None = None
+    ) -> Answer:
         """Sends one conversation; failures are answers too."""
         body: dict[str, Any] = {"model": self._model, "temperature": 0, "max_tokens": self._max_tokens}
+        if stop is not None:
+            body["stop"] = [stop]
         if tools is None:
             body["messages"] = messages
         elif self._mode == "tools":

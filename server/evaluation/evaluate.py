@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from model.errors import StartupError
 from server.api_address import open_client, parse_address
-from server.evaluation import report, scores
+from server.evaluation import plugin, report, scores
 from server.evaluation.asking import Answer, Asker, ask_all, choose_model
 from server.evaluation.suite import ChatCase, ToolCase, load_suite
 from server.output_file import check_writable
@@ -42,6 +42,10 @@ def evaluate(arguments: dict[str, Any]) -> int:
     if arguments["kind"] == "tools":
         tool_cases = _some(load_suite(path, ToolCase), arguments["limit"])
         answers, model = asyncio.run(_ask(tool_cases, arguments))
+        answers = [
+            plugin.read_reply(answer) if case.is_rendered else answer
+            for case, answer in zip(tool_cases, answers, strict=True)
+        ]
         result = report.build(tool_cases, answers, scores.score_tool, scores.summarise_tools)
     else:
         chat_cases = _some(load_suite(path, ChatCase), arguments["limit"])
@@ -53,6 +57,13 @@ def evaluate(arguments: dict[str, Any]) -> int:
         about = {"suite": str(path), "model": model, "mode": arguments.get("mode"), "time": int(time.time())}
         report.write({**about, **result}, arguments["json"])
     return _tell_failures(answers)
+
+
+def _wish(case: ToolCase | ChatCase) -> tuple[Any, ...]:
+    """What is sent for a case: messages, tools, stop."""
+    if isinstance(case, ToolCase):
+        return (case.messages, None, plugin.STOP) if case.is_rendered else (case.messages, case.tools)
+    return (case.messages,)
 
 
 def _some(cases: list[CaseT], limit: int | None) -> list[CaseT]:
@@ -74,10 +85,7 @@ async def _ask(cases: list[ToolCase] | list[ChatCase], arguments: dict[str, Any]
     async with client:
         model = arguments["model"] or await choose_model(client)
         asker = Asker(client, model, arguments.get("mode", "tools"), arguments["max_tokens"])
-        asks = [
-            functools.partial(asker.ask, case.messages, case.tools if isinstance(case, ToolCase) else None)
-            for case in cases
-        ]
+        asks = [functools.partial(asker.ask, *_wish(case)) for case in cases]
         with tqdm(total=len(cases), desc="asking", unit="case", disable=not sys.stderr.isatty()) as bar:
             return await ask_all(asks, arguments["concurrency"], bar.update), model
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import ConfigError
+from server.evaluation.plugin import as_case, is_plugin_line
 
 Match = Literal["exact", "contains", "number"]
 
@@ -43,6 +44,7 @@ class ToolCase(_Strict):
         messages: as in a chat completion request.
         tools: as in a chat completion request.
         expected: None where no tool fits.
+        is_rendered: the tools stand in the prompt already, as text; they are not sent, and the reply is text too.
     """
 
     id: str
@@ -51,6 +53,7 @@ class ToolCase(_Strict):
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] = Field(min_length=1)
     expected: ExpectedCall | None
+    is_rendered: bool = False
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> ToolCase:
@@ -102,7 +105,7 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
     """Reads a suite.
 
     Args:
-        path: of a JSONL file; empty lines are skipped.
+        path: of a JSONL file, in our format or the published plugin benchmark's; empty lines are skipped.
         kind: what its lines must be.
 
     Raises:
@@ -118,7 +121,10 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
         if not line.strip():
             continue
         try:
-            case = kind.model_validate(json.loads(line))
+            value = json.loads(line)
+            if kind is ToolCase and is_plugin_line(value):
+                value = as_case(value, number)
+            case = kind.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the line"

@@ -16,8 +16,12 @@ HELP = {
     "/system TEXT": "what the model is to be; alone shows it, `off` forgets it",
     "/tools FILE": "functions the model may call; alone lists them, `off` forgets",
     "/set NAME=VALUE": "as temperature=0.2; no value unsets; alone lists what is set",
+    "/reset": "unset all of them",
+    "/seed N": "of each reply, so that it can be had again; alone shows it",
     "/retry": "ask the last question again",
+    "/history": "show what was said",
     "/clear": "forget what was said; system message, tools and settings stay",
+    "/cls": "clear the screen",
     "/save FILE": "write the conversation, as a request body that curl could send",
     "/load FILE": "go on with a saved conversation",
     "/multi": "Enter begins a new line, Esc Enter sends; again turns it off",
@@ -36,6 +40,7 @@ class Next(Enum):
     NOTHING = auto()
     RETRY = auto()
     TOGGLE_MULTI = auto()
+    CLEAR_SCREEN = auto()
     QUIT = auto()
 
 
@@ -54,8 +59,12 @@ class Commands:
             "/system": self._system,
             "/tools": self._tools,
             "/set": self._set,
+            "/reset": self._reset,
+            "/seed": self._seed,
             "/retry": lambda rest: Next.RETRY,
             "/clear": self._clear,
+            "/cls": lambda rest: Next.CLEAR_SCREEN,
+            "/history": self._history,
             "/save": self._save,
             "/load": self._load,
             "/multi": lambda rest: Next.TOGGLE_MULTI,
@@ -108,6 +117,26 @@ class Commands:
                     del settings[name]
         shown = " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items())
         self._say(f"settings: {shown or 'the defaults of the server'}")
+        return Next.NOTHING
+
+    def _reset(self, rest: str) -> Next:
+        self._conversation.settings.clear()
+        return self._set("")
+
+    def _seed(self, rest: str) -> Next:
+        if rest:
+            self._conversation.settings |= parse_assignments(f"seed={rest}")
+        self._say(f"seed: {self._conversation.settings.get('seed', 'not set')}")
+        return Next.NOTHING
+
+    def _history(self, rest: str) -> Next:
+        lines = []
+        for message in self._conversation.messages:
+            text = message.get("content") or ""
+            lines.append(f"{message['role']}: {text if isinstance(text, str) else json.dumps(text)}".rstrip())
+            functions = (call["function"] for call in message.get("tool_calls") or ())
+            lines += [f"  → {function['name']} {function['arguments']}" for function in functions]
+        self._say("\n".join(lines) or "nothing was said yet")
         return Next.NOTHING
 
     def _clear(self, rest: str) -> Next:

@@ -18,6 +18,7 @@ from server.terminal.conversation import Conversation
 from server.terminal.errors import ChatError
 from server.terminal.markdown_stream import MarkdownStream, printable
 from server.terminal.prompt import Prompt
+from server.terminal.published_commands import translate
 
 _ONE_LINE_CHARS = 60
 
@@ -80,6 +81,7 @@ class Session:
         """Does what was typed; false ends the chat."""
         if not text.strip():
             return True
+        text = translate(text)
         if text.startswith("/") and not text.startswith("//"):
             match self._commands.run(text):
                 case Next.QUIT:
@@ -88,6 +90,8 @@ class Session:
                     self._prompt.is_multi = not self._prompt.is_multi
                     keys = "Enter begins a new line, Esc Enter sends" if self._prompt.is_multi else "Enter sends"
                     self._note(keys)
+                case Next.CLEAR_SCREEN:
+                    self._console.clear()
                 case Next.RETRY:
                     await self._retry()
             return True

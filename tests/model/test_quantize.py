@@ -152,6 +152,40 @@ def test_calibration_text(tmp_path: Path) -> None:
         calibration_samples(tokenizer, tmp_path / "none", **settings)
 
 
+TURNS = [{"from": "user", "value": "hello there"}, {"from": "assistant", "value": "good day"}]
+
+
+def test_the_published_fine_tuning_format_is_calibrated_as_chat(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(SOURCE)
+    start, end = tokenizer.im_start_id, tokenizer.im_end_id
+    turns = [("system", "You are a helpful assistant."), ("user", "hello there"), ("assistant", "good day")]
+    chat = [i for role, text in turns for i in (start, *f"{role}\n{text}".encode(), end, ord("\n"))]
+
+    def ids(name: str, content: str) -> list[int]:
+        path = tmp_path / name
+        path.write_text(content)
+        pieces = calibration_samples(tokenizer, path, num_samples=1, sample_length=len(chat), seed=0)
+        return pieces[0].tolist()
+
+    entry = {"id": "identity_0", "conversations": TURNS}
+    for content in ([entry], [entry, entry], entry):
+        assert ids("a.json", json.dumps(content)) == chat
+    assert ids("a.jsonl", json.dumps(entry)) == ids("b.json", f"{json.dumps(entry)}\n{json.dumps(entry)}\n") == chat
+    share_gpt = [{**turn, "from": name} for turn, name in zip(TURNS, ("human", "gpt"), strict=True)]
+    assert ids("c.json", json.dumps([{"conversations": share_gpt}])) == chat
+    with_system = [{"from": "system", "value": "You are a helpful assistant."}, *TURNS]
+    assert ids("d.json", json.dumps([{"conversations": with_system}])) == chat
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert ids("e.json", json.dumps([{"messages": messages}])) == chat
+    for content, words in (
+        ('[{"conversations": [{"from": "user"}]}]', "entry 1: needs `text`"),
+        ("[1]", "entry 1: needs"),
+        ("a prose", "line 1: not JSON"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ids("f.json", content)
+
+
 def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="is quantised already"):
         quantize(options(tmp_path / "x", source=GOLDEN / "gptq_int8"))

@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from server.terminal.client import Reply
+from server.terminal.commands import HELP, Commands, Next
 from server.terminal.conversation import Conversation, as_path, read_tools
 from server.terminal.errors import ChatError
 from server.terminal.markdown_stream import MarkdownStream, printable, stable_blocks
+from server.terminal.published_commands import translate
 from server.terminal.settings import NAMES, parse_assignments
 
 MARKDOWN = """# Title
@@ -117,7 +119,7 @@ def test_assignments() -> None:
     ("text", "complaint"),
     [
         ("temperature", "has no '='"),
-        ("temperature=5", "temperature: "),
+        ("temperature=-1", "temperature: "),
         ("top_p=high", "top_p: "),
         ("messages=[]", "no setting 'messages'"),
         ("stream=false", "no setting 'stream'"),
@@ -235,3 +237,50 @@ def test_a_reply_of_a_hostile_server_stays_small() -> None:
     reply = Reply()
     reply.take({"choices": [{"delta": {"tool_calls": [{"index": 10**9, "function": {"name": "f"}}]}}]})
     assert len(reply.calls) <= 64
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (":help", "/help"), (":h", "/help"), (":exit", "/quit"), (":quit", "/quit"), (":q", "/quit"),
+        (":clear", "/cls"), (":cl", "/cls"),
+        (":clear-his", "/clear"), (":clh", "/clear"), (":history", "/history"), (":his", "/history"),
+        (":seed", "/seed"), (":seed 42", "/seed 42"), (":conf", "/set"), (":reset-conf", "/reset"),
+        (":conf top_p=0.5 max_new_tokens=9", "/set top_p=0.5 max_tokens=9"),
+        (":conf do_sample=False", "/set temperature=0"), (":conf do_sample=True seed=None", "/set temperature= seed="),
+        (" :q ", "/quit"), (":-)", ":-)"), (":questions", ":questions"), ("a :q", "a :q"), ("/help", "/help"),
+    ],
+)  # fmt: skip
+def test_the_published_chat_s_commands(theirs: str, ours: str) -> None:
+    assert translate(theirs) == ours
+
+
+def test_what_is_set_and_what_was_said_can_be_seen() -> None:
+    said: list[str] = []
+    conversation = Conversation("Qwen")
+    commands = Commands(conversation, said.append)
+    assert commands.run("/history") is Next.NOTHING
+    conversation.ask("time?")
+    conversation.answer("I look.", [{"id": "c", "function": {"name": "clock", "arguments": "{}"}}])
+    conversation.add_result("c", "noon")
+    conversation.answer("It is noon.", [])
+    commands.run("/history")
+    assert said == [
+        "nothing was said yet",
+        "user: time?\nassistant: I look.\n  → clock {}\ntool: noon\nassistant: It is noon.",
+    ]
+    commands.run("/seed 7")
+    commands.run("/set top_p=0.5")
+    assert conversation.settings == {"seed": 7, "top_p": 0.5}
+    commands.run("/seed")
+    commands.run("/reset")
+    assert conversation.settings == {}
+    assert said[2:] == ["seed: 7", "settings: seed=7 top_p=0.5", "seed: 7", "settings: the defaults of the server"]
+    assert commands.run("/cls") is Next.CLEAR_SCREEN
+    with pytest.raises(ChatError, match="seed: "):
+        commands.run("/seed soon")
+
+
+def test_help_lists_every_command() -> None:
+    names = Commands(Conversation("Qwen"), lambda text: None).names
+    assert {usage.split()[0] for usage in HELP} == set(names) - {"/exit"}
