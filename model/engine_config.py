@@ -16,7 +16,7 @@ class EngineConfig:
 
     Attributes:
         checkpoint_path: a local folder (hub ids are resolved before).
-        device: "auto", "cpu" or "cuda[:N]".
+        device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".

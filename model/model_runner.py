@@ -24,6 +24,7 @@ from model.forward_batch import ForwardBatch, SequenceSpan
 from model.grammar import GrammarStates
 from model.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
 from model.messages import TokenLogprob
+from model.overflow import require_finite
 from model.pending_step import PendingStep, StepResult
 from model.quantization import linear_maker
 from model.sampler import PendingSample, Sampler, prompt_logprobs
@@ -72,7 +73,7 @@ class ModelRunner:
         self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
         declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
         if config.dtype == "auto" and declared not in (None, used):
-            logger.warning("the checkpoint is %s; here it runs in %s, as that is faster (--dtype)", declared, used)
+            logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
@@ -84,6 +85,8 @@ class ModelRunner:
             cache_dtype = self._cache_dtype(config)
             self.backend.finish_loading(self.model_config, cache_dtype, config.block_size)
             self._cache = self._make_cache(config, cache_dtype)
+            if self.dtype == torch.float16:
+                require_finite(self.model, self.model_config, self._cache, self.backend.device)
             self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
             self._warm_up()

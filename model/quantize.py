@@ -58,7 +58,7 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
         StartupError: source, target, text or device cannot be used; nothing is left behind.
     """
     config = _check_source(options)
-    device = make_backend(options.device).device
+    device = make_backend(options.device, "torch").device
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     _check_target(options, config)

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", type=_positive, default=64, help="pieces of calibration text (default: 64)")
     parser.add_argument("--sample-length", type=_positive, default=512, help="tokens of each (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration text (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:N], xpu[:N] or mps (default: auto)")
     parser.add_argument("--threads", type=_positive, dest="num_threads", help="CPU threads (default: all cores)")
 
 

@@ -81,7 +81,11 @@ class Settings(BaseModel):
     kv_cache_dtype: CacheDtype = Field(
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N; untested: xpu, xpu:N, mps, and cuda on ROCm",
+    )
     kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
         description="auto has torch's operations do what a kernel of ours cannot; torch uses no others,"

@@ -2,55 +2,115 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+
 import torch
 
 from model.backends.base import Backend
 from model.backends.torch_backend import TorchBackend
+from model.backends.torch_device_backend import TorchDeviceBackend
 from model.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Older devices lack what the kernels are made of.
 _OLDEST_CAPABILITY = (8, 0)
+
+_MISSING = {
+    "cuda": "this torch sees no CUDA device (driver missing, or a CPU build of torch)",
+    "xpu": "this torch sees no XPU device (driver missing, or another build of torch)",
+    "mps": "this torch sees no Apple GPU",
+}
 
 
 def make_backend(device: str, kernels: str = "auto") -> Backend:
     """Returns the backend of a device.
 
     Args:
-        device: "auto", "cpu" or "cuda[:N]".
+        device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]". ROCm's devices are "cuda" to torch.
         kernels: "auto" runs kernels of our own and has torch do what one of them cannot; "torch" runs torch's
             operations alone; "triton" refuses to start where a Triton kernel fails.
 
     Raises:
         ConfigError: unknown or absent device, or one without Triton kernels where those are asked for.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError(f"--device {device!r} is not one of auto, cpu, cuda, cuda:N")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: this torch sees no CUDA device (driver missing, or a CPU build of torch)")
-        if int(index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"--device {device}: there are only {torch.cuda.device_count()} CUDA devices")
-        found = torch.device("cuda", int(index or 0))
-        return TorchBackend(found) if kernels == "torch" else _make_cuda_backend(found, must_pass=kernels == "triton")
-    if kernels == "triton":
-        raise ConfigError("--kernels triton: a CPU has none; use --kernels auto, or --device cuda")
-    return TorchBackend(torch.device("cpu"))
+    found = find_device(device)
+    if found.type == "cpu":
+        if kernels == "triton":
+            raise ConfigError("--kernels triton: a CPU has none; use --kernels auto, or --device cuda")
+        return TorchBackend(found, own_kernels=kernels != "torch")
+    obstacle = why_no_kernels(found)
+    if kernels == "triton" and obstacle is not None:
+        raise ConfigError(f"--kernels triton: {obstacle}; use --kernels auto")
+    if obstacle is None and kernels != "torch":
+        from model.backends.cuda.backend import CudaBackend  # which imports Triton
+
+        return CudaBackend(found, must_pass=kernels == "triton")
+    logger.warning("torch's operations serve on %s: %s", describe_device(found), obstacle or "--kernels torch")
+    return make_torch_backend(found)
 
 
-def _make_cuda_backend(device: torch.device, *, must_pass: bool) -> Backend:
-    try:
-        from model.backends.cuda.backend import CudaBackend
-    except ImportError as e:
-        if e.name is None or e.name.split(".")[0] != "triton":
-            raise
-        raise ConfigError("--device cuda needs Triton; install it with `pip install 'qwen-server[cuda]'`") from e
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST_CAPABILITY:
-        raise ConfigError(
-            f"--device {device}: compute capability {'.'.join(map(str, capability))} is below 8.0, the oldest that is "
-            "supported"
-        )
-    return CudaBackend(device, must_pass=must_pass)
+def make_torch_backend(device: torch.device) -> TorchBackend:
+    """Returns the backend that runs torch's operations alone, on whatever device."""
+    if device.type == "cpu":
+        return TorchBackend(device)
+    return TorchDeviceBackend(device, has_bfloat16=_has_bfloat16(device))
+
+
+def find_device(name: str) -> torch.device:
+    """Returns the device that `--device` names.
+
+    Raises:
+        ConfigError: unknown or absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and (not index or index.isdigit()):
+        return torch.device("cpu")
+    if kind not in _MISSING or (index and (not index.isdigit() or kind == "mps")):
+        raise ConfigError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
+    count = _num_devices(kind)
+    if count == 0:
+        raise ConfigError(f"--device {kind}: {_MISSING[kind]}")
+    if int(index or 0) >= count:
+        raise ConfigError(f"--device {name}: there are only {count} {kind.upper()} devices")
+    return torch.device(kind) if kind == "mps" else torch.device(kind, int(index or 0))
+
+
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why our kernels do not serve a device that is no CPU, or None."""
+    if device.type != "cuda":
+        return f"there are no kernels of ours for {device.type.upper()}, and nobody has tried this server on one yet"
+    if torch.version.hip is not None:
+        return "our kernels were never run on ROCm, nor was this server"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < _OLDEST_CAPABILITY:
+        return f"compute capability {major}.{minor} is below the 8.0 that our kernels need"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'qwen-server[cuda]')"
+    return None
+
+
+def describe_device(device: torch.device) -> str:
+    """Name and model of a device, for people."""
+    if device.type in ("cuda", "xpu"):
+        return f"{device} ({getattr(torch, device.type).get_device_name(device)})"
+    return str(device)
+
+
+def _num_devices(kind: str) -> int:
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = torch.xpu if kind == "xpu" else torch.cuda
+    return module.device_count() if module.is_available() else 0
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by itself; some only pretend to, slowly."""
+    if device.type == "cuda" and torch.version.hip is None:
+        return torch.cuda.get_device_capability(device) >= _OLDEST_CAPABILITY
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "xpu" and bool(torch.xpu.is_bf16_supported())

@@ -1,4 +1,4 @@
-"""Attention over the paged cache with plain torch operations, sequence by sequence.
+"""Attention over the paged cache on a CPU with plain torch operations, sequence by sequence.
 
 What decides its shape was measured on a 2-core AVX-512 machine:
 - for one query row, copying a run of bf16 keys to float32 and multiplying there takes three quarters of the time
@@ -76,11 +76,17 @@ class AttentionPlan:
     decodes: DecodePlan | None
 
 
-def plan_attention(batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
-    """Works out, once a step, what every layer needs."""
+def plan_attention(batch: ForwardBatch, cache: KVCache, *, own_kernels: bool = True) -> AttentionPlan:
+    """Works out, once a step, what every layer needs.
+
+    Args:
+        batch: the step.
+        cache: keys and values.
+        own_kernels: whether a kernel of ours may attend the decodes.
+    """
     sequences = []
     row = 0
-    code = decode_attention_code(cache)
+    code = decode_attention_code(cache) if own_kernels else None
     decodes: list[SequenceSpan] = []
     decode_rows: list[int] = []
     for span in batch.spans:
@@ -121,15 +127,8 @@ def attention(
     _, num_heads, _, head_dim = cache.shape
     num_tokens = qkv.shape[0]
     qkv = qkv.view(num_tokens, 3, num_heads, head_dim)
-    rotated = rotate(qkv[:, :2], plan.cos, plan.sin, 2 * batch.cos.shape[-1])
-    qkv[:, :2] = rotated  # rounded to the activations' type; the linear's result is nobody else's
-    new = qkv[:, 1:].permute(1, 2, 0, 3)
-    if plan.scales is None:
-        cache.index_copy_(2, batch.slots, new.to(cache.dtype))
-    else:
-        values, scales = quantize(new)
-        cache.index_copy_(2, batch.slots, values)
-        plan.scales[layer].index_copy_(2, batch.slots, scales)
+    scales = None if plan.scales is None else plan.scales[layer]
+    rotated = rotate_and_cache(qkv, cache, scales, batch, plan.cos, plan.sin)
     out = torch.empty(num_tokens, num_heads, head_dim, dtype=torch.float32, device=qkv.device)
     if plan.decodes is not None:
         plan.decodes.attend(rotated[:, 0], layer, out)
@@ -143,6 +142,41 @@ def attention(
             q, k, v = qkv[rows].unbind(1)
             _attend_chunk(q, k, v, runs, out[rows])
     return out.to(qkv.dtype).view(num_tokens, num_heads * head_dim)
+
+
+def rotate_and_cache(
+    qkv: torch.Tensor,
+    data: torch.Tensor,
+    scales: torch.Tensor | None,
+    batch: ForwardBatch,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
+    """Rotates queries and keys, and writes the new keys and values to their slots.
+
+    Args:
+        qkv: [T, 3 * num_heads * head_dim]; its queries and keys become the rotated ones, rounded.
+        data: [2, num_heads, num_slots, head_dim], one layer's cache.
+        scales: [2, num_heads, num_slots] float32 beside int8 data, else None.
+        batch: the step.
+        cos: see `rotation`.
+        sin: likewise.
+
+    Returns:
+        queries and keys [T, 2, num_heads, head_dim] float32.
+    """
+    _, num_heads, _, head_dim = data.shape
+    qkv = qkv.view(len(qkv), 3, num_heads, head_dim)
+    rotated = rotate(qkv[:, :2], cos, sin, 2 * batch.cos.shape[-1])
+    qkv[:, :2] = rotated  # rounded to the activations' type; the linear's result is nobody else's
+    new = qkv[:, 1:].permute(1, 2, 0, 3)
+    if scales is None:
+        data.index_copy_(2, batch.slots, new.to(data.dtype))
+    else:
+        values, factors = quantize(new)
+        data.index_copy_(2, batch.slots, values)
+        scales.index_copy_(2, batch.slots, factors)
+    return rotated
 
 
 def rotation(batch: ForwardBatch, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,16 +330,7 @@ def _flash(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of [1, num_heads, T, head_dim] with scale 1, and the log-sum-exp [1, num_heads, T] float32."""
-    if query.device.type == "cpu":
-        out, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, keys, values, 0.0, is_causal, attn_mask=None, scale=1.0
-        )
-        return out, log_sum_exp
-    scores = torch.matmul(query.float(), keys.float().transpose(-1, -2))
-    if is_causal:
-        length = scores.shape[-1]
-        above = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        scores.masked_fill_(above, float("-inf"))
-    log_sum_exp = scores.logsumexp(-1)
-    probs = (scores - log_sum_exp[..., None]).exp()
-    return torch.matmul(probs, values.float()).to(query.dtype), log_sum_exp
+    out, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, 0.0, is_causal, attn_mask=None, scale=1.0
+    )
+    return out, log_sum_exp

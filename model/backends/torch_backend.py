@@ -34,39 +34,34 @@ _PACK_ROWS_HINT = 16
 
 
 class TorchBackend(ImmediateSteps):
-    """Implements `Backend` with torch alone.
+    """Implements `Backend` with torch, and kernels of our own where they serve.
 
     Args:
-        device: usually the CPU; on a CUDA device it is slow but right.
+        device: the CPU; `TorchDeviceBackend` is for others.
+        own_kernels: whether kernels of our own may serve.
     """
 
     name = "torch"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, own_kernels: bool = True) -> None:
         self.device = device
+        self._own_kernels = own_kernels
         self._can_pack = device.type == "cpu" and _packed_linear_works()
-        self._scratch = torch.empty(0, device=device)
+        self._scratch = torch.empty(0)
         self._epsilons: dict[float, torch.Tensor] = {}
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`. float16 weights on a CPU run as bfloat16: CPUs have no fast float16 products."""
         if requested != "auto":
             return require_known_dtype(requested)
-        if self.device.type == "cpu":
-            has_fast_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            if declared == "float32" or not has_fast_bf16:
-                return torch.float32
-            return torch.bfloat16
-        if declared is not None:
-            return _DTYPES[declared]
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_fast_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        if declared == "float32" or not has_fast_bf16:
+            return torch.float32
+        return torch.bfloat16
 
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
-        """See `Backend`. On a CPU half of what is available, at most 4 GiB; on a GPU its share less what is taken."""
-        if self.device.type == "cpu":
-            return min(available_cpu_bytes() // 2, _DEFAULT_MAX_CPU_CACHE_BYTES)
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, int(total * gpu_memory_utilization) - (total - free))
+        """See `Backend`. Half of what is available, at most 4 GiB."""
+        return min(available_cpu_bytes() // 2, _DEFAULT_MAX_CPU_CACHE_BYTES)
 
     def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
         """See `Backend`. All cores; but one for small models, whose threads would wait more than they work.
@@ -81,13 +76,13 @@ class TorchBackend(ImmediateSteps):
 
     def default_max_num_batched_tokens(self) -> int:
         """See `Backend`. A CPU prefills 512 tokens in seconds; more would stall the streams beside it."""
-        return 512 if self.device.type == "cpu" else 4096
+        return 512
 
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
         """See `Backend`. bfloat16 by kernels of our own, or as float32 by oneDNN; else by F.linear."""
-        if self.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        if self._own_kernels and weight.dtype == torch.bfloat16:
             packed_linear = make_bfloat16_linear(weight, bias, wide_results=wide_results)
             if packed_linear is not None:
                 return packed_linear
@@ -106,10 +101,8 @@ class TorchBackend(ImmediateSteps):
     def prepare_gptq_linear(
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[LinearKernel, int] | None:
-        """See `Backend`. On a CPU the kernels of our own where they serve; else the caller expands the weight."""
-        if self.device.type != "cpu":
-            return None
-        return make_gptq_linear(weight, bias, dtype)
+        """See `Backend`. The kernels of our own where they serve; else the caller expands the weight."""
+        return make_gptq_linear(weight, bias, dtype) if self._own_kernels else None
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""
@@ -138,7 +131,7 @@ class TorchBackend(ImmediateSteps):
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
         """See `Backend`."""
         self._scratch = scratch_for(cache, self._scratch)
-        return plan_attention(batch, cache)
+        return plan_attention(batch, cache, own_kernels=self._own_kernels)
 
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
         """See `Backend`."""

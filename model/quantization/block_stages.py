@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from model.backends.torch_backend import TorchBackend
+from model.backends import make_torch_backend
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, SequenceSpan
 from model.kv_cache import allocate_kv_cache
@@ -45,7 +45,7 @@ class CalibrationRun:
     ) -> None:
         length = samples.shape[1]
         self._config = config
-        self._backend = TorchBackend(device)
+        self._backend = make_torch_backend(device)
         self._device = device
         self.hidden = F.embedding(samples, embedding).float().to(device)
         # All samples are equally long and start at 0, so one batch of one sequence describes each of them.

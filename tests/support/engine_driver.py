@@ -170,7 +170,8 @@ def make_driver(folder: Path, num_blocks: int = 256, block_size: int = 16, **cha
         block_size: tokens in one.
         changes: further fields of `EngineConfig`.
     """
-    dtype = getattr(torch, changes.get("dtype", "float32"))
+    name = changes.get("dtype", "float32")
+    dtype = torch.float32 if name == "auto" else getattr(torch, name)
     block_bytes = kv_cache_block_bytes(ModelConfig.from_folder(folder), block_size, dtype)
     settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0}
     settings |= {"kv_cache_memory_bytes": num_blocks * block_bytes, **changes}

@@ -23,6 +23,7 @@ from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
+from model.backends.device_memory import available_device_bytes, measure_step_bytes
 from model.config import ModelConfig
 from model.drawing import choose_tokens
 from model.errors import ConfigError
@@ -81,24 +82,12 @@ class CudaBackend:
         return self._dtype
 
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
-        """See `Backend`. The share of the whole device, less what is taken, by whomever."""
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, int(total * gpu_memory_utilization) - (total - free))
+        """See `Backend`."""
+        return available_device_bytes(self.device, gpu_memory_utilization)
 
     def measure_step_bytes(self, run: Callable[[], object]) -> int:
-        """See `Backend`. Run twice: the first compiles kernels and lets libraries take their workspaces."""
-        run()
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        run()
-        torch.cuda.synchronize(self.device)
-        # Reserved, not allocated: what fragmentation costs is taken too.
-        num_bytes = torch.cuda.max_memory_reserved(self.device) - before
-        torch.cuda.empty_cache()
-        return num_bytes
+        """See `Backend`."""
+        return measure_step_bytes(self.device, run)
 
     def release_memory(self) -> None:
         """See `Backend`."""

@@ -1,0 +1,214 @@
+"""torch's operations on a device that our kernels do not serve: older GPUs, other makers', or one without Triton.
+
+Right, and much faster than a CPU; several times slower than the kernels are where they run. A step is many small
+launches, so attention gathers the keys of many sequences for few large operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.device_memory import available_device_bytes, measure_step_bytes
+from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
+from model.backends.torch_attention import rotate_and_cache, rotation
+from model.backends.torch_backend import TorchBackend, require_known_dtype
+from model.backends.torch_gptq import make_torch_gptq_linear
+from model.drawing import choose_tokens
+from model.errors import ConfigError
+from model.forward_batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.sampling_row import SamplingRow
+
+_MAX_NUM_BATCHED_TOKENS = 4096
+
+
+class _Decodes(NamedTuple):
+    """Sequences of one new token and of like length.
+
+    Attributes:
+        rows: [B] int64, in the step.
+        slots: [B, L] int64, where their keys are.
+        lengths: [B] int64, how many each has.
+    """
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    lengths: torch.Tensor
+
+
+class _Chunk(NamedTuple):
+    """A sequence of several new tokens, from row `first_row` and position `start` on; slots [start + num_rows]."""
+
+    first_row: int
+    num_rows: int
+    start: int
+    slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredPlan:
+    """What all layers of a step share.
+
+    Attributes:
+        cache: keys and values.
+        cos: see `torch_attention.rotation`, likewise `sin`.
+        decodes: groups of sequences.
+        chunks: the others.
+    """
+
+    cache: KVCache
+    cos: torch.Tensor
+    sin: torch.Tensor
+    decodes: list[_Decodes]
+    chunks: list[_Chunk]
+
+
+class TorchDeviceBackend(TorchBackend):
+    """Implements `Backend` with torch alone, for anything but a CPU.
+
+    Args:
+        device: that torch knows.
+        has_bfloat16: whether it computes in bfloat16 by itself.
+    """
+
+    def __init__(self, device: torch.device, *, has_bfloat16: bool) -> None:
+        super().__init__(device, own_kernels=False)
+        self._has_bfloat16 = has_bfloat16
+        if device.type == "mps":  # which has no float64, and draws are made in it
+            self.choose_tokens = _choose_on_the_host
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            # Partial sums of split products stay float32.
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+    def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
+        """See `Backend`. float16 where the device lacks bfloat16: sums of the residual stream are float32 anyway."""
+        if requested == "bfloat16" and not self._has_bfloat16:
+            raise ConfigError(f"--dtype bfloat16: {self.device} does not compute in it; use float16 or float32")
+        if requested != "auto":
+            return require_known_dtype(requested)
+        if declared in (None, "bfloat16"):
+            return torch.bfloat16 if self._has_bfloat16 else torch.float16
+        return require_known_dtype(declared)
+
+    def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
+        """See `Backend`."""
+        if self.device.type in ("cuda", "xpu"):
+            return available_device_bytes(self.device, gpu_memory_utilization)
+        if self.device.type == "mps":
+            usable = int(torch.mps.recommended_max_memory() * gpu_memory_utilization)
+            return max(0, usable - torch.mps.driver_allocated_memory())
+        return super().available_memory_bytes(gpu_memory_utilization)
+
+    def measure_step_bytes(self, run: Callable[[], object]) -> int:
+        """See `Backend`."""
+        return measure_step_bytes(self.device, run) if self.device.type in ("cuda", "xpu") else 0
+
+    def release_memory(self) -> None:
+        """See `Backend`."""
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).empty_cache()
+
+    def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
+        """See `Backend`. The CPU only prepares steps: one thread, unless told otherwise."""
+        torch.set_num_threads(num_threads or 1)
+
+    def default_max_num_batched_tokens(self) -> int:
+        """See `Backend`."""
+        return _MAX_NUM_BATCHED_TOKENS
+
+    def prepare_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
+    ) -> LinearKernel:
+        """See `Backend`. The library's product as it is."""
+        return lambda x: F.linear(x, weight, bias)
+
+    def prepare_gptq_linear(
+        self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`. Stays quantised, and is expanded for each product."""
+        return make_torch_gptq_linear(weight, bias, dtype)
+
+    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> GatheredPlan:  # type: ignore[override]
+        """See `Backend`. One copy brings all numbers to the device; slots are worked out there."""
+        table: list[int] = []
+        decodes: list[tuple[int, int, int]] = []  # row, keys, where its blocks begin
+        chunks: list[tuple[int, int, int, int]] = []  # row, rows, position, where its blocks begin
+        row = 0
+        for span in batch.spans:
+            if span.num_tokens == 1:
+                decodes.append((row, span.context_len, len(table)))
+            else:
+                chunks.append((row, span.num_tokens, span.start, len(table)))
+            table += span.block_table[: -(-span.context_len // cache.block_size)]
+            row += span.num_tokens
+        groups = groups_of_like_length([length for _, length, _ in decodes], cache.data[0])
+        ordered = [decodes[index] for group in groups for index in group]
+        numbers = [n for column in zip(*ordered, strict=True) for n in column] + table
+        on_device = torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
+        rows, lengths, starts = on_device[: 3 * len(ordered)].view(3, -1)
+        places = on_device[3 * len(ordered) :]
+        cos, sin = rotation(batch, cache.data.shape[-1])
+        return GatheredPlan(
+            cache,
+            cos,
+            sin,
+            self._groups(groups, [length for _, length, _ in ordered], rows, lengths, starts, places, cache),
+            [_Chunk(*chunk[:3], self._chunk_slots(chunk, places, cache)) for chunk in chunks],
+        )
+
+    def _groups(
+        self,
+        groups: AbstractSequence[AbstractSequence[int]],
+        known_lengths: list[int],
+        rows: torch.Tensor,
+        lengths: torch.Tensor,
+        starts: torch.Tensor,
+        table: torch.Tensor,
+        cache: KVCache,
+    ) -> list[_Decodes]:
+        result = []
+        low = 0
+        for group in groups:
+            part = slice(low, low + len(group))
+            slots = slots_of(table, starts[part], lengths[part], max(known_lengths[part]), cache.block_size)
+            result.append(_Decodes(rows[part], slots, lengths[part]))
+            low += len(group)
+        return result
+
+    def _chunk_slots(self, chunk: tuple[int, int, int, int], table: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        _, num_rows, position, start = chunk
+        positions = torch.arange(position + num_rows, device=self.device)
+        return table[start + positions // cache.block_size] * cache.block_size + positions % cache.block_size
+
+    def attention(  # type: ignore[override]
+        self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: GatheredPlan
+    ) -> torch.Tensor:
+        """See `Backend`."""
+        data = plan.cache.data[layer]
+        scales = None if plan.cache.scales is None else plan.cache.scales[layer]
+        rotated = rotate_and_cache(qkv, data, scales, batch, plan.cos, plan.sin)
+        query = rotated[:, 0].to(qkv.dtype)
+        out = torch.empty_like(query)
+        for rows, slots, lengths in plan.decodes:
+            out[rows] = attend_decodes(query[rows], data, scales, slots, lengths)
+        for first_row, num_rows, start, slots in plan.chunks:
+            chunk = slice(first_row, first_row + num_rows)
+            out[chunk] = attend_chunk(query[chunk], data, scales, slots, start)
+        return out.view(len(out), -1)
+
+
+def _choose_on_the_host(
+    logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `model.sampling_row.Choose` for devices without float64."""
+    ids, is_valid = choose_tokens(logits.cpu(), rows)
+    return ids.to(logits.device), is_valid.to(logits.device)
