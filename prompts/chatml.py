@@ -16,6 +16,18 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
+# What `render` does, for programs that render prompts themselves, in the form that tokenizers carry it in.
+JINJA_TEMPLATE = (
+    "{% if not messages or messages[0]['role'] != 'system' %}"
+    f"{IM_START}system\n{DEFAULT_SYSTEM}{IM_END}\n"
+    "{% endif %}"
+    "{% for message in messages %}"
+    f"{IM_START}{{{{ message['role'] }}}}\n{{{{ message['content'] }}}}{IM_END}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{IM_START}assistant\n{{% endif %}}"
+)
+
 
 def render(
     messages: Sequence[Message],

@@ -319,7 +319,10 @@ class TokenizeRequest(RequestBody):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool | None = Field(None, description="as in /v1/completions")
+    add_special_tokens: bool | None = Field(
+        None,
+        description="true: as in /v1/completions; false: only a prompt that is one control token's name stands for it",
+    )
     allowed_special: AllowedSpecial | None = Field(None, description="as in /v1/completions")
     add_generation_prompt: bool | None = Field(None, description="open the assistant's turn (the default)")
     continue_final_message: bool | None = None

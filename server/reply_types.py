@@ -183,6 +183,32 @@ class Tokenized(ReplyModel):
     token_strs: list[str] | None = None
 
 
+class AddedToken(ReplyModel):
+    """A control token."""
+
+    content: str
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    single_word: bool
+    special: bool
+
+
+class TokenizerInfo(ReplyModel):
+    """What a tokenizer_config.json says."""
+
+    tokenizer_class: str
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    additional_special_tokens: list[str]
+    added_tokens_decoder: dict[str, AddedToken]
+    chat_template: str | None
+
+
 class Detokenized(ReplyModel):
     """Text of token ids."""
 

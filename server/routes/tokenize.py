@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what the model sees, as ids and as text."""
+"""POST /tokenize and /detokenize: what the model sees, as ids and as text; GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from fastapi import APIRouter, Body
 from starlette.responses import Response
 
 from model.errors import InvalidRequestError
+from model.tokenizer import ENDOFTEXT
+from prompts.chatml import JINJA_TEMPLATE
 from server import examples
 from server.errors import JsonResponse
 from server.function_calling import read_function_calling
 from server.protocol import DetokenizeRequest, TokenizeRequest
-from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized
+from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized, TokenizerInfo
 from server.services import ServicesDep
 
 router = APIRouter(tags=["tokens"])
@@ -54,6 +56,33 @@ async def tokenize(
     if body.return_token_strs:
         reply["token_strs"] = [services.tokenizer.token_name(token_id) for token_id in ids]
     return JsonResponse(reply)
+
+
+@router.get(
+    "/tokenizer_info",
+    summary="What the tokenizer is like",
+    response_class=Response,
+    responses={200: {"model": TokenizerInfo}, **UNAVAILABLE, **COMMON_ERRORS},
+)
+async def tokenizer_info(services: ServicesDep) -> Response:
+    """Returns what the tokenizer's configuration would say, as vLLM does: evaluation harnesses ask for it."""
+    tokenizer, encoder = services.tokenizer, services.converter.encoder
+    names = sorted(tokenizer.special_names, key=tokenizer.special_id)
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    return JsonResponse(
+        {
+            "tokenizer_class": "QWenTokenizer",
+            "model_max_length": services.engine.require_ready().max_model_len,
+            "vocab_size": tokenizer.num_tokens,
+            "bos_token": None,
+            "eos_token": ENDOFTEXT,
+            "pad_token": ENDOFTEXT,
+            "unk_token": None,
+            "additional_special_tokens": [name for name in names if name != ENDOFTEXT],
+            "added_tokens_decoder": {str(tokenizer.special_id(name)): {"content": name, **flags} for name in names},
+            "chat_template": JINJA_TEMPLATE if encoder.speaks_chatml else None,
+        }
+    )
 
 
 @router.post(

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.tokenizer import Tokenizer
-from prompts.chatml import DEFAULT_SYSTEM, drop_oldest_turns, keep_newest_turns, render
+from prompts.chatml import DEFAULT_SYSTEM, JINJA_TEMPLATE, drop_oldest_turns, keep_newest_turns, render
 from prompts.messages import FunctionCall, Message
 from prompts.segments import Segment, Special, Text, display, encode
 
@@ -46,6 +47,23 @@ def test_published_contexts(chatml_cases: list[dict[str, Any]], tokenizer: Token
 
 def test_the_default_system_heads_a_conversation_without_one() -> None:
     assert display(render([_user("q")])) == f"{HEAD}\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("open_turn", [False, True])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [_user("q")],
+        [_system("s"), _user("{{ a }}\n\n"), _assistant("b"), _user(" c")],
+        [_user("q"), _system("in the middle"), _user("r")],
+    ],
+)
+def test_the_template_for_others_renders_the_same(messages: list[Message], open_turn: bool) -> None:
+    """With the settings that transformers and vLLM render templates with."""
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(JINJA_TEMPLATE)
+    dicts = [{"role": message.role, "content": message.content} for message in messages]
+    text = template.render(messages=dicts, add_generation_prompt=open_turn)
+    assert text == display(render(messages, open_turn=open_turn, continue_final=False))
 
 
 def test_another_default_system_and_none() -> None:

@@ -80,6 +80,7 @@ OPERATIONS = [
     ("/v1/completions", "POST", 60),
     ("/tokenize", "POST", 40),
     ("/detokenize", "POST", 20),
+    ("/tokenizer_info", "GET", 1),
     ("/v1/models", "GET", 1),
     ("/v1/models/{model_id}", "GET", 20),
     ("/health", "GET", 1),
