@@ -13,6 +13,7 @@ from prompts.chatml import JINJA_TEMPLATE
 from server import examples
 from server.errors import JsonResponse
 from server.function_calling import read_function_calling
+from server.prompt_encoding import check_ids
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized, TokenizerInfo
 from server.services import ServicesDep
@@ -36,12 +37,12 @@ async def tokenize(
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
     encoder = services.converter.encoder
     if body.messages is not None:
-        open_turn = body.add_generation_prompt is not False
         prompt = await encoder.chat(
             body.messages,
             read_function_calling(body),
             continue_final=body.continue_final_message,
-            open_turn=open_turn,
+            # A last message that is continued leaves its turn open, whether or not a new one would be.
+            open_turn=body.add_generation_prompt is not False or body.continue_final_message is True,
         )
         ids = prompt.ids
     elif body.prompt:
@@ -89,14 +90,15 @@ async def tokenizer_info(services: ServicesDep) -> Response:
     "/detokenize",
     summary="Token ids to text",
     response_class=Response,
-    responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **COMMON_ERRORS},
+    responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
 )
 async def detokenize(
     body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)], services: ServicesDep
 ) -> Response:
-    """Returns the text of the ids, control tokens shown by name; ids without a token add nothing."""
+    """Returns the text of the ids, control tokens shown by name; those of padding rows add nothing."""
     services.resolve_model(body.model)
     services.converter.unknown_fields.note(body)
+    check_ids(body.tokens, services.engine.require_ready().vocab_size, param="tokens")
     try:
         text = services.tokenizer.decode(body.tokens, show_special_tokens=True, errors=body.errors or "replace")
     except UnicodeDecodeError as error:

@@ -128,6 +128,9 @@ def test_tokenize_and_back(server: ServerProcess) -> None:
         assert http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
         assert http.post("/tokenize", json={}).status_code == 400
         assert http.post("/detokenize", json={"tokens": [511, 97]}).json() == {"prompt": "a"}
+        beyond = http.post("/detokenize", json={"tokens": [97, 512, 99999]})
+        assert (beyond.status_code, beyond.json()["error"]["param"]) == (400, "tokens")
+        assert "no token 512: ids go from 0 to 511" in beyond.json()["error"]["message"]
         broken = {"tokens": [97, 0xE6, 0xA0]}
         assert http.post("/detokenize", json=broken).json() == {"prompt": "a\ufffd"}
         assert http.post("/detokenize", json=broken | {"errors": "ignore"}).json() == {"prompt": "a"}

@@ -125,12 +125,21 @@ def test_tokenize_shows_what_a_request_sends(wire: Wire) -> None:
 def test_a_turn_is_continued(wire: Wire) -> None:
     said = {"role": "assistant", "content": "The answer is"}
     messages = [{"role": "user", "content": "?"}, said]
-    wishes: list[JsonDict] = [{}, {"continue_final_message": True}, {"tools": TOOLS}]
+    wishes: list[JsonDict] = [
+        {},
+        {"continue_final_message": True},
+        {"continue_final_message": True, "add_generation_prompt": False},
+        {"tools": TOOLS},
+    ]
     for more in wishes:
         ids = wire.ok("/tokenize", {"messages": messages, **more})["tokens"]
         assert wire.ok("/detokenize", {"tokens": ids})["prompt"].endswith("The answer is")
+        reply = {"structured_outputs": {"choice": [" 42"]}, "return_token_ids": True}
+        assert wire.ok("/v1/chat/completions", {"messages": messages, **reply, **more})["prompt_token_ids"] == ids
         choice = wire.choice(messages=messages, structured_outputs={"choice": [" 42"]}, **more)
         assert choice["content"].strip() == "42"
+    looked_at = wire.ok("/tokenize", {"messages": messages, "add_generation_prompt": False})["tokens"]
+    assert wire.ok("/detokenize", {"tokens": looked_at})["prompt"].endswith("The answer is<|im_end|>")
     closed = wire.ok("/tokenize", {"messages": messages, "continue_final_message": False})["tokens"]
     assert wire.ok("/detokenize", {"tokens": closed})["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert wire.refused(continue_final_message=True)["param"] == "continue_final_message"
