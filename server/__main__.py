@@ -19,7 +19,7 @@ from server.hub_download import add_hub_arguments
 from server.logs import json_line
 from server.memory import command as memory_command
 from server.published_flags import names_checkpoint, translate
-from server.settings import Settings, flag_name, is_repeatable, load_settings, wished_log_format
+from server.settings import Settings, TokensOrContext, flag_name, is_repeatable, load_settings, wished_log_format
 from server.terminal import arguments as chat_arguments
 
 
@@ -139,6 +139,8 @@ def _metavar(annotation: Any) -> str:
     choices = get_args(annotation)
     if get_origin(annotation) is Literal:
         return "{" + ",".join(choices) + "}"
+    if TokensOrContext in choices:
+        return "N|context"
     numeric = {int, float}.intersection((annotation, *choices))
     return "N" if numeric else "VALUE"
 

@@ -87,6 +87,7 @@ def create_app(
             grammars,
             config.max_request_tokens,
             clamp_max_tokens=config.clamp_max_tokens,
+            default_max_tokens=_default_max_tokens(config, defaults),
             truncation=config.truncation,
         ),
         engine=engine,
@@ -123,3 +124,9 @@ def create_app(
     if config.root_path:
         app.add_middleware(RootPathMiddleware, root_path=config.root_path)
     return app
+
+
+def _default_max_tokens(config: ServerConfig, defaults: GenerationDefaults) -> int | None:
+    if config.default_max_tokens == "context":
+        return None
+    return config.default_max_tokens or defaults.max_new_tokens

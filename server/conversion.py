@@ -37,6 +37,7 @@ class Converter:
         grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
         clamp_max_tokens: cut a wish for more tokens than the context has left, instead of refusing it.
+        default_max_tokens: of a chat that names no limit; None is what is left of the context.
         truncation: of chats that name none: "auto" or "disabled".
         unknown_fields: told of each request, for the log.
     """
@@ -45,6 +46,7 @@ class Converter:
     grammars: GrammarChecker
     max_request_tokens: int = 1 << 20
     clamp_max_tokens: bool = False
+    default_max_tokens: int | None = None
     truncation: str = "disabled"
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
@@ -71,10 +73,12 @@ class Converter:
             continue_final=request.continue_final_message,
             window=prompt_window(truncation, asked, engine.max_model_len, clamp=self.clamp_max_tokens),
         )
+        default = self.default_max_tokens
         max_tokens = budget(
             len(prompt.ids),
             asked,
             engine.max_model_len,
+            default=None if default is None else max(default, request.min_tokens or 0),
             param="max_completion_tokens" if newer_name else "max_tokens",
             prompt_param="messages",
             clamp=self.clamp_max_tokens,

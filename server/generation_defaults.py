@@ -26,6 +26,7 @@ class GenerationDefaults:
         chat_format: "chatml", or "raw" for a base model.
         eos_token_ids: end a reply, besides the control tokens of the vocabulary.
         stop_sequences: of two tokens or more: `stop_words_ids`, at which the published generate() ends a reply too.
+        max_new_tokens: of a chat's reply; None is what is left of the context.
         max_window_size: tokens of system text and turns that the published chat() keeps.
     """
 
@@ -36,6 +37,7 @@ class GenerationDefaults:
     chat_format: str = CHATML
     eos_token_ids: tuple[int, ...] = ()
     stop_sequences: tuple[tuple[int, ...], ...] = ()
+    max_new_tokens: int | None = None
     max_window_size: int = 6144
 
     @classmethod
@@ -64,6 +66,7 @@ class GenerationDefaults:
             chat_format=reader.chat_format(),
             eos_token_ids=reader.eos_token_ids(),
             stop_sequences=tuple(words for words in reader.stop_words() if len(words) > 1),
+            max_new_tokens=reader.max_new_tokens(),
             max_window_size=int(reader.number("max_window_size", cls().max_window_size, low=1, high=1e9)),
         )
 
@@ -80,6 +83,10 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise CheckpointError(f"{self.path}: {key} must be a number from {low:g} to {high:g}, not {value!r}")
         return value
+
+    def max_new_tokens(self) -> int | None:
+        value = self.number("max_new_tokens", 0, low=1, high=1e9)
+        return int(value) if value else None
 
     def chat_format(self) -> str:
         value = self.data.get("chat_format") or CHATML

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from server.credentials import Credentials
 from server.tls import Tls
@@ -25,6 +26,7 @@ class ServerConfig:
         max_queue_requests: requests that may wait for their first token; more are refused.
         max_queue_tokens: prompt tokens that may wait so.
         max_request_tokens: the most tokens a request may ask for.
+        default_max_tokens: of chats that name none; "context" is all that is left, None the checkpoint's.
         truncation: of chats that name none.
         clamp_max_tokens: more tokens than the context has left are cut to what is left, not refused.
         max_requests_per_minute: of one key; None is no limit.
@@ -56,6 +58,7 @@ class ServerConfig:
     max_queue_requests: int = 1024
     max_queue_tokens: int = 1 << 20
     max_request_tokens: int = 1 << 20
+    default_max_tokens: int | Literal["context"] | None = None
     truncation: str = "disabled"
     clamp_max_tokens: bool = False
     max_requests_per_minute: int | None = None

@@ -57,6 +57,15 @@ def _no_blank(keys: tuple[str, ...]) -> tuple[str, ...]:
     return keys
 
 
+def _tokens_or_context(value: object) -> object:
+    if value == "context" or value is None:
+        return value
+    if isinstance(value, bool) or not str(value).isdecimal() or not int(str(value)):
+        raise ValueError("should be a number of tokens, or context")
+    return int(str(value))
+
+
+TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or_context)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Keys = Annotated[Texts, AfterValidator(_no_blank)]
 
@@ -123,6 +132,11 @@ class Settings(BaseModel):
     )
     max_request_tokens: int = Field(
         1 << 20, ge=1, description="most tokens a request may ask for, all its choices together"
+    )
+    default_max_tokens: TokensOrContext | None = Field(
+        None,
+        description="of chats that name no limit; context is all that is left of it (default: the checkpoint's"
+        " max_new_tokens, or context)",
     )
     truncation: Literal["disabled", "auto"] = Field(
         "disabled", description="of chats that name none: auto drops whole oldest turns that do not fit the context"
@@ -203,6 +217,7 @@ class Settings(BaseModel):
             max_queue_requests=self.max_queue_requests,
             max_queue_tokens=self.max_queue_tokens,
             max_request_tokens=self.max_request_tokens,
+            default_max_tokens=self.default_max_tokens,
             truncation=self.truncation,
             clamp_max_tokens=self.clamp_max_tokens,
             max_requests_per_minute=self.max_requests_per_minute,

@@ -98,7 +98,7 @@ export const strings = {
   set_stop: "Stop at",
   seedRandom: "random",
   seedHint: "The same seed gives the same reply.",
-  maxTokensRest: "what fits",
+  maxTokensRest: "as the server has it",
   stopHint: "One text a line; \\n stands for a new line.",
   aNumber: "A number",
   wholeNumber: "A whole number",

@@ -98,7 +98,7 @@ export const strings = {
   set_stop: "停止文本",
   seedRandom: "随机",
   seedHint: "相同的种子得到相同的回复。",
-  maxTokensRest: "按剩余长度",
+  maxTokensRest: "由服务器决定",
   stopHint: "每行一个；\\n 表示换行。",
   aNumber: "数值",
   wholeNumber: "整数",

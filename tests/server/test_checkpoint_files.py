@@ -35,6 +35,8 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, {"top_k": -1, "top_p": None}).top_k == 0
     assert read(tmp_path, {"stop_words_ids": [[7], [1, 2], []]}).stop_sequences == ((1, 2),)
     assert read(tmp_path, {"top_p": 0.0}).top_p == 0
+    assert read(tmp_path, {"max_new_tokens": 512}).max_new_tokens == 512
+    assert read(tmp_path, {"max_new_tokens": None}).max_new_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def test_the_file_is_read(tmp_path: Path) -> None:
         {"stop_words_ids": [1]},
         {"stop_words_ids": [["x"]]},
         {"chat_format": "v9"},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": "x"},
     ],
 )
 def test_a_broken_file_stops_the_start_and_is_named(tmp_path: Path, data: Any) -> None:
@@ -59,6 +63,7 @@ def test_a_broken_file_stops_the_start_and_is_named(tmp_path: Path, data: Any) -
 def test_a_golden_checkpoint() -> None:
     defaults = GenerationDefaults.from_folder(ROOT / "tests/data/golden/ntk_logn_fp32")
     assert (defaults.top_p, defaults.repetition_penalty, defaults.eos_token_ids) == (0.8, 1.1, (256,))
+    assert defaults.max_new_tokens == 512
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,25 @@ async def test_budget_is_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
+    ("default", "body", "max_tokens"),
+    [
+        (30, {}, 30),
+        (30, {"max_tokens": None}, 30),
+        (30, {"max_tokens": 40}, 40),
+        (30, {"max_completion_tokens": 3}, 3),
+        (30, {"min_tokens": 40}, 40),
+        (10_000, {}, ENGINE.max_model_len - 59),
+    ],
+)
+async def test_a_chat_that_names_no_limit_has_the_default(default: int, body: dict[str, Any], max_tokens: int) -> None:
+    limited = replace(converter(), default_max_tokens=default)
+    request = await limited.chat(ChatCompletionRequest.model_validate({"messages": HI, **body}), ENGINE)
+    assert request.prompts[0].sampling.max_tokens == max_tokens
+    (prompt,) = (await limited.completion(CompletionRequest(prompt="hi"), ENGINE)).prompts
+    assert prompt.sampling.max_tokens == 16
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"prompt": "x" * 200}, "prompt"),

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from model.engine_config import EngineConfig
 from model.errors import ConfigError
 from server.__main__ import build_parser
+from server.app import create_app
 from server.check_config import check_config
+from server.engine_client import EngineClient
 from server.flag_table import with_table
+from server.generation_defaults import GenerationDefaults
 from server.settings import Settings, flag_name, load_settings
 from server.sizes import parse_size
 from tests.support.server_process import ROOT
+from tests.support.vocabulary import byte_tokenizer
 
 
 def test_a_flag_beats_a_variable_beats_a_file_beats_the_default(tmp_path: Path) -> None:
@@ -77,6 +82,21 @@ def test_mistakes_are_one_line_that_names_the_place(flags: dict[str, str], envir
     with pytest.raises(ConfigError, match=words) as caught:
         load_settings(flags, environ)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "limit"), [(None, 512), ("context", None), ("64", 64), (" 64", "a number of tokens"), ("0", "a number")]
+)
+def test_the_default_length_of_a_chat(flag: str | None, limit: int | str | None) -> None:
+    flags = {"model": "x"} if flag is None else {"model": "x", "default_max_tokens": flag}
+    if isinstance(limit, str):
+        with pytest.raises(ConfigError, match=f"--default-max-tokens: should be {limit}"):
+            load_settings(flags, {})
+        return
+    config = load_settings(flags, {}).server_config()
+    engine = EngineClient(EngineConfig(checkpoint_path="x"), start_timeout_s=1, timeout_s=1, on_fatal=print)
+    app = create_app(config, byte_tokenizer(), GenerationDefaults(max_new_tokens=512), engine)
+    assert app.state.services.converter.default_max_tokens == limit
 
 
 def test_a_secret_is_never_shown() -> None:
