@@ -261,7 +261,7 @@ def test_nobody_listens(chat: Open) -> None:
 
 @pytest.mark.slow
 def test_a_server_for_one_chat_that_dies(chat: Open, demo_checkpoint: Path) -> None:
-    with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:
+    with chat(str(demo_checkpoint), "--set", "ignore_eos=true max_tokens=1500", "--", *SMALL) as window:
         window.wait("you>", 60)
         window.type("hi", "Enter")
         time.sleep(0.5)
@@ -275,7 +275,7 @@ def test_a_server_for_one_chat_that_dies(chat: Open, demo_checkpoint: Path) -> N
 
 @pytest.mark.parametrize("way", ["leaves", pytest.param("is killed", marks=pytest.mark.slow)])
 def test_a_server_for_one_chat_ends_with_it(chat: Open, demo_checkpoint: Path, way: str) -> None:
-    with chat(str(demo_checkpoint), "--set", "ignore_eos=true", "--", *SMALL) as window:
+    with chat(str(demo_checkpoint), "--set", "ignore_eos=true max_tokens=1500", "--", *SMALL) as window:
         window.wait("you>", 60)
         for number in (1, 2):  # Ctrl-C does not reach the server, which answers again
             window.type("hi", "Enter")
