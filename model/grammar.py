@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 0.05
 
 TOO_SLOW = "The grammar takes too long to follow: it can be read in too many ways. Make it unambiguous, or simpler."
+STUCK = "The grammar is not complete, yet allows nothing after what this reply has so far; mend it where it ends there."
 TOO_COMPLEX = "The grammar became too complex to follow with this reply; make it unambiguous, or simpler."
 
 _MAX_CACHED_GRAMMARS = 128
@@ -94,7 +95,14 @@ class GrammarCompiler:
                     logger.error("the vocabulary cannot be read any more: %s", error)
                     raise GrammarError("the server cannot read its vocabulary any more") from error
         matcher = compile_grammar(self._ll_tokenizer, grammar)
-        return CompiledGrammar(matcher, bytes(matcher.compute_bitmask()))
+        mask = bytes(matcher.compute_bitmask())
+        if _is_empty(mask):
+            raise GrammarError("it allows no reply at all")
+        return CompiledGrammar(matcher, mask)
+
+
+def _is_empty(mask: bytes) -> bool:
+    return mask.count(0) == len(mask)
 
 
 class _Walk:
@@ -140,6 +148,8 @@ class _Walk:
         if matcher.is_error():
             logger.warning("a grammar failed: %s", matcher.get_error()[:300])
             return TOO_COMPLEX
+        if not is_complete and _is_empty(mask):  # the sampler would call it a damaged checkpoint
+            return STUCK
         if not self.account.pay(time.thread_time() - started):
             return TOO_SLOW
         self.is_over = is_complete

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model import grammar, grammar_compiler, step_guard
-from model.grammar import TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
+from model.grammar import STUCK, TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
 from model.grammar_compiler import GrammarAccount
 from model.messages import AddRequest
 from model.model_runner import ModelRunner, StepResult
@@ -192,7 +192,7 @@ class SomeMatcher:
     def compute_bitmask(self) -> bytes:
         self._work("mask")
         self.spent_s += self.takes_s
-        return b"\xff" * 64
+        return (b"\0" if self.fails_in == "nothing left" else b"\xff") * 64
 
 
 def use_matcher(driver: Driver, name: str, matcher: SomeMatcher) -> None:
@@ -201,12 +201,13 @@ def use_matcher(driver: Driver, name: str, matcher: SomeMatcher) -> None:
     driver.engine._grammar_compiler._compiled[name] = compiled
 
 
-@pytest.mark.parametrize("where", ["copy", "token", "mask", "state"])
+@pytest.mark.parametrize("where", ["copy", "token", "mask", "state", "nothing left"])
 def test_a_grammar_that_fails_ends_its_sequence_only(driver: Driver, where: str) -> None:
     plain = driver.run([request(1, [4, 5])])[1]
     use_matcher(driver, "bad", SomeMatcher(fails_in=where))
     replies = driver.run([request(0, [4], grammar="bad"), request(1, [4, 5])])
-    assert (replies[0].finish_reason, replies[0].error) == ("invalid", TOO_COMPLEX)
+    message = STUCK if where == "nothing left" else TOO_COMPLEX
+    assert (replies[0].finish_reason, replies[0].error) == ("invalid", message)
     assert replies[1].token_ids == plain.token_ids
 
 
