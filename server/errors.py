@@ -152,11 +152,7 @@ def _from_http_exception(error: StarletteHTTPException) -> ApiError:
 
 def validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     """Names the first field at fault and everything that was wrong with it."""
-    first = errors[0]
-    if first.get("type") == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "malformed")
-        return ApiError(400, f"The body is not valid JSON: {reason}. Send one JSON object.")
-    paths = [_field_path(error["loc"], body) for error in errors]
+    paths = [_field_path(error, body) for error in errors]
     path = paths[0]
     for other in paths:  # of a union's branches, the one that got furthest is the one that was meant
         if other[: len(path)] == path:
@@ -172,13 +168,39 @@ def validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     return ApiError(400, f"'{param}': {'; or '.join(messages)}.", param=param)
 
 
+# How compressed bodies begin, where nobody says so in a header.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x78\x9c": "deflate", b"\x78\xda": "deflate"}
+
+
+def unreadable_body(cause: BaseException, encoding: str) -> ApiError:
+    """Says why a body could not be read as JSON.
+
+    Args:
+        cause: of the JSON reader.
+        encoding: the header Content-Encoding; empty without.
+    """
+    if encoding.lower() in ("", "identity") and isinstance(cause, UnicodeDecodeError):
+        encoding = next((name for start, name in _COMPRESSED.items() if cause.object.startswith(start)), "")
+    if encoding.lower() not in ("", "identity"):
+        return ApiError(
+            415, f"The body is compressed ({encoding}), which this server does not take; send it as it is.",
+            code="unsupported_media_type",
+        )  # fmt: skip
+    if isinstance(cause, UnicodeDecodeError):
+        bad = f"byte 0x{cause.object[cause.start]:02x} at position {cause.start}"
+        return ApiError(400, f"The body is not UTF-8 ({bad}); encode the JSON in UTF-8.")
+    reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause).split(";")[0]
+    return ApiError(400, f"The body is not valid JSON: {reason}. Send one JSON object.")
+
+
 def _message(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
     return message[:1].lower() + message[1:]
 
 
-def _field_path(loc: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
+def _field_path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
     """The part of a pydantic location that exists in the body: the names of union branches are left out."""
+    loc: Sequence[str | int] = error["loc"]
     path: list[str | int] = []
     place = body
     steps = loc[1:] if loc and loc[0] in ("body", "query", "path") else loc
@@ -187,8 +209,8 @@ def _field_path(loc: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
             if step in place:
                 place = place[step]
                 path.append(step)
-            elif step is steps[-1]:
-                path.append(step)  # a missing field
+            elif step is steps[-1] and error["type"] == "missing":
+                path.append(step)
         elif isinstance(place, list) and isinstance(step, int) and step < len(place):
             place = place[step]
             path.append(step)
@@ -212,12 +234,20 @@ def install_error_handlers(app: FastAPI, paths: Sequence[str]) -> None:
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        if first.get("type") == "json_invalid":
+            reason = f"{first['ctx']['error']} at character {first['loc'][-1]}"
+            return unreadable_body(ValueError(reason), request.headers.get("content-encoding", "")).response()
         return validation_error(error.errors(), error.body).response()
 
     async def on_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, StarletteHTTPException) and not isinstance(error, ApiError) and error.status_code == 404:
-            message = missing_route(request.scope["path"], paths)
-            return ApiError(404, message, code="not_found", headers=error.headers).response()
+        match error:
+            case ApiError():
+                pass
+            case StarletteHTTPException(status_code=404, headers=headers):
+                error = ApiError(404, missing_route(request.scope["path"], paths), code="not_found", headers=headers)
+            case StarletteHTTPException(status_code=400, __cause__=BaseException() as cause):
+                error = unreadable_body(cause, request.headers.get("content-encoding", ""))
         return as_api_error(error).response()
 
     app.add_exception_handler(RequestValidationError, on_validation_error)

@@ -194,7 +194,7 @@ def read_message(message: ChatMessage, index: int) -> Message:
     if content is None:
         if message.role != "assistant" or not (message.tool_calls or message.function_call):
             raise InvalidRequestError(
-                f"'{where}.content' is missing: a {message.role} message needs a text or a list of text parts.",
+                f"'{where}.content' is missing: the {message.role} message needs a text or a list of text parts.",
                 param=f"{where}.content",
             )
         content = ""

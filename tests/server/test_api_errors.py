@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import zlib
 from typing import Any
 
 import httpx
@@ -91,6 +94,37 @@ def test_request_ids(server: ServerProcess) -> None:
         headers={"x-request-id": "find-me-in-the-log"},
     )
     assert "[find-me-in-the-log] finished" in server.log()
+
+
+ASKED = '{"messages": [{"role": "user", "content": "你好"}], "max_tokens": 1}'
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "words"),
+    [
+        (ASKED.encode("gbk"), "", 400, r"not UTF-8 \(byte 0xc4 at position 43\); encode the JSON in UTF-8"),
+        (ASKED.encode("latin-1", errors="replace") + b"\xe9", "", 400, "not UTF-8"),
+        (gzip.compress(ASKED.encode()), "", 415, r"compressed \(gzip\)"),
+        (gzip.compress(ASKED.encode()), "gzip", 415, r"compressed \(gzip\)"),
+        (zlib.compress(ASKED.encode()), "deflate", 415, r"compressed \(deflate\)"),
+        (zlib.compress(ASKED.encode()), "", 415, r"compressed \(deflate\)"),
+        (b"(brotli has no mark)", "br", 415, r"compressed \(br\)"),
+        (b"[" * 100_000, "", 400, "not valid JSON: it is nested too deeply"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "", 400, "not valid JSON: Exceeds the limit"),
+        (b'{"n": 1,}', "", 400, "not valid JSON: .* at character 8"),
+        (ASKED.encode("utf-8-sig"), "", 200, "chat.completion"),
+        (ASKED.encode(), "identity", 200, "chat.completion"),
+        (ASKED.encode("utf-16"), "", 200, "chat.completion"),
+    ],
+    ids=range(13),
+)
+def test_bodies_that_cannot_be_read_say_why(
+    body: bytes, encoding: str, status: int, words: str, server: ServerProcess
+) -> None:
+    headers = {"content-type": "application/json", **({"content-encoding": encoding} if encoding else {})}
+    reply = httpx.post(server.url + "/v1/chat/completions", content=body, headers=headers)
+    assert (reply.status_code, bool(re.search(words, reply.text))) == (status, True), reply.text
+    assert "parsing the body" not in reply.text
 
 
 def test_a_lone_surrogate_can_be_echoed(server: ServerProcess) -> None:

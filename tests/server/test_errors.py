@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from model.errors import EngineUnavailableError, InvalidRequestError
 from server.errors import as_api_error, dump_json, validation_error
-from server.protocol import ChatCompletionRequest, CompletionRequest
+from server.prompt_encoding import read_message
+from server.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -87,3 +88,38 @@ def test_every_failure_has_all_four_keys() -> None:
 
 def test_text_that_is_not_unicode_does_not_break_a_reply() -> None:
     assert dump_json({"a": ["\ud800x"]}) == b'{"a":["?x"]}'
+
+
+def test_no_name_of_a_union_branch_is_a_field() -> None:
+    """Whatever stands in the place of a field, the path that the error names is in the body, or is the missing one."""
+    wrong: list[Any] = [7, "x", True, {"a": 1}, {"str": 1}, [], [7], [{}], [{"a": 1}], [[{}]]]
+    message = {"role": "assistant", "content": "x", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}
+    bodies: list[tuple[type, dict[str, Any]]] = []
+    for kind in (ChatCompletionRequest, CompletionRequest, TokenizeRequest):
+        start = {"prompt": "x"} if kind is CompletionRequest else {"messages": HI}
+        bodies += [(kind, {**start, name: value}) for name in kind.model_fields for value in wrong]
+    bodies += [
+        (ChatCompletionRequest, {"messages": [{**message, name: value}]})
+        for name in ("content", "name", "tool_calls", "function_call", "tool_call_id")
+        for value in wrong
+    ]
+    seen = set()
+    for kind, body in bodies:
+        try:
+            kind.model_validate(body)
+        except ValidationError as caught:
+            errors = [{**e, "loc": ("body", *e["loc"])} for e in caught.errors()]
+            error = validation_error(errors, body)
+            place: Any = body
+            steps = [int(step) if step.isdecimal() else step for step in re.findall(r"[^.\[\]]+", error.param or "")]
+            for step in steps[:-1]:
+                place = place[step]
+            is_there = steps[-1] in place if isinstance(place, dict) else steps[-1] < len(place)
+            assert is_there or error.message.endswith("field required."), error.message
+            seen.add(error.param)
+    assert len(seen) > 40
+
+
+def test_articles_fit_their_roles() -> None:
+    with pytest.raises(InvalidRequestError, match="the assistant message needs a text"):
+        read_message(ChatMessage(role="assistant"), 0)
