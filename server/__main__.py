@@ -61,6 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qwen-server", description="An OpenAI-compatible server for first-generation Qwen checkpoints."
     )
+    parser.add_argument(
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="tell the version and the commit, and end",
+    )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = subparsers.add_parser(
         "serve",
@@ -88,6 +95,17 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check_config)
     _add_tools(subparsers)
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Prints it and ends."""
+        from server.version import server_version
+
+        print(f"qwen-server {server_version()}")
+        parser.exit()
 
 
 def _add_tools(subparsers: Any) -> None:

@@ -30,6 +30,7 @@ from server.routes import chat, completions, health, models, page, tokenize
 from server.server_config import ServerConfig
 from server.services import Services
 from server.tracing import Tracer, TracingMiddleware
+from server.version import server_version
 
 
 def create_app(
@@ -71,7 +72,7 @@ def create_app(
 
     app = FastAPI(
         title="qwen-server",
-        version=health.package_version(),
+        version=server_version().version,
         summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
         lifespan=lifespan,
         docs_url=None,  # routes/page has a reference that needs no other host

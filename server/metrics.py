@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model.messages import EngineStats
+from server.version import server_version
 
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -108,6 +109,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._engine = _EngineCollector(model_name, read_stats, read_restarts, read_cache_config)
         self.registry.register(self._engine)
+        build = server_version()
+        Info("qwen:build", "What runs here.", registry=self.registry).info(
+            {"version": build.version, "commit": build.commit or ""}
+        )
         self._model_name = model_name
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests served.")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated for clients.")

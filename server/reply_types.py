@@ -222,9 +222,10 @@ class State(ReplyModel):
 
 
 class Version(ReplyModel):
-    """Version of the server."""
+    """Version of the server, and the commit it was built from."""
 
     version: str
+    commit: str | None
 
 
 Responses = dict[int | str, dict[str, Any]]

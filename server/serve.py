@@ -36,6 +36,7 @@ from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
 from server.server_config import ServerConfig
 from server.settings import SECRETS, Settings, variable_name
+from server.version import server_version
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ def serve(settings: Settings) -> None:
     for name in SECRETS:  # children and whoever dumps the environment need not know them
         os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
+    logger.info("qwen-server", extra={"fields": server_version()._asdict()})
     checkpoint = resolve_checkpoint(config.model, settings.hub, settings.revision)
     tokenizer = _look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
@@ -12,6 +10,7 @@ from server.engine_supervisor import EngineState
 from server.errors import JsonResponse
 from server.reply_types import UNAVAILABLE, State, Version
 from server.services import ServicesDep
+from server.version import server_version
 
 router = APIRouter(tags=["server"])
 
@@ -55,13 +54,5 @@ async def metrics(services: ServicesDep) -> Response:
 
 @router.get("/version", summary="Version of the server", response_class=Response, responses={200: {"model": Version}})
 async def get_version() -> Response:
-    """Returns the version of this package."""
-    return JsonResponse({"version": package_version()})
-
-
-def package_version() -> str:
-    """Returns the installed version, or "unknown" in a bare checkout."""
-    try:
-        return version("qwen-server")
-    except PackageNotFoundError:
-        return "unknown"
+    """Returns the version of this package, and the commit it was built from."""
+    return JsonResponse(server_version()._asdict())

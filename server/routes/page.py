@@ -11,8 +11,8 @@ from starlette.responses import Response
 from prompts.chatml import DEFAULT_SYSTEM
 from server.errors import JsonResponse
 from server.protocol import ChatCompletionRequest
-from server.routes.health import package_version
 from server.services import Services, ServicesDep
+from server.version import server_version
 from server.web_files import INDEX, REFERENCE
 
 router = APIRouter(include_in_schema=False)
@@ -49,7 +49,7 @@ async def page_settings(services: ServicesDep) -> Response:
     """Says how to get in, and the real defaults and limits of sampling."""
     credentials = services.config.credentials
     settings = {
-        "version": package_version(),
+        "version": server_version().version,
         "auth": {"bearer": bool(credentials.key_digests), "basic": credentials.basic_digest is not None},
         "system": DEFAULT_SYSTEM,
         "defaults": _defaults(services),

@@ -74,6 +74,12 @@ class ServerProcess:
         except OSError:
             return 0
 
+    def get(self, path: str) -> str:
+        """Body of a GET that is answered."""
+        with urllib.request.urlopen(self.url + path, timeout=10, context=_ANY_CERTIFICATE) as response:
+            text: str = response.read().decode()
+        return text
+
     def wait_ready(self, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while self.status("/ready") != 200:
@@ -83,9 +89,8 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """Sum of a metric over its labels."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=10, context=_ANY_CERTIFICATE) as response:
-            text = response.read().decode()
-        values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if re.match(rf"{re.escape(name)}[ {{]", line)]
+        lines = self.get("/metrics").splitlines()
+        values = [line.rsplit(" ", 1)[1] for line in lines if re.match(rf"{re.escape(name)}[ {{]", line)]
         return sum(map(float, values))
 
     def wait_idle(self, timeout_s: float = 5) -> None:
