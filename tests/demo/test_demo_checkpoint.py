@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 
 from server.run_module import module_command
 from tests.conftest import SMALL, sdk_of
+from tests.docs.guide import examples
 from tests.support.server_process import ROOT, ServerProcess, running_server
 
 with warnings.catch_warnings():
@@ -207,3 +209,16 @@ def test_an_agent_with_two_tools_answers_a_question_that_needs_both(trained: Ser
     calls = [(call["name"], call["args"]) for m in messages if isinstance(m, AIMessage) for call in m.tool_calls]
     assert calls == [("add", {"a": 12, "b": 30}), ("multiply", {"a": 42, "b": 4})]
     assert "168" in messages[-1].content
+
+
+def test_the_guide_s_qwen_agent_calls_and_answers(trained: ServerProcess, tmp_path: Path) -> None:
+    (example,) = (example for example in examples(ROOT / "docs" / "clients.md") if "qwen_agent" in example.text)
+    (tmp_path / "agent.py").write_text(example.at(trained.url))
+    done = subprocess.run([sys.executable, "agent.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    thought, call, result, answer = map(json.loads, done.stdout.splitlines())
+    assert [message["role"] for message in (thought, call, answer)] == ["assistant"] * 3
+    assert thought["content"]
+    assert call["function_call"]["name"] == "get_weather"
+    assert json.loads(call["function_call"]["arguments"]) == {"city": "Paris"}
+    assert (result["role"], result["content"]) == ("function", "sunny in Paris")
+    assert "sunny" in answer["content"]

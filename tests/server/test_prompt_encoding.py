@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -165,6 +166,35 @@ async def test_a_result_stands_behind_the_call_it_answers(
 ) -> None:
     ids = await ids_of(tokenizer, {"messages": [USER, *messages], "tools": TOOLS})
     assert shown(tokenizer, ids).rpartition("assistant\n")[2] == turn
+
+
+@pytest.mark.parametrize("id", ["call_1", "1"])  # the second is what it writes where it knows none
+async def test_the_code_interpreter_of_qwen_agent(tokenizer: Tokenizer, id: str) -> None:
+    parameters = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+    function = {"name": "code_interpreter", "description": "Python code sandbox.", "parameters": parameters}
+
+    def wrote(code: str) -> JsonDict:
+        call = {"name": "code_interpreter", "arguments": json.dumps({"code": code})}
+        return {"role": "assistant", "tool_calls": [{"id": id, "type": "function", "function": call}]}
+
+    def said(text: str) -> JsonDict:
+        return {"role": "tool", "content": text, "name": "code_interpreter", "extra": {"function_id": id}, "id": id}
+
+    messages = [
+        {**USER, "content": [{"type": "text", "text": "q"}]},
+        {**wrote("print('你')\nplot()"), "content": "I shall plot."},
+        said("stdout:\n\n```\n你\n```\n\n![fig-001](figure.png)"),
+        wrote("1/0"),
+        said("error:\n\n```\nZeroDivisionError: division by zero\n```"),
+    ]
+    body = {"messages": messages, "tools": [{"type": "function", "function": function}]}
+    assert shown(tokenizer, await ids_of(tokenizer, body)).rpartition("assistant\n")[2] == (
+        "Thought: I shall plot.\nAction: code_interpreter\n"
+        'Action Input: {"code": "print(\'你\')\\nplot()"}\n'
+        "Observation: stdout:\n\n```\n你\n```\n\n![fig-001](figure.png)\n"
+        'Thought: \nAction: code_interpreter\nAction Input: {"code": "1/0"}\n'
+        "Observation: error:\n\n```\nZeroDivisionError: division by zero\n```\nThought:"
+    )
 
 
 async def test_arguments_in_the_history_are_characters(tokenizer: Tokenizer) -> None:
