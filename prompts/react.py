@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from prompts import chatml
@@ -75,11 +75,22 @@ class _Turn:
     """A turn in the making; only an assistant's turn grows."""
 
     role: Literal["system", "user", "assistant"]
-    text: str = ""
+    lines: list[str] = field(default_factory=list)
     ends_in_step: bool = False
 
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self.lines = [text] if text else []
+
     def add(self, text: str, *, is_step: bool = False) -> None:
-        self.text = f"{self.text}\n{text}" if self.text else strip_content(text)
+        if self.lines:
+            self.lines.append(text)
+        else:
+            self.text = strip_content(text)
         self.ends_in_step = is_step
 
 
@@ -177,7 +188,7 @@ def _turns(messages: Sequence[Message], *, answers_are_steps: bool, last_is_thou
     said = in_steps([message.stripped() for message in messages])
     for number, message in enumerate(said, start=1):
         if isinstance(message, Message) and (message.role == "system" or message.role == "user"):
-            turns.append(_Turn(message.role, message.content))
+            turns.append(_Turn(message.role, [message.content]))
             continue
         if not turns or turns[-1].role != "assistant":
             turns.append(_Turn("assistant"))
@@ -219,7 +230,7 @@ def _add_instruction(turns: list[_Turn], tools: Sequence[ToolSpec]) -> None:
         question.text = f"{instruction}\n\nQuestion: {question.text}"
     else:
         num_systems = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-        turns.insert(num_systems, _Turn("user", instruction))
+        turns.insert(num_systems, _Turn("user", [instruction]))
 
 
 def _tool_line(tool: ToolSpec) -> str:

@@ -51,6 +51,14 @@ def create_app(
     watchdog = EventLoopWatchdog()
     metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
     grammars = GrammarChecker(tokenizer)
+    converter = Converter(
+        PromptEncoder(tokenizer, defaults, config.chat_format),
+        grammars,
+        config.max_request_tokens,
+        clamp_max_tokens=config.clamp_max_tokens,
+        default_max_tokens=_default_max_tokens(config, defaults),
+        truncation=config.truncation,
+    )
     tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)
     admission = Admission(
         engine, metrics, max_queue_requests=config.max_queue_requests, max_queue_tokens=config.max_queue_tokens
@@ -66,6 +74,7 @@ def create_app(
                 yield
         finally:
             grammars.close()
+            converter.encoder.off_loop.close()
             await engine.stop()
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
@@ -83,14 +92,7 @@ def create_app(
     app.state.services = Services(
         config=config,
         tokenizer=tokenizer,
-        converter=Converter(
-            PromptEncoder(tokenizer, defaults, config.chat_format),
-            grammars,
-            config.max_request_tokens,
-            clamp_max_tokens=config.clamp_max_tokens,
-            default_max_tokens=_default_max_tokens(config, defaults),
-            truncation=config.truncation,
-        ),
+        converter=converter,
         engine=engine,
         admission=admission,
         limiter=limiter,

@@ -6,7 +6,7 @@ The one place that knows what a field of a request means. Knows no HTTP: bad dem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
@@ -17,14 +17,22 @@ from server.engine_client import Prompt
 from server.function_calling import FunctionCalling, read_function_calling
 from server.generation_request import GenerationRequest, ReplyReading
 from server.grammar_check import GrammarChecker
-from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids
+from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids, rendered_texts
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
 from server.response_format import AnswerFormat, read_answer_format
-from server.token_budget import budget, prompt_window, refuse_hopeless_length
+from server.token_budget import (
+    budget,
+    prompt_window,
+    refuse_hopeless_length,
+    refuse_large_reply,
+    refuse_large_request,
+)
 from server.unsupported import UnknownFields, refuse_unserved
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES_PER_REQUEST = 4096
+# The engine is told the grammar with each prompt.
+MAX_GRAMMAR_CHARS_IN_ALL = 1 << 24
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -59,12 +67,13 @@ class Converter:
         self._look_over(request)
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        calling, answer = await self.encoder.off_loop.run(
+            lambda: (read_function_calling(request), read_answer_format(request))
+        )
         truncation = request.truncation or self.truncation
         if truncation != "auto":
-            texts = (message.content for message in request.messages if isinstance(message.content, str))
+            texts = rendered_texts(request.messages, calling)
             refuse_hopeless_length(texts, self.encoder.tokenizer, engine.max_model_len, param="messages")
-        calling = read_function_calling(request)
-        answer = read_answer_format(request)
         newer_name = request.max_completion_tokens is not None
         asked = request.max_completion_tokens if newer_name else request.max_tokens
         prompt = await self.encoder.chat(
@@ -95,10 +104,11 @@ class Converter:
         if prompt.react.place != "text":
             names = tuple(tool.name_for_model for tool in calling.tools)
             reading = ReplyReading(prompt.react.opening, names, calling.is_legacy)
-        self._check_size(request.n or 1, [sampling])
+        prompts = [Prompt(prompt.ids, sampling)]
+        self._check_size(request, prompts, engine.max_model_len, shows_prompts=False)
         return _generation_request(
             request,
-            [Prompt(prompt.ids, sampling)],
+            prompts,
             num_top_logprobs,
             default_stops=self.encoder.default_stops,
             reading=reading,
@@ -128,10 +138,16 @@ class Converter:
         schemas = calling.schemas
         if isinstance(calling.choice, Named):
             schemas = tuple(entry for entry in schemas if entry[0] == calling.choice.name)
-        grammar = tool_call_grammar(schemas, place=place, answer=None if answer is None else answer.rule)
         param = "functions" if calling.is_legacy else "tools"
-        # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
-        parts = {arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in calling.schemas}
+
+        def write() -> tuple[str, dict[str, str]]:
+            whole = tool_call_grammar(schemas, place=place, answer=None if answer is None else answer.rule)
+            # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
+            return whole, {
+                arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in calling.schemas
+            }
+
+        grammar, parts = await self.encoder.off_loop.run(write)
         await self.grammars.check(parts | {grammar: f"'{param}'"}, param=param, num_choices=num_choices)
         return grammar
 
@@ -161,25 +177,34 @@ class Converter:
                 " may have; send several requests.",
                 param="n",
             )
-        grammar = await self._answer_grammar(read_answer_format(request), len(id_lists) * n)
-        prompts = []
-        for ids in id_lists:
-            sampling = self._sampling(
-                request,
-                engine,
-                max_tokens=budget(
-                    len(ids),
-                    request.max_tokens,
-                    engine.max_model_len,
-                    default=DEFAULT_COMPLETION_TOKENS,
-                    clamp=self.clamp_max_tokens,
-                ),
-                num_logprobs=request.logprobs,
-                num_echo_logprobs=request.logprobs if request.echo else None,
-                grammar=grammar,
+        answer = await self.encoder.off_loop.run(lambda: read_answer_format(request))
+        grammar = await self._answer_grammar(answer, len(id_lists) * n)
+        if grammar is not None and len(grammar) * len(id_lists) > MAX_GRAMMAR_CHARS_IN_ALL:
+            raise InvalidRequestError(
+                f"So large a grammar for {len(id_lists)} prompts is too much; send several requests.", param="prompt"
             )
-            prompts.append(Prompt(ids, sampling))
-        self._check_size(n, [prompt.sampling for prompt in prompts])
+        budgets = [
+            budget(
+                len(ids),
+                request.max_tokens,
+                engine.max_model_len,
+                default=DEFAULT_COMPLETION_TOKENS,
+                clamp=self.clamp_max_tokens,
+            )
+            for ids in id_lists
+        ]
+        sampling = self._sampling(
+            request,
+            engine,
+            max_tokens=min(budgets),
+            num_logprobs=request.logprobs,
+            num_echo_logprobs=request.logprobs if request.echo else None,
+            grammar=grammar,
+        )
+        of_budget = {max_tokens: replace(sampling, max_tokens=max_tokens) for max_tokens in set(budgets)}
+        prompts = [Prompt(ids, of_budget[max_tokens]) for ids, max_tokens in zip(id_lists, budgets, strict=True)]
+        shows_prompts = bool(request.echo or request.return_token_ids)
+        self._check_size(request, prompts, engine.max_model_len, shows_prompts=shows_prompts)
         return _generation_request(
             request,
             prompts,
@@ -198,15 +223,20 @@ class Converter:
         elif isinstance(prompt[0], int):
             prompt = [prompt]
         if isinstance(prompt[0], str):
-            refuse_hopeless_length(prompt, self.encoder.tokenizer, engine.max_model_len, param="prompt")
+            for text in prompt:
+                refuse_hopeless_length([text], self.encoder.tokenizer, engine.max_model_len, param="prompt")
             special_names = self.encoder.special_names(request)
             if not special_names and request.allowed_special is None:
                 self.unknown_fields.note_written_chatml(prompt)
             return prompt, await self.encoder.texts(prompt, special_names)
-        for number, ids in enumerate(prompt):
-            check_ids(ids, engine.vocab_size, param="prompt" if len(prompt) == 1 else f"prompt[{number}]")
-        decode = self.encoder.tokenizer.decode
-        return [decode(ids, show_special_tokens=True) for ids in prompt] if request.echo else (), prompt
+
+        def work() -> Sequence[str]:
+            for number, ids in enumerate(prompt):
+                check_ids(ids, engine.vocab_size, param="prompt" if len(prompt) == 1 else f"prompt[{number}]")
+            decode = self.encoder.tokenizer.decode
+            return [decode(ids, show_special_tokens=True) for ids in prompt] if request.echo else ()
+
+        return await self.encoder.off_loop.run(work), prompt
 
     def _sampling(
         self,
@@ -251,15 +281,13 @@ class Converter:
             grammar=grammar,
         )
 
-    def _check_size(self, n: int, samplings: Sequence[SamplingParams]) -> None:
-        asked = n * sum(sampling.max_tokens for sampling in samplings)
-        if asked > self.max_request_tokens:
-            raise InvalidRequestError(
-                f"This asks for {asked} tokens: {n * len(samplings)} choices of up to"
-                f" {max(sampling.max_tokens for sampling in samplings)}. A request may ask for"
-                f" {self.max_request_tokens}; lower 'n' or 'max_tokens', or send several requests.",
-                param="n" if n > 1 else "max_tokens",
-            )
+    def _check_size(
+        self, request: SamplingFields, prompts: Sequence[Prompt], max_model_len: int, *, shows_prompts: bool
+    ) -> None:
+        n = request.n or 1
+        refuse_large_request(prompts, n, shows_prompts=shows_prompts, max_request_tokens=self.max_request_tokens)
+        if not request.stream:
+            refuse_large_reply(prompts, n, max_model_len)
 
     def _eos_token_ids(self, vocab_size: int) -> tuple[int, ...]:
         tokenizer = self.encoder.tokenizer

@@ -5,10 +5,8 @@ Text from a request only ever becomes ordinary tokens here, unless a completion 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from model.errors import InvalidRequestError
 from model.tokenizer import Tokenizer
@@ -18,10 +16,11 @@ from prompts.react import ReActPrompt
 from prompts.segments import Segment
 from server.function_calling import FunctionCalling, match_results, read_calls
 from server.generation_defaults import CHATML, GenerationDefaults
+from server.off_loop import OffLoop
 from server.protocol import ChatMessage, CompletionRequest, TokenizeRequest
 
-# Above this many characters encoding takes long enough to be felt by other requests: it goes to a thread.
-_LONG_TEXT_CHARS = 8192
+# Of a conversation; each is read, matched with its results and rendered.
+MAX_CALLS = 4096
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -31,7 +30,6 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +53,13 @@ class PromptEncoder:
         tokenizer: of the checkpoint.
         defaults: of the checkpoint.
         chat_format: "auto", "chatml" or "raw", as configured.
+        off_loop: where large requests are worked on.
     """
 
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     chat_format: str = "auto"
+    off_loop: OffLoop = field(default_factory=OffLoop)
 
     @property
     def speaks_chatml(self) -> bool:
@@ -107,8 +107,6 @@ class PromptEncoder:
             raise InvalidRequestError(
                 "'continue_final_message' needs a last message of role assistant.", param="continue_final_message"
             )
-        turns = [read_message(message, index) for index, message in enumerate(messages)]
-        turns = match_results(turns, messages, must_be_answered=open_turn)
 
         def render(kept: Sequence[Message]) -> ChatPrompt:
             prompt = react.render(
@@ -120,14 +118,21 @@ class PromptEncoder:
             )
             return ChatPrompt(self._encode(prompt.segments), prompt)
 
-        def work() -> ChatPrompt:
-            kept = turns
-            if window is not None:
-                kept = self._newest_turns(turns, window, lambda some: len(render(some).ids))
-            return render(kept)
+        num_calls = sum(len(message.tool_calls or ()) for message in messages)
+        if num_calls > MAX_CALLS:
+            raise InvalidRequestError(
+                f"A conversation may hold at most {MAX_CALLS} tool calls, not {num_calls}; leave out old turns.",
+                param="messages",
+            )
 
-        num_chars = sum(len(turn.content) + sum(len(call.arguments) for call in turn.calls) for turn in turns)
-        return await _off_loop_if_long(num_chars, work)
+        def work() -> ChatPrompt:
+            turns = [read_message(message, index) for index, message in enumerate(messages)]
+            turns = match_results(turns, messages, must_be_answered=open_turn)
+            if window is not None:
+                turns = self._newest_turns(turns, window, lambda some: len(render(some).ids))
+            return render(turns)
+
+        return await self.off_loop.run(work)
 
     def _encode(self, rendered: Sequence[Segment]) -> list[int]:
         return segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id)
@@ -180,7 +185,21 @@ class PromptEncoder:
             return self.tokenizer.encode_with_special_tokens(text, special_names)
 
         start = self.tokenizer.endoftext_id
-        return await _off_loop_if_long(sum(map(len, texts)), lambda: [encode(text) or [start] for text in texts])
+        return await self.off_loop.run(lambda: [encode(text) or [start] for text in texts])
+
+
+def rendered_texts(messages: Sequence[ChatMessage], calling: FunctionCalling) -> Iterator[str]:
+    """Yields the texts of a request that become its prompt."""
+    for message in messages:
+        if isinstance(message.content, str):
+            yield message.content
+        else:
+            yield from (part.text or part.refusal or "" for part in message.content or ())
+        for call in message.tool_calls or ():
+            yield from (call.function.name, call.function.arguments or "")
+    if calling.choice != "none":
+        for tool in calling.tools:
+            yield from (tool.name_for_model, tool.description, tool.parameters_json)
 
 
 def read_message(message: ChatMessage, index: int) -> Message:
@@ -225,7 +244,3 @@ def check_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:
     if ids and max(ids) >= vocab_size:
         bad = next(i for i in ids if i >= vocab_size)
         raise InvalidRequestError(f"There is no token {bad}: ids go from 0 to {vocab_size - 1}.", param=param)
-
-
-async def _off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()

@@ -16,6 +16,8 @@ from starlette.types import Scope
 
 NO_REQUEST = "-"
 request_id_var: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
+# How large its body is: what decides whether work for it is done on the event loop.
+body_bytes_var: ContextVar[int] = ContextVar("body_bytes", default=0)
 # Where a generation leaves the figures of its log line for whoever traces the request; None: nobody does.
 request_figures_var: ContextVar[dict[str, object] | None] = ContextVar("request_figures", default=None)
 

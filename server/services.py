@@ -18,6 +18,7 @@ from server.errors import ApiError
 from server.generation import Generation
 from server.generation_request import GenerationRequest
 from server.metrics import Metrics
+from server.off_loop import OffLoop
 from server.rate_limits import RateLimiter
 from server.request_context import request_id_var
 from server.server_config import ServerConfig
@@ -52,6 +53,11 @@ class Services:
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
+
+    @property
+    def off_loop(self) -> OffLoop:
+        """Where large requests are worked on."""
+        return self.converter.encoder.off_loop
 
     def resolve_model(self, asked: str | None) -> str:
         """Returns the name replies carry.

@@ -6,6 +6,7 @@ to constrain a reply, or to change its prompt, is known here by name even where 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -112,9 +113,9 @@ class UnknownFields:
 
     def note(self, request: RequestBody) -> None:
         """Takes a request that is being served."""
-        for name in request.model_extra or ():
+        for name in itertools.islice(request.model_extra or (), _MAX_LOGGED_NAMES):
             name = name[:_MAX_NAME_CHARS]
-            if name in _WITHOUT_EFFECT | _UNSERVED.keys() | _UNSERVED_IN_COMPLETIONS.keys():
+            if name in _WITHOUT_EFFECT or name in _UNSERVED or name in _UNSERVED_IN_COMPLETIONS:
                 continue
             if name not in self._logged and len(self._logged) < _MAX_LOGGED_NAMES:
                 self._logged.add(name)

@@ -9,12 +9,13 @@ from starlette.responses import Response
 
 from server import examples
 from server.chat_reply import ChatReply
+from server.json_body import JsonBodyRoute
 from server.protocol import ChatCompletionRequest
 from server.reply_types import GENERATION_ERRORS, ChatCompletion
 from server.services import ServicesDep
 from server.streaming import respond
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
 
 
 @router.post(

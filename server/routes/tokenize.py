@@ -13,12 +13,13 @@ from prompts.chatml import JINJA_TEMPLATE
 from server import examples
 from server.errors import JsonResponse
 from server.function_calling import read_function_calling
+from server.json_body import JsonBodyRoute
 from server.prompt_encoding import check_ids
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized, TokenizerInfo
 from server.services import ServicesDep
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute)
 
 
 @router.post(

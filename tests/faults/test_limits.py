@@ -30,8 +30,8 @@ async def test_limits(start_server: StartServer) -> None:
 async def check_sizes(http: httpx.AsyncClient) -> None:
     """Ten requests, all refused with a word on what to change."""
     wrong: tuple[tuple[dict[str, Any], str, str], ...] = (
-        ({"n": 100, "max_tokens": 31}, "n", "asks for 3100 tokens: 100 choices of up to 31"),
-        ({"max_tokens": 3001}, "max_tokens", "asks for 3001 tokens"),
+        ({"n": 100, "max_tokens": 31}, "n", ", and 100 choices of up to 31"),
+        ({"max_tokens": 3001}, "max_tokens", "A request may ask for 3000"),
         ({"messages": HI * 5000}, "messages", "at most 4096 items"),
         ({"stop": ["x"] * 17}, "stop", "at most 16 stop strings"),
         ({"stop": "x" * 1025}, "stop", "at most 1024 characters"),

@@ -1,0 +1,233 @@
+"""Legal requests made to cost as much as they can, one kind after another, beside a stream and a probe of /health.
+
+What a request asks for may take long; what counts here is how long the others wait meanwhile: the longest gap of the
+stream, the longest wait for /health, and what the server itself says it stood still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import string
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from benchmarks.soak_server import SoakServer
+from server.bench.http import Connection, request_bytes
+from server.bench.wire import Disconnected, ProtocolError
+
+Figures = dict[str, Any]
+
+_HEADERS = {"Content-Type": "application/json"}
+_PROBE_INTERVAL_S = 0.02
+_CALM_S = 0.5
+AMBIGUOUS_GRAMMAR = 'start: e\ne: e e e | e e | "Y" | "YY"'
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """A request that costs much.
+
+    Attributes:
+        path: of the route.
+        body: of the request.
+        copies: sent at the same time.
+        is_unfinished: the last byte is never sent.
+    """
+
+    path: str
+    body: dict[str, Any]
+    copies: int = 1
+    is_unfinished: bool = False
+
+
+def attacks(repeated_y: int | None) -> dict[str, Attack]:
+    """Returns the kinds there are.
+
+    Args:
+        repeated_y: the id of a token of several Ys, which makes the grammar's case worse; None without one.
+    """
+    letters = random.Random(0).choices(string.ascii_lowercase, k=16 * 1024)
+    stops = ["".join(letters[i : i + 1024]) for i in range(0, len(letters), 1024)]
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    grammar: dict[str, Any] = {
+        **chat,
+        "max_tokens": 600,
+        "structured_outputs": {"grammar": AMBIGUOUS_GRAMMAR},
+        "logit_bias": {} if repeated_y is None else {str(repeated_y): 100},
+    }
+    calls = [{"id": "a", "function": {"name": "f"}}] * 512
+    called = [{"role": "assistant", "tool_calls": calls}] * 224 + [{"role": "user", "content": "hi"}]
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "description": "a b " * 8000}} for i in range(128)
+    ]
+    return {
+        "16 stops of 1,024 letters, 1,000 prompts": Attack(
+            "/v1/completions", {"prompt": ["a"] * 1000, "max_tokens": 1, "stop": stops}
+        ),
+        "the same, n = 128": Attack("/v1/chat/completions", {**chat, "n": 128, "stop": stops}),
+        "ambiguous grammar, n = 1": Attack("/v1/chat/completions", grammar),
+        "ambiguous grammar, n = 128": Attack("/v1/chat/completions", {**grammar, "n": 128}),
+        "224 messages of 512 calls": Attack("/v1/chat/completions", {"messages": called, "max_tokens": 1}),
+        "the same to /tokenize": Attack("/tokenize", {"messages": called}),
+        "4 MB of tools": Attack("/v1/chat/completions", {**chat, "tools": tools}),
+        "2 M ids to /detokenize": Attack("/detokenize", {"tokens": [1] * 2_000_000}),
+        "64 texts of 4 MB to /tokenize": Attack("/tokenize", {"prompt": "a b " * 1_000_000}, copies=64),
+        "n = 128, 250 tokens, 20 alternatives": Attack(
+            "/v1/chat/completions",
+            {**chat, "n": 128, "max_tokens": 250, "logprobs": True, "top_logprobs": 20, "ignore_eos": True},
+        ),
+        "150 unfinished bodies of 4.1 MB": Attack(
+            "/v1/chat/completions",
+            {**chat, "user": "u" * 4_100_000},
+            copies=150,
+            is_unfinished=True,
+        ),
+    }
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What honest clients saw while something went on.
+
+    Attributes:
+        stream_gaps_s: between the events of a stream.
+        health_s: waits for /health.
+    """
+
+    stream_gaps_s: list[float] = field(default_factory=list)
+    health_s: list[float] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def _watching(server: SoakServer) -> AsyncIterator[_Watch]:
+    watch = _Watch()
+    tasks = [asyncio.create_task(_stream(server, watch)), asyncio.create_task(_probe(server, watch))]
+    await asyncio.sleep(_CALM_S)
+    watch.stream_gaps_s.clear()
+    watch.health_s.clear()
+    try:
+        yield watch
+        await asyncio.sleep(_CALM_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stream(server: SoakServer, watch: _Watch) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    last: float | None = None
+
+    def take(status: int, piece: bytes, now: float) -> None:
+        nonlocal last
+        if status == 200 and b"data: {" in piece:
+            if last is not None:
+                watch.stream_gaps_s.append(now - last)
+            last = now
+
+    try:
+        while True:
+            await _exchange(server, "POST", "/v1/chat/completions", orjson.dumps(body), take)
+    finally:
+        if last is not None:
+            watch.stream_gaps_s.append(time.perf_counter() - last)  # it may be waiting still
+
+
+async def _probe(server: SoakServer, watch: _Watch) -> None:
+    while True:
+        started = time.perf_counter()
+        try:
+            await _exchange(server, "GET", "/health", b"", lambda *_: None)
+        finally:
+            watch.health_s.append(time.perf_counter() - started)
+        await asyncio.sleep(_PROBE_INTERVAL_S)
+
+
+async def _exchange(server: SoakServer, method: str, path: str, body: bytes, take: Any) -> int:
+    connection = await Connection.open(server.url, None)
+    try:
+        response = await connection.exchange(request_bytes(method, server.url, path, _HEADERS, body), take)
+        return response.status
+    finally:
+        connection.close()
+
+
+async def _send(server: SoakServer, attack: Attack, body: bytes, sizes: list[int]) -> str:
+    """Sends one copy of an attack; returns its status, or how else it ended."""
+    try:
+        if not attack.is_unfinished:
+            return str(
+                await _exchange(
+                    server, "POST", attack.path, body, lambda status, piece, now: sizes.append(len(piece))
+                )
+            )
+        reader, writer = await asyncio.open_connection(server.url.hostname, server.url.port)
+        try:
+            writer.write(request_bytes("POST", server.url, attack.path, _HEADERS, body)[:-1])
+            return (await reader.readline()).decode().split()[1]
+        finally:
+            writer.transport.abort()
+    except (OSError, Disconnected, ProtocolError, IndexError) as error:
+        return type(error).__name__
+
+
+async def _launch(server: SoakServer, attack: Attack, patience_s: float) -> Figures:
+    body = orjson.dumps(attack.body)
+    sizes: list[int] = []
+    peak = before = server.footprint()
+    async with _watching(server) as watch:
+        started = time.perf_counter()
+        tasks = [asyncio.create_task(_send(server, attack, body, sizes)) for _ in range(attack.copies)]
+        pending = set(tasks)
+        while pending and time.perf_counter() < started + patience_s:
+            _, pending = await asyncio.wait(pending, timeout=0.2)
+            now = await asyncio.to_thread(server.footprint)
+            peak = max(peak, now, key=lambda footprint: footprint.server_bytes)
+        seconds = time.perf_counter() - started
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    endings = ["left" if task.cancelled() else task.result() for task in tasks]
+    return {
+        "request_bytes": len(body),
+        "endings": {ending: endings.count(ending) for ending in sorted(set(endings))},
+        "seconds": round(seconds, 2),
+        "reply_bytes": sum(sizes),
+        "longest_stream_gap_s": round(max(watch.stream_gaps_s, default=0.0), 3),
+        "stream_events_per_s": round(len(watch.stream_gaps_s) / (seconds + _CALM_S), 1),
+        "longest_health_s": round(max(watch.health_s, default=0.0), 3),
+        "server_mib": [round(f.server_bytes / 2**20) for f in (before, peak, server.footprint())],
+    }
+
+
+async def hostile(
+    server: SoakServer, *, repeated_y: int | None = None, patience_s: float = 20.0, only: str = ""
+) -> Figures:
+    """Sends each kind of attack and watches an honest stream and /health beside it.
+
+    Args:
+        server: ready and idle.
+        repeated_y: see `attacks`.
+        patience_s: after which an attacker gives up and the next one comes.
+        only: kinds whose name has this text.
+    """
+    before = await asyncio.to_thread(server.settled_footprint)
+    kinds = {}
+    for name, attack in attacks(repeated_y).items():
+        if only in name:
+            kinds[name] = await _launch(server, attack, patience_s)
+            await asyncio.to_thread(server.wait_idle, 120)
+            print(name, kinds[name], flush=True)
+    after = await asyncio.to_thread(server.settled_footprint)
+    return {
+        "kinds": kinds,
+        "tracebacks": server.log().count("Traceback"),
+        "restarts": server.metrics()["qwen:engine_restarts_total"],
+        "fds": [before.server_fds, after.server_fds],
+    }
