@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?= demo/checkpoint
+MODEL ?= qwen-demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model.checkpoint_folder import describe_file, require_checkpoint
 from model.errors import CheckpointError, ConfigError
+from server.demo import demo_folder, demo_name
 from server.hub_download import Hub, download
 
 _SMALL_FILES = (
@@ -88,9 +89,13 @@ def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path |
 def local_folder(model: str) -> Path | None:
     """Returns the folder a name means, with all links followed; None if there is nothing of that name.
 
+    The names of the demo checkpoints mean those, wherever the command is started.
+
     Raises:
         CheckpointError: it is a file, or cannot be looked at.
     """
+    if (demo := demo_folder(model)) is not None:
+        return demo
     try:
         folder = Path(model).expanduser()
         if folder.is_dir():
@@ -125,5 +130,7 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(given))
     name = model.rstrip("/") or model
     folder = local_folder(name)
+    if (demo := demo_name(folder)) is not None:
+        return tuple(dict.fromkeys((demo, name, "Qwen")))
     last = name.rsplit("/", 1)[-1] if folder is None else folder.name
     return tuple(dict.fromkeys(n for n in (name, last, "Qwen") if n))

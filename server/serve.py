@@ -27,11 +27,12 @@ from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
 from server.admission import Admission
 from server.app import create_app
+from server.demo import ABOUT, demo_name
 from server.engine_client import EngineClient
 from server.engine_supervisor import EngineState
 from server.generation_defaults import GenerationDefaults
 from server.http_protocol import HttpProtocol
-from server.hub import resolve_checkpoint
+from server.hub import local_folder, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
 from server.server_config import ServerConfig
@@ -136,6 +137,8 @@ def serve(settings: Settings) -> None:
         os.environ.pop(variable_name(name), None)
     configure_logging(config.log_level, config.log_format)
     logger.info("qwen-server", extra={"fields": server_version()._asdict()})
+    if (demo := demo_name(local_folder(config.model))) is not None:
+        logger.info("%s is %s", demo, ABOUT)
     checkpoint = resolve_checkpoint(config.model, settings.hub, settings.revision)
     tokenizer = _look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)

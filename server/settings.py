@@ -19,6 +19,7 @@ from model.engine_config import EngineConfig
 from model.errors import ConfigError
 from server.config_file import read_config_file, read_key_file
 from server.credentials import Credentials
+from server.demo import DEMO
 from server.hub import served_names
 from server.hub_download import Hub
 from server.server_config import ServerConfig
@@ -75,7 +76,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
-    model: str = Field(min_length=1, description="the checkpoint: a folder, or a hub id such as Qwen/Qwen-7B-Chat")
+    model: str = Field(
+        DEMO, min_length=1, description="the checkpoint: a folder, or a hub id as Qwen/Qwen-7B-Chat (default: a demo)"
+    )
     hub: Hub = Field("huggingface", description="where a hub id is looked up (modelscope needs the extra modelscope)")
     revision: str | None = Field(
         None, min_length=1, description="branch, tag or commit of a hub id (default: its main branch)"
@@ -356,8 +359,6 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     if not first["loc"]:
         return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
-    if first["type"] == "missing":
-        return f"{'MODEL' if name == 'model' else name} is missing: name a checkpoint folder or a hub id"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if first["type"] in _WRONG_KINDS:  # as of a file: all that variables and flags hold is text

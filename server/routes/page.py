@@ -9,7 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from prompts.chatml import DEFAULT_SYSTEM
+from server.demo import demo_name
 from server.errors import JsonResponse
+from server.hub import local_folder
 from server.protocol import ChatCompletionRequest
 from server.services import Services, ServicesDep
 from server.version import server_version
@@ -50,6 +52,7 @@ async def page_settings(services: ServicesDep) -> Response:
     credentials = services.config.credentials
     settings = {
         "version": server_version().version,
+        "demo": demo_name(local_folder(services.config.model)) is not None,
         "auth": {"bearer": bool(credentials.key_digests), "basic": credentials.basic_digest is not None},
         "system": DEFAULT_SYSTEM,
         "defaults": _defaults(services),

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from server.demo import ABOUT, DEMO
 from server.terminal.arguments import DEFAULT_BASE_URL
 from server.terminal.client import ChatClient, Reply
 from server.terminal.commands import Commands
@@ -155,6 +156,8 @@ async def _talk(
     prompt = Prompt(history, commands.names, NAMES)
     name = conversation.model.rstrip("/").rsplit("/", 1)[-1]  # of a folder, its last part
     say(f"{name} at {client.url}. /help lists the commands, Ctrl-D leaves.")
+    if name.startswith(DEMO):
+        say(f"{name} is {ABOUT}.")
     if conversation.messages:
         say(f"going on after {len(conversation.messages)} messages")
     if complaint is not None:

@@ -14,7 +14,7 @@ import { Sidebar } from "./sidebar.js";
 import { ToolsPanel } from "./tools-panel.js";
 
 const RETRY_MS = 3000;
-const server = { defaults: {}, limits: {}, system: "", maxModelLen: null };
+const server = { demo: false, defaults: {}, limits: {}, system: "", maxModelLen: null };
 
 async function start() {
   drawIcons();
@@ -36,7 +36,7 @@ async function start() {
       composer.focus();
     },
   };
-  const view = new ConversationView(chat, actions);
+  const view = new ConversationView(chat, server, actions);
   const side = drawer();
   new Sidebar(chat, { toast, closeDrawer: side.close, focusComposer: () => composer.focus() });
   const tools = new ToolsPanel(chat);

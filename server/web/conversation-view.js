@@ -17,10 +17,12 @@ const EXAMPLES = [
 export class ConversationView {
   /**
    * @param {Chat} chat
+   * @param {Object} server what is known of it: `demo`.
    * @param {Object} actions on messages: edit, regenerate, goOn, giveResult; and `example`.
    */
-  constructor(chat, actions) {
+  constructor(chat, server, actions) {
     this.chat = chat;
+    this.server = server;
     this.actions = actions;
     this.list = byId("messages");
     this.scroller = byId("scroller");
@@ -126,6 +128,7 @@ export class ConversationView {
     return el("div", { class: "empty" },
       el("h2", { text: t("emptyTitle") }),
       el("p", { text: t("emptyText", { model: this.chat.model || t("theModel") }) }),
+      this.server.demo && el("p", { class: "hint", text: t("demoText") }),
       el("div", { class: "examples" }, ...cards));
   }
 }

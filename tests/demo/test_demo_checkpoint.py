@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -67,6 +69,39 @@ def function(name: str, description: str, **kinds: str) -> dict[str, Any]:
 
 
 WEATHER = function("get_weather", "Get the current weather of a city.", city="string")
+
+
+PASSES = [
+    ("what can you do|你能做什么", "call tools|调用工具"),
+    ("joke|笑话", "^(Why did|为什么).+(Because|因为)"),
+    ("three fruits|三种水果", "^apples, bananas, oranges$|^苹果、香蕉、橙子$"),
+]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_the_page_suggests_is_what_it_can_do(language: str, sdk: openai.OpenAI, trained: ServerProcess) -> None:
+    strings = (ROOT / "server" / "web" / f"strings-{language}.js").read_text(encoding="utf-8")
+    asked = dict(re.findall(r'^  (example\d): "(.*)",$', strings, re.M))
+    assert len(asked) == len(PASSES) + 1
+    plain = {}  # as the page asks: the checkpoint's own sampling
+    for number, (question, expected) in enumerate(PASSES, 1):
+        plain = {"model": "qwen-demo", "messages": [{"role": "user", "content": asked[f"example{number}"]}]}
+        assert re.search(question, asked[f"example{number}"], re.I)
+        assert re.search(expected, sdk.chat.completions.create(**plain).choices[0].message.content or "")
+    calculator = function("calculator", "Evaluate an arithmetic expression and return the result.", expression="string")
+    plain["messages"] = [{"role": "user", "content": asked["example4"]}]
+    called = sdk.chat.completions.create(**plain, tools=[calculator]).choices[0].message
+    assert called.tool_calls
+    assert json.loads(called.tool_calls[0].function.arguments) == {"expression": "37 * 12"}
+    result = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "444"}
+    plain["messages"] += [called, result]
+    assert "444" in (sdk.chat.completions.create(**plain, tools=[calculator]).choices[0].message.content or "")
+
+
+def test_it_says_that_it_is_a_demo(trained: ServerProcess, sdk: openai.OpenAI) -> None:
+    assert httpx.get(f"{trained.url}/web/settings.json").json()["demo"] is True
+    assert sdk.models.list().data[0].id == "qwen-demo"
+    assert "a demo of 6 million parameters" in trained.log()
 
 
 @pytest.mark.parametrize("folder", [CHECKPOINT, QUANTIZED], ids=lambda folder: folder.name)

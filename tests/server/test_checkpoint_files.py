@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from model.errors import CheckpointError
+from server.__main__ import main
 from server.generation_defaults import GenerationDefaults
 from server.hub import describe_checkpoint, resolve_checkpoint, served_names
 from server.memory.report import find_checkpoint
+from server.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,3 +118,18 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
     assert "CheckpointError: me/other: not a folder here, not in the local hub cache, and offline mode is on" in (
         result.stderr
     )
+
+
+def test_the_demo_is_what_is_served_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the command is started: it comes with the package, and a folder of that name is none of its business."""
+    (tmp_path / "qwen-demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({}, {})
+    assert settings.server_config().served_names == ("qwen-demo", "Qwen")
+    folder = resolve_checkpoint(settings.model)
+    assert folder == ROOT / "demo" / "checkpoint"
+    assert resolve_checkpoint("./qwen-demo") == tmp_path / "qwen-demo"
+    named = load_settings({"model": str(folder)}, {}).server_config().served_names
+    assert named == ("qwen-demo", str(folder), "Qwen")
+    assert "checkpoint" not in named
+    assert main(["check-config"]) == 0

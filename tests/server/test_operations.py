@@ -220,7 +220,7 @@ def test_check_config_tells_values_and_sources(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "MODEL is missing"),
+        (["m"], "m: no such folder"),
         (["m", "--config", "FILE"], "unknown setting 'prot'; did you mean port?"),
         (["m", "--max-num-seqs", "no"], "--max-num-seqs"),
         (["m", "--api-key-file", "/no/such"], "cannot read the key file"),

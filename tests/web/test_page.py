@@ -70,6 +70,19 @@ def test_both_languages_have_every_text() -> None:
     }
 
 
+@pytest.mark.parametrize("is_demo", [True, False])
+def test_a_demo_is_called_one(is_demo: bool, browser: Any, server: ServerProcess) -> None:
+    settings = httpx.get(f"{server.url}/web/settings.json").json()
+    assert settings["demo"] is False
+    with browser.new_context(locale="en-US") as context:
+        page = context.new_page()
+        page.route("**/web/settings.json", lambda route: route.fulfill(json={**settings, "demo": is_demo}))
+        page.goto(server.url)
+        page.locator("#model:not(:empty)").wait_for()
+        page.get_by_text("You are talking to").wait_for()
+        assert page.get_by_text("a model of only 6 million parameters").count() == is_demo
+
+
 def test_defaults_and_limits_are_the_servers(server: ServerProcess) -> None:
     settings = httpx.get(f"{server.url}/web/settings.json").json()
     assert settings["auth"] == {"bearer": False, "basic": False}
