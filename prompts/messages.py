@@ -17,6 +17,13 @@ Role = Literal["system", "user", "assistant", "tool"]
 # A pair of surrogates is one character. Other escapes are passed over whole: `\\\\u0041` is a backslash and a text.
 _ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")
 
+# The published server's words for how an input is written, and its counterpart in Chinese; Qwen-Agent has them too.
+_ARGS_FORMATS = {
+    "code": "Enclose the code within triple backticks (`) at the beginning and end of the code.",
+    "json": "Format the arguments as a JSON object.",
+}
+_CODE_HINTS = ("Enclose the code within triple backticks", "此工具的输入应为Markdown代码块")
+
 # What a function without `parameters` takes: an object with nothing in it.
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -29,18 +36,20 @@ class FunctionCall:
         name: of the function, as the model wrote it.
         arguments: as the model wrote them, usually a JSON text.
         id: pairs the call with the tool message that answers it; None in the legacy form.
+        is_text: the arguments are plain text or code, whatever they look like.
     """
 
     name: str
     arguments: str
     id: str | None = None
+    is_text: bool = False
 
     def readable_arguments(self) -> str:
         r"""The arguments with \uXXXX escapes written as the characters, as the model has read them in training.
 
         What a JSON text must escape stays escaped, and what is no JSON stays as it is.
         """
-        if "\\u" not in self.arguments or not is_json(self.arguments):
+        if self.is_text or "\\u" not in self.arguments or not is_json(self.arguments):
             return self.arguments
         return _ESCAPE.sub(_written_out, self.arguments)
 
@@ -81,19 +90,22 @@ class ToolSpec:
         name_for_human: what the tool is called in the sentence that introduces it.
         description: what it is for.
         parameters_json: its parameters, rendered.
+        args_format: a sentence on how the input is written, behind the parameters; empty for none.
     """
 
     name_for_model: str
     name_for_human: str
     description: str
     parameters_json: str
+    args_format: str = ""
 
     @classmethod
     def from_dict(cls, function: Mapping[str, Any]) -> ToolSpec:
         """Reads an OpenAI-style or a Qwen-style function description, or a mixture of both.
 
         `name_for_model` and `name_for_human` default to `name`, `description_for_model` to
-        `description`; absent and null mean the same, and absent parameters mean none.
+        `description`; absent and null mean the same, and absent parameters mean none. `args_format` is
+        Qwen-Agent's: a sentence, or "code" or "json" for the usual ones.
 
         Args:
             function: {name, description, parameters}, or {name_for_model, name_for_human,
@@ -110,13 +122,21 @@ class ToolSpec:
         if description is None:
             description = function.get("description") or ""
         parameters = function.get("parameters")
+        args_format = str(function.get("args_format") or "")
         return cls(
             name_for_model=str(name_for_model),
             name_for_human=str(function.get("name_for_human") or name),
             description=str(description),
             # As it is, not escaped: the model read Chinese descriptions as characters when it was trained.
             parameters_json=json.dumps(_NO_PARAMETERS if parameters is None else parameters, ensure_ascii=False),
+            args_format=_ARGS_FORMATS.get(args_format, args_format),
         )
+
+    @property
+    def takes_code(self) -> bool:
+        """Whether the model is told to write code in a fence as the input, and so no JSON."""
+        text = f"{self.description} {self.args_format}"
+        return any(hint in text for hint in _CODE_HINTS)
 
 
 def strip_content(text: str) -> str:

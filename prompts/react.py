@@ -26,6 +26,9 @@ from prompts.segments import Segment
 
 _ANSWER_STEP = f"{THOUGHT} I now know the final answer.\n{FINAL_ANSWER}"
 
+# What an empty message becomes; its space is one token.
+_EMPTY_QUESTION = "\n\nQuestion: "
+
 _INSTRUCTION = """Answer the following questions as best you can. You have access to the following APIs:
 
 {tools}
@@ -133,7 +136,11 @@ def render(
     if can_call:
         _add_instruction(turns, tools)
     place, opening = _open(turns, last, tool_choice, can_call, continued) if open_turn else ("text", "")
-    plain = [Message(turn.role, strip_content(turn.text)) for turn in turns]
+    # The published server strips all turns once more where it continues a text, but not where it answers a user.
+    kept_end = _EMPTY_QUESTION if last is not None and last.role == "user" else "\0"
+    plain = [
+        Message(turn.role, turn.text if turn.text.endswith(kept_end) else strip_content(turn.text)) for turn in turns
+    ]
     return ReActPrompt(chatml.render(plain, default_system=default_system, open_turn=open_turn), place, opening)
 
 
@@ -227,7 +234,7 @@ def _add_instruction(turns: list[_Turn], tools: Sequence[ToolSpec]) -> None:
     asked = answered or [turn for turn in spoken if turn.role == "user"]
     if asked:
         question = asked[-1]
-        question.text = f"{instruction}\n\nQuestion: {question.text}"
+        question.text = f"{instruction}{_EMPTY_QUESTION}{question.text}"
     else:
         num_systems = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
         turns.insert(num_systems, _Turn("user", [instruction]))
@@ -237,4 +244,5 @@ def _tool_line(tool: ToolSpec) -> str:
     return (
         f"{tool.name_for_model}: Call this tool to interact with the {tool.name_for_human} API. "
         f"What is the {tool.name_for_human} API useful for? {tool.description} Parameters: {tool.parameters_json}"
+        f"{tool.args_format and ' ' + tool.args_format}"
     )

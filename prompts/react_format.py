@@ -5,7 +5,8 @@ The rule, by which the reader of replies (react_parser.py) and the grammar of re
 - A turn is scaffolding from its first word on, or not at all. It is if the server opened it so, or if after white
   space it begins with one of `openings`: a thought, or a call of a tool that is offered, as the model was shown calls.
 - In scaffolding a label counts at the very start of a line: `Action:` and `Final Answer:` end a thought, `Action
-  Input:` a tool's name, and any label the arguments of a call.
+  Input:` a tool's name, and any label the arguments of a call; the text or code that some tools take instead of
+  JSON only `Observation:` ends, for any other line may be part of it.
 - After `Final Answer:`, and in a turn that is no scaffolding, every label is text. So it is where no tool is offered.
 """
 

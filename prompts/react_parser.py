@@ -7,7 +7,7 @@ the same events. It knows text only: no tokens, no wire, and of tools no more th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -96,9 +96,13 @@ class ReActParser:
         opening: what of the step stands in the prompt already (`ReActPrompt.opening`). Its text is not content of the
             reply; a call it begins is a call of the reply, and comes with the first push.
         tool_names: of the tools that may be called.
+        text_tools: those among them whose input is text or code, not JSON: it ends at an `Observation:` alone, and may
+            be empty.
     """
 
-    def __init__(self, opening: str = "", tool_names: Sequence[str] = ()) -> None:
+    def __init__(self, opening: str = "", tool_names: Sequence[str] = (), text_tools: Collection[str] = ()) -> None:
+        self._text_tools = text_tools
+        self._takes_text = False
         self._openings = openings(tool_names)
         self._state = _State.BEGIN
         self._lexer = Lexer()
@@ -146,9 +150,9 @@ class ReActParser:
             self._unfinished_call = True
             self._show(self._thought.strip() if is_cut else self._step)
         elif self._state is _State.ARGUMENTS:
-            if not is_json(self._arguments):
+            if self._takes_text or not is_json(self._arguments):
                 self._add_arguments(rest)
-            self._unfinished_call = not is_json(self._arguments)
+            self._unfinished_call = not self._takes_text and not is_json(self._arguments)
             self._end_call()
         self._state = _State.DONE
         return self._take()
@@ -202,7 +206,10 @@ class ReActParser:
 
     def _on_label(self, label: str) -> None:
         if self._state is _State.ARGUMENTS:
-            self._end_call()
+            if self._takes_text and label != OBSERVATION:
+                self._add_arguments(label)
+            else:
+                self._end_call()
             return
         if self._state is _State.NAME:
             if label == ACTION_INPUT and self._name.strip():
@@ -224,6 +231,7 @@ class ReActParser:
     def _start_call(self, name: str) -> None:
         self._show(self._thought.strip())
         self._events.append(CallStart(name))
+        self._takes_text = name in self._text_tools
         self._state = _State.ARGUMENTS
 
     def _add_arguments(self, text: str) -> None:
@@ -233,7 +241,7 @@ class ReActParser:
             self._emit(CallArguments(piece))
 
     def _end_call(self) -> None:
-        if not self._arguments:
+        if not self._arguments and not self._takes_text:
             self._emit(CallArguments("{}"))
         self._events.append(CallEnd())
         self._state = _State.DONE

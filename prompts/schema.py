@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prompts.react_format import ACTION, FINAL_ANSWER, SPACE, THOUGHT, Place, call_opening, name_to_input
@@ -23,8 +24,23 @@ _SPACES = f"[{SPACE}]*".encode("unicode_escape").decode()
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": r",\x20?", "key_separator": r":\x20?"}
 
 
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """The input of a tool that takes text or code, not JSON.
+
+    Attributes:
+        rule: body of a grammar rule that the input must match; None leaves it free.
+    """
+
+    rule: str | None = None
+
+
+# The JSON schema of a tool's arguments, or what else its input is.
+ToolInput = Mapping[str, Any] | TextInput
+
+
 def tool_call_grammar(
-    tools: Sequence[tuple[str, Mapping[str, Any]]],
+    tools: Sequence[tuple[str, ToolInput]],
     *,
     place: Place = "turn",
     answer: str | None = None,
@@ -32,7 +48,7 @@ def tool_call_grammar(
     """The grammar of a reply that may call tools.
 
     Args:
-        tools: (name, JSON schema of its arguments) of each tool that may be called; at least one.
+        tools: (name, its input) of each tool that may be called; at least one.
         place: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:` (a call
             must follow), or after `Action Input:` (of the only tool).
         answer: rule body that an answer must match, be it a final answer or the whole reply; None leaves both free.
@@ -66,13 +82,15 @@ def tool_call_grammar(
     return whole_grammar("\n".join([" | ".join(starts), *rules]))
 
 
-def arguments_grammar(schema: Mapping[str, Any]) -> str:
+def arguments_grammar(tool_input: ToolInput) -> str:
     """The grammar of what follows `Action Input:`."""
-    return whole_grammar(_arguments(schema))
+    return whole_grammar(_arguments(tool_input))
 
 
-def _arguments(schema: Mapping[str, Any]) -> str:
-    return f'" " {json_rule(schema, is_lenient=True)}'
+def _arguments(tool_input: ToolInput) -> str:
+    if not isinstance(tool_input, TextInput):
+        return f'" " {json_rule(tool_input, is_lenient=True)}'
+    return r"/(.|\n)*/" if tool_input.rule is None else f'" " {tool_input.rule}'
 
 
 def whole_grammar(rule: str) -> str:
@@ -104,6 +122,11 @@ def regex_rule(pattern: str) -> str:
         out.append(character if written is None else written if is_escaped else f"\\{written}")
         is_escaped = character == "\\" and not is_escaped
     return f"/{''.join(out)}/"
+
+
+def lark_rule(grammar: str) -> str:
+    """A rule body: text that a whole grammar of its own matches."""
+    return f"%lark {{\n{grammar}\n}}"
 
 
 def choice_rule(choices: Sequence[str]) -> str:

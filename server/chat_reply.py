@@ -39,6 +39,8 @@ class ChatReply:
             "model": model,
         }
         self._is_legacy = request.reading is not None and request.reading.is_legacy
+        self._custom_tools = frozenset() if request.reading is None else request.reading.custom_tools
+        self._calls_custom = [False] * request.num_choices
         self._begun = [False] * request.num_choices
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._contents: list[list[str]] = [[] for _ in self._choices]
@@ -91,18 +93,20 @@ class ChatReply:
                     else:
                         pieces.append({"content": text})
                 case CallStart(name):
-                    pieces.append(self._call({"name": name, "arguments": ""}, is_first=True))
+                    self._calls_custom[delta.index] = name in self._custom_tools
+                    pieces.append(self._call(delta.index, name, ""))
                 case CallArguments(text):
-                    pieces.append(self._call({"arguments": text}, is_first=False))
+                    pieces.append(self._call(delta.index, None, text))
         return pieces
 
-    def _call(self, function: JsonDict, *, is_first: bool) -> JsonDict:
+    def _call(self, index: int, name: str | None, text: str) -> JsonDict:
+        """A piece of the call of a choice: its beginning, where there is a name, or more of its arguments."""
+        kind, key = ("custom", "input") if self._calls_custom[index] else ("function", "arguments")
+        called = {key: text} if name is None else {"name": name, key: text}
         if self._is_legacy:
-            return {"function_call": function}
-        call: JsonDict = {"index": 0, "function": function}
-        if is_first:
-            call = {"index": 0, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-        return {"tool_calls": [call]}
+            return {"function_call": called}
+        head = {} if name is None else {"id": f"call_{uuid.uuid4().hex[:24]}", "type": kind}
+        return {"tool_calls": [{"index": 0, **head, kind: called}]}
 
     def _finish_reason(self, reason: str) -> str:
         return "function_call" if reason == TOOL_CALLS and self._is_legacy else reason
@@ -164,8 +168,13 @@ class ChatReply:
         """Returns the reply that is not streamed, once all chunks were added."""
         for choice, content in zip(self._choices, self._contents, strict=True):
             message = choice["message"]
-            has_call = "tool_calls" in message or "function_call" in message
-            message["content"] = "".join(content) or (None if has_call else "")
+            text = "".join(content)
+            if self._request.speaks_functions:
+                # Clients of that age look for both without asking whether they are there.
+                message.setdefault("function_call", None)
+                message["content"] = text
+            else:
+                message["content"] = text or (None if "tool_calls" in message else "")
         whole = {"object": "chat.completion", "choices": self._choices, "usage": usage}
         return {**self._head, **whole, **self._of_the_prompt}
 
@@ -185,16 +194,16 @@ class ChatReply:
 def _add_call(message: JsonDict, delta: JsonDict) -> None:
     """Adds a piece of a call to the folded message; these models make one call a turn, so it belongs to that one."""
     if "function_call" in delta:
-        function = message.setdefault("function_call", {"name": "", "arguments": ""})
         piece = delta["function_call"]
+        called = message.setdefault("function_call", dict.fromkeys(piece, ""))
     elif "tool_calls" in delta:
         (call,) = delta["tool_calls"]
         if "id" in call:
-            function = {"name": "", "arguments": ""}
-            message["tool_calls"] = [{"id": call["id"], "type": call["type"], "function": function}]
-        function = message["tool_calls"][0]["function"]
-        piece = call["function"]
+            kind = call["type"]
+            message["tool_calls"] = [{"id": call["id"], "type": kind, kind: dict.fromkeys(call[kind], "")}]
+        kind = message["tool_calls"][0]["type"]
+        called, piece = message["tool_calls"][0][kind], call[kind]
     else:
         return
-    function["name"] += piece.get("name", "")
-    function["arguments"] += piece["arguments"]
+    for key, text in piece.items():
+        called[key] += text

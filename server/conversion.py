@@ -103,7 +103,9 @@ class Converter:
         reading = None
         if prompt.react.place != "text":
             names = tuple(tool.name_for_model for tool in calling.tools)
-            reading = ReplyReading(prompt.react.opening, names, calling.is_legacy)
+            reading = ReplyReading(
+                prompt.react.opening, names, calling.is_legacy, calling.text_tools, calling.custom_tools
+            )
         prompts = [Prompt(prompt.ids, sampling)]
         self._check_size(request, prompts, engine.max_model_len, shows_prompts=False)
         return _generation_request(
@@ -112,6 +114,8 @@ class Converter:
             num_top_logprobs,
             default_stops=self.encoder.default_stops,
             reading=reading,
+            speaks_functions=calling.is_legacy
+            or any(message.role == "function" or message.function_call is not None for message in request.messages),
         )
 
     def _look_over(self, request: ChatCompletionRequest | CompletionRequest) -> None:
@@ -305,6 +309,7 @@ def _generation_request(
     default_stops: Sequence[str],
     echo_texts: Sequence[str] = (),
     reading: ReplyReading | None = None,
+    speaks_functions: bool = False,
 ) -> GenerationRequest:
     stop = request.stop
     stops = [stop] if isinstance(stop, str) and stop else stop or ()
@@ -323,6 +328,7 @@ def _generation_request(
         show_special_tokens=request.skip_special_tokens is False,
         echo_texts=tuple(echo_texts),
         reading=reading,
+        speaks_functions=speaks_functions,
     )
 
 

@@ -15,8 +15,9 @@ from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.react import Named, ToolChoice
 from prompts.react_format import LABELS
-from prompts.schema import arguments_schema
+from prompts.schema import TextInput, ToolInput, arguments_schema
 from prompts.schema_check import has_finite_value
+from server.custom_tools import described_custom, read_custom_input
 from server.protocol import ChatCompletionRequest, ChatMessage, TokenizeRequest
 
 MAX_TOOLS = 128
@@ -29,15 +30,22 @@ class FunctionCalling:
 
     Attributes:
         tools: those the model is told about, and may call.
-        schemas: (name, JSON schema of the arguments) of each of them.
+        schemas: (name, JSON schema of the arguments, or what else the input is) of each of them.
         choice: whether it may, must, or must not call.
         is_legacy: the request spoke of functions, and so does the reply.
+        custom_tools: names of those that are custom tools in OpenAI's sense.
     """
 
     tools: tuple[ToolSpec, ...] = ()
-    schemas: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    schemas: tuple[tuple[str, ToolInput], ...] = ()
     choice: ToolChoice = "auto"
     is_legacy: bool = False
+    custom_tools: frozenset[str] = frozenset()
+
+    @property
+    def text_tools(self) -> frozenset[str]:
+        """Names of those whose input is text or code, not JSON."""
+        return frozenset(name for name, tool_input in self.schemas if isinstance(tool_input, TextInput))
 
 
 def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> FunctionCalling:
@@ -49,18 +57,24 @@ def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> F
     if request.tools and request.functions:
         raise InvalidRequestError("Send either 'tools' or 'functions', not both.", param="functions")
     is_legacy = bool(request.functions)
+    customs = {i: tool for i, tool in enumerate(request.tools or ()) if tool.get("type") == "custom"}
     described = (
         [(f"functions[{i}]", function) for i, function in enumerate(request.functions or ())]
         if is_legacy
-        else [(f"tools[{i}].function", _function_of(tool, i)) for i, tool in enumerate(request.tools or ())]
+        else [
+            (f"tools[{i}].custom", described_custom(tool, i))
+            if i in customs
+            else (f"tools[{i}].function", _function_of(tool, i))
+            for i, tool in enumerate(request.tools or ())
+        ]
     )
     if len(described) > MAX_TOOLS:
         param = "functions" if is_legacy else "tools"
         raise InvalidRequestError(f"At most {MAX_TOOLS} {param} are allowed, not {len(described)}.", param=param)
     tools = tuple(_tool_spec(function, where) for where, function in described)
     schemas = tuple(
-        (tool.name_for_model, _schema(function, where))
-        for tool, (where, function) in zip(tools, described, strict=True)
+        (tool.name_for_model, read_custom_input(customs[i], i) if i in customs else _input(tool, function, where))
+        for i, (tool, (where, function)) in enumerate(zip(tools, described, strict=True))
     )
     names = [tool.name_for_model for tool in tools]
     for index, name in enumerate(names):
@@ -68,7 +82,8 @@ def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> F
             raise InvalidRequestError(
                 f"Two tools are called {name!r}; give each its own name.", param=described[index][0]
             )
-    return _read_choices(FunctionCalling(tools, schemas, "auto", is_legacy), request)
+    custom_tools = frozenset(names[i] for i in customs)
+    return _read_choices(FunctionCalling(tools, schemas, "auto", is_legacy, custom_tools), request)
 
 
 def _read_choices(calling: FunctionCalling, request: ChatCompletionRequest | TokenizeRequest) -> FunctionCalling:
@@ -84,7 +99,7 @@ def _read_choices(calling: FunctionCalling, request: ChatCompletionRequest | Tok
         given.append(("function_call", "functions", _legacy_choice(request.function_call), None))
     for param, tools_param, choice, allowed in sorted(given, key=lambda one: calling.is_legacy == (one[1] != "tools")):
         if choice == "none":
-            chosen = FunctionCalling(calling.tools, calling.schemas, "none", calling.is_legacy)
+            chosen = replace(calling, choice="none")
         else:
             chosen = _choose(calling, choice, allowed, param, tools_param)
     return chosen
@@ -94,7 +109,7 @@ def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     kind = tool.get("type", "function")
     if kind != "function":
         raise InvalidRequestError(
-            f"'tools[{index}].type' {str(kind)[:40]!r} is not supported; only 'function' is.",
+            f"'tools[{index}].type' {str(kind)[:40]!r} is not supported; 'function' and 'custom' are.",
             param=f"tools[{index}].type",
         )
     function = tool.get("function", tool)
@@ -104,7 +119,7 @@ def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 
 
 def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
-    for key in ("name", "name_for_model", "name_for_human", "description", "description_for_model"):
+    for key in ("name", "name_for_model", "name_for_human", "description", "description_for_model", "args_format"):
         if not isinstance(function.get(key), str | None):
             raise InvalidRequestError(f"'{where}.{key}' must be a text.", param=f"{where}.{key}")
     try:
@@ -124,6 +139,11 @@ def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
             param=f"{where}.name",
         )
     return spec
+
+
+def _input(spec: ToolSpec, function: Mapping[str, Any], where: str) -> ToolInput:
+    """What a function takes: by its schema JSON, unless its description asks the model for code."""
+    return TextInput() if spec.takes_code else _schema(function, where)
 
 
 def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -161,6 +181,8 @@ def _choice(value: str | Mapping[str, Any]) -> tuple[ToolChoice, list[str] | Non
         return "required", None
     if isinstance(value, Mapping) and value.get("type") == "function":
         return Named(_name_in(value.get("function", value), "tool_choice.function")), None
+    if isinstance(value, Mapping) and value.get("type") == "custom":
+        return Named(_name_in(value.get("custom", value), "tool_choice.custom")), None
     if isinstance(value, Mapping) and value.get("type") == "allowed_tools":
         inner = value.get("allowed_tools", value)
         mode = inner.get("mode", "auto") if isinstance(inner, Mapping) else None
@@ -170,7 +192,10 @@ def _choice(value: str | Mapping[str, Any]) -> tuple[ToolChoice, list[str] | Non
                 "'tool_choice.allowed_tools' needs a mode, 'auto' or 'required', and a list of tools.",
                 param="tool_choice",
             )
-        names = [_name_in(t.get("function", t) if isinstance(t, Mapping) else t, "tool_choice") for t in tools]
+        names = [
+            _name_in(t.get("function", t.get("custom", t)) if isinstance(t, Mapping) else t, "tool_choice")
+            for t in tools
+        ]
         return ("required" if mode == "required" else "auto"), names
     raise InvalidRequestError(
         "'tool_choice' is 'none', 'auto', 'required', {\"type\": \"function\", \"function\": {\"name\": ...}} or"
@@ -200,11 +225,10 @@ def _choose(
                 param=param,
             )
     if allowed is None:
-        return FunctionCalling(calling.tools, calling.schemas, choice, calling.is_legacy)
+        return replace(calling, choice=choice)
     keep = [index for index, name in enumerate(names) if name in allowed]
-    return FunctionCalling(
-        tuple(calling.tools[i] for i in keep), tuple(calling.schemas[i] for i in keep), choice, calling.is_legacy
-    )
+    tools, schemas = tuple(calling.tools[i] for i in keep), tuple(calling.schemas[i] for i in keep)
+    return replace(calling, tools=tools, schemas=schemas, choice=choice)
 
 
 def read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
@@ -226,7 +250,10 @@ def read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
         if tool_call.id is None:
             param = f"{where}.tool_calls[{number}].id"
             raise InvalidRequestError(f"'{param}' is missing: results refer to it.", param=param)
-        calls.append(FunctionCall(tool_call.function.name, tool_call.function.arguments or "{}", tool_call.id))
+        if tool_call.custom is not None:
+            calls.append(FunctionCall(tool_call.custom.name, tool_call.custom.input or "", tool_call.id, is_text=True))
+        elif tool_call.function is not None:
+            calls.append(FunctionCall(tool_call.function.name, tool_call.function.arguments or "{}", tool_call.id))
     return tuple(calls)
 
 
@@ -252,8 +279,6 @@ def match_results(messages: Sequence[Message], sent: Sequence[ChatMessage], *, m
         where = f"messages[{index}]"
         if wire.role == "tool":
             message = replace(message, tool_call_id=_answered_id(wire, calls, where))
-        if wire.role == "function" and not message.name:
-            raise InvalidRequestError(f"'{where}.name' is missing: whose result is this?", param=where)
         calls.push(message)
         matched.append(message)
     if must_be_answered and messages and messages[-1].calls:

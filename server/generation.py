@@ -239,4 +239,4 @@ class Generation:
 
 
 def _parser(reading: ReplyReading) -> ReActParser:
-    return ReActParser(reading.opening, reading.tool_names)
+    return ReActParser(reading.opening, reading.tool_names, reading.text_tools)

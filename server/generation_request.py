@@ -15,11 +15,15 @@ class ReplyReading:
         opening: what of the reply's first step stands in the prompt already.
         tool_names: of those that may be called.
         is_legacy: write a call as `function_call`, not `tool_calls`.
+        text_tools: those among them whose input is text, not JSON.
+        custom_tools: those whose calls are OpenAI's of type `custom`.
     """
 
     opening: str = ""
     tool_names: tuple[str, ...] = ()
     is_legacy: bool = False
+    text_tools: frozenset[str] = frozenset()
+    custom_tools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class GenerationRequest:
         num_prompt_logprobs: alternatives to report a token of the prompts; None reports none of them.
         names_are_ids: in log-probabilities, name tokens by their ids.
         return_token_ids: report ids too.
+        speaks_functions: the client spoke the older form of tools, `functions` and `function_call`.
         show_special_tokens: control tokens are part of the text, by name.
         echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
         reading: how replies are read for calls; None shows them as they are.
@@ -52,6 +57,7 @@ class GenerationRequest:
     return_token_ids: bool = False
     show_special_tokens: bool = False
     echo_texts: tuple[str, ...] = ()
+    speaks_functions: bool = False
     reading: ReplyReading | None = None
 
     @property

@@ -196,10 +196,13 @@ def rendered_texts(messages: Sequence[ChatMessage], calling: FunctionCalling) ->
         else:
             yield from (part.text or part.refusal or "" for part in message.content or ())
         for call in message.tool_calls or ():
-            yield from (call.function.name, call.function.arguments or "")
+            if call.function is not None:
+                yield from (call.function.name, call.function.arguments or "")
+            if call.custom is not None:
+                yield from (call.custom.name, call.custom.input or "")
     if calling.choice != "none":
         for tool in calling.tools:
-            yield from (tool.name_for_model, tool.description, tool.parameters_json)
+            yield from (tool.name_for_model, tool.description, tool.parameters_json, tool.args_format)
 
 
 def read_message(message: ChatMessage, index: int) -> Message:

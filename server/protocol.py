@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PlainValidator,
     WithJsonSchema,
+    model_validator,
 )
 
 MAX_CHOICES = 128
@@ -239,12 +240,26 @@ class FunctionCallField(WireModel):
     arguments: str | None = None
 
 
+class CustomCallField(WireModel):
+    """A custom tool and its input as the model wrote it."""
+
+    name: str
+    input: str | None = None
+
+
 class ToolCallField(WireModel):
-    """A call an assistant made."""
+    """A call an assistant made: of a function, or of a custom tool."""
 
     id: str | None = None
     type: str | None = None
-    function: FunctionCallField
+    function: FunctionCallField | None = None
+    custom: CustomCallField | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> ToolCallField:
+        if (self.function is None) == (self.custom is None):
+            raise ValueError("should have either 'function' or 'custom'")
+        return self
 
 
 Parts = Annotated[list[ContentPart], _FirstError(), Field(max_length=MAX_PARTS), _at_most(MAX_PARTS)]
@@ -256,7 +271,7 @@ class ChatMessage(WireModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Parts | None = None
-    name: str | None = Field(None, description="of the speaker; accepted, and needed by role function")
+    name: str | None = Field(None, description="of the speaker, or of the function whose result this is; accepted")
     tool_calls: ToolCalls | None = None
     function_call: FunctionCallField | None = None
     tool_call_id: str | None = Field(None, description="of role tool: the call whose result this is")
@@ -281,7 +296,8 @@ class ChatCompletionRequest(SamplingFields):
     )
     tools: Tools | None = Field(
         None,
-        description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema',
+        description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema;'
+        ' or {"type": "custom", "custom": {name, description, format}}; the input is text, or fits the grammar',
     )
     tool_choice: str | JsonObject | None = Field(
         None, description="none, auto, required, one function, or allowed_tools"

@@ -71,12 +71,20 @@ class CalledFunction(ReplyModel):
     arguments: str
 
 
+class CalledCustom(ReplyModel):
+    """A custom tool and its input, a text."""
+
+    name: str
+    input: str
+
+
 class ToolCall(ReplyModel):
-    """A call of a tool."""
+    """A call of a tool: of a function, or of a custom tool."""
 
     id: str
-    type: Literal["function"]
-    function: CalledFunction
+    type: Literal["function", "custom"]
+    function: CalledFunction | None = None
+    custom: CalledCustom | None = None
 
 
 class AssistantMessage(ReplyModel):

@@ -9,7 +9,7 @@ import pytest
 
 from prompts.messages import FunctionCall, Message, Role, ToolSpec
 from prompts.react import Named, ToolChoice, forced_opening, render
-from prompts.segments import display
+from prompts.segments import Text, display
 
 PING = ToolSpec.from_dict({"name": "ping", "description": "d"})
 PONG = ToolSpec.from_dict({"name": "pong"})
@@ -285,3 +285,17 @@ def test_without_tools_a_result_is_followed_by_the_final_answer() -> None:
     for messages in (AFTER_RESULT, AFTER_RESULT[:2]):
         assert _reply_so_far(messages, []).endswith("\nThought: I now know the final answer.\nFinal Answer:")
         assert render(messages).place == "answer"
+
+
+def test_an_empty_question_keeps_its_space_where_the_published_server_keeps_it() -> None:
+    def question(*messages: Message) -> str:
+        texts = [s.text for s in render(messages, [ToolSpec("f", "f", "", "[]")]).segments if isinstance(s, Text)]
+        return next(text for text in texts if "Question:" in text.split("Begin!")[-1])
+
+    assert question(Message("user", "")).endswith("\n\nQuestion: ")
+    assert question(Message("user", " \n")).endswith("\n\nQuestion: ")
+    answered = (Message("user", ""), Message("assistant", "a"))
+    assert question(*answered, Message("user", "b")).endswith("\n\nQuestion: ")
+    # It continues a text instead of answering, and strips all turns once more.
+    call = Message("assistant", calls=(FunctionCall("f", "{}"),))
+    assert question(Message("user", ""), call, Message("tool", "r")).endswith("\n\nQuestion:")

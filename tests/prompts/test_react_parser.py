@@ -32,6 +32,41 @@ def _events(chunks: list[str], opening: str = "", names: Sequence[str] = NAMES, 
     return events + parser.flush(is_cut=is_cut)
 
 
+TEXT_TOOL = "Thought: t\nAction: py\nAction Input:"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (" ```py\nprint('a')\n```", "```py\nprint('a')\n```"),
+        ("\n```\nx = 1\n\n  y\n```\nObservation: 2", "```\nx = 1\n\n  y\n```"),
+        (" Action: is text here\nThought: too\nFinal Answer: as well", None),
+        (' {"a": "b"}', None),
+        (" two\nObservation:", "two"),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_the_input_of_a_text_tool_is_passed_as_written(written: str, read: str | None, is_cut: bool) -> None:
+    text = TEXT_TOOL + written
+    whole = None
+    for chunks in [[text], *([text[:i], text[i:]] for i in range(len(text))), list(text)]:
+        parser = ReActParser("", ("py", "f"), {"py"})
+        events = [event for chunk in chunks for event in parser.push(chunk)]
+        assert parser.done == ("Observation:" in written)
+        folded = fold(events + parser.flush(is_cut=is_cut))
+        assert whole in (None, folded)
+        whole = folded
+        assert not parser.unfinished_call
+    assert whole == _calls("t", "py", written.strip() if read is None else read)
+
+
+def test_other_tools_still_end_at_any_label() -> None:
+    parser = ReActParser("", ("py", "f"), {"py"})
+    parser.push("Action: f\nAction Input: {}\nThought:")
+    assert parser.done
+
+
 def _joined(events: list[Event]) -> list[Event]:
     """Events with neighbouring pieces joined, so that they do not depend on the chunks."""
     joined: list[Event] = []

@@ -74,8 +74,10 @@ def _fold_piece(choices: dict[int, JsonDict], piece: JsonDict) -> None:
     for call in delta.get("tool_calls", ()):
         assert call["index"] == 0
         is_first = "id" in call
-        assert is_first == ("name" in call["function"]) == ("type" in call)
-        _fold_function(choice["calls"], call["function"], is_first=is_first)
+        called = call.get("function") or as_function(call["custom"])
+        assert is_first == ("name" in called) == ("type" in call)
+        assert not is_first or call["type"] in call
+        _fold_function(choice["calls"], called, is_first=is_first)
 
 
 def _fold_function(calls: list[JsonDict], function: JsonDict, *, is_first: bool) -> None:
@@ -84,14 +86,22 @@ def _fold_function(calls: list[JsonDict], function: JsonDict, *, is_first: bool)
     calls[-1]["arguments"] += function["arguments"]
 
 
+def as_function(custom: JsonDict) -> JsonDict:
+    """A custom tool's call in the shape of a function's, its input marked as such."""
+    return {"arguments" if key == "input" else key: text for key, text in custom.items()}
+
+
 def flat_chat(reply: JsonDict) -> JsonDict:
     """An unstreamed reply in the shape of `fold_chat`."""
     choices = []
     for choice in reply["choices"]:
         message = choice["message"]
         assert (message["role"], message["refusal"]) == ("assistant", None)
-        calls = [call["function"] for call in message.get("tool_calls", ())]
-        calls += [message["function_call"]] if "function_call" in message else []
+        calls = [
+            call["function"] if call["type"] == "function" else as_function(call["custom"])
+            for call in message.get("tool_calls", ())
+        ]
+        calls += [message["function_call"]] if message.get("function_call") else []
         choices.append(
             {
                 "content": message["content"] or "",
