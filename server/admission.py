@@ -2,13 +2,16 @@
 
 The queue is bounded in requests and in prompt tokens. A request is looked at twice: when its headers are there, by the
 size of its body, so that a full server spends nothing on it; and when its prompt is known, exactly.
+
+One caller alone may fill it. In a full queue those who wait with less than their part of it still find a place, so no
+more waits than the bound times 1 + 1/2 + 1/3 ... for as many callers as there are.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.errors import EngineUnavailableError
+from server.callers import Caller, Waiting, caller_of
 from server.engine_client import EngineClient
 from server.errors import ENGINE_UNAVAILABLE, ApiError, as_api_error, server_overloaded
 from server.limits import is_generating
@@ -59,7 +63,7 @@ class Admission:
     Args:
         engine: knows who waits.
         metrics: told of those refused.
-        max_queue_requests: the most that may wait for a first token.
+        max_queue_requests: the most that may wait for a first token, shared by callers.
         max_queue_tokens: the most prompt tokens that may; a request that would wait alone always may.
     """
 
@@ -70,7 +74,7 @@ class Admission:
         self._metrics = metrics
         self._max_queue_requests = max_queue_requests
         self._max_queue_tokens = max_queue_tokens
-        self._num_preparing = 0
+        self._preparing = Counter[Caller]()
         self._num_inside = 0
         self._rate = StartRate()
         engine.on_start(self._rate.note)
@@ -81,10 +85,11 @@ class Admission:
         return self._num_inside
 
     @contextmanager
-    def enter(self, num_tokens: int) -> Iterator[None]:
+    def enter(self, caller: Caller, num_tokens: int) -> Iterator[None]:
         """Lets a new request in; once in, it is served also if the server begins to drain.
 
         Args:
+            caller: who sent it.
             num_tokens: of its prompt, or less.
 
         Raises:
@@ -93,7 +98,7 @@ class Admission:
         """
         try:
             self._engine.require_open()
-            self.check(num_tokens)
+            self.check(caller, num_tokens)
         except EngineUnavailableError:
             self._metrics.count_rejected(ENGINE_UNAVAILABLE)
             raise
@@ -103,10 +108,11 @@ class Admission:
         finally:
             self._num_inside -= 1
 
-    def check(self, num_tokens: int) -> None:
+    def check(self, caller: Caller, num_tokens: int) -> None:
         """Returns if another request may wait.
 
         Args:
+            caller: who sent it.
             num_tokens: of its prompt, or less.
 
         Raises:
@@ -114,12 +120,18 @@ class Admission:
             ApiError: 429, too much waits already.
         """
         self._engine.require_ready()
-        num_waiting = self._engine.num_unstarted_requests + self._num_preparing
-        num_waiting_tokens = self._engine.num_unstarted_tokens
+        line = self._engine.waiting
+        num_waiting = line.total.num_requests + self._preparing.total()
+        num_waiting_tokens = line.total.num_tokens
+        own = line.by_caller.get(caller, Waiting())
+        part = caller.weight / sum(c.weight for c in {*line.by_caller, *self._preparing, caller})
         if num_waiting >= self._max_queue_requests:
-            self._refuse(f"{num_waiting} requests are waiting already", num_waiting, num_waiting_tokens)
+            num_own = own.num_requests + self._preparing[caller]
+            if num_own + 1 > part * self._max_queue_requests:
+                self._refuse(f"{num_waiting} requests are waiting already", num_waiting, num_waiting_tokens)
         if num_waiting_tokens and num_waiting_tokens + num_tokens > self._max_queue_tokens:
-            self._refuse(f"{num_waiting_tokens} prompt tokens are waiting already", num_waiting, num_waiting_tokens)
+            if own.num_tokens + num_tokens > part * self._max_queue_tokens:
+                self._refuse(f"{num_waiting_tokens} prompt tokens are waiting already", num_waiting, num_waiting_tokens)
 
     def _refuse(self, what: str, num_waiting: int, num_tokens: int) -> None:
         # Half a queue from now there is room, also for the others who are told so.
@@ -132,31 +144,36 @@ class Admission:
         raise error
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, caller: Caller) -> Iterator[None]:
         """Holds a place in the queue while a request is read and encoded.
 
         Raises:
             EngineUnavailableError: the engine would not serve it now.
             ApiError: 429, too much waits already.
         """
-        self.check(0)
-        self._num_preparing += 1
+        self.check(caller, 0)
+        self._prepare(caller, 1)
         try:
             yield
         finally:
-            self._num_preparing -= 1
+            self._prepare(caller, -1)
 
-    def check_prompt(self, num_tokens: int) -> None:
+    def check_prompt(self, caller: Caller, num_tokens: int) -> None:
         """Looks again at a request that has a place, now that its prompt is known.
 
         Raises:
             ApiError: 429, too many tokens wait already.
         """
-        self._num_preparing -= 1  # it must not stand in its own way
+        self._prepare(caller, -1)  # it must not stand in its own way
         try:
-            self.check(num_tokens)
+            self.check(caller, num_tokens)
         finally:
-            self._num_preparing += 1
+            self._prepare(caller, 1)
+
+    def _prepare(self, caller: Caller, change: int) -> None:
+        self._preparing[caller] += change
+        if not self._preparing[caller]:
+            del self._preparing[caller]
 
 
 class AdmissionMiddleware:
@@ -180,7 +197,7 @@ class AdmissionMiddleware:
         num_bytes = int(declared[:19]) if declared.isdecimal() else 0
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._admission.enter(num_bytes // _BYTES_PER_TOKEN))
+                stack.enter_context(self._admission.enter(caller_of(scope), num_bytes // _BYTES_PER_TOKEN))
             except (ApiError, EngineUnavailableError) as error:
                 await as_api_error(error).response()(scope, receive, send)
                 return

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from model.tokenizer import Tokenizer
 from server.admission import Admission, AdmissionMiddleware
 from server.auth import AuthMiddleware
+from server.callers import CallerMiddleware
 from server.conversion import Converter
 from server.engine_client import EngineClient
 from server.engine_supervisor import EngineState
@@ -109,6 +110,7 @@ def create_app(
     app.add_middleware(AdmissionMiddleware, admission=admission)
     if limiter.has_limits:
         app.add_middleware(RateLimitMiddleware, limiter=limiter, metrics=metrics)
+    app.add_middleware(CallerMiddleware, credentials=config.credentials, trusted_proxies=config.trusted_proxies)
     if config.credentials.required:
         app.add_middleware(AuthMiddleware, credentials=config.credentials, metrics=metrics)
     if config.cors_allow_origins:

@@ -321,6 +321,7 @@ def _generation_request(
         stops=tuple(dict.fromkeys(stops)),
         include_stop=bool(request.include_stop_str_in_output),
         priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
         num_top_logprobs=num_top_logprobs,
         num_prompt_logprobs=request.prompt_logprobs,
         names_are_ids=bool(request.return_tokens_as_token_ids),

@@ -16,6 +16,7 @@ from model.engine_config import EngineConfig
 from model.errors import EngineUnavailableError
 from model.messages import Abort, AddRequest, EngineReady, EngineStats, SequenceOutput, StepOutputs
 from model.sampling_params import SamplingParams
+from server.callers import NOBODY, Caller, WaitingLine
 from server.engine_supervisor import EngineState, EngineSupervisor
 from server.request_handle import RequestHandle
 
@@ -45,6 +46,7 @@ class _Submission:
 
     messages: list[AddRequest]
     num_tokens: int
+    caller: Caller
     num_attempts: int = 1
 
 
@@ -60,6 +62,7 @@ class EngineClient:
 
     Attributes:
         stats: state of its loop after the last step.
+        waiting: requests of which the engine has not yet said anything, and prompts.
     """
 
     def __init__(
@@ -88,7 +91,8 @@ class EngineClient:
         self._handles: dict[int, RequestHandle] = {}
         self._open_requests: set[RequestHandle] = set()
         self._unstarted: dict[RequestHandle, _Submission] = {}
-        self._num_unstarted_tokens = 0
+        self._waiting_prompts: dict[int, tuple[Caller, int]] = {}  # by the first sequence of each: its tokens
+        self.waiting = WaitingLine()
         self._is_in_a_hurry = False
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self._start_listeners: list[Callable[[int], None]] = []
@@ -152,16 +156,6 @@ class EngineClient:
         """HTTP requests with at least one unfinished sequence."""
         return len(self._open_requests)
 
-    @property
-    def num_unstarted_requests(self) -> int:
-        """HTTP requests of which the engine has not yet said anything."""
-        return len(self._unstarted)
-
-    @property
-    def num_unstarted_tokens(self) -> int:
-        """Prompt tokens of those."""
-        return self._num_unstarted_tokens
-
     def on_step(self, listener: Callable[[EngineStats], None]) -> None:
         """Registers a listener for the state after each step."""
         self._step_listeners.append(listener)
@@ -199,14 +193,25 @@ class EngineClient:
         """Returns what to tell whoever cannot be served, by the state."""
         return EngineUnavailableError(_UNAVAILABLE[self.state])
 
-    def submit(self, prompts: Sequence[Prompt], *, n: int = 1, request_id: str, priority: int = 0) -> RequestHandle:
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int = 1,
+        request_id: str,
+        priority: int = 0,
+        caller: Caller = NOBODY,
+        cache_salt: str = "",
+    ) -> RequestHandle:
         """Hands a request to the engine.
 
         Args:
             prompts: each is computed once and continued `n` times; choice `p * n + i` continues prompt p.
             n: continuations of each prompt.
             request_id: for log lines.
-            priority: lower is served first.
+            priority: lower is served first among the caller's.
+            caller: whose request it is.
+            cache_salt: cached prompt starts are shared only where it is equal.
 
         Returns:
             The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
@@ -227,12 +232,18 @@ class EngineClient:
                 prompt_ids=prompt.ids,
                 sampling=prompt.sampling,
                 priority=priority,
+                caller=caller.name,
+                weight=caller.weight,
+                num_before=number * n,
+                cache_salt=cache_salt,
             )
             for number, prompt in enumerate(prompts)
         ]
-        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts))
+        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts), caller)
         self._unstarted[handle] = submission
-        self._num_unstarted_tokens += submission.num_tokens
+        self.waiting.change(caller, 1, submission.num_tokens)
+        for message in messages:
+            self._waiting_prompts[message.seq_ids[0]] = (caller, len(message.prompt_ids))
         self._send_all(messages)
         return handle
 
@@ -249,6 +260,7 @@ class EngineClient:
     def _abort(self, handle: RequestHandle, seq_ids: tuple[int, ...]) -> None:
         for seq_id in seq_ids:
             self._handles.pop(seq_id, None)
+            self._note_begun(seq_id)
         if not handle.open_seq_ids:
             self._forget(handle)
         self._supervisor.send(Abort(seq_ids))
@@ -260,8 +272,15 @@ class EngineClient:
     def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
         submission = self._unstarted.pop(handle, None)
         if submission is not None:
-            self._num_unstarted_tokens -= submission.num_tokens
+            self.waiting.change(submission.caller, -1, 0)
         return submission
+
+    def _note_begun(self, seq_id: int) -> None:
+        """Lets a sequence's prompt wait no longer."""
+        prompt = self._waiting_prompts.pop(seq_id, None)
+        if prompt is not None:
+            caller, num_tokens = prompt
+            self.waiting.change(caller, 0, -num_tokens)
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
@@ -276,6 +295,7 @@ class EngineClient:
             return  # aborted while this was on its way
         if output.finish_reason is not None:
             del self._handles[output.seq_id]
+        self._note_begun(output.seq_id)
         handle.deliver(output)
         submission = self._leave_queue(handle)
         if submission is not None:
@@ -316,5 +336,6 @@ class EngineClient:
     def _fail(self, handle: RequestHandle, message: str) -> None:
         for seq_id in handle.open_seq_ids:
             self._handles.pop(seq_id, None)
+            self._note_begun(seq_id)
         self._forget(handle)
         handle.fail(EngineUnavailableError(message))

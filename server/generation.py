@@ -36,7 +36,7 @@ class Generation:
         metrics: told how it went.
         arrived: `time.monotonic()` when the request arrived.
         timeout_s: the longest it may take, or None.
-        on_end: told the number of generated tokens, once.
+        on_tokens: told how many tokens were generated since it was told last.
 
     Attributes:
         num_completion_tokens: of all choices so far.
@@ -52,7 +52,7 @@ class Generation:
         *,
         arrived: float,
         timeout_s: float | None = None,
-        on_end: Callable[[int], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self.request = request
         self.num_cached_tokens = 0
@@ -60,7 +60,7 @@ class Generation:
         self._metrics = metrics
         self._arrived = arrived
         self._timeout_s = timeout_s
-        self._on_end = on_end
+        self._on_tokens = on_tokens
         self._closed = False
         self._failure: str | None = None
         self._queue_time_s = 0.0
@@ -113,6 +113,7 @@ class Generation:
                 news = await self._next()
                 if not news:
                     return
+                num_before = self.num_completion_tokens if self._on_tokens is not None else 0
                 merged: dict[int, ChoiceDelta] = {}
                 for index, output in news:
                     delta = self._process(index, output)
@@ -122,6 +123,8 @@ class Generation:
                         merged[index].extend(delta)
                     else:
                         merged[index] = delta
+                if self._on_tokens is not None:
+                    self._on_tokens(self.num_completion_tokens - num_before)
                 if merged:
                     yield list(merged.values())
         except Exception as error:
@@ -199,8 +202,6 @@ class Generation:
         outcome = "error" if self._failure else "abort"
         for _ in range(unfinished):
             self._metrics.count_finished(outcome)
-        if self._on_end is not None:
-            self._on_end(self.num_completion_tokens)
         self._record(outcome if unfinished else ",".join(sorted({str(r) for r in self._finish_reasons})))
 
     def _record(self, reason: str) -> None:

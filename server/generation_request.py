@@ -36,6 +36,7 @@ class GenerationRequest:
         stops: strings that end a choice.
         include_stop: leave what ended a choice in its text.
         priority: lower is served first.
+        cache_salt: cached prompt starts are shared only where it is equal; empty with all of the caller's.
         num_top_logprobs: alternatives to report a token; None reports no log-probabilities.
         num_prompt_logprobs: alternatives to report a token of the prompts; None reports none of them.
         names_are_ids: in log-probabilities, name tokens by their ids.
@@ -51,6 +52,7 @@ class GenerationRequest:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     priority: int = 0
+    cache_salt: str = ""
     num_top_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     names_are_ids: bool = False

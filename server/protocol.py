@@ -37,6 +37,7 @@ MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
 # OpenAI's is 2, the published server had none; logits divided by more are all alike.
 MAX_TEMPERATURE = 1e6
+MAX_CACHE_SALT_CHARS = 1024
 _INT64 = 1 << 63
 
 JsonObject = dict[str, Any]
@@ -194,7 +195,15 @@ class SamplingFields(RequestBody):
     )
     include_stop_str_in_output: bool | None = Field(None, description="leave what ended the choice in its text")
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
-    priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="lower is served first")
+    priority: int | None = Field(
+        None, ge=-_INT64, lt=_INT64, description="lower is served first, among the caller's own"
+    )
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CACHE_SALT_CHARS,
+        description="share cached prompt starts only with its equals",
+    )
     return_token_ids: bool | None = Field(None, description="add the token ids of prompt and choices to the reply")
     response_format: JsonObject | None = Field(
         None,

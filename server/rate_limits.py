@@ -1,9 +1,8 @@
 """How much each key may ask for in a minute, in requests and in tokens.
 
 Buckets that fill evenly: a key may spend a minute's worth at once and then what comes in. Tokens are taken when they
-are known, those of a prompt at the start and those of a reply at its end, so a balance may fall below nothing and has
-to be made up for before the next request. Whose key it is, is auth's business; without keys, callers are told apart by
-their address.
+are known, those of a prompt at the start and those of a reply as they come, so a balance may fall below nothing and has
+to be made up for before the next request. Without keys, callers are told apart by their address.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.callers import caller_of
 from server.errors import ApiError, rate_limited
 from server.limits import is_generating
 from server.metrics import Metrics
@@ -102,15 +102,6 @@ class RateLimiter:
             del self._callers[caller]
 
 
-def caller_of(scope: Scope) -> str:
-    """Tells callers apart: by the hash of the key that let them in, else by their address."""
-    key: str | None = scope.get("state", {}).get("key")
-    if key is not None:
-        return key
-    client = scope.get("client")
-    return client[0] if client else ""
-
-
 class RateLimitMiddleware:
     """Answers 429 to callers who have used up what they may have.
 
@@ -128,9 +119,8 @@ class RateLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
         if is_generating(scope):
-            caller = scope["state"]["caller"] = caller_of(scope)
             try:
-                self._limiter.admit(caller)
+                self._limiter.admit(caller_of(scope).name)
             except ApiError as error:
                 self._metrics.count_rejected(error.code or "")
                 await error.response()(scope, receive, send)

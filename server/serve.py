@@ -196,6 +196,7 @@ def draining_server(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # callers.py reads them, of proxies that are trusted
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_LAST_WORDS_S,
             lifespan="on",

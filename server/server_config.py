@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from server.credentials import Credentials
 from server.tls import Tls
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class ServerConfig:
         clamp_max_tokens: more tokens than the context has left are cut to what is left, not refused.
         max_requests_per_minute: of one key; None is no limit.
         max_tokens_per_minute: of one key; None is no limit.
+        trusted_proxies: whose `X-Forwarded-For` is believed.
+        share_prefix_cache: let one key's prompts find what those of another left in the cache.
         send_timeout_s: how long a client may leave its reply unread.
         request_timeout_s: the longest a request may take; None is no limit.
         drain_delay_s: how long /ready says 503 and new requests are still served, after SIGTERM.
@@ -63,6 +68,8 @@ class ServerConfig:
     clamp_max_tokens: bool = False
     max_requests_per_minute: int | None = None
     max_tokens_per_minute: int | None = None
+    trusted_proxies: tuple[Network, ...] = ()
+    share_prefix_cache: bool = False
     send_timeout_s: float = 60.0
     request_timeout_s: float | None = None
     drain_delay_s: float = 7.0

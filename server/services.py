@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from model.tokenizer import Tokenizer
 from server.admission import Admission
+from server.callers import Caller, caller_of
 from server.conversion import Converter
 from server.engine_client import EngineClient
 from server.errors import ApiError
@@ -93,16 +95,22 @@ class Services:
             EngineUnavailableError: the engine would not serve it now.
             ApiError: too much waits already, or the client has left.
         """
-        with self.admission.place():
+        caller = caller_of(http.scope)
+        with self.admission.place(caller):
             request = await while_connected(http.receive, understand())
             self._log_prompts(request)
-            self.admission.check_prompt(request.num_prompt_tokens)
+            self.admission.check_prompt(caller, request.num_prompt_tokens)
             handle = self.engine.submit(
-                request.prompts, n=request.n, request_id=request_id_var.get(), priority=request.priority
+                request.prompts,
+                n=request.n,
+                request_id=request_id_var.get(),
+                priority=request.priority,
+                caller=caller,
+                cache_salt=self._cache_salt(caller, request.cache_salt),
             )
-        caller = http.scope["state"].get("caller", "")
-        if self.limiter.has_limits:
-            self.limiter.charge(caller, request.num_prompt_tokens)
+        charge = partial(self.limiter.charge, caller.name) if self.limiter.has_limits else None
+        if charge is not None:
+            charge(request.num_prompt_tokens)
         return Generation(
             request,
             handle,
@@ -110,8 +118,13 @@ class Services:
             self.metrics,
             arrived=http.scope["state"]["arrived"],
             timeout_s=self.config.request_timeout_s,
-            on_end=(lambda num_tokens: self.limiter.charge(caller, num_tokens)) if self.limiter.has_limits else None,
+            on_tokens=charge,
         )
+
+    def _cache_salt(self, caller: Caller, asked: str) -> str:
+        """Says with whom cached prompt starts are shared: who finds one, or finds none, learns what others sent."""
+        owner = caller.name if caller.has_key and not self.config.share_prefix_cache else ""
+        return f"{owner}:{asked}" if owner or asked else ""
 
     def _log_prompts(self, request: GenerationRequest) -> None:
         if self.config.log_prompts:

@@ -22,7 +22,7 @@ from server.credentials import Credentials
 from server.demo import DEMO
 from server.hub import served_names
 from server.hub_download import Hub
-from server.server_config import ServerConfig
+from server.server_config import Network, ServerConfig
 from server.sizes import parse_size
 from server.tls import tls_from_files
 from server.tracing import require_tracing
@@ -69,6 +69,7 @@ def _tokens_or_context(value: object) -> object:
 TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or_context)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Keys = Annotated[Texts, AfterValidator(_no_blank)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_one_or_more)]
 
 
 class Settings(BaseModel):
@@ -107,6 +108,10 @@ class Settings(BaseModel):
         None, ge=2, description="most tokens of prompt and reply together (default: from the checkpoint)"
     )
     max_num_seqs: int = Field(256, ge=1, description="most sequences in one step")
+    max_running_per_key: int | None = Field(
+        None, ge=1, description="most of them of one key, or of one address where there are no keys (default: no limit)"
+    )
+    allow_priority: bool = Field(False, description="let priority count between keys, not only among a key's own")
     max_num_batched_tokens: int | None = Field(
         None, ge=1, description="most tokens in one step (default: 512 on a CPU, 4096 on a GPU)"
     )
@@ -118,6 +123,9 @@ class Settings(BaseModel):
     no_cuda_graphs: bool = Field(False, description="do not record decode steps on a GPU (starts faster, runs slower)")
     no_run_ahead: bool = Field(False, description="on a GPU, wait for each step's tokens before starting the next")
     no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
+    share_prefix_cache: bool = Field(
+        False, description="let keys reuse each other's cache: faster, but tells one what others sent"
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads for tensor work (default: all cores; 1 for small models)"
     )
@@ -148,6 +156,9 @@ class Settings(BaseModel):
     max_requests_per_minute: int | None = Field(None, ge=1, description="of one key (default: no limit)")
     max_tokens_per_minute: int | None = Field(
         None, ge=1, description="of one key, prompts and replies together (default: no limit)"
+    )
+    trusted_proxy: Networks = Field(
+        (), description="address or network of a proxy whose X-Forwarded-For is believed (repeatable)"
     )
     request_timeout_s: float | None = Field(None, gt=0, description="longest time for a request (default: no limit)")
     send_timeout_s: float = Field(60.0, gt=0, description="how long a client may leave its reply unread")
@@ -185,6 +196,8 @@ class Settings(BaseModel):
             kv_cache_dtype=self.kv_cache_dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
+            max_running_per_caller=self.max_running_per_key,
+            allow_priority=self.allow_priority,
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=self.block_size,
             kv_cache_memory_bytes=self.kv_cache_memory,
@@ -225,6 +238,8 @@ class Settings(BaseModel):
             clamp_max_tokens=self.clamp_max_tokens,
             max_requests_per_minute=self.max_requests_per_minute,
             max_tokens_per_minute=self.max_tokens_per_minute,
+            trusted_proxies=self.trusted_proxy,
+            share_prefix_cache=self.share_prefix_cache,
             send_timeout_s=self.send_timeout_s,
             request_timeout_s=self.request_timeout_s,
             drain_delay_s=self.drain_delay_s,

@@ -28,6 +28,8 @@ PURE = {
     "model.sequence",
     "model.block_manager",
     "model.free_extents",
+    "model.callers",
+    "model.residents",
     "model.scheduler",
 }
 TEXT = {"model.tokenizer", "model.detokenizer", "model.grammar_compiler"}

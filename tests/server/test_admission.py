@@ -10,16 +10,20 @@ import pytest
 
 from model.errors import EngineUnavailableError
 from server.admission import Admission, StartRate
+from server.callers import Caller, WaitingLine
 from server.errors import ApiError
-from server.rate_limits import RateLimiter, caller_of
+from server.rate_limits import RateLimiter
+
+ONE, OTHER = Caller("one"), Caller("other")
 
 
 class FakeEngine:
     """As much of an engine client as admission looks at."""
 
-    num_unstarted_requests = 0
-    num_unstarted_tokens = 0
     is_ready = True
+
+    def __init__(self) -> None:
+        self.waiting = WaitingLine()
 
     def on_start(self, listener: Callable[[int], None]) -> None:
         self.started = listener
@@ -67,54 +71,90 @@ def admission_to(engine: FakeEngine, **limits: int) -> Any:
     return Admission(queue, metrics, **{"max_queue_requests": 100, "max_queue_tokens": 1000, **limits})
 
 
-def refused(admission: Admission, num_tokens: int = 0) -> ApiError:
+def refused(admission: Admission, num_tokens: int = 0, caller: Caller = ONE) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        admission.check(num_tokens)
+        admission.check(caller, num_tokens)
     assert (caught.value.status_code, caught.value.code) == (429, "server_overloaded")
     return caught.value
 
 
 def test_a_queue_of_requests(engine: FakeEngine) -> None:
     admission = admission_to(engine)
-    engine.num_unstarted_requests = 99
-    admission.check(0)
-    with admission.place():  # one that is still being encoded waits, too
+    engine.waiting.change(ONE, 99, 0)
+    admission.check(ONE, 0)
+    with admission.place(ONE):  # one that is still being encoded waits, too
         assert "100 requests" in refused(admission).message
-    admission.check(0)
+    admission.check(ONE, 0)
     assert admission._metrics.rejected == ["server_overloaded"]
 
 
 def test_a_queue_of_tokens(engine: FakeEngine) -> None:
     admission = admission_to(engine)
-    admission.check(5000)  # alone it may wait, however long it is
-    engine.num_unstarted_requests, engine.num_unstarted_tokens = 2, 600
-    with admission.place():
-        admission.check_prompt(400)
+    admission.check(ONE, 5000)  # alone it may wait, however long it is
+    engine.waiting.change(ONE, 2, 600)
+    with admission.place(ONE):
+        admission.check_prompt(ONE, 400)
         with pytest.raises(ApiError, match="600 prompt tokens"):
-            admission.check_prompt(401)
+            admission.check_prompt(ONE, 401)
     refused(admission, 401)
 
 
 def test_a_place_is_given_back_whatever_happens(engine: FakeEngine) -> None:
     admission = admission_to(engine, max_queue_requests=1)
     for _ in range(3):
-        with pytest.raises(KeyError), admission.place():
-            admission.check_prompt(4)
+        with pytest.raises(KeyError), admission.place(ONE):
+            admission.check_prompt(ONE, 4)
             raise KeyError
     engine.is_ready = False
     with pytest.raises(EngineUnavailableError):
-        admission.check(0)
+        admission.check(ONE, 0)
+    assert not admission._preparing
+
+
+def test_a_full_queue_has_room_for_others(engine: FakeEngine) -> None:
+    admission = admission_to(engine)
+    engine.waiting.change(ONE, 100, 0)
+    refused(admission)
+    for _ in range(50):
+        admission.check(OTHER, 0)
+        engine.waiting.change(OTHER, 1, 0)
+    refused(admission, caller=OTHER)
+    heavy = Caller("heavy", weight=2)
+    engine.waiting.change(heavy, 49, 0)
+    admission.check(heavy, 0)
+    engine.waiting.change(heavy, 1, 0)
+    refused(admission, caller=heavy)
+    engine.waiting.change(ONE, -100, 0)
+    engine.waiting.change(heavy, -50, 0)
+    admission.check(OTHER, 0)
+
+
+def test_tokens_too(engine: FakeEngine) -> None:
+    admission = admission_to(engine)
+    engine.waiting.change(ONE, 1, 1000)
+    with admission.place(OTHER):
+        admission.check_prompt(OTHER, 500)
+        refused(admission, 501, OTHER)
+    refused(admission, 1)
+
+
+def test_one_being_encoded_counts_as_its_callers(engine: FakeEngine) -> None:
+    admission = admission_to(engine, max_queue_requests=2)
+    with admission.place(ONE), admission.place(ONE):
+        refused(admission)
+        with admission.place(OTHER):
+            refused(admission, caller=OTHER)
 
 
 def test_when_to_come_back_is_measured(engine: FakeEngine, clock: Clock) -> None:
     admission = admission_to(engine, max_queue_requests=40)
-    engine.num_unstarted_requests, engine.num_unstarted_tokens = 40, 400
+    engine.waiting.change(ONE, 40, 400)
     assert refused(admission).headers == {"Retry-After": "5"}, "nothing is known yet"
     for _ in range(20):
         engine.started(10)  # two a second
         clock.now += 0.5
     assert refused(admission).headers == {"Retry-After": "10"}, "twenty of forty at two a second"
-    engine.num_unstarted_tokens = 1000
+    engine.waiting.change(ONE, 0, 600)
     assert refused(admission, 1).headers == {"Retry-After": "25"}, "500 tokens at twenty a second"
     clock.now += 59
     assert refused(admission).headers == {"Retry-After": "60"}
@@ -171,12 +211,3 @@ def test_callers_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
     clock.now += 61
     limiter.admit("x")
     assert len(limiter._callers) == 1
-
-
-def test_callers_are_told_apart_by_keys_that_were_checked() -> None:
-    def scope(**state: str) -> dict[str, Any]:
-        headers = [(b"authorization", b"Bearer unchecked")]
-        return {"type": "http", "headers": headers, "client": ("10.0.0.1", 5), "state": state}
-
-    assert caller_of(scope()) == "10.0.0.1"
-    assert caller_of(scope(key="a")) == caller_of(scope(key="a")) != caller_of(scope(key="b"))

@@ -13,8 +13,10 @@ import pytest
 
 from model.engine_config import EngineConfig
 from model.errors import EngineUnavailableError
+from model.messages import SequenceOutput
 from model.sampling_params import SamplingParams
 from server import engine_supervisor
+from server.callers import Caller
 from server.engine_client import MAX_ATTEMPTS, EngineClient, Prompt
 from server.engine_link import child_environment, describe_exit
 from server.engine_supervisor import EngineState
@@ -121,12 +123,30 @@ async def test_requests_without_a_token_go_to_the_next_engine(tmp_path: Path) ->
     await client.start()
     await until(lambda: client.state is EngineState.READY)
     handles = [client.submit([Prompt([i, 50 + i], PROMPT.sampling)], n=2, request_id="r") for i in range(3)]
-    assert (client.num_unstarted_requests, client.num_unstarted_tokens) == (3, 6)
+    assert client.waiting.total == (3, 6)
     handles[2].abort()  # its client does not wait for that
-    assert (client.num_unstarted_requests, client.num_unstarted_tokens) == (2, 4)
+    assert client.waiting.total == (2, 4)
     assert [await ids_of(handle) for handle in handles[:2]] == [[0, 50, 0, 50], [1, 51, 1, 51]]
     assert client.num_restarts == MAX_ATTEMPTS - 1
-    assert client.num_open_requests == client.num_unstarted_requests == client.num_unstarted_tokens == 0
+    assert client.num_open_requests == 0
+    assert client.waiting.total == (0, 0)
+    await client.stop()
+
+
+async def test_prompts_wait_until_they_themselves_have_begun(tmp_path: Path) -> None:
+    """Else a caller could have any number of prompts waiting, in requests of which one has begun."""
+    client = client_of("mortal:0", [], str(tmp_path / "lives"))
+    await client.start()
+    await until(lambda: client.state is EngineState.READY)
+    caller = Caller("a")
+    handle = client.submit([PROMPT] * 3, n=2, request_id="r", caller=caller)
+    num_tokens = len(PROMPT.ids)
+    client._deliver(SequenceOutput(handle.open_seq_ids[0], [1]))
+    assert client.waiting.by_caller == {caller: (0, 2 * num_tokens)}
+    client._abort(handle, handle.open_seq_ids[2:4])  # the second prompt
+    assert client.waiting.total == (0, num_tokens)
+    handle.abort()
+    assert client.waiting.by_caller == {}
     await client.stop()
 
 
@@ -138,7 +158,8 @@ async def test_requests_that_engines_keep_dying_of_are_given_up(tmp_path: Path) 
     client.drain()  # what was taken is finished, by whichever engine
     with pytest.raises(EngineUnavailableError, match=f"stopped {MAX_ATTEMPTS} times"):
         await ids_of(handle)
-    assert client.num_open_requests == client.num_unstarted_requests == 0
+    assert client.num_open_requests == 0
+    assert client.waiting.total == (0, 0)
     await until(lambda: client.num_restarts == MAX_ATTEMPTS)
     await client.stop()
 
