@@ -1,46 +1,15 @@
-"""What a device can do at best, measured: bytes a second that a copy moves, operations a second of a large product."""
+"""What a device can do at best, measured, and how much of the time it works."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from model.doctor.limits import copy_bytes_per_s, matmul_flops_per_s, synchronize
 
-def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
-    """The least time that `run` took, the first call left out."""
-    run()
-    synchronize(device)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best
-
-
-def copy_bytes_per_s(device: torch.device) -> float:
-    """Bytes read and written a second by a copy of an array far larger than any cache."""
-    num_bytes = 4 << 30 if device.type == "cuda" else 256 << 20
-    source = torch.ones(num_bytes // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * num_bytes / best_seconds(lambda: target.copy_(source), device)
-
-
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product of random matrices."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b), device)
+__all__ = ["busy_share", "copy_bytes_per_s", "matmul_flops_per_s", "synchronize"]
 
 
 def busy_share(run: Callable[[], Any], device: torch.device) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from model import quantize_options
 from model.errors import StartupError
+from server import doctor
 from server.bench import arguments as bench_arguments
 from server.evaluation import command as evaluation_command
 from server.hub_download import add_hub_arguments
@@ -124,6 +125,14 @@ def _add_tools(subparsers: Any) -> None:
     )
     memory_command.add_arguments(memory)
     memory.set_defaults(command=memory_command.run)
+    look = subparsers.add_parser(
+        "doctor",
+        help="look at this machine: versions, devices, kernels, and what to do about what is not well",
+        description="Prints versions and devices, tries and times the kernels, and says what to do about what is not"
+        " well. The status is 1 where something does not work.",
+    )
+    doctor.add_arguments(look)
+    look.set_defaults(command=doctor.run)
     quantize = subparsers.add_parser(
         "quantize",
         help="make an Int4 or Int8 checkpoint from an unquantised one",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 
 import torch
 
 from model.backends.base import Backend
+from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
 from model.backends.torch_device_backend import TorchDeviceBackend
+from model.config import ModelConfig
 from model.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -88,9 +90,41 @@ def why_no_kernels(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < _OLDEST_CAPABILITY:
         return f"compute capability {major}.{minor} is below the 8.0 that our kernels need"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install 'qwen-server[cuda]')"
+    try:
+        importlib.import_module("model.backends.cuda.backend")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "triton":
+            raise
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        return "Triton is not installed (pip install 'qwen-server[cuda]')" if missing else f"Triton fails: {error}"
     return None
+
+
+def examine_kernels(
+    device: torch.device, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, *, all_kernels: bool
+) -> tuple[list[KernelExam], str | None, dict[str, str]]:
+    """Tries and times the kernels that would serve a checkpoint on a device.
+
+    Args:
+        device: of `find_device`.
+        config: of the checkpoint.
+        dtype: of activations.
+        cache_dtype: of keys and values.
+        all_kernels: also those that the checkpoint does not run.
+
+    Returns:
+        what there is to say of each, none where no kernels of ours serve; where notes about the device are kept; and
+        which kernels they say have broken it.
+    """
+    if device.type == "cpu":
+        from model.backends.cpu.exam import examine_cpu
+
+        return examine_cpu(config, dtype, cache_dtype, all_kernels=all_kernels), None, {}
+    if why_no_kernels(device) is not None:
+        return [], None, {}
+    from model.backends.cuda.self_check.examine import examine_device
+
+    return examine_device(config, device, dtype, cache_dtype, all_kernels=all_kernels)
 
 
 def describe_device(device: torch.device) -> str:

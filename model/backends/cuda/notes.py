@@ -37,6 +37,10 @@ class Notes:
         """What was kept, or None."""
         return self._load().get(section, {}).get(key)
 
+    def section(self, name: str) -> dict[str, Any]:
+        """All that was kept in a section."""
+        return self._load().get(name, {})
+
     def keep(self, section: str, key: str, value: Any) -> Any:
         """Keeps a value, unless another process was first.
 
