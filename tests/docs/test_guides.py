@@ -27,7 +27,7 @@ from tests.docs.guide import PAGES, Example, examples
 from tests.support.server_process import ROOT, ServerProcess
 
 NODE = ROOT / "tests" / "clients" / "node"
-HOWS = re.compile(r"run|parsed|yaml|file: \S+|run with: \S+ \S+|not run: .+")
+HOWS = re.compile(r"run|parsed|yaml|file: \S+|run with: \S+ \S+|run by: \S+|not run: .+")
 CODE = ("bash", "python", "javascript", "yaml")
 ALL = [example for page in PAGES for example in examples(page)]
 
@@ -69,6 +69,7 @@ def _check(done: subprocess.CompletedProcess[str]) -> None:
 def test_every_example_says_how_it_is_run() -> None:
     assert len(ALL) > 30
     unclear = [_id(example) for example in ALL if example.language in CODE and not HOWS.fullmatch(example.how)]
+    assert all((ROOT / how[8:]).exists() for how in {example.how for example in ALL} if how.startswith("run by: "))
     assert not unclear, "put a comment in front: <!-- run -->, <!-- parsed -->, <!-- not run: why -->"
 
 

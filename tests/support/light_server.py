@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class LightServer:
         checkpoint: whose tokenizer is used.
         folder: for the engine's notes.
         port: to listen on; 0 lets the system choose.
+        script: texts that the model says, one a request; None has the engine repeat prompts.
         config: further settings.
 
     Attributes:
@@ -39,14 +41,22 @@ class LightServer:
         url: where it listens.
     """
 
-    def __init__(self, checkpoint: Path, folder: Path, port: int = 0, **config: Any) -> None:
+    def __init__(
+        self, checkpoint: Path, folder: Path, port: int = 0, script: Sequence[str] | None = None, **config: Any
+    ) -> None:
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        engine_config = EngineConfig(checkpoint_path=str(folder / "lives"), device="mortal:0")
-        self.engine = EngineClient(engine_config, module="tests.support.bad_engine")
+        self._script = folder / "script.json"
+        if script is None:
+            engine_config = EngineConfig(checkpoint_path=str(folder / "lives"), device="mortal:0")
+            self.engine = EngineClient(engine_config, module="tests.support.bad_engine")
+        else:
+            self._script.write_text(json.dumps(script))
+            engine_config = EngineConfig(checkpoint_path=str(self._script))
+            self.engine = EngineClient(engine_config, module="tests.support.scripted_engine")
         self._server = draining_server(
             ServerConfig(model="m", served_names=("Qwen",), **config),
             Tokenizer.from_folder(checkpoint),
@@ -60,6 +70,11 @@ class LightServer:
         async with asyncio.timeout(20):
             while self.engine.state is not EngineState.READY or not self._server.started:
                 await asyncio.sleep(0.01)
+
+    def prompts(self) -> list[str]:
+        """What the model of a script was given, without control tokens."""
+        lines = self._script.with_suffix(".prompts").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._server.handle_exit(number, None)
