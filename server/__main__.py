@@ -15,6 +15,7 @@ from model import quantize_options
 from model.errors import StartupError
 from server import doctor
 from server.bench import arguments as bench_arguments
+from server.command_line import SHELLS, Parser, command_names, completion
 from server.evaluation import command as evaluation_command
 from server.hub_download import add_hub_arguments
 from server.logs import json_line
@@ -38,10 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if translation is not None:
         print(f"qwen-server: {translation}", file=sys.stderr)
         return 2
-    if words and not words[0].startswith("-") and names_checkpoint(words[0]):
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    if words[0] not in command_names(parser) and not words[0].startswith("-") and names_checkpoint(words[0]):
         words.insert(0, "serve")
     words, server_flags = chat_arguments.split_server_flags(words)
-    arguments = vars(build_parser().parse_args(words))
+    arguments = vars(parser.parse_args(words))
+    if "command" not in arguments:
+        parser.error("name a COMMAND")
     command = arguments.pop("command")
     if server_flags:
         arguments["server_flags"] = server_flags
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command and its subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="qwen-server", description="An OpenAI-compatible server for first-generation Qwen checkpoints."
     )
     parser.add_argument(
@@ -69,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="tell the version and the commit, and end",
     )
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(metavar="COMMAND")
     serve = subparsers.add_parser(
         "serve",
         help="serve a checkpoint",
@@ -141,6 +148,14 @@ def _add_tools(subparsers: Any) -> None:
     quantize_options.add_arguments(quantize)
     add_hub_arguments(quantize)
     quantize.set_defaults(command=_quantize)
+    shell = subparsers.add_parser(
+        "completion",
+        help="print what makes a shell complete this command's words",
+        description='In ~/.bashrc: eval "$(qwen-server completion bash)"; in ~/.zshrc the same with zsh. For fish:'
+        " qwen-server completion fish > ~/.config/fish/completions/qwen-server.fish",
+    )
+    shell.add_argument("shell", choices=SHELLS)
+    shell.set_defaults(command=_completion)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -205,6 +220,11 @@ def _check_config(arguments: dict[str, Any]) -> int:
     from server.check_config import check_config
 
     print(check_config(arguments, os.environ, arguments.pop("config", None)))
+    return 0
+
+
+def _completion(arguments: dict[str, Any]) -> int:
+    print(completion(build_parser(), arguments["shell"]), end="")
     return 0
 
 
