@@ -9,12 +9,9 @@ import pytest
 from tests.support.wire import CLOCK, TOOLS, WEATHER, Wire
 
 JsonDict = dict[str, Any]
-STEP = "Thought: t\nAction: clock\nAction Input: {}\nObservation: 1\nFinal Answer: v\n"
 TEXTS = [
-    "Lab report\nObservation: it turned blue.\nConclusion: acid.",
+    "Lab\nObservation: blue.\nThought: be kind\nFinal Answer: acid",
     "Minutes\nAction: Bob calls.\nAction: Ann writes.",
-    "Notes\nThought: be kind\nDone\nFinal Answer:",
-    f"```\n{STEP}```\n",
     "Action: Q\nAction Input: x",
 ]
 CALL = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
