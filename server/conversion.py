@@ -92,6 +92,8 @@ class Converter:
             prompt_param="messages",
             clamp=self.clamp_max_tokens,
         )
+        if request.max_length is not None:  # which never kept a reply from its first token
+            max_tokens = min(max_tokens, max(1, request.max_length - len(prompt.ids)))
         num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = self._sampling(
             request,

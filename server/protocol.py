@@ -298,6 +298,9 @@ class ChatCompletionRequest(SamplingFields):
     messages: Messages = Field(description="the conversation, oldest first")
     max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
     max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
+    max_length: int | None = Field(
+        None, ge=1, lt=_INT64, description="most tokens of prompt and choice together, as openai_api.py had it"
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="needs logprobs")
     continue_final_message: bool | None = Field(
