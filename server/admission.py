@@ -22,7 +22,7 @@ from model.errors import EngineUnavailableError
 from server.callers import Caller, Waiting, caller_of
 from server.engine_client import EngineClient
 from server.errors import ENGINE_UNAVAILABLE, ApiError, as_api_error, server_overloaded
-from server.limits import is_generating
+from server.limits import is_costly
 from server.metrics import Metrics
 
 # Bytes of a request's body a token of its prompt takes, rather too many: what is refused for it would be refused later.
@@ -190,7 +190,7 @@ class AdmissionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
-        if not is_generating(scope):
+        if not is_costly(scope):
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")

@@ -13,6 +13,7 @@ from typing import Any
 from model.tokenizer import Tokenizer
 from prompts.react_parser import CallArguments, CallStart, Content
 from server.generation_request import GenerationRequest
+from server.json_list import JsonList
 from server.output_processor import TOOL_CALLS, ChoiceDelta
 from server.prompt_scores import prompt_logprobs
 from server.token_text import TokenEntry
@@ -44,6 +45,7 @@ class ChatReply:
         self._begun = [False] * request.num_choices
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._contents: list[list[str]] = [[] for _ in self._choices]
+        self._logprobs_of = [JsonList() for _ in self._choices]
         self._of_the_prompt: JsonDict = {}
 
     def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
@@ -157,7 +159,7 @@ class ChatReply:
         self._contents[piece["index"]].append(delta.get("content", ""))
         _add_call(choice["message"], delta)
         if piece["logprobs"] is not None:
-            choice["logprobs"]["content"] += piece["logprobs"]["content"]
+            self._logprobs_of[piece["index"]].extend(piece["logprobs"]["content"])
         if "token_ids" in piece:
             choice["token_ids"] += piece["token_ids"]
         if piece["finish_reason"] is not None:
@@ -166,7 +168,9 @@ class ChatReply:
 
     def result(self, usage: JsonDict) -> JsonDict:
         """Returns the reply that is not streamed, once all chunks were added."""
-        for choice, content in zip(self._choices, self._contents, strict=True):
+        for choice, content, logprobs in zip(self._choices, self._contents, self._logprobs_of, strict=True):
+            if choice["logprobs"] is not None:
+                choice["logprobs"]["content"] = logprobs.whole()
             message = choice["message"]
             text = "".join(content)
             if self._request.speaks_functions:
@@ -182,7 +186,7 @@ class ChatReply:
         choice: JsonDict = {
             "index": index,
             "message": {"role": "assistant", "content": "", "refusal": None},
-            "logprobs": None if self._request.num_top_logprobs is None else {"content": [], "refusal": None},
+            "logprobs": None if self._request.num_top_logprobs is None else {"content": None, "refusal": None},
             "finish_reason": None,
             "stop_reason": None,
         }

@@ -11,6 +11,7 @@ from typing import Any
 from model.messages import TokenLogprob
 from model.tokenizer import Tokenizer
 from server.generation_request import GenerationRequest
+from server.json_list import JsonList
 from server.output_processor import ChoiceDelta
 from server.prompt_scores import prompt_logprobs
 from server.token_text import TokenEntry
@@ -127,7 +128,7 @@ class CompletionReply:
         choice = self._choices[piece["index"]]
         self._texts[piece["index"]].append(piece["text"])
         for key, values in (piece["logprobs"] or {}).items():
-            choice["logprobs"][key] += values
+            choice["logprobs"][key].extend(values)
         if "token_ids" in piece:
             choice["token_ids"] += piece["token_ids"]
         for key in ("prompt_token_ids", "prompt_logprobs"):
@@ -140,13 +141,15 @@ class CompletionReply:
         """Returns the reply that is not streamed, once all chunks were added."""
         for choice, text in zip(self._choices, self._texts, strict=True):
             choice["text"] = "".join(text)
+            if choice["logprobs"] is not None:
+                choice["logprobs"] = {key: values.whole() for key, values in choice["logprobs"].items()}
         return {**self._head, "choices": self._choices, "usage": usage}
 
     def _new_choice(self, index: int) -> JsonDict:
         choice: JsonDict = {
             "index": index,
             "text": "",
-            "logprobs": None if self._request.num_top_logprobs is None else _new_logprobs(),
+            "logprobs": None if self._request.num_top_logprobs is None else {k: JsonList() for k in _new_logprobs()},
             "finish_reason": None,
             "stop_reason": None,
         }

@@ -25,6 +25,9 @@ from server.request_handle import RequestHandle
 
 logger = logging.getLogger(__name__)
 
+# Ten milliseconds' worth: a request of thousands of choices, or one that was not read for a while, has more.
+_MAX_SCORES_AT_ONCE = 4096
+
 
 class Generation:
     """A request in the engine, and the text that comes of it.
@@ -115,7 +118,13 @@ class Generation:
                     return
                 num_before = self.num_completion_tokens if self._on_tokens is not None else 0
                 merged: dict[int, ChoiceDelta] = {}
+                num_scores = 0
                 for index, output in news:
+                    if num_scores > _MAX_SCORES_AT_ONCE:
+                        yield list(merged.values())
+                        merged, num_scores = {}, 0
+                        await asyncio.sleep(0)  # the others' turn
+                    num_scores += self._num_scores(output)
                     delta = self._process(index, output)
                     if delta is None:
                         continue
@@ -132,6 +141,11 @@ class Generation:
             raise
         finally:
             self.close()
+
+    def _num_scores(self, output: SequenceOutput) -> int:
+        """How much an output makes: tokens and the alternatives that are told with them."""
+        per_token = 1 + (self.request.num_top_logprobs or 0)
+        return len(output.token_ids) * per_token + len(output.prompt_logprobs or ()) * per_token
 
     async def _next(self) -> list[tuple[int, SequenceOutput]]:
         if self._timeout_s is None:

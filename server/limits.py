@@ -1,36 +1,140 @@
 """Bounds on what one request may cost before any of it is worked on.
 
-A pure ASGI middleware for the size of the body and the time it takes; it counts while the body is read and never
-stores it.
+A pure ASGI middleware for the size of bodies, of each and of all together, and the time they take; it counts while a
+body is read and never stores it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections import Counter
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, dump_json
+from server.callers import Caller, caller_of
+from server.errors import ApiError, as_api_error, server_overloaded
 from server.metrics import Metrics
 
 # A client that is cut off while it sends never reads the reply: what it still sends is read and dropped, up to a point.
 _DRAIN_TIMEOUT_S = 5.0
 _DRAIN_FACTOR = 8
-# The longest pause in a body.
+# From the first byte of a body to its last.
 _BODY_TIMEOUT_S = 60.0
+# So many of the largest bodies may be held at a time, half of them by one caller. Small ones do not count: what they
+# take together the number of connections bounds.
+_MAX_LARGEST_BODIES = 32
+_SMALL_BODY_BYTES = 64 << 10
+_RETRY_AFTER_S = 5
 
-_GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_COSTLY_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
 
 
-def is_generating(scope: Scope) -> bool:
-    """Whether a request asks the engine for something."""
-    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _GENERATING_PATHS
+def is_costly(scope: Scope) -> bool:
+    """Whether a request asks for work: it passes every gate that there is."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _COSTLY_PATHS
+
+
+class BodyBudget:
+    """What all bodies together may take, from their first byte to the end of their requests.
+
+    Args:
+        max_bytes: of all callers; one of them may have half.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = Counter[Caller]()
+
+    def hold(self, caller: Caller, num_bytes: int) -> None:
+        """Takes bytes that have come.
+
+        Raises:
+            ApiError: 429, so many are not to be had now.
+        """
+        if self._held[caller] + num_bytes > self._max_bytes // 2 or self._held.total() + num_bytes > self._max_bytes:
+            raise server_overloaded(
+                "Too many large requests are being sent or served; please try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._held[caller] += num_bytes
+
+    def release(self, caller: Caller, num_bytes: int) -> None:
+        """Gives them back."""
+        self._held[caller] -= num_bytes
+        if not self._held[caller]:
+            del self._held[caller]
+
+    @property
+    def num_bytes(self) -> int:
+        """Held now."""
+        return self._held.total()
+
+
+class _Body:
+    """A body that is being read.
+
+    Args:
+        receive: where it comes from.
+        caller: who sends it.
+        budget: of all bodies.
+        max_bytes: the most it may have.
+
+    Attributes:
+        is_complete: its last byte has come.
+        refusal: why it is read no further, or None.
+        num_held: bytes taken from the budget.
+    """
+
+    def __init__(self, receive: Receive, caller: Caller, budget: BodyBudget, max_bytes: int) -> None:
+        self._receive = receive
+        self._caller = caller
+        self._budget = budget
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self.is_complete = False
+        self._ends_at: float | None = None
+        self.refusal: ApiError | None = None
+        self.num_held = 0
+
+    async def receive(self) -> Message:
+        """Returns the next message of the request.
+
+        Raises:
+            ApiError: the body is too large, too slow, or one too many.
+        """
+        if self.is_complete:
+            return await self._receive()  # the news that the client has left
+        if self.refusal is not None:
+            raise self.refusal
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + _BODY_TIMEOUT_S
+        try:
+            async with asyncio.timeout(self._ends_at - time.monotonic()):
+                message = await self._receive()
+            self.is_complete = not message.get("more_body", False)
+            self._count(len(message.get("body", b"")))
+        except TimeoutError:
+            self.refusal = _too_slow()
+        except ApiError as error:
+            self.refusal = error
+        if self.refusal is not None:
+            raise self.refusal
+        return message
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if self._num_bytes > _SMALL_BODY_BYTES:
+            self._budget.hold(self._caller, self._num_bytes - self.num_held)
+            self.num_held = self._num_bytes
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to bodies that are too large.
+    """Refuses bodies that are too large (413), too slow (408) or too many at a time (429).
 
     Args:
         app: what is protected.
@@ -42,6 +146,7 @@ class BodyLimitMiddleware:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self.budget = BodyBudget(_MAX_LARGEST_BODIES * max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, counting, or answers it."""
@@ -50,61 +155,36 @@ class BodyLimitMiddleware:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared[:19]) > self._max_body_bytes:
-            await self._refuse(receive, send)
+            await self._refuse(_too_large(self._max_body_bytes), receive, send)
             return
-        num_bytes = 0
-        is_complete = False
+        caller = caller_of(scope)
+        body = _Body(receive, caller, self.budget, self._max_body_bytes)
         started = False
-
-        async def counting_receive() -> Message:
-            nonlocal num_bytes, is_complete
-            if is_complete:
-                return await receive()  # the news that the client has left
-            try:
-                async with asyncio.timeout(_BODY_TIMEOUT_S):
-                    message = await receive()
-            except TimeoutError:
-                raise _too_slow() from None
-            is_complete = not message.get("more_body", False)
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise self._error()
-            return message
 
         async def watching_send(message: Message) -> None:
             nonlocal started
-            if not started and num_bytes > self._max_body_bytes:
+            if not started and body.refusal is not None:
                 return  # whatever the app makes of the broken read, the reply is ours
             started = True
             await send(message)
 
         try:
-            await self._app(scope, counting_receive, watching_send)
+            await self._app(scope, body.receive, watching_send)
         except ApiError:
-            if num_bytes <= self._max_body_bytes:
+            if body.refusal is None:
                 raise
-        if num_bytes > self._max_body_bytes and not started:
-            await self._refuse(receive, send)
+        finally:
+            self.budget.release(caller, body.num_held)
+        if body.refusal is not None and not started:
+            await self._refuse(body.refusal, receive, send, is_complete=body.is_complete)
 
-    def _error(self) -> ApiError:
-        return ApiError(
-            413,
-            f"The request body is larger than the {self._max_body_bytes} bytes this server takes (--max-body-bytes).",
-            code="request_too_large",
-        )
-
-    async def _refuse(self, receive: Receive, send: Send) -> None:
-        error = self._error()
+    async def _refuse(self, error: ApiError, receive: Receive, send: Send, *, is_complete: bool = False) -> None:
         self._metrics.count_rejected(error.code or "")
-        body = dump_json(error.body())
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        left = self._max_body_bytes * _DRAIN_FACTOR
+        response = as_api_error(error).response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        left = 0 if is_complete else self._max_body_bytes * _DRAIN_FACTOR
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while left > 0:
@@ -115,10 +195,17 @@ class BodyLimitMiddleware:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _too_large(max_body_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body is larger than the {max_body_bytes} bytes this server takes (--max-body-bytes).",
+        code="request_too_large",
+    )
+
+
 def _too_slow() -> ApiError:
     return ApiError(
         408,
-        f"The request body paused for more than {_BODY_TIMEOUT_S:g} s; please send it again.",
+        f"The request body took more than {_BODY_TIMEOUT_S:g} s to come; please send it again.",
         code="request_timeout",
-        headers={"Connection": "close"},
     )

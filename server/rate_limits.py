@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.callers import caller_of
 from server.errors import ApiError, rate_limited
-from server.limits import is_generating
+from server.limits import is_costly
 from server.metrics import Metrics
 
 _MINUTE_S = 60.0
@@ -118,7 +118,7 @@ class RateLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
-        if is_generating(scope):
+        if is_costly(scope):
             try:
                 self._limiter.admit(caller_of(scope).name)
             except ApiError as error:

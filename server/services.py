@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -28,6 +28,8 @@ from server.web_files import WebFile, load_web_files
 from server.while_connected import while_connected
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,6 +127,23 @@ class Services:
         """Says with whom cached prompt starts are shared: who finds one, or finds none, learns what others sent."""
         owner = caller.name if caller.has_key and not self.config.share_prefix_cache else ""
         return f"{owner}:{asked}" if owner or asked else ""
+
+    async def prepare(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Does for a request what generating ones need too, in a place of the queue like theirs.
+
+        Args:
+            http: it came by; its body has been read.
+            work: given up if the client leaves.
+
+        Raises:
+            EngineUnavailableError: the engine would not serve it now.
+            ApiError: too much waits already, or the client has left.
+        """
+        try:
+            with self.admission.place(caller_of(http.scope)):
+                return await while_connected(http.receive, work)
+        finally:
+            work.close()
 
     def _log_prompts(self, request: GenerationRequest) -> None:
         if self.config.log_prompts:

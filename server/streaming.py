@@ -5,10 +5,11 @@ Both free the engine at once when the client goes away, whatever the request was
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -25,6 +26,9 @@ from server.while_connected import while_connected
 logger = logging.getLogger(__name__)
 
 DONE_EVENT = b"data: [DONE]\n\n"
+_MANY_SCORES = 512
+
+T = TypeVar("T")
 
 
 class Reply(Protocol):
@@ -90,12 +94,17 @@ async def stream_events(
     try:
         async with aclosing(generation.deltas()) as all_deltas:
             async for deltas in all_deltas:
-                chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
-                if include_usage:
-                    for chunk in chunks:
-                        chunk["usage"] = generation.usage() if usage_so_far else None
-                if chunks:
-                    yield b"".join(map(_event, chunks))
+                usage = generation.usage() if usage_so_far else None
+
+                def write(deltas: list[ChoiceDelta] = deltas, usage: dict[str, Any] | None = usage) -> bytes:
+                    chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
+                    if include_usage:
+                        for chunk in chunks:
+                            chunk["usage"] = usage
+                    return b"".join(map(_event, chunks))
+
+                if events := await _off_loop_if_long(deltas, write):
+                    yield events
         if include_usage:
             yield _event(reply.usage_chunk(generation.usage()))
         yield DONE_EVENT
@@ -108,6 +117,12 @@ async def stream_events(
 
 def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + dump_json(chunk) + b"\n\n"
+
+
+async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) -> T:
+    """Does what is to be done with deltas; the scores of a long prompt, which come all at once, are many."""
+    num_scores = sum(len(delta.prompt_logprobs or ()) for delta in deltas)
+    return await asyncio.to_thread(work) if num_scores > _MANY_SCORES else work()
 
 
 async def respond(
@@ -151,7 +166,11 @@ async def whole_reply(request: Request, generation: Generation, reply: Reply) ->
 async def _fold(generation: Generation, reply: Reply) -> dict[str, Any]:
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
-            for delta in deltas:
-                for chunk in reply.chunks(delta):
-                    reply.add(chunk)
+
+            def add(deltas: list[ChoiceDelta] = deltas) -> None:
+                for delta in deltas:
+                    for chunk in reply.chunks(delta):
+                        reply.add(chunk)
+
+            await _off_loop_if_long(deltas, add)
     return reply.result(generation.usage())

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from model.errors import InvalidRequestError
 from model.tokenizer import ENDOFTEXT
 from prompts.chatml import JINJA_TEMPLATE
 from server import examples
-from server.errors import JsonResponse
+from server.errors import JsonResponse, dump_json
 from server.function_calling import read_function_calling
 from server.json_body import JsonBodyRoute
+from server.json_list import JsonList
 from server.prompt_encoding import check_ids
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized, TokenizerInfo
-from server.services import ServicesDep
+from server.services import Services, ServicesDep
 
 router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute)
 
@@ -29,18 +30,24 @@ router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute)
     responses={200: {"model": Tokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
 )
 async def tokenize(
-    body: Annotated[TokenizeRequest, Body(openapi_examples=examples.TOKENIZE)], services: ServicesDep
+    body: Annotated[TokenizeRequest, Body(openapi_examples=examples.TOKENIZE)],
+    request: Request,
+    services: ServicesDep,
 ) -> Response:
     """Returns the ids the model would see."""
     services.resolve_model(body.model)
     services.converter.unknown_fields.note(body)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
+    return Response(await services.prepare(request, _tokenized(body, services)), media_type="application/json")
+
+
+async def _tokenized(body: TokenizeRequest, services: Services) -> bytes:
     encoder = services.converter.encoder
     if body.messages is not None:
         prompt = await encoder.chat(
             body.messages,
-            read_function_calling(body),
+            await services.off_loop.run(lambda: read_function_calling(body)),
             continue_final=body.continue_final_message,
             # A last message that is continued leaves its turn open, whether or not a new one would be.
             open_turn=body.add_generation_prompt is not False or body.continue_final_message is True,
@@ -50,14 +57,15 @@ async def tokenize(
         (ids,) = await encoder.texts([body.prompt], encoder.special_names(body))
     else:
         ids = []
-    reply: dict[str, object] = {
-        "count": len(ids),
-        "max_model_len": services.engine.require_ready().max_model_len,
-        "tokens": ids,
-    }
-    if body.return_token_strs:
-        reply["token_strs"] = [services.tokenizer.token_name(token_id) for token_id in ids]
-    return JsonResponse(reply)
+    max_model_len = services.engine.require_ready().max_model_len
+
+    def write() -> bytes:
+        reply = {"count": len(ids), "max_model_len": max_model_len, "tokens": JsonList(ids).whole()}
+        if body.return_token_strs:
+            reply["token_strs"] = JsonList(list(map(services.tokenizer.token_name, ids))).whole()
+        return dump_json(reply)
+
+    return await services.off_loop.run(write)
 
 
 @router.get(
@@ -94,16 +102,23 @@ async def tokenizer_info(services: ServicesDep) -> Response:
     responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
 )
 async def detokenize(
-    body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)], services: ServicesDep
+    body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)],
+    request: Request,
+    services: ServicesDep,
 ) -> Response:
     """Returns the text of the ids, control tokens shown by name; those of padding rows add nothing."""
     services.resolve_model(body.model)
     services.converter.unknown_fields.note(body)
-    check_ids(body.tokens, services.engine.require_ready().vocab_size, param="tokens")
-    try:
-        text = services.tokenizer.decode(body.tokens, show_special_tokens=True, errors=body.errors or "replace")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(
-            f"The tokens are no whole text: byte {error.start} of theirs is not UTF-8.", param="tokens"
-        ) from error
-    return JsonResponse({"prompt": text})
+    vocab_size = services.engine.require_ready().vocab_size
+
+    def work() -> bytes:
+        check_ids(body.tokens, vocab_size, param="tokens")
+        try:
+            text = services.tokenizer.decode(body.tokens, show_special_tokens=True, errors=body.errors or "replace")
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(
+                f"The tokens are no whole text: byte {error.start} of theirs is not UTF-8.", param="tokens"
+            ) from error
+        return dump_json({"prompt": text})
+
+    return Response(await services.prepare(request, services.off_loop.run(work)), media_type="application/json")

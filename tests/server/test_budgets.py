@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from model.engine_config import EngineConfig
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
+from model.tokenizer import Tokenizer
 from prompts import react
 from prompts.messages import FunctionCall, Message
 from server import conversion
+from server.app import create_app
 from server.conversion import Converter
+from server.engine_client import EngineClient
 from server.generation_defaults import GenerationDefaults
 from server.generation_request import GenerationRequest
 from server.json_body import MAX_CONTAINERS, _count_containers
+from server.limits import is_costly
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
 from server.prompt_encoding import MAX_CALLS, PromptEncoder
 from server.protocol import ChatCompletionRequest, CompletionRequest
 from server.request_context import body_bytes_var
+from server.server_config import ServerConfig
 from server.token_budget import MAX_REPLY_LOGPROBS
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
@@ -217,3 +226,42 @@ async def test_replies_of_too_many_logprobs_are_refused_unless_they_are_streamed
     for wishes in ({"echo": True, "logprobs": 5}, {"prompt_logprobs": 5}):
         with pytest.raises(InvalidRequestError, match="600000 log-probabilities"):
             await completion(prompt=prompts, max_tokens=0, **wishes)
+
+
+# --- gates
+
+
+def test_every_route_that_takes_work_passes_the_gates(demo_checkpoint: Path) -> None:
+    engine = EngineClient(EngineConfig(checkpoint_path="none"))  # not started
+    tokenizer = Tokenizer.from_folder(demo_checkpoint)
+    app = create_app(ServerConfig(model="m", served_names=("m",)), tokenizer, GenerationDefaults(), engine)
+    paths = [path for path, methods in app.openapi()["paths"].items() if "post" in methods]
+    assert {"/tokenize", "/detokenize", "/v1/completions"} < set(paths)
+    assert all(is_costly({"type": "http", "method": "POST", "path": path}) for path in paths)
+
+
+async def test_tokenizing_has_a_queue_and_a_rate(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = EngineClient(EngineConfig(checkpoint_path="none"))
+    monkeypatch.setattr(engine, "require_ready", lambda: READY)
+    monkeypatch.setattr(engine, "require_open", lambda: None)
+    config = ServerConfig(model="m", served_names=("m",), max_queue_requests=1, max_requests_per_minute=4)
+    app = create_app(config, Tokenizer.from_folder(demo_checkpoint), GenerationDefaults(), engine)
+    begun, finished = asyncio.Event(), asyncio.Event()
+
+    async def slowly(work: Any) -> Any:
+        begun.set()
+        await finished.wait()
+        return work()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        monkeypatch.setattr(app.state.services.off_loop.__class__, "run", lambda _, work: slowly(work))
+        first = asyncio.create_task(http.post("/tokenize", json={"prompt": "hi"}))
+        await begun.wait()
+        second = await http.post("/detokenize", json={"tokens": [65]})
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "server_overloaded")
+        finished.set()
+        assert (await first).json()["tokens"] == [104, 105]
+        assert (await http.post("/detokenize", json={"tokens": [65]})).json() == {"prompt": "A"}
+        statuses = [(await http.post("/tokenize", json={"prompt": "hi"})) for _ in range(2)]
+    assert [reply.status_code for reply in statuses] == [200, 429]
+    assert statuses[1].json()["error"]["code"] == "rate_limit_exceeded"

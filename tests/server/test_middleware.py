@@ -17,18 +17,21 @@ from model.messages import EngineStats
 from model.tokenizer import Tokenizer
 from server import limits
 from server.app import create_app
+from server.callers import NOBODY, Caller
 from server.credentials import Credentials
 from server.engine_client import EngineClient
 from server.errors import ApiError
 from server.generation_defaults import GenerationDefaults
-from server.limits import BodyLimitMiddleware
+from server.limits import BodyBudget, BodyLimitMiddleware
 from server.metrics import Metrics
 from server.middleware import RequestContextMiddleware
 from server.request_context import request_id_var, route_path
 from server.server_config import ServerConfig
 
+Answer = tuple[int, dict[str, str], bytes]
 
-async def call(app: ASGIApp, *bodies: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+
+async def call(app: ASGIApp, *bodies: bytes, caller: Caller = NOBODY, **headers: str) -> Answer:
     """Sends a request in pieces; returns status, headers and body of the reply."""
     pieces = list(bodies)
     sent: list[Message] = []
@@ -43,7 +46,9 @@ async def call(app: ASGIApp, *bodies: bytes, **headers: str) -> tuple[int, dict[
         sent.append(message)
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    await app({"type": "http", "method": "POST", "path": "/x", "headers": raw}, receive, send)
+    await app(
+        {"type": "http", "method": "POST", "path": "/x", "headers": raw, "state": {"caller": caller}}, receive, send
+    )
     start, *rest = sent
     reply_headers = {name.decode(): value.decode() for name, value in start["headers"]}
     return start["status"], reply_headers, b"".join(m.get("body", b"") for m in rest)
@@ -84,21 +89,67 @@ async def test_body_limit(pieces: list[bytes], length: str | None, status: int) 
         assert reply_headers["connection"] == "close"
 
 
-async def test_a_body_that_pauses_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_BODY_TIMEOUT_S", 0.05)
-    pieces: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}]
+    monkeypatch.setattr(limits, "_DRAIN_TIMEOUT_S", 0.0)
+    sent: list[Message] = []
 
     async def receive() -> Message:
-        if not pieces:
-            await asyncio.sleep(10)
-        return pieces.pop(0)
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"", "more_body": True}
 
-    async def send(message: Message) -> None: ...
+    async def send(message: Message) -> None:
+        sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
-    with pytest.raises(ApiError) as caught:  # which becomes a reply where all errors do
-        await BodyLimitMiddleware(echo_size, 10, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
-    assert caught.value.status_code == 408
+    await BodyLimitMiddleware(echo_size, 10, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
+
+
+async def test_large_bodies_share_a_budget_and_nobody_has_all_of_it() -> None:
+    """Until their requests end; small ones always pass, and what is refused holds nothing."""
+    served = asyncio.Event()
+
+    async def hold(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        if scope["state"]["caller"].name != "late":
+            await served.wait()
+        await echo_size(scope, receive, send)
+
+    largest = 128 << 10
+    middleware = BodyLimitMiddleware(hold, largest, Metrics("m", EngineStats, lambda: 0))
+
+    def send_body(name: str, num_bytes: int) -> asyncio.Task[Answer]:
+        pieces = [b"x" * (num_bytes // 2), b"x" * (num_bytes - num_bytes // 2)]
+        return asyncio.create_task(call(middleware, *pieces, caller=Caller(name)))
+
+    held = [send_body(name, largest) for name in ("a", "b") for _ in range(16)]
+    held += [send_body("a", 64 << 10) for _ in range(100)]
+    await asyncio.sleep(0)
+    assert middleware.budget.num_bytes == 32 * largest
+    for name in ("a", "late"):
+        status, headers, body = await send_body(name, largest)
+        assert (status, json.loads(body)["error"]["code"]) == (429, "server_overloaded")
+        assert headers["retry-after"] == "5"
+    assert (await send_body("late", 64 << 10))[0] == 200
+    served.set()
+    assert {status for status, _, _ in await asyncio.gather(*held)} == {200}
+    assert middleware.budget.num_bytes == 0
+    assert (await send_body("late", largest))[0] == 200
+
+
+def test_one_caller_may_hold_half_of_the_budget() -> None:
+    budget = BodyBudget(100)
+    budget.hold(Caller("a"), 50)
+    with pytest.raises(ApiError):
+        budget.hold(Caller("a"), 1)
+    budget.hold(Caller("b"), 40)
+    with pytest.raises(ApiError):
+        budget.hold(Caller("c"), 11)
+    budget.release(Caller("a"), 50)
+    budget.hold(Caller("c"), 50)
 
 
 async def test_an_unexpected_failure_is_a_plain_500(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +187,7 @@ async def test_each_request_has_its_own_id() -> None:
     [
         ("/v1/chat/completions", "{}", "k", 503, "/v1/chat/completions"),
         ("/v1/chat/completions", "{}", "?", 401, "/v1/chat/completions"),
-        ("/tokenize", " " * 99, "k", 413, "/tokenize"),
+        ("/v1/models", " " * 99, "k", 413, "/v1/models"),
         ("/v1/models/x", "{}", "k", 405, "/v1/models/{model_id:path}"),
         ("/v1/models/x", "{}", "?", 401, "/v1/models/{model_id:path}"),
         ("/nowhere", "{}", "?", 401, None),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -21,9 +22,12 @@ from server import generation
 from server.chat_reply import ChatReply
 from server.completion_reply import CompletionReply
 from server.engine_client import Prompt
+from server.errors import dump_json
 from server.generation import Generation
 from server.generation_request import GenerationRequest
+from server.json_list import JsonList
 from server.metrics import Metrics
+from server.output_processor import ChoiceDelta
 from server.request_handle import RequestHandle
 from server.streaming import Reply, _fold, stream_events
 from tests.support.vocabulary import byte_tokenizer, score
@@ -69,7 +73,7 @@ async def whole(script: Script, reply: Reply) -> dict[str, Any]:
     playing = asyncio.create_task(script.play())
     result = await _fold(script.generation, reply)
     await playing
-    return json.loads(json.dumps(result))
+    return json.loads(dump_json(result))
 
 
 def join_chat(chunks: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -290,3 +294,60 @@ def test_stop_strings_are_made_ready_once_however_many_choices_there_are(monkeyp
     monkeypatch.setattr(generation, "StopStrings", make)
     Script(request_for(128, stops=("a" * 1024,) * 4), [])
     assert len(made) == 1
+
+
+async def test_what_came_at_once_is_not_worked_off_in_one_go() -> None:
+    """Choices by the thousand, or tokens that nobody read for a while: in between the others have their turn."""
+    outputs = [SequenceOutput(i % 8, [ord("a")], logprobs=[score(ord("a"))]) for i in range(4000)]
+    script = Script(request_for(8, num_top_logprobs=5), [outputs + [SequenceOutput(i, [], "length") for i in range(8)]])
+    for output in script.batches[0]:
+        script.handle.deliver(output)
+    turns = 0
+
+    async def somebody_else() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(somebody_else())
+    batches = [deltas async for deltas in script.generation.deltas()]
+    other.cancel()
+    assert len(batches) == 4000 * 6 // 4096 + 1
+    assert turns >= len(batches) - 1
+    texts = ["".join(d.text for deltas in batches for d in deltas if d.index == index) for index in range(8)]
+    assert texts == ["a" * 500] * 8
+
+
+async def test_the_scores_of_a_long_prompt_are_written_on_a_thread() -> None:
+    here = threading.get_ident()
+    written: list[bool] = []
+
+    class Noting(CompletionReply):
+        def chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+            written.append(threading.get_ident() != here)
+            return super().chunks(delta)
+
+    for length in (3, 2000):
+        for whole_reply in (False, True):
+            prompt = Prompt([65] * length, SamplingParams(max_tokens=1, num_prompt_logprobs=0))
+            request = GenerationRequest(prompts=(prompt,), num_top_logprobs=0, echo_texts=("A" * length,))
+            output = SequenceOutput(0, [], "length", prompt_logprobs=[score(65)] * (length - 1))
+            script = Script(request, [[output]])
+            reply = Noting(request, "m", TOKENIZER)
+            if whole_reply:
+                assert len((await whole(script, reply))["choices"][0]["logprobs"]["tokens"]) == length
+            else:
+                assert len((await streamed(script, reply))[0]["choices"][0]["logprobs"]["tokens"]) == length
+    assert written == [False, False, True, True]
+
+
+def test_a_long_list_is_json_from_the_start() -> None:
+    items: list[Any] = list(range(100_000))
+    growing = JsonList(items)
+    growing.extend([])
+    growing.extend(["\ud800", {"a": [None]}])
+    assert json.loads(dump_json({"l": growing.whole(), "e": JsonList().whole()})) == {
+        "l": [*items, "?", {"a": [None]}],
+        "e": [],
+    }
