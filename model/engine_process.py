@@ -25,6 +25,7 @@ import orjson
 
 from model.engine_config import EngineConfig
 from model.errors import RestartNeededError, StartupError
+from model.log_text import with_indented_lines
 from model.messages import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
@@ -215,9 +216,17 @@ class _JsonFormatter(logging.Formatter):
         return orjson.dumps(entry).decode()
 
 
+class _TextFormatter(logging.Formatter):
+    """A line, and indented what follows of a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line."""
+        return with_indented_lines(super().format(record))
+
+
 def _configure_logging(config: EngineConfig) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s engine: %(message)s")
+    text = _TextFormatter("%(asctime)s %(levelname)s engine: %(message)s")
     handler.setFormatter(_JsonFormatter() if config.log_format == "json" else text)
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
 

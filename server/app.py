@@ -13,6 +13,7 @@ from starlette.routing import Route
 from model.tokenizer import Tokenizer
 from server.admission import Admission, AdmissionMiddleware
 from server.auth import AuthMiddleware
+from server.browsers import BrowserGuardMiddleware
 from server.callers import CallerMiddleware
 from server.conversion import Converter
 from server.engine_client import EngineClient
@@ -121,6 +122,13 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
+    app.add_middleware(
+        BrowserGuardMiddleware,
+        metrics=metrics,
+        host=config.host,
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=config.cors_allow_origins,
+    )
     if tracer is not None:
         app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from model.log_text import on_one_line, with_indented_lines
 from server.request_context import request_id_var
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -24,13 +25,13 @@ class TextFormatter(logging.Formatter):
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         line = (
             f"{stamp},{int(record.msecs):03d} {record.levelname} {record.name} "
-            f"[{request_id_var.get()}] {record.getMessage()}"
+            f"[{request_id_var.get()}] {on_one_line(record.getMessage())}"
         )
         fields = _fields(record)
         if fields:
-            line += " " + " ".join(f"{key}={_on_one_line(value)}" for key, value in fields.items())
+            line += " " + " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n    " + with_indented_lines(self.formatException(record.exc_info))
         return line
 
 
@@ -52,7 +53,7 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(entry, default=str).decode()
 
 
-def _on_one_line(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A prompt must not pass for lines of the log, nor command the terminal that shows it."""
     text = str(value)
     return text if text.isprintable() else repr(text)

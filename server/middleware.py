@@ -100,7 +100,7 @@ class RequestContextMiddleware:
             level,
             "%s %s %d",
             scope["method"],
-            scope["path"].encode("ascii", errors="backslashreplace").decode()[:200],
+            scope["path"][:200],
             status,
             extra={"fields": {"duration_s": round(duration_s, 4)}},
         )

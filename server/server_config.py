@@ -44,6 +44,7 @@ class ServerConfig:
         engine_timeout_s: the longest silence of a running engine; None chooses by the device.
         ping_interval_s: between comments that keep an idle stream open; 0 sends none.
         cors_allow_origins: web origins whose pages may call the API.
+        allowed_hosts: names the server may be asked for by, beside those of the machine itself.
         log_level: of LOG_LEVELS.
         log_format: "text" or "json".
         log_prompts: write every prompt to the log.
@@ -78,6 +79,7 @@ class ServerConfig:
     engine_timeout_s: float | None = None
     ping_interval_s: float = 10.0
     cors_allow_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
     log_prompts: bool = False

@@ -172,6 +172,9 @@ class Settings(BaseModel):
     )
     ping_interval_s: float = Field(10.0, ge=0, description="between comments on idle streams; 0 sends none")
     cors_allow_origin: Texts = Field((), description="web origin whose pages may call the API, * for all (repeatable)")
+    allowed_host: Texts = Field(
+        (), description="name in a request's Host, * for any (repeatable; default: on a loopback --host its names only)"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["text", "json"] = Field("text", description="of log lines")
     log_prompts: bool = Field(False, description="write every prompt to the log, as the model sees it")
@@ -248,6 +251,7 @@ class Settings(BaseModel):
             engine_timeout_s=self.engine_timeout_s,
             ping_interval_s=self.ping_interval_s,
             cors_allow_origins=self.cors_allow_origin,
+            allowed_hosts=self.allowed_host,
             log_level=self.log_level,
             log_format=self.log_format,
             log_prompts=self.log_prompts,

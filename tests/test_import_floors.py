@@ -29,6 +29,7 @@ PURE = {
     "model.block_manager",
     "model.free_extents",
     "model.callers",
+    "model.log_text",
     "model.residents",
     "model.scheduler",
 }

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from model.engine_process import _TextFormatter
 from server.__main__ import main
 from server.logs import JsonFormatter, TextFormatter
-from tests.support.server_process import ROOT
+from tests.support.server_process import ROOT, ServerProcess
 
 
 def record(**fields: object) -> logging.LogRecord:
@@ -28,6 +30,36 @@ def test_a_value_stays_on_the_line_and_does_not_command_the_terminal() -> None:
     assert "\x1b" not in line
     assert line.endswith(" count=3")
     assert json.loads(JsonFormatter().format(record(text=forged)))["text"] == forged
+
+
+@pytest.mark.parametrize(
+    "break_", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\x1b[2K", "\x9b2K", "\x7f", "\u202e"]
+)
+def test_neither_does_a_message_nor_a_traceback(break_: str) -> None:
+    """A path, say, or the name of a field that nobody knows: both come from outside before any key was asked for."""
+    forged = f"/{break_}2026-01-01 00:00:00,000 INFO server.generation [req-1] finished"
+    made = record()
+    made.msg, made.args = "GET %s 404", (forged,)
+    (line,) = TextFormatter().format(made).splitlines()
+    assert break_[0] not in line
+    try:
+        raise ValueError(forged)
+    except ValueError as error:
+        made.exc_info = (type(error), error, error.__traceback__)
+    _, *others = TextFormatter().format(made).splitlines()
+    assert others
+    assert all(other.startswith("    ") for other in others)
+    assert all(line.isprintable() for line in others)
+    engines = _TextFormatter("%(asctime)s %(levelname)s engine: %(message)s").format(made).splitlines()
+    assert all(other.startswith("    ") for other in engines[1:])
+
+
+def test_no_path_forges_a_line(server: ServerProcess) -> None:
+    for path in ("/%0a2026-01-01 00:00:00,000 forged by a path", "/%1b[2Kforged by an escape", "/v1/%0d%0aforged"):
+        httpx.get(server.url + path)
+    lines = [line for line in server.log().split("\n") if "forged" in line]
+    assert len(lines) == 3
+    assert all(line.isprintable() and line[:2] == "20" and " server.middleware [" in line for line in lines)
 
 
 def test_a_value_that_can_be_printed_is_as_it_was() -> None:

@@ -210,7 +210,7 @@ async def test_what_is_refused_on_its_way_has_its_route(
         await app(scope, receive, send)
 
     transport = httpx.ASGITransport(watched)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         reply = await http.post(path, content=body, headers={"Authorization": f"Bearer {key}"})
         assert reply.status_code == status
         assert route_path(scopes[0]) == route

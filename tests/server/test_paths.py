@@ -26,7 +26,7 @@ def app_of(**config: Any) -> FastAPI:
 
 
 def client_of(**config: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app_of(**config)), base_url="http://x")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app_of(**config)), base_url="http://127.0.0.1")
 
 
 async def error_of(http: httpx.AsyncClient, method: str, path: str) -> tuple[int, str]:
