@@ -24,7 +24,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def shape(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int = 128, **changes: Any) -> KernelShape:
     heads = 32
-    settings: dict[str, Any] = {"rotary_dim": head_dim, "hidden_size": heads * head_dim, "block_size": 16, **changes}
+    settings: dict[str, Any] = {"rotary_dim": head_dim, "hidden_size": heads * head_dim, "block_size": 16}
+    settings |= {"vocab_size": 151936, **changes}
     return KernelShape(torch.device("cuda"), dtype, cache_dtype, heads, head_dim, **settings)
 
 
@@ -73,7 +74,7 @@ def takes_too_much(x: torch.Tensor, *rest: Any) -> torch.Tensor:
 def test_what_a_compiler_or_a_driver_refuses_is_replaced(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real exceptions; the device works on, and so do the other kernels."""
     monkeypatch.setitem(KERNELS, "silu_mul", broken)
-    operations = Operations()
+    operations = Operations(torch.device("cuda"))
     check_kernels(operations, SHAPES[0], Notes(None), must_pass=False)
     assert list(operations.replaced) == ["silu_mul"]
     print(operations.replaced)

@@ -54,7 +54,7 @@ class CudaBackend:
     def __init__(self, device: torch.device, *, must_pass: bool = False) -> None:
         self.device = device
         self.runs_ahead = True
-        self.operations = Operations()
+        self.operations = Operations(device, may_replace=not must_pass)
         self._must_pass = must_pass
         self._notes = Notes(None)
         self._dtype = torch.bfloat16
@@ -197,13 +197,18 @@ class CudaBackend:
         numbers = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
         temperature, top_k, top_p, min_p, draws = numbers[:, : len(rows)].unbind(0)
         random = [row.sampling for row in rows if row.sampling.temperature > 0]
-        ids, is_valid = self.operations["sample_rows"](
-            logits,
-            RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws),
-            has_random=bool(random),
-            has_top_k=any(sampling.top_k > 0 for sampling in random),
-            has_top_p=any(sampling.top_p < 1 for sampling in random),
-        )
+        try:
+            ids, is_valid = self.operations["sample_rows"](
+                logits,
+                RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws),
+                has_random=bool(random),
+                has_top_k=any(sampling.top_k > 0 for sampling in random),
+                has_top_p=any(sampling.top_p < 1 for sampling in random),
+            )
+        except Exception:
+            if random or "sample_rows" not in self.operations.replaced:
+                raise  # the logits may be half-way to weights: the step is run again
+            return choose_tokens(logits, rows)
         return ids, is_valid
 
     def capture_decode(

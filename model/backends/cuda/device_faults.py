@@ -21,12 +21,21 @@ def require_living_device(device: torch.device, error: Exception) -> None:
     Raises:
         BrokenDeviceError: it does not; from the error.
     """
-    try:
-        is_alive = float(torch.ones(2, device=device).sum()) == 2.0
-    except RuntimeError:
-        is_alive = False
-    if not is_alive:
+    if not is_alive(device):
         raise BrokenDeviceError(one_line(error)) from error
+
+
+def is_alive(device: torch.device) -> bool:
+    """Whether the device computes."""
+    try:
+        return float(torch.ones(2, device=device).sum()) == 2.0
+    except RuntimeError:
+        return False
+
+
+def is_recording(device: torch.device) -> bool:
+    """Whether a graph is being recorded, in which nothing may be waited for."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

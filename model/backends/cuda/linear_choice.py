@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from model.backends.base import LinearKernel
+from model.backends.cuda.device_faults import one_line, require_living_device
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.notes import Notes
 
@@ -76,7 +77,12 @@ class LinearChoice:
         for name, product in self._undecided.items():
             times = self._notes.read(_SECTION, name)
             if not _are_times(times):
-                times = self._notes.keep(_SECTION, name, self._timed(product)) if self._notes.can_keep() else None
+                try:
+                    times = self._notes.keep(_SECTION, name, self._timed(product)) if self._notes.can_keep() else None
+                except Exception as error:  # a shape that our kernel cannot be compiled for
+                    require_living_device(product.weight.device, error)
+                    logger.warning("one row times %s: cuBLAS, for ours fails: %s", name, one_line(error))
+                    continue
             if times is None:
                 logger.warning(
                     "%s cannot be written, so cuBLAS multiplies single rows: timings must be kept for two starts to "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from model.backends.cuda import torch_operations
+from model.backends.cuda.device_faults import is_alive, is_recording, one_line
 from model.backends.cuda.kernels.decode_attention import decode_attention
 from model.backends.cuda.kernels.decode_inputs import make_decode_inputs
 from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
@@ -15,6 +19,8 @@ from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.sampling import sample_rows
 from model.backends.cuda.kernels.silu_mul import silu_mul
+
+logger = logging.getLogger(__name__)
 
 Operation = Callable[..., Any]
 
@@ -54,12 +60,20 @@ NEEDED_BY_GRAPHS = ("decode_attention",)
 class Operations:
     """What is in use, by the kernels' names.
 
+    The self-check tries a few sizes, and a kernel is compiled anew for some others. What fails to compile or start in
+    service is replaced there and then.
+
+    Args:
+        device: where the kernels run.
+        may_replace: whether what fails in service is replaced, or the failure raised.
+
     Attributes:
         replaced: the kernels that torch stands in for, and why.
     """
 
-    def __init__(self) -> None:
-        self._in_use = dict(KERNELS)
+    def __init__(self, device: torch.device, *, may_replace: bool = True) -> None:
+        self._device = device
+        self._in_use = {name: self._guarded(name) if may_replace else kernel for name, kernel in KERNELS.items()}
         self.replaced: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Operation:
@@ -70,3 +84,23 @@ class Operations:
         self.replaced[name] = reason
         if name in TORCH:
             self._in_use[name] = TORCH[name]
+
+    def _guarded(self, name: str) -> Operation:
+        kernel = KERNELS[name]
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            try:
+                return kernel(*arguments, **options)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # A step that is being recorded cannot be mended, and one on a device that died not at all.
+                if is_recording(self._device) or not is_alive(self._device):
+                    raise
+                self.replace(name, one_line(error))
+                logger.error("the kernel %s fails in service; torch does its work: %s", name, self.replaced[name])
+                if name not in TORCH:
+                    raise
+            return TORCH[name](*arguments, **options)
+
+        return run

@@ -162,6 +162,20 @@ def test_two_starts_choose_alike(device: torch.device, tmp_path: Path) -> None:
         assert products.rows_left_to_the_library() == [3, 3]
 
 
+def test_a_shape_that_our_kernel_fails_on_is_cublas(
+    device: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    products = Products(device, Notes(tmp_path / "notes.json"), [])
+
+    def fail(run: object) -> float:
+        raise RuntimeError("Triton Error [CUDA]: out of resources")
+
+    products.choice._time_us = fail
+    products.choice.decide()
+    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+    assert "for ours fails: RuntimeError: Triton Error [CUDA]: out of resources" in caplog.text
+
+
 def test_what_cannot_be_kept_is_not_timed(
     device: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

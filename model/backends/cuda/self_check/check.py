@@ -15,7 +15,7 @@ import torch
 
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, relative_error, require_living_device
 from model.backends.cuda.notes import Notes
-from model.backends.cuda.operations import TORCH, Operation, Operations
+from model.backends.cuda.operations import KERNELS, TORCH, Operation, Operations
 from model.backends.cuda.self_check.trials import KernelShape, Trial, trials_for
 from model.errors import ConfigError, RestartNeededError
 
@@ -84,7 +84,7 @@ def check_kernels(operations: Operations, shape: KernelShape, notes: Notes, *, m
         RestartNeededError: a kernel broke the device; the next start will leave it out.
     """
     started = time.monotonic()
-    findings = [_find(name, operations[name], trial, shape, notes) for name, trial in trials_for(shape).items()]
+    findings = [_find(name, KERNELS[name], trial, shape, notes) for name, trial in trials_for(shape).items()]
     failed = [finding for finding in findings if finding.failure is not None]
     for finding in failed:
         logger.warning("the kernel %s fails on this device: %s", finding.name, finding.failure)
