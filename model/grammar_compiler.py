@@ -5,6 +5,7 @@ No tensors here: the HTTP process compiles too, to refuse a grammar before its r
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 
@@ -26,6 +27,10 @@ ACCOUNT_S = 5.0
 ALLOWANCE_S = 0.005
 MAX_TOKEN_S = 1.0
 _BEHIND_S = 0.05
+
+
+# An error ends with the numbered lines of the grammar, ours around the client's schema.
+_QUOTED_GRAMMAR = re.compile(r"^ *\d+ \| ", re.MULTILINE)
 
 
 class GrammarError(Exception):
@@ -88,9 +93,13 @@ def compile_grammar(ll_tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
         # The first mask is where an over-large lexer shows; better here than in a step.
         matcher.compute_bitmask()
     if matcher.is_error():
-        lines = matcher.get_error().strip().splitlines()
-        # Where in our own wrapping a schema fails is no news to whoever wrote the schema.
-        raise GrammarError(
-            lines[0].rpartition("failed to compile JSON schema: ")[2] if lines else "it cannot be compiled"
-        )
+        raise GrammarError(_reason(matcher.get_error()))
     return matcher
+
+
+def _reason(text: str) -> str:
+    """All that a compiler's error says, on one line, without the grammar that it quotes."""
+    lines = [line.strip() for line in _QUOTED_GRAMMAR.split(text, maxsplit=1)[0].splitlines()]
+    said = " ".join(line for line in lines if line.strip("^"))
+    # Where in our own wrapping a schema fails is no news to whoever wrote the schema.
+    return said.rpartition("failed to compile JSON schema: ")[2] or "it cannot be compiled"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prompts.schema_places import MISSING, anchors, find
+
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 # A schema with none of these has a finite value.
 _DEMANDS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "required", "minItems"})
@@ -50,6 +52,7 @@ class _Gates:
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
+        self._anchors: dict[str, str] | None = None
         self._opening: list[_Gate] = []
         nodes = {id(node): node for node in _subschemas(root) if not _DEMANDS.isdisjoint(node)}
         self._of_schema = {key: _Gate(1) for key in nodes}
@@ -100,7 +103,7 @@ class _Gates:
         yield from _list(node.get("allOf"))
         reference = node.get("$ref")
         if isinstance(reference, str):
-            yield _resolve(self._root, reference)
+            yield self._resolve(reference)
         for key in ("anyOf", "oneOf"):
             branches = _list(node.get(key))
             if branches:
@@ -116,6 +119,17 @@ class _Gates:
             yield from parts[0]
         elif parts:
             yield self._any([self._need_all(part, _Gate(0)) for part in parts])
+
+    def _resolve(self, reference: str) -> Any:
+        """What a reference points at; True (anything) where that is nothing, or outside."""
+        if not reference.startswith("#"):
+            return True
+        if reference != "#" and not reference.startswith("#/"):
+            if self._anchors is None:
+                self._anchors = anchors(self._root)
+            reference = self._anchors.get(reference, "")
+        place = find(self._root, reference) if reference else MISSING
+        return True if place is MISSING else place
 
 
 def _subschemas(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -146,22 +160,6 @@ def _array_parts(node: Mapping[str, Any]) -> list[Any]:
         return []
     first = _list(node.get("prefixItems"))
     return [*first[:least], *([node.get("items", True)] if least > len(first) else [])]
-
-
-def _resolve(root: Mapping[str, Any], reference: str) -> Any:
-    """What a reference inside the schema points at; True (anything) where that is nothing."""
-    if not reference.startswith("#"):
-        return True
-    place: Any = root
-    for step in reference[1:].split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, Mapping) and step in place:
-            place = place[step]
-        elif isinstance(place, list) and step.isdecimal() and int(step) < len(place):
-            place = place[int(step)]
-        else:
-            return True
-    return place
 
 
 def _list(value: object) -> Sequence[Any]:

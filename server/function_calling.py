@@ -7,7 +7,7 @@ may be OpenAI's ({name, description, parameters}) or the older Qwen's ({name_for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.errors import InvalidRequestError
@@ -34,6 +34,8 @@ class FunctionCalling:
         choice: whether it may, must, or must not call.
         is_legacy: the request spoke of functions, and so does the reply.
         custom_tools: names of those that are custom tools in OpenAI's sense.
+        places: of the schemas in the request, by the names of the tools.
+        strict: names of the tools all of whose schema must be enforced.
     """
 
     tools: tuple[ToolSpec, ...] = ()
@@ -41,6 +43,8 @@ class FunctionCalling:
     choice: ToolChoice = "auto"
     is_legacy: bool = False
     custom_tools: frozenset[str] = frozenset()
+    places: Mapping[str, str] = field(default_factory=dict)
+    strict: frozenset[str] = frozenset()
 
     @property
     def text_tools(self) -> frozenset[str]:
@@ -83,7 +87,10 @@ def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> F
                 f"Two tools are called {name!r}; give each its own name.", param=described[index][0]
             )
     custom_tools = frozenset(names[i] for i in customs)
-    return _read_choices(FunctionCalling(tools, schemas, "auto", is_legacy, custom_tools), request)
+    places = {name: f"{where}.parameters" for name, (where, _) in zip(names, described, strict=True)}
+    strict = frozenset(name for name, (_, tool) in zip(names, described, strict=True) if tool.get("strict") is True)
+    calling = FunctionCalling(tools, schemas, "auto", is_legacy, custom_tools, places, strict)
+    return _read_choices(calling, request)
 
 
 def _read_choices(calling: FunctionCalling, request: ChatCompletionRequest | TokenizeRequest) -> FunctionCalling:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from model.errors import EngineUnavailableError, InvalidRequestError
@@ -34,7 +34,7 @@ _NUM_THREADS = 8
 # How long a request may wait for its turn and its trial together.
 _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
-_TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
+TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
 class GrammarChecker:
@@ -70,6 +70,19 @@ class GrammarChecker:
             InvalidRequestError: one is malformed, impossible, or takes too long.
             EngineUnavailableError: too many grammars are being tried out.
         """
+        verdicts = await self.verdicts([*grammars])
+        for grammar, (reason, behind_s) in zip(grammars, verdicts, strict=True):
+            if reason is None and behind_s * num_choices > ACCOUNT_S:
+                reason = f"it takes too long to follow for {num_choices} choices; make it unambiguous, or lower 'n'"
+            if reason is not None:
+                raise InvalidRequestError(f"{grammars[grammar]} cannot be enforced: {reason}", param=param)
+
+    async def verdicts(self, grammars: Sequence[str]) -> list[Verdict]:
+        """Returns what is wrong with each grammar, and what it costs; `TOO_COMPLEX` where trying took too long.
+
+        Raises:
+            EngineUnavailableError: too many grammars are being tried out.
+        """
         digests = {_digest(grammar): grammar for grammar in grammars}
         known = {digest: self._verdicts[digest] for digest in digests if digest in self._verdicts}
         unknown = [digest for digest in digests if digest not in known]
@@ -77,17 +90,12 @@ class GrammarChecker:
             verdicts = await self._try_out([digests[digest] for digest in unknown])
             known |= dict(zip(unknown, verdicts, strict=True))
         for digest, verdict in known.items():
-            if verdict != _TOO_COMPLEX:  # it may only have been a busy moment
+            if verdict != TOO_COMPLEX:  # it may only have been a busy moment
                 self._verdicts[digest] = verdict
                 self._verdicts.move_to_end(digest)
         while len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
-        for digest, grammar in digests.items():
-            reason, behind_s = known[digest]
-            if reason is None and behind_s * num_choices > ACCOUNT_S:
-                reason = f"it takes too long to follow for {num_choices} choices; make it unambiguous, or lower 'n'"
-            if reason is not None:
-                raise InvalidRequestError(f"{grammars[grammar]} cannot be enforced: {reason}", param=param)
+        return [known[_digest(grammar)] for grammar in grammars]
 
     async def _try_out(self, grammars: list[str]) -> list[Verdict]:
         loop = asyncio.get_running_loop()
@@ -97,7 +105,7 @@ class GrammarChecker:
         except TimeoutError:
             raise EngineUnavailableError("Too many schemas are being compiled; please try again later.") from None
         if verdicts is None:
-            return [_TOO_COMPLEX] * len(grammars)
+            return [TOO_COMPLEX] * len(grammars)
         return verdicts
 
 

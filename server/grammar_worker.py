@@ -38,10 +38,11 @@ _NUM_PROBE_TOKENS = 8
 # Those that can be read in many ways take longer with each token: so far they are followed, as long as this is quick.
 _NUM_DEEP_TOKENS = 64
 _DEEP_S = 0.4
-_MAX_MESSAGE_CHARS = 400
+_MAX_MESSAGE_CHARS = 2000
 _NICENESS = 5  # compiling gives way to generating
 
-# What is wrong with a grammar, or None; and how far a choice falls behind with it, in seconds.
+# What is wrong with a grammar, and how long it took to find out; or None, and how far a choice falls behind with it.
+# Both in seconds of CPU time.
 Verdict = tuple[str | None, float]
 
 
@@ -118,10 +119,11 @@ def _limit_memory() -> None:
 
 def _judge(ll_tokenizer: LLTokenizer, grammar: str, tokenizer: Tokenizer) -> Verdict:
     """Returns what is wrong with a grammar, and what it costs."""
+    started = time.process_time()
     try:
         return None, _walk(compile_grammar(ll_tokenizer, grammar), tokenizer)
     except GrammarError as error:
-        return str(error)[:_MAX_MESSAGE_CHARS], 0.0
+        return str(error)[:_MAX_MESSAGE_CHARS], time.process_time() - started
 
 
 def _walk(matcher: LLMatcher, tokenizer: Tokenizer) -> float:

@@ -43,11 +43,15 @@ class AnswerFormat:
         rule: body of a grammar rule; None when a whole grammar is given.
         grammar: a whole grammar of the client's own; None when there is a rule.
         param: the field that asked for it.
+        schema: the JSON schema of the rule, if that is what it is of.
+        place: of the schema in the request.
     """
 
     rule: str | None
     grammar: str | None
     param: str
+    schema: Mapping[str, Any] | None = None
+    place: str = ""
 
     def as_grammar(self) -> str:
         """The grammar of a reply that is nothing but the answer."""
@@ -103,7 +107,7 @@ def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat:
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if not isinstance(schema, Mapping):
         raise InvalidRequestError(f"'{param}.{place}' must be a JSON schema.", param=param)
-    return AnswerFormat(_rule(schema, param), None, param)
+    return _of_schema(schema, f"{param}.{place}", param)
 
 
 def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat:
@@ -134,7 +138,7 @@ def _from_kind(kind: str, wish: Any, name: str, param: str) -> AnswerFormat:
     if kind == "json_object":
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if kind == "json":
-        return AnswerFormat(_rule(_schema(wish, name, param), param), None, param)
+        return _of_schema(_schema(wish, name, param), name, param)
     if kind == "choice":
         if not isinstance(wish, list) or not wish or not all(isinstance(text, str) and text for text in wish):
             raise InvalidRequestError(f"'{name}' must be a list of texts.", param=param)
@@ -161,21 +165,21 @@ def _schema(wish: object, name: str, param: str) -> Mapping[str, Any]:
     return wish
 
 
-def _rule(schema: Mapping[str, Any], param: str) -> str:
+def _of_schema(schema: Mapping[str, Any], place: str, param: str) -> AnswerFormat:
     try:
         rule = json_rule(schema)
     except RecursionError as error:
-        raise InvalidRequestError(f"'{param}' cannot be enforced: the schema is too deep.", param=param) from error
+        raise InvalidRequestError(f"'{place}' cannot be enforced: the schema is too deep.", param=param) from error
     if len(rule) > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(
-            f"'{param}' cannot be enforced: the schema is longer than {MAX_GRAMMAR_CHARS} characters.", param=param
+            f"'{place}' cannot be enforced: the schema is longer than {MAX_GRAMMAR_CHARS} characters.", param=param
         )
     if not has_finite_value(schema):
         raise InvalidRequestError(
-            f"'{param}' cannot be enforced: the schema requires itself without end, so no value satisfies it.",
+            f"'{place}' cannot be enforced: the schema requires itself without end, so no value satisfies it.",
             param=param,
         )
-    return rule
+    return AnswerFormat(rule, None, param, schema, place)
 
 
 def _lark(text: str, name: str, param: str) -> str:

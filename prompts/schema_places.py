@@ -1,0 +1,92 @@
+"""Where the schemas inside a JSON schema stand, and what a reference to one of them means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+Path = tuple[str | int, ...]
+
+# Keywords whose value is a schema, some schemas by name, or some in a row.
+ONE = frozenset(
+    {
+        "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames",
+        "unevaluatedProperties", "unevaluatedItems",
+    }
+)  # fmt: skip
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+MISSING = object()
+
+
+def children(node: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Yields what stands where a schema has its subschemas, be they schemas or not."""
+    for keyword, value in node.items():
+        if keyword in ONE or (keyword == "items" and not isinstance(value, list)):
+            yield (keyword,), value
+        elif keyword in NAMED and isinstance(value, Mapping):
+            yield from (((keyword, name), child) for name, child in value.items())
+        elif (keyword in LISTED or keyword == "items") and isinstance(value, list):
+            yield from (((keyword, index), child) for index, child in enumerate(value))
+
+
+def subschemas(root: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yields all schemas inside a schema with their paths, itself first."""
+    stack: list[tuple[Path, Any]] = [((), root)]
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, Mapping):
+            yield path, node
+            stack.extend((path + steps, child) for steps, child in children(node))
+
+
+def anchors(root: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what references by name ("#name": `$anchor`, draft-07's `$id`) mean, as pointers ("#/a/place")."""
+    found: dict[str, str] = {}
+    for path, node in subschemas(root):
+        anchor, own_id = node.get("$anchor"), node.get("$id", node.get("id"))
+        if isinstance(anchor, str):
+            found.setdefault(f"#{anchor}", pointer(path))
+        if isinstance(own_id, str) and own_id.startswith("#") and len(own_id) > 1:
+            found.setdefault(own_id, pointer(path))
+    return found
+
+
+def pointer(path: Path) -> str:
+    """A reference to a place inside a schema."""
+    return "#" + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def find(root: Mapping[str, Any], reference: str) -> Any:
+    """Returns what a JSON pointer ("#", "#/...") points at, or MISSING."""
+    place: Any = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, Mapping) and step in place:
+            place = place[step]
+        elif isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+            place = place[int(step)]
+        else:
+            return MISSING
+    return place
+
+
+def without(schema: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Returns a copy of a schema in which the place at a path, which is not the root, is empty."""
+    step, *rest = path
+    changed = dict(schema)
+    if not rest:
+        del changed[str(step)]
+    else:
+        changed[str(step)] = _without(changed[str(step)], rest)
+    return changed
+
+
+def _without(value: Any, path: list[str | int]) -> Any:
+    if isinstance(value, list):
+        index, *rest = path
+        changed = list(value)
+        changed[int(index)] = _without(changed[int(index)], rest) if rest else {}
+        return changed
+    return without(value, tuple(path))
