@@ -107,7 +107,8 @@ class ReActParser:
         self._state = _State.BEGIN
         self._lexer = Lexer()
         self._events: list[Event] = []
-        self._held = ""
+        self._space: list[str] = []
+        self._word = ""
         self._step = ""
         self._thought = ""
         self._name = ""
@@ -143,7 +144,7 @@ class ReActParser:
         """
         rest = self._lexer.flush()
         if self._state is _State.BEGIN:
-            self._show(self._held)
+            self._show("".join([*self._space, self._word]))
         elif self._state is _State.THOUGHT:
             self._show((self._thought if is_cut else self._thought + rest).strip())
         elif self._state is _State.NAME:
@@ -171,17 +172,18 @@ class ReActParser:
 
     def _begin(self, text: str) -> None:
         """Decides what kind of turn it is, as soon as that is known."""
-        self._held += text
-        body = self._held.lstrip(SPACE)
-        if not body.startswith(self._openings):
-            if not any(opening.startswith(body) for opening in self._openings):
+        word = text if self._word else text.lstrip(SPACE)
+        self._space.append(text[: len(text) - len(word)])
+        self._word += word
+        if not self._word.startswith(self._openings):
+            if not any(opening.startswith(self._word) for opening in self._openings):
                 self._state = _State.TEXT
-                self._show(self._held)
+                self._show("".join([*self._space, self._word]))
             return
-        self._state = _State.THOUGHT if body.startswith(THOUGHT) else _State.NAME
+        self._state = _State.THOUGHT if self._word.startswith(THOUGHT) else _State.NAME
         label = THOUGHT if self._state is _State.THOUGHT else ACTION
-        self._step = self._held[: -len(body)] + label
-        self._read_step(body.removeprefix(label))
+        self._step = "".join([*self._space, label])
+        self._read_step(self._word.removeprefix(label))
 
     def _read_step(self, text: str) -> None:
         if self._state is not _State.ARGUMENTS:

@@ -228,6 +228,15 @@ def test_what_is_cut_off_before_its_arguments_is_the_thought(text: str) -> None:
     assert _reply(text, is_cut=True) == _answer("t")
 
 
+def test_the_work_grows_with_the_length_of_a_reply() -> None:
+    """Each character costs the same, whatever was held back before it: a whole run of white space at the beginning."""
+    parser = ReActParser("", NAMES)
+    space = "\n" * 300_000
+    for start in range(len(space)):
+        assert parser.push(space[start]) == []
+    assert parser.push("a") == [Content(space + "a")]
+
+
 def test_deeply_nested_arguments_do_not_overflow() -> None:
     assert fold(_events(["Action: f\nAction Input: " + "[" * 100_000])).calls[0].arguments == "[" * 100_000
 
