@@ -165,8 +165,8 @@ def load_weights(
     return target.num_bytes
 
 
-def _unexpected(name: str, tensor: torch.Tensor) -> str:
-    """Says what a tensor that the model has no place for tells about the checkpoint."""
+def told_by_name(name: str) -> str | None:
+    """Says what the name of a tensor that no model has tells about the checkpoint, if anything."""
     if name.endswith(_QUANTIZED_SUFFIXES):
         return (
             f"tensor {name!r} is of a quantised checkpoint (GPTQ), but config.json has no quantization_config and there"
@@ -176,7 +176,7 @@ def _unexpected(name: str, tensor: torch.Tensor) -> str:
     for prefix, remedy in _WRAPPERS.items():
         if name.startswith(prefix):
             return f"tensor {name!r} carries {prefix!r} in front: {remedy}, or take it off all names"
-    return f"unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
+    return None
 
 
 class _Target:
@@ -201,7 +201,13 @@ class _Target:
                 raise CheckpointError(f"{path}: tensor {name!r} is stored twice")
             if name.endswith(_STRAY_SUFFIXES):
                 return
-            raise CheckpointError(f"{path}: {_unexpected(name, tensor)}")
+            raise CheckpointError(
+                f"{path}: "
+                + (
+                    told_by_name(name)
+                    or f"unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
+                )
+            )
         module, attribute = self._waiting.pop(name)
         self._loaded.add(name)
         placeholder: torch.Tensor = getattr(module, attribute)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import iterate_tensors
+from model.checkpoint import iterate_tensors, told_by_name
 from model.errors import CheckpointError
 from model.weight_files import find_weight_files
 
@@ -29,7 +29,10 @@ class TensorSource:
         self._folder = folder
         self._file_of: dict[str, Path] = {}
         for path in find_weight_files(folder):
-            self._file_of |= dict.fromkeys(_names(path), path)
+            names = _names(path)
+            if told := next(filter(None, map(told_by_name, names)), None):
+                raise CheckpointError(f"{path}: {told}")
+            self._file_of |= dict.fromkeys(names, path)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name."""

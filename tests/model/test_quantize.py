@@ -198,6 +198,9 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_file({**tensors, name: tensors[name] * float("inf")}, str(broken / "model.safetensors"))
     with pytest.raises(CheckpointError, match=r"h\.2\.mlp\.w1\.weight' holds infinities"):
         quantize(options(tmp_path / "x", source=broken, num_samples=2))
+    save_file({f"module.{key}": tensor for key, tensor in tensors.items()}, str(broken / "model.safetensors"))
+    with pytest.raises(CheckpointError, match=r"carries 'module\.' in front"):
+        quantize(options(tmp_path / "x", source=broken, num_samples=2))
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, str(broken / "model.safetensors"))
     with pytest.raises(CheckpointError, match="missing tensors: transformer"):
         quantize(options(tmp_path / "x", source=broken, num_samples=2))
