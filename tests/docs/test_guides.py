@@ -73,6 +73,12 @@ def test_every_example_says_how_it_is_run() -> None:
     assert not unclear, "put a comment in front: <!-- run -->, <!-- parsed -->, <!-- not run: why -->"
 
 
+def test_the_command_is_written_in_one_way() -> None:
+    """The README says once how it gets onto the PATH."""
+    assert not [_id(example) for example in ALL if re.search(r"\S+/qwen-server |-m server\b", example.text)]
+    assert [_id(example) for example in ALL if ".venv/bin/activate" in example.text] != []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
