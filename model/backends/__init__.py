@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 
 import torch
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Older devices lack what the kernels are made of.
 _OLDEST_CAPABILITY = (8, 0)
+
+_ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 
 _MISSING = {
     "cuda": "this torch sees no CUDA device (driver missing, or a CPU build of torch)",
@@ -42,6 +45,9 @@ def make_backend(device: str, kernels: str = "auto") -> Backend:
         if kernels == "triton":
             raise ConfigError("--kernels triton: a CPU has none; use --kernels auto, or --device cuda")
         return TorchBackend(found, own_kernels=kernels != "torch")
+    foreign = why_torch_cannot(found)
+    if foreign is not None:
+        raise ConfigError(f"--device {device}: {foreign}")
     obstacle = why_no_kernels(found)
     if kernels == "triton" and obstacle is not None:
         raise ConfigError(f"--kernels triton: {obstacle}; use --kernels auto")
@@ -79,6 +85,26 @@ def find_device(name: str) -> torch.device:
     if int(index or 0) >= count:
         raise ConfigError(f"--device {name}: there are only {count} {kind.upper()} devices")
     return torch.device(kind) if kind == "mps" else torch.device(kind, int(index or 0))
+
+
+def why_torch_cannot(device: torch.device) -> str | None:
+    """Why not even torch computes on a device that it sees, or None: builds leave older and newer ones out."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    builds = [found for name in torch.cuda.get_arch_list() if (found := _ARCHITECTURE.fullmatch(name))]
+    # Code runs on later devices of its generation, what is compiled on the spot on all later ones.
+    for build in builds:
+        built = (int(build["major"]), int(build["minor"]))
+        if built <= capability and (build["kind"] == "compute" or built[0] == capability[0]):
+            return None
+    if not builds:
+        return None
+    architectures = ", ".join(torch.cuda.get_arch_list())
+    return (
+        f"torch {torch.__version__} was built for {architectures}, and {describe_device(device)} is "
+        f"sm_{capability[0]}{capability[1]}: install another build of torch (CUDA 12.6 is the last for V100 and P100)"
+    )
 
 
 def why_no_kernels(device: torch.device) -> str | None:

@@ -80,7 +80,7 @@ def attend_decodes(
         keys, values = _gather(data, scales, heads, slots, query.dtype)
         rows = query[:, heads, None]
         out[:, heads] = _attend(rows, keys.transpose(0, 1), values.transpose(0, 1), is_key)[:, :, 0]
-    return out.mul_((lengths > 0).to(out.dtype)[:, None, None])
+    return torch.where((lengths > 0)[:, None, None], out, 0)
 
 
 def attend_chunk(

@@ -46,6 +46,9 @@ def _about_torch(report: dict[str, Any]) -> Iterator[Advice]:
                 f"there is an NVIDIA GPU, but torch sees none: its driver ({versions['NVIDIA driver'] or 'unknown'}) "
                 f"may be too old for CUDA {versions['CUDA of torch']}, or the container was started without --gpus all",
             )
+    for device in report["devices"]:
+        if device["failure"] is not None:
+            yield Advice(True, f"{device['device']} cannot be used: {device['failure']}")
     if report["obstacle"] and report["device"] != "cpu":
         yield Advice(False, f"torch's operations serve here, more slowly than our kernels would: {report['obstacle']}")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from model.backends import describe_device, why_no_kernels
+from model.backends import describe_device, why_no_kernels, why_torch_cannot
 from model.backends.huge_pages import use_huge_pages
 from model.backends.memory import available_cpu_bytes
 
@@ -77,9 +77,10 @@ def devices() -> list[dict[str, Any]]:
 
 
 def _device(device: torch.device) -> dict[str, Any]:
-    facts: dict[str, Any] = {"device": str(device), "name": str(device), "no_kernels": None}
+    facts: dict[str, Any] = {"device": str(device), "name": str(device), "no_kernels": None, "failure": None}
     try:
         facts |= {"name": describe_device(device), "no_kernels": why_no_kernels(device)}
+        facts["failure"] = why_torch_cannot(device)
         if device.type in ("cuda", "xpu"):
             module = getattr(torch, device.type)
             facts["free_bytes"], facts["memory_bytes"] = map(int, module.mem_get_info(device))

@@ -47,7 +47,7 @@ def _device(device: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("capability", f"{device['compute_capability']}, {multiprocessors}"))
     if "memory_bytes" in device:
         lines.append(("memory", _of(device["free_bytes"], device["memory_bytes"])))
-    if "failure" in device:
+    if device["failure"] is not None:
         lines.append(("failure", device["failure"]))
     lines.append(("served by", "our kernels" if device["no_kernels"] is None else f"torch: {device['no_kernels']}"))
     return lines

@@ -31,6 +31,7 @@ class FakeDevice:
         patch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
         patch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hip is not None)
+        patch.setattr(torch.cuda, "get_arch_list", list)
         patch.setattr(torch.version, "hip", hip)
 
         def make(device: torch.device, *, has_bfloat16: bool) -> TorchDeviceBackend:
@@ -111,6 +112,32 @@ def test_without_triton_torch_serves_and_says_what_to_install(
 def test_what_cannot_be_met_is_refused(device: str, kernels: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         make_backend(device, kernels)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "is_served"),
+    [
+        ((6, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_80", "sm_90"], True),
+        ((8, 0), ["sm_86"], False),
+        ((12, 0), ["sm_80", "sm_90a"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((10, 3), ["sm_100", "sm_120"], True),
+    ],
+)
+def test_a_torch_that_was_built_for_other_devices(
+    capability: tuple[int, int], built_for: list[str], is_served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheels of CUDA 13 left V100 and P100 out: without a word their first operation would end the start."""
+    FakeDevice(monkeypatch, capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    if is_served:
+        assert isinstance(make_backend("cuda", "torch"), TorchDeviceBackend)
+    else:
+        with pytest.raises(ConfigError, match=r"--device cuda: torch .* was built for sm_.*install another build"):
+            make_backend("cuda", "torch")
 
 
 @pytest.mark.usefixtures("old")

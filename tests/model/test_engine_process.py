@@ -19,6 +19,7 @@ import pytest
 
 from model.engine_config import EngineConfig
 from model.engine_process import Connection, ConnectionClosed, run
+from model.errors import RestartNeededError
 from model.messages import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
@@ -303,6 +304,17 @@ def test_a_fault_at_the_start_that_is_nobodys_mistake(tiny_checkpoint: Path, mon
     monkeypatch.setattr("model.engine.Engine.__init__", fail)
     engine = EngineThread(make_config(tiny_checkpoint))
     assert engine.receive() == EngineFailed("the engine failed to start: MemoryError", False)
+    engine.close()
+    assert engine.result == 1
+
+
+def test_a_start_that_another_one_would_not_need(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, *_: object) -> None:
+        raise RestartNeededError("silu_mul broke the device; starting again without it")
+
+    monkeypatch.setattr("model.engine.Engine.__init__", fail)
+    engine = EngineThread(make_config(tiny_checkpoint))
+    assert engine.receive() == EngineFailed("silu_mul broke the device; starting again without it", False, True)
     engine.close()
     assert engine.result == 1
 

@@ -34,8 +34,8 @@ KERNEL = {
     "limit_us": 90.0, "share": 0.9,
 }  # fmt: skip
 GPU = {
-    "device": "cuda:0", "name": "cuda:0 (H100)", "no_kernels": None, "free_bytes": 79 * GIB, "memory_bytes": 80 * GIB,
-    "compute_capability": "9.0", "num_multiprocessors": 132, "L2_bytes": 50 << 20,
+    "device": "cuda:0", "name": "cuda:0 (H100)", "no_kernels": None, "failure": None, "free_bytes": 79 * GIB,
+    "memory_bytes": 80 * GIB, "compute_capability": "9.0", "num_multiprocessors": 132, "L2_bytes": 50 << 20,
 }  # fmt: skip
 ON_A_GPU: dict[str, Any] = {
     "versions": {
@@ -80,6 +80,7 @@ def test_a_machine_that_is_well_needs_nothing(report: dict[str, Any]) -> None:
     [
         (changed(UNSEEN, "versions.CUDA of torch", None), True, "was built without CUDA"),
         (UNSEEN, True, "its driver (580.1) may be too old for CUDA 13.0"),
+        (changed(ON_A_GPU, "devices.0.failure", "built for others"), True, "cuda:0 cannot be used: built for"),
         (changed(ON_A_GPU, "versions.C compiler", None), True, "install gcc"),
         (changed(ON_A_GPU, "machine.has_python_headers", False), True, "python3-dev"),
         (changed(ON_A_GPU, "obstacle", "compute capability 7.5 is below 8.0"), False, "capability 7.5"),

@@ -125,6 +125,6 @@ def noted_fault(notes: Notes, name: str, error: BrokenDeviceError) -> Exception:
 def _verdict(findings: AbstractSequence[Finding]) -> str:
     replaced = [finding.name for finding in findings if finding.failure is not None]
     if replaced:
-        return f"torch's operations serve in the place of {', '.join(replaced)}"
+        return f"torch's operations serve in the place of {', '.join(replaced)}; `qwen-server doctor` tells more"
     worst = max(findings, key=lambda finding: finding.error or 0.0)
     return f"all agree with torch's operations (the furthest is {worst.name}, off by {worst.error:.2g})"
