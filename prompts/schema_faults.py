@@ -181,7 +181,7 @@ class _Examination:
             if known not in _TYPES:
                 return self._fault(place, f"{name[:60]!r} is none of {', '.join(sorted(_TYPES))}")
             if known != name:
-                self._fault(place, f"{name[:60]!r} is not a type; read as {known!r}")
+                self._fault(place, f"{name[:60]!r} is no type; {known!r} is meant")
             meant.append(known)
         return meant[0] if isinstance(value, str) else meant
 

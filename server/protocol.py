@@ -306,6 +306,9 @@ class ChatCompletionRequest(SamplingFields):
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )
+    add_generation_prompt: bool | None = Field(
+        None, description="false, as in vLLM, only where a last message of the assistant is continued"
+    )
     tools: Tools | None = Field(
         None,
         description='{"type": "function", "function": {name, description, parameters}}; arguments fit the schema;'

@@ -203,7 +203,7 @@ class SchemaEnforcer:
             self._logged.popitem(last=False)
         # What clients wrote does not make lines of its own.
         name, place, reason = (ascii(text)[1:-1] for text in (schema.name, place, fault.reason))
-        logger.warning("tool %s: %s is not enforced: %s", name, place, reason)
+        logger.warning("tool %s: %s cannot be enforced as it is: %s", name, place, reason)
 
 
 def _refuse_strict(schema: EnforcedSchema, param: str) -> None:

@@ -63,7 +63,10 @@ _UNSERVED = {
     **dict.fromkeys(("typical_p", "tfs", "tfs_z"), _Unserved(_SAMPLER, (1,))),
     "top_n_sigma": _Unserved(_SAMPLER, (-1,)),
 }  # fmt: skip
-_UNSERVED_IN_CHAT = {"echo": _Unserved("the reply to a last message of the assistant goes on from its text")}
+_UNSERVED_IN_CHAT = {
+    "echo": _Unserved("the reply to a last message of the assistant goes on from its text"),
+    "best_of": _BEAMS,
+}
 _UNSERVED_IN_COMPLETIONS = dict.fromkeys(
     ("messages", "tools", "functions", "tool_choice", "function_call", "truncation"), _Unserved(_ROUTES)
 )
@@ -74,6 +77,9 @@ _WITHOUT_EFFECT = frozenset(
         "guided_decoding_backend", "spaces_between_special_tokens",
     }
 )  # fmt: skip
+
+
+_KNOWN = _WITHOUT_EFFECT.union(_UNSERVED, _UNSERVED_IN_CHAT, _UNSERVED_IN_COMPLETIONS)
 
 
 def refuse_unserved(request: ChatCompletionRequest | CompletionRequest) -> None:
@@ -88,6 +94,13 @@ def refuse_unserved(request: ChatCompletionRequest | CompletionRequest) -> None:
         if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):
             param = "audio" if request.audio is not None else "modalities"
             raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
+        is_continued = request.messages[-1].role == "assistant" and request.continue_final_message is not False
+        if request.add_generation_prompt is False and not is_continued:
+            raise InvalidRequestError(
+                "'add_generation_prompt': false leaves no turn to write in; it goes with a last message of the"
+                " assistant that is continued.",
+                param="add_generation_prompt",
+            )
         if request.web_search_options is not None:
             raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
     for name, value in (request.model_extra or {}).items():

@@ -158,13 +158,7 @@ async def test_where_no_keyword_alone_is_at_fault_any_object_will_do(caplog: pyt
     impossible = {"type": "integer", "minimum": 5, "maximum": 3}
     twice = {"type": "object", "properties": {"a": impossible, "b": impossible}, "required": ["a", "b"]}
     assert await loosened({**twice, "allOf": [twice]}) == {"type": "object"}
-    assert "tool f: parameters is not enforced" in caplog.text
-
-
-async def test_a_tool_that_is_too_complex_is_refused() -> None:
-    hungry = {"type": "integer", "allOf": [{"multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]}
-    with pytest.raises(InvalidRequestError, match="too complex"):
-        await loosened(hungry)
+    assert "tool f: parameters cannot be enforced as it is: " in caplog.text
 
 
 def test_names_of_places_become_pointers() -> None:

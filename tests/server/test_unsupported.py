@@ -108,6 +108,7 @@ async def test_constraints_that_are_not_served_are_refused_by_name(ask: Any, nam
     ("ask", "body"),
     [
         (chat, {"echo": True}),
+        (chat, {"best_of": 3}),
         (completion, {"messages": [{"role": "user", "content": "x"}]}),
         (completion, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ],
@@ -116,6 +117,18 @@ async def test_what_belongs_to_the_other_route_is_refused(ask: Any, body: dict[s
     with pytest.raises(InvalidRequestError) as caught:
         await ask(**body)
     assert caught.value.param == next(iter(body))
+
+
+async def test_a_prompt_without_a_turn_to_write_in_is_refused() -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
+    for body in ({}, {"messages": said, "continue_final_message": False}):
+        with pytest.raises(InvalidRequestError) as caught:
+            await chat(add_generation_prompt=False, **body)
+        assert caught.value.param == "add_generation_prompt"
+    closed = {"add_generation_prompt": False}
+    for body in ({}, closed, {**closed, "continue_final_message": True}):
+        assert await chat(messages=said, **body) == await chat(messages=said)
+    assert await chat(add_generation_prompt=True) == await chat()
 
 
 NEUTRAL: dict[str, Any] = {
@@ -130,6 +143,7 @@ NEUTRAL: dict[str, Any] = {
     "typical_p": 1,
     "mirostat": 0,
     "top_n_sigma": -1,
+    "best_of": 1,
     "tool_choice": "none",
     "tools": None,
 }
