@@ -22,9 +22,6 @@ from model.doctor.text import as_text
 from model.errors import StartupError
 from model.memory_plan import plan_memory
 
-# The torch path serves with the kernels' place empty; nobody needs to be told twice.
-_QUIET = "model.backends"
-
 
 def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: bool) -> dict[str, Any]:
     """Makes the whole report.
@@ -50,7 +47,7 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
     }
     report |= {"dtype": "-", "shape": shape}
     try:
-        dtype = make_backend(str(device)).resolve_dtype("auto", config.declared_dtype)
+        dtype = _dtype(device, config)
         report["dtype"] = str(dtype).removeprefix("torch.")
         report["shape"] = f"{shape}, {report['dtype']}"
         report["limits"] = _limits(device, dtype)
@@ -63,6 +60,17 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
         report["exam_failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     report["advice"] = [advice._asdict() for advice in advise(report)]
     return report
+
+
+def _dtype(device: torch.device, config: ModelConfig) -> torch.dtype:
+    """What the checkpoint would run in; what making a backend logs, the report says by itself."""
+    logger = logging.getLogger("model.backends")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return make_backend(str(device)).resolve_dtype("auto", config.declared_dtype)
+    finally:
+        logger.setLevel(level)
 
 
 def _limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -105,7 +113,6 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    logging.getLogger(_QUIET).setLevel(logging.ERROR)
     try:
         device = find_device(arguments.device)
     except StartupError as error:
