@@ -128,7 +128,7 @@ class UnknownFields:
         """Takes a request that is being served."""
         for name in itertools.islice(request.model_extra or (), _MAX_LOGGED_NAMES):
             name = name[:_MAX_NAME_CHARS]
-            if name in _WITHOUT_EFFECT or name in _UNSERVED or name in _UNSERVED_IN_COMPLETIONS:
+            if name in _KNOWN:
                 continue
             if name not in self._logged and len(self._logged) < _MAX_LOGGED_NAMES:
                 self._logged.add(name)
