@@ -87,7 +87,8 @@ def mutated_body(rng: random.Random) -> Any:
 
 def _post(body: bytes, *headers: bytes, path: bytes = b"/v1/chat/completions", length: bytes | None = None) -> bytes:
     length = str(len(body)).encode() if length is None else length
-    lines = [b"POST " + path + b" HTTP/1.1", b"Host: x", b"Connection: close", b"Content-Length: " + length, *headers]
+    start = b"POST " + path + b" HTTP/1.1"
+    lines = [start, b"Host: localhost", b"Connection: close", b"Content-Length: " + length, *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
@@ -141,25 +142,25 @@ def _broken_head(rng: random.Random) -> bytes:
             junk,
             junk + b"\r\n\r\n",
             b"GET\r\n\r\n",
-            b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+            b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + junk,
             b"GET / HTTP/1.1\r\n\r\n",
-            b"BREW /coffee HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET /" + b"a" * rng.choice((9_000, 70_000, 300_000)) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET /%00%ff%2e%2e/" + junk.hex().encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET /v1/models/\u00e9 HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
-            b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n",
+            b"BREW /coffee HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /" + b"a" * rng.choice((9_000, 70_000, 300_000)) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /%00%ff%2e%2e/" + junk.hex().encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET /v1/models/\u00e9 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+            b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n" + many + b"\r\n",
             b"GET / HTTP/1.1\r\nX: " + b"y" * rng.choice((60_000, 100_000, 1_000_000)) + b"\r\n\r\n",
             b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: \x00\r\nX-Request-Id: " + b"z" * 500 + b"\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: "
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: \x00\r\nX-Request-Id: " + b"z" * 500 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: "
             + junk.replace(b"\r", b"").replace(b"\n", b"")
             + b"\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" + junk,
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" + junk,
             good[: rng.randrange(1, len(good))],
             good.replace(b"POST", b"PO ST"),
             good.replace(b"\r\n", b"\n"),
@@ -170,7 +171,8 @@ def _broken_head(rng: random.Random) -> bytes:
 
 def _broken_framing(rng: random.Random) -> bytes:
     body = json.dumps(_GOOD_BODIES[0]).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Transfer-Encoding: chunked\r\n"
     size = b"%x\r\n" % len(body)
     return rng.choice(
         (

@@ -12,6 +12,7 @@ The rule, by which the reader of replies (react_parser.py) and the grammar of re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -22,6 +23,13 @@ OBSERVATION = "Observation:"
 FINAL_ANSWER = "Final Answer:"
 # None is the beginning of another: a label is known as soon as its colon is there.
 LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
+
+# A word of the format at the start of a line, as a model would read it: in any case, after blanks, with either colon.
+_STEP = re.compile(
+    r"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])([ \t\xa0\u3000]*)"
+    r"(?=(?:question|thought|action|action[ ]input|observation|final[ ]answer)[ \t]{0,9}[:\uff1a])",
+    re.IGNORECASE,
+)
 
 # What may stand in front of a turn's first word.
 SPACE = " \t\r\n"
@@ -40,6 +48,14 @@ def name_to_input(name: str) -> str:
 def call_opening(name: str) -> str:
     """What a turn without a thought begins with that calls a tool."""
     return ACTION + name_to_input(name)
+
+
+def quote_steps(text: str) -> str:
+    """Returns a tool's result in which no line passes for a step of the assistant, in whose turn it stands.
+
+    What looks like one is quoted, as in a mail: `> Final Answer: ...`. Nothing else changes.
+    """
+    return _STEP.sub(r"\1\2> ", text)
 
 
 def openings(tool_names: Iterable[str]) -> tuple[str, ...]:

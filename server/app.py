@@ -54,7 +54,7 @@ def create_app(
     metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
     grammars = GrammarChecker(tokenizer)
     converter = Converter(
-        PromptEncoder(tokenizer, defaults, config.chat_format),
+        PromptEncoder(tokenizer, defaults, config.chat_format, guards_results=config.guard_tool_results),
         grammars,
         config.max_request_tokens,
         clamp_max_tokens=config.clamp_max_tokens,

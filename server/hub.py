@@ -130,7 +130,10 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(given))
     name = model.rstrip("/") or model
     folder = local_folder(name)
-    if (demo := demo_name(folder)) is not None:
-        return tuple(dict.fromkeys((demo, name, "Qwen")))
-    last = name.rsplit("/", 1)[-1] if folder is None else folder.name
-    return tuple(dict.fromkeys(n for n in (name, last, "Qwen") if n))
+    names: tuple[str, ...]
+    if folder is None:
+        names = (name, name.rsplit("/", 1)[-1], "Qwen")
+    else:
+        # Not where it lies: names are told to anybody who asks, in lists, errors and metrics.
+        names = (demo_name(folder) or folder.name, "Qwen")
+    return tuple(dict.fromkeys(n for n in names if n))

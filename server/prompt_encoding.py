@@ -6,13 +6,14 @@ Text from a request only ever becomes ordinary tokens here, unless a completion 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.errors import InvalidRequestError
 from model.tokenizer import Tokenizer
 from prompts import chatml, react, segments
 from prompts.messages import Message, Role
 from prompts.react import ReActPrompt
+from prompts.react_format import quote_steps
 from prompts.segments import Segment
 from server.function_calling import FunctionCalling, match_results, read_calls
 from server.generation_defaults import CHATML, GenerationDefaults
@@ -53,12 +54,14 @@ class PromptEncoder:
         tokenizer: of the checkpoint.
         defaults: of the checkpoint.
         chat_format: "auto", "chatml" or "raw", as configured.
+        guards_results: quote what in tools' results looks like a step of the assistant, unless told otherwise.
         off_loop: where large requests are worked on.
     """
 
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     chat_format: str = "auto"
+    guards_results: bool = False
     off_loop: OffLoop = field(default_factory=OffLoop)
 
     @property
@@ -84,6 +87,7 @@ class PromptEncoder:
         continue_final: bool | None = None,
         open_turn: bool = True,
         window: int | None = None,
+        guards_results: bool | None = None,
     ) -> ChatPrompt:
         """Returns what the model sees for a conversation.
 
@@ -93,6 +97,7 @@ class PromptEncoder:
             continue_final: whether a last message of the assistant is continued; None is yes.
             open_turn: end with the assistant's turn open.
             window: drop whole oldest turns until the prompt has at most this many tokens; None keeps all.
+            guards_results: quote what in tools' results looks like a step; None does as configured.
 
         Raises:
             InvalidRequestError: a base model, or a message that cannot be rendered.
@@ -128,6 +133,10 @@ class PromptEncoder:
         def work() -> ChatPrompt:
             turns = [read_message(message, index) for index, message in enumerate(messages)]
             turns = match_results(turns, messages, must_be_answered=open_turn)
+            if self.guards_results if guards_results is None else guards_results:
+                turns = [
+                    replace(turn, content=quote_steps(turn.content)) if turn.role == "tool" else turn for turn in turns
+                ]
             if window is not None:
                 turns = self._newest_turns(turns, window, lambda some: len(render(some).ids))
             return render(turns)

@@ -24,6 +24,7 @@ class ServerConfig:
         port: 0 lets the system choose.
         root_path: the prefix of paths under which a proxy serves this server, or nothing.
         chat_format: "auto" (what the checkpoint says), "chatml" or "raw".
+        guard_tool_results: quote what in tools' results looks like a step of the assistant.
         credentials: who may use the API.
         max_body_bytes: the largest request body.
         max_queue_requests: requests that may wait for their first token; more are refused.
@@ -59,6 +60,7 @@ class ServerConfig:
     port: int = 8000
     root_path: str = ""
     chat_format: str = "auto"
+    guard_tool_results: bool = False
     credentials: Credentials = field(default_factory=Credentials)
     max_body_bytes: int = 4 << 20
     max_queue_requests: int = 1024

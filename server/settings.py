@@ -133,6 +133,9 @@ class Settings(BaseModel):
     chat_format: Literal["auto", "chatml", "raw"] = Field(
         "auto", description="auto takes the checkpoint's; chatml also lets a base model chat"
     )
+    guard_tool_results: bool = Field(
+        False, description="quote what in tools' results looks like a step of the assistant (`> Final Answer:`)"
+    )
     api_key: Keys = Field((), description="key that lets a caller in (repeatable; better in a file)")
     api_key_file: Path | None = Field(None, description="file with one key a line, for its owner's eyes only")
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
@@ -231,6 +234,7 @@ class Settings(BaseModel):
             port=self.port,
             root_path=self.root_path,
             chat_format=self.chat_format,
+            guard_tool_results=self.guard_tool_results,
             credentials=Credentials.from_secrets(keys, self.api_auth),
             max_body_bytes=self.max_body_bytes,
             max_queue_requests=self.max_queue_requests,

@@ -106,7 +106,7 @@ def test_an_abort_frees_all_blocks_within_one_step(driver: Driver, phase: Callab
     driver.step()
     assert driver.stats.num_free_blocks == driver.stats.num_blocks
     assert not driver.engine.has_work()
-    assert not driver.engine._runner.grammars._matchers
+    assert not driver.engine._runner.grammars._walks
     driver.replies = {}
     driver.assert_forgotten()
 

@@ -120,6 +120,18 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
     )
 
 
+def test_where_a_checkpoint_lies_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret-project" / "My-Model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "secret-project")
+    for spelling in (
+        str(tmp_path / "secret-project" / "My-Model"),
+        "My-Model/",
+        "./My-Model",
+        "../secret-project/My-Model",
+    ):
+        assert served_names(spelling, ()) == ("My-Model", "Qwen")
+
+
 def test_the_demo_is_what_is_served_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the command is started: it comes with the package, and a folder of that name is none of its business."""
     (tmp_path / "qwen-demo").mkdir()
@@ -130,6 +142,5 @@ def test_the_demo_is_what_is_served_without_a_model(tmp_path: Path, monkeypatch:
     assert folder == ROOT / "demo" / "checkpoint"
     assert resolve_checkpoint("./qwen-demo") == tmp_path / "qwen-demo"
     named = load_settings({"model": str(folder)}, {}).server_config().served_names
-    assert named == ("qwen-demo", str(folder), "Qwen")
-    assert "checkpoint" not in named
+    assert named == ("qwen-demo", "Qwen")
     assert main(["check-config"]) == 0

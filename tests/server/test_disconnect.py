@@ -28,8 +28,8 @@ def address(server: ServerProcess) -> tuple[str, int]:
 
 def raw_request(path: str, body: dict[str, object]) -> bytes:
     content = json.dumps(body).encode()
-    head = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}")
-    return "\r\n".join((*head, "", "")).encode() + content
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    return "\r\n".join((*head, f"Content-Length: {len(content)}", "", "")).encode() + content
 
 
 def endless(stream: bool) -> dict[str, object]:

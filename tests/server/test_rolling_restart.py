@@ -130,7 +130,7 @@ async def test_ctrl_c_does_not_wait_for_a_balancer(draining: LightServer) -> Non
     async with httpx.AsyncClient(base_url=draining.url, timeout=20) as http:
         reader, writer = await asyncio.open_connection("127.0.0.1", draining.port)
         body = json.dumps(ECHO).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         writer.write(head + body[:5])
         await http.get("/health")  # by now it has been read
         draining.signal(signal.SIGINT)

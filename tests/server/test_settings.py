@@ -248,4 +248,4 @@ def test_names_of_a_model(tmp_path: Path) -> None:
     assert names("Qwen/Qwen-7B-Chat", "mine", "gpt", "mine") == ("mine", "gpt")
     folder = tmp_path / "my-model"
     folder.mkdir()
-    assert names(f"{folder}/") == (str(folder), "my-model", "Qwen")
+    assert names(f"{folder}/") == ("my-model", "Qwen")
