@@ -101,6 +101,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }  # fmt: skip
 
 
+_READ = frozenset({"type", "items", *UNENFORCED, *_DROPPED, *_CHECKS, *ONE})
+
+
 def examine(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     """Returns a schema without what cannot be enforced, and what that is.
 
@@ -121,6 +124,10 @@ class _Examination:
     def schema(self, node: Mapping[str, Any], path: Path, depth: int) -> dict[str, Any]:
         enforced = {}
         for keyword, value in node.items():
+            # Most of a schema: descriptions, and types as they should be.
+            if keyword not in _READ or (keyword == "type" and isinstance(value, str) and value in _TYPES):
+                enforced[keyword] = value
+                continue
             place = (*path, keyword)
             if keyword in ("minProperties", "maxProperties") and _has_optional(node):
                 self._fault(place, "it is enforced only where all properties are required")
