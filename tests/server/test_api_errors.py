@@ -31,7 +31,7 @@ def test_sdk_exceptions(client: openai.OpenAI, max_model_len: int) -> None:
         client.chat.completions.create(model="gpt-4", messages=HI)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="Qwen", messages=HI, temperature=9)
+        client.chat.completions.create(model="Qwen", messages=HI, temperature=-1)
     assert bad.value.param == "temperature"
     with pytest.raises(openai.BadRequestError, match=str(max_model_len)) as long:
         client.chat.completions.create(
