@@ -178,7 +178,7 @@ async def test_the_asynchronous_client(async_client: openai.AsyncOpenAI) -> None
 def test_errors_are_of_their_classes(client: openai.OpenAI) -> None:
     create = client.chat.completions.create
     bad: list[dict[str, Any]] = [
-        {"temperature": 5},
+        {"temperature": -1},
         {"tool_choice": "required"},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},

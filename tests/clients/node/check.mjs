@@ -53,7 +53,7 @@ results.completion_tokens = completion.usage.completion_tokens;
 results.errors = {};
 for (const [name, request] of Object.entries({
   not_found: { ...ask, model: "nobody" },
-  bad_request: { ...ask, temperature: 9 },
+  bad_request: { ...ask, temperature: -1 },
 })) {
   try {
     await client.chat.completions.create(request);

@@ -119,7 +119,7 @@ def test_mistakes_are_a_sentence(arguments: list[str], complaint: str, piped: Pi
     ("arguments", "complaint"),
     [
         (["--set", "temprature=1"], "did you mean temperature?"),
-        (["--set", "temperature=9"], "temperature: input should be less than or equal to 2."),
+        (["--set", "temperature=-1"], "temperature: input should be greater than or equal to 0."),
         (["--tools", "/nonexistent"], "Cannot read /nonexistent: No such file or directory."),
         (["--load", "/dev/null"], "/dev/null is not JSON"),
     ],
