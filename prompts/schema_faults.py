@@ -211,19 +211,23 @@ class _Examination:
         return reference
 
 
-# What a schema is looser without, from what narrows a value to what says what it is.
+# What a schema is looser without. Of a type and a list of values that contradict it, the values are what was meant.
 _CONSTRAINTS = (
     *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    *("multipleOf", "minItems", "maxItems", "minProperties", "maxProperties", "const", "enum", "patternProperties"),
-    *("required", "additionalProperties", "prefixItems", "items", "allOf", "oneOf", "anyOf", "$ref", "type"),
+    *("multipleOf", "minItems", "maxItems", "minProperties", "maxProperties", "patternProperties", "required"),
+    *("additionalProperties", "prefixItems", "items", "allOf", "oneOf", "anyOf", "$ref", "type", "const", "enum"),
 )
 
 
 def constraints(schema: Mapping[str, Any]) -> list[Path]:
-    """Paths of the keywords without which an examined schema would allow more, those that matter least first."""
+    """Paths of the keywords without which an examined schema would allow more.
+
+    The deepest come first: without a property that can have no value, or without having to have it, an object is
+    possible, too.
+    """
     rank = {keyword: number for number, keyword in enumerate(_CONSTRAINTS)}
     paths = [(*path, keyword) for path, node in subschemas(schema) for keyword in node if keyword in rank]
-    return sorted(paths, key=lambda path: (rank[str(path[-1])], -len(path)))
+    return sorted(paths, key=lambda path: (-len(path), rank[str(path[-1])]))
 
 
 def patterns(schema: Mapping[str, Any]) -> list[tuple[Path, str]]:

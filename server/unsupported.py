@@ -45,10 +45,12 @@ _ROUTES = "it belongs to /v1/chat/completions"
 # Of vLLM, SGLang, llama.cpp, text-generation-inference and others; what they take for "off" is let through.
 _UNSERVED = {
     **dict.fromkeys(("bad_words", "bad_words_ids", "banned_tokens", "banned_strings", "sequence_bias"), _WORDS),
-    **dict.fromkeys(("force_words_ids", "allowed_token_ids"), _WORDS),
+    **dict.fromkeys(("force_words_ids", "allowed_token_ids", "allowed_tokens", "custom_token_bans"), _WORDS),
     **dict.fromkeys(("use_beam_search", "num_beams", "length_penalty", "early_stopping"), _BEAMS),
     **dict.fromkeys(("logits_processors", "logit_processors", "custom_logit_processor"), _Unserved()),
     **dict.fromkeys(("structural_tag", "grammar_triggers"), _Unserved("use 'tools' or 'structured_outputs'")),
+    **dict.fromkeys(("grammar_string", "regex_pattern", "nvext"), _Unserved("use 'structured_outputs'")),
+    "negative_prompt": _Unserved(),
     **dict.fromkeys(("guided_whitespace_pattern", "format"), _Unserved("use 'response_format'")),
     "stop_regex": _Unserved("use 'stop' or 'structured_outputs'"),
     "truncate_prompt_tokens": _Unserved('a chat may send "truncation": "auto"'),
