@@ -19,6 +19,9 @@ from model.backends.base import GPTQTensors
 ROWS = 16
 _WORD_BITS = 32
 
+# Unpacked, a column takes eight times its bytes for a while.
+_COLUMNS_AT_ONCE = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
@@ -83,20 +86,11 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
     if group_size is None:
         return None
     is_in_order = bool(torch.equal(order, torch.arange(in_features, device=order.device)))
-    tile = ROWS * per_word
-    num_tiles = -(-in_features // tile)
-    words = torch.zeros(num_tiles * ROWS, out_features, dtype=torch.int32, device=qweight.device)
-    mask = (1 << bits) - 1
-    for index in range(num_tiles):
-        target = words[index * ROWS : (index + 1) * ROWS]
-        for place in range(per_word):
-            low = index * tile + place * ROWS
-            inputs = order[low : low + ROWS]
-            if len(inputs) == 0:
-                break
-            shifts = ((inputs % per_word) * bits).to(torch.int32)[:, None]
-            values = (qweight[inputs // per_word] >> shifts) & mask
-            target[: len(inputs)] |= values << (place * bits)
+    num_tiles = -(-in_features // (ROWS * per_word))
+    words = torch.empty(num_tiles * ROWS, out_features, dtype=torch.int32, device=qweight.device)
+    for low in range(0, out_features, _COLUMNS_AT_ONCE):
+        columns = slice(low, low + _COLUMNS_AT_ONCE)
+        words[:, columns] = _deal_out(qweight[:, columns], order, bits, num_tiles)
     zeros = _unpack_columns(qzeros, bits) + zero_offset
     is_symmetric = bool((zeros == 1 << (bits - 1)).all())
     return PackedWeight(
@@ -105,10 +99,23 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
         zeros=None if is_symmetric else zeros.to(torch.uint8 if bits == 4 else torch.int16).contiguous(),
         permutation=None if is_in_order else order.to(torch.int32),
         bits=bits,
-        group_size=group_size if scales.shape[0] > 1 else num_tiles * tile,
+        group_size=group_size if scales.shape[0] > 1 else num_tiles * ROWS * per_word,
         in_features=in_features,
         out_features=out_features,
     )
+
+
+def _deal_out(qweight: torch.Tensor, order: torch.Tensor, bits: int, num_tiles: int) -> torch.Tensor:
+    """Words whose value at place s of word r is input `order[s * R + r]` of the tile: [num_tiles * 16, N] int32."""
+    per_word = _WORD_BITS // bits
+    shifts = ((order % per_word) * bits).to(torch.int32)[:, None]
+    values = (qweight[order // per_word] >> shifts).bitwise_and_((1 << bits) - 1)
+    missing = num_tiles * ROWS * per_word - len(order)
+    values = torch.nn.functional.pad(values, (0, 0, 0, missing)).view(num_tiles, per_word, ROWS, -1)
+    words = values[:, 0].clone()
+    for place in range(1, per_word):
+        words |= values[:, place] << (place * bits)
+    return words.flatten(0, 1)
 
 
 def _common_group_size(sorted_groups: torch.Tensor, num_groups: int) -> int | None:
