@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from tests.model.conftest import tiny_checkpoint  # noqa: F401  a fixture of both folders
+
 pytest.importorskip("triton", reason="Triton is not installed (the extra `cuda`)")
 
 

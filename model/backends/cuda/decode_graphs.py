@@ -76,8 +76,14 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(self._stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            output = run()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                output = run()
+        except BaseException:
+            # Torch's random numbers on the device stay in the state of a capture that failed, until one succeeds.
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+                torch.zeros(1, device="cuda")
+            raise
         self._pool = graph.pool()
         return graph.replay, output
 
@@ -253,9 +259,7 @@ class CapturedDecodes:
         return self._alpha_rows[span.rope_alpha]
 
 
-def angle_tables(
-    config: ModelConfig, max_model_len: int, device: torch.device
-) -> tuple[dict[float, int], AngleTables]:
+def angle_tables(config: ModelConfig, max_model_len: int, device: torch.device) -> tuple[dict[float, int], AngleTables]:
     """Angles of all positions for every alpha that a prompt may have, computed as a batch's own are.
 
     Returns:
