@@ -189,10 +189,11 @@ def _compile(launch: Launch, arch: int) -> Any:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
-    for name, value in launch.constants.items():
+    is_dependent = arch >= 90
+    for name, value in [*launch.constants.items(), ("IS_DEPENDENT", is_dependent)]:
         signature[name], constants[name] = "constexpr", value
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "launch_pdl": is_dependent}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

@@ -107,7 +107,7 @@ def test_decode_with_scores_far_apart(device: torch.device, num_splits: int) -> 
 
 @pytest.mark.parametrize(
     ("num_seqs", "max_length", "expected"),
-    [(1, 100, 1), (1, 32768, 17), (64, 8192, 4), (256, 8192, 2), (256, 100, 1), (1, 300, 3)],
+    [(1, 100, 4), (1, 32768, 17), (64, 8192, 4), (256, 8192, 2), (256, 20, 1), (1, 300, 10)],
 )
 def test_number_of_splits(num_seqs: int, max_length: int, expected: int) -> None:
     assert decode.choose_num_splits(num_seqs, 32, max_length) == expected

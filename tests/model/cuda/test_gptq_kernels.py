@@ -133,7 +133,7 @@ def test_zeros_of_either_layout(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_programs", "num_tiles", "expected"), [(32, 32, 16), (86, 32, 7), (1000, 32, 1), (1, 3, 1), (1, 1, 1)]
+    ("num_programs", "num_tiles", "expected"), [(32, 32, 16), (86, 32, 13), (2000, 32, 1), (1, 3, 1), (1, 1, 1)]
 )
 def test_number_of_splits(num_programs: int, num_tiles: int, expected: int) -> None:
     assert gptq.choose_num_splits(num_programs, num_tiles) == expected

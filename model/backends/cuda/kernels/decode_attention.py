@@ -15,15 +15,16 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.int8 import float_from_int8
-from model.backends.cuda.kernels.launch import launch, next_power_of_2
+from model.backends.cuda.kernels.launch import launch, next_power_of_2, zeros_for_counting
 
 # Enough programs for about four on each of an H200's 132 multiprocessors.
 _TARGET_PROGRAMS = 528
-_MAX_SPLITS = 32
-# Shorter parts than this cost more in merging than they gain.
-_MIN_SPLIT_TOKENS = 128
-# Elements of a tile of keys: 32 a thread, of which none spills.
+_MAX_SPLITS = 64
+# Parts of one tile: at short contexts they run beside one another instead of one after the other.
+_MIN_SPLIT_TOKENS = 32
+# Elements of a tile of keys: 128 a thread of one warp, of which none spills.
 _TILE_ELEMENTS = 4096
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -45,8 +46,44 @@ class DecodeRows(NamedTuple):
     table: torch.Tensor
 
 
+@triton.jit
+def _merge(
+    partial_ptr,
+    log_sum_ptr,
+    first,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
+):
+    """The output of one head from its parts, [BLOCK_DIM] float32."""
+    dims = tl.arange(0, BLOCK_DIM)
+    all_splits = tl.arange(0, BLOCK_SPLITS)
+    # Not from the first-level cache, which may know what another step left there.
+    all_log_sums = tl.load(
+        log_sum_ptr + first + all_splits, mask=all_splits < num_splits, other=float("-inf"), cache_modifier=".cg"
+    )
+    highest = tl.max(all_log_sums, 0)
+    # Unused parts have -inf, and a sequence without keys nothing but those.
+    highest = tl.where(highest > float("-inf"), highest, 0.0)
+    total = tl.sum(tl.exp2(all_log_sums - highest), 0)
+    out = tl.zeros([BLOCK_DIM], tl.float32)
+    for start in tl.range(0, num_splits, SPLITS_AT_ONCE):
+        splits = start + tl.arange(0, SPLITS_AT_ONCE)
+        log_sums = tl.load(
+            log_sum_ptr + first + splits, mask=splits < num_splits, other=float("-inf"), cache_modifier=".cg"
+        )
+        # Parts that had no keys were not written: what is there may be anything, so it is not read.
+        mask = (log_sums > float("-inf"))[:, None] & (dims < HEAD_DIM)[None, :]
+        places = partial_ptr + (first + splits)[:, None] * HEAD_DIM + dims[None, :]
+        parts = tl.load(places, mask=mask, other=0.0, cache_modifier=".cg")
+        out += tl.sum(parts * tl.exp2(log_sums - highest)[:, None], 0)
+    return out / tl.where(total > 0, total, 1.0)
+
+
 @triton.jit(do_not_specialize=["num_splits"])
-def _decode_split_kernel(
+def _decode_attention_kernel(
     query_ptr,
     keys_ptr,
     values_ptr,
@@ -59,6 +96,7 @@ def _decode_split_kernel(
     out_ptr,
     partial_ptr,
     log_sum_ptr,
+    num_done_ptr,
     query_stride,
     out_stride,
     head_stride,
@@ -72,7 +110,10 @@ def _decode_split_kernel(
     IS_INT8: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
@@ -120,6 +161,7 @@ def _decode_split_kernel(
         out = out * rescale + tl.sum(probs[:, None] * values.to(tl.float32), 0)
         highest = new_highest
 
+    let_successor_start(IS_DEPENDENT)
     is_empty = first >= last
     total = tl.where(is_empty, 1.0, total)
     out = out / total
@@ -127,43 +169,18 @@ def _decode_split_kernel(
         places = out_ptr + row * out_stride + head * HEAD_DIM + dims
         tl.store(places, out.to(out_ptr.dtype.element_ty), mask=dim_mask)
     else:
-        index = (sequence * NUM_HEADS + head).to(tl.int64) * num_splits + split
+        pair = sequence * NUM_HEADS + head
+        index = pair.to(tl.int64) * num_splits + split
         tl.store(partial_ptr + index * HEAD_DIM + dims, out, mask=dim_mask & (first < last))
         log_sum = tl.where(is_empty, float("-inf"), highest + tl.log2(total))
         tl.store(log_sum_ptr + index, log_sum)
-
-
-@triton.jit(do_not_specialize=["num_splits"])
-def _decode_merge_kernel(
-    partial_ptr,
-    log_sum_ptr,
-    rows_ptr,
-    out_ptr,
-    out_stride,
-    num_splits,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-):
-    sequence = tl.program_id(0)
-    head = tl.program_id(1)
-    splits = tl.arange(0, BLOCK_SPLITS)
-    dims = tl.arange(0, BLOCK_DIM)
-    dim_mask = dims < HEAD_DIM
-    first = (sequence * NUM_HEADS + head).to(tl.int64) * num_splits
-    log_sums = tl.load(log_sum_ptr + first + splits, mask=splits < num_splits, other=float("-inf"))
-    is_used = log_sums > float("-inf")
-    highest = tl.max(log_sums, 0)
-    # Unused parts have -inf, and a sequence without keys nothing but those.
-    weights = tl.exp2(log_sums - tl.where(highest > float("-inf"), highest, 0.0))
-    places = partial_ptr + (first + splits)[:, None] * HEAD_DIM + dims[None, :]
-    # Parts that had no keys were not written: what is there may be anything, so it is not read.
-    parts = tl.load(places, mask=is_used[:, None] & dim_mask[None, :], other=0.0)
-    total = tl.sum(weights, 0)
-    out = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
-    row = tl.load(rows_ptr + sequence).to(tl.int64)
-    tl.store(out_ptr + row * out_stride + head * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dim_mask)
+        # Who comes last merges all parts, in their order; after the barrier what all threads found is written.
+        tl.debug_barrier()
+        if tl.atomic_add(num_done_ptr + pair, 1, sem="acq_rel") == num_splits - 1:
+            tl.store(num_done_ptr + pair, 0)
+            merged = _merge(partial_ptr, log_sum_ptr, index - split, num_splits, HEAD_DIM, BLOCK_DIM, BLOCK_SPLITS, 16)
+            places = out_ptr + row * out_stride + head * HEAD_DIM + dims
+            tl.store(places, merged.to(out_ptr.dtype.element_ty), mask=dim_mask)
 
 
 def choose_num_splits(num_seqs: int, num_heads: int, max_length: int) -> int:
@@ -203,15 +220,16 @@ def decode_attention(
     """
     num_seqs = len(decodes.rows)
     _, num_heads, _, head_dim = cache.shape
-    partial = log_sum = None
+    partial = log_sum = num_done = None
     if num_splits > 1:
         shape = (num_seqs, num_heads, num_splits)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=query.device)
         log_sum = torch.empty(shape, dtype=torch.float32, device=query.device)
+        num_done = zeros_for_counting(query.device, num_seqs * num_heads)
     key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
     block_dim = next_power_of_2(head_dim)
     launch(
-        _decode_split_kernel,
+        _decode_attention_kernel,
         (num_seqs, num_heads, num_splits),
         query,
         cache[0],
@@ -222,6 +240,7 @@ def decode_attention(
         out,
         partial,
         log_sum,
+        num_done,
         query.stride(0),
         out.stride(0),
         cache.stride(1),
@@ -235,21 +254,7 @@ def decode_attention(
         IS_INT8=scales is not None,
         BLOCK_DIM=block_dim,
         BLOCK_TOKENS=max(16, min(64, _TILE_ELEMENTS // block_dim)),
-        num_warps=4,
+        BLOCK_SPLITS=_MAX_SPLITS,
+        # A single warp needs no barrier to add up a score; in float32 its tile would not fit into the registers.
+        num_warps=1 if cache.element_size() <= 2 else 4,
     )
-    if num_splits > 1:
-        launch(
-            _decode_merge_kernel,
-            (num_seqs, num_heads),
-            partial,
-            log_sum,
-            decodes.rows,
-            out,
-            out.stride(0),
-            num_splits,
-            NUM_HEADS=num_heads,
-            HEAD_DIM=head_dim,
-            BLOCK_SPLITS=_MAX_SPLITS,
-            BLOCK_DIM=block_dim,
-            num_warps=4,
-        )

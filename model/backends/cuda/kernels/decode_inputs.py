@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 # Of each row: a token id (-1 - i: the i-th of the last sampled ones), its position (-1: an unused row), the row of its
@@ -75,7 +76,10 @@ def _decode_inputs_kernel(
     BLOCK_SIZE: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0)
     fields = fields_ptr + row * 4
     token = tl.load(fields).to(tl.int64)

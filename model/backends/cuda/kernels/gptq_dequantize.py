@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 
 from model.backends.cuda.gptq_layout import ROWS, PackedWeight
+from model.backends.cuda.kernels.dependent_launch import wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch
 
 
 @triton.jit
 def signed_values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
-    """Integers less their zero at one place of the words, float32 and exact, without shift or conversion.
+    """Integers less their zero (which broadcasts) at one place of the words, float32 and exact, without conversion.
 
     The value's bits are left where they stand in the word and made part of the mantissa of 2 ** 23. Places that would
     reach into the exponent take one shift of the word, which all of them share.
@@ -25,7 +26,7 @@ def signed_values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
     WEIGHT: tl.constexpr = 1.0 / (1 << SHIFT)
     wide = ((words & MASK) | 0x4B000000).to(tl.float32, bitcast=True)
     # Powers of two and integers below 2 ** 24: neither the product nor the difference rounds.
-    return wide * WEIGHT - (zeros + 8388608.0 * WEIGHT)[None, :]
+    return wide * WEIGHT - (zeros + 8388608.0 * WEIGHT)
 
 
 @triton.jit
@@ -53,7 +54,9 @@ def _dequantize_kernel(
     HAS_ZEROS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
     PER_WORD: tl.constexpr = 32 // BITS
     tile = tl.program_id(0)
     local = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -66,7 +69,7 @@ def _dequantize_kernel(
         first_input = (tile * PER_WORD + place) * ROWS
         group = tl.minimum(first_input, in_features - 1) // GROUP_SIZE
         scales = tl.load(scales_ptr + group.to(tl.int64) * out_features + columns, mask=is_column, other=0.0)
-        zeros = load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)
+        zeros = load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)[None, :]
         values = signed_values(words, zeros, place, BITS) * scales.to(tl.float32)[None, :]
         inputs = first_input + rows
         out = out_ptr + inputs.to(tl.int64)[:, None] * num_columns + local[None, :]

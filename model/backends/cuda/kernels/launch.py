@@ -6,10 +6,15 @@ with tensors that have no storage and learn which kernels, types and configurati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+
+from model.backends.cuda.kernels.dependent_launch import is_supported
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,9 @@ def launch(
     if _recorder.launches is not None:
         _recorder.launches.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
     elif all(grid):
-        kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        options = {"launch_pdl": True} if is_supported() else {}
+        constants["IS_DEPENDENT"] = bool(options)
+        kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages, **options)
 
 
 @contextmanager
@@ -59,6 +66,19 @@ def recorded() -> Iterator[list[Launch]]:
         yield _recorder.launches
     finally:
         _recorder.launches = None
+
+
+_NUM_COUNTERS = 1 << 18
+
+
+@functools.cache
+def _zeros(device: torch.device) -> torch.Tensor:
+    return torch.zeros(_NUM_COUNTERS, dtype=torch.int32, device=device)
+
+
+def zeros_for_counting(device: torch.device, count: int) -> torch.Tensor:
+    """Counters of programs that are done with their part, zero between kernels: who counts last puts its own back."""
+    return _zeros(device) if count <= _NUM_COUNTERS else torch.zeros(count, dtype=torch.int32, device=device)
 
 
 def next_power_of_2(number: int) -> int:

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 
@@ -21,7 +22,10 @@ def _rms_norm_kernel(
     epsilon,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < hidden_size

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.int8 import float_from_int8
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
@@ -115,7 +116,9 @@ def _prefill_kernel(
     BLOCK_KEYS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
     record = records_ptr + tl.program_id(0) * 4
     head = tl.program_id(1)
     first_row = tl.load(record)
@@ -151,6 +154,7 @@ def _prefill_kernel(
         out, highest, total, query, num_seen_by_all, first_position + num_rows, row_positions, keys_ptr, values_ptr,
         key_scales_ptr, value_scales_ptr, table, True, HEAD_DIM, BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
     )  # fmt: skip
+    let_successor_start(IS_DEPENDENT)
     out = out / total[:, None]
     tl.store(out_ptr + row_places * out_stride + own, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -228,6 +232,6 @@ def prefill_attention(
         BLOCK_DIM=max(16, next_power_of_2(head_dim)),
         # Never TF32: float32 is asked for by those who want the published numbers.
         PRECISION="ieee" if is_float32 else "tf32",
-        num_warps=8 if tiles.block_rows >= 128 or is_float32 else 4,
+        num_warps=8 if is_float32 else 4,
         num_stages=2,
     )

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.int8 import int8_from_float
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
@@ -51,7 +52,10 @@ def _rotate_and_cache_kernel(
     IS_INT8: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     dims = tl.arange(0, BLOCK_DIM)

@@ -11,10 +11,26 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch
 
 _BLOCK_OUTPUTS = 8
 _BLOCK_INPUTS = 512
+
+
+@triton.jit
+def _load_tile(rows, is_output, start, in_features, BLOCK_INPUTS: tl.constexpr):
+    inputs = start + tl.arange(0, BLOCK_INPUTS)
+    mask = is_output[:, None] & (inputs < in_features)[None, :]
+    # Each weight is used once a step: it need not push what comes again out of the cache.
+    return tl.load(rows + inputs[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _times_x(weight, x_ptr, start, in_features, BLOCK_INPUTS: tl.constexpr):
+    inputs = start + tl.arange(0, BLOCK_INPUTS)
+    x = tl.load(x_ptr + inputs, mask=inputs < in_features, other=0.0)
+    return weight.to(tl.float32) * x.to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -28,19 +44,19 @@ def _row_matmul_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_OUTPUTS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     outputs = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     is_output = outputs < out_features
     rows = weight_ptr + outputs.to(tl.int64)[:, None] * in_features
-    total = tl.zeros([BLOCK_OUTPUTS, BLOCK_INPUTS], tl.float32)
-    for start in tl.range(0, in_features, BLOCK_INPUTS):
-        inputs = start + tl.arange(0, BLOCK_INPUTS)
-        is_input = inputs < in_features
-        mask = is_output[:, None] & is_input[None, :]
-        # Each weight is used once a step: it need not push what comes again out of the cache.
-        weight = tl.load(rows + inputs[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + inputs, mask=is_input, other=0.0)
-        total += weight.to(tl.float32) * x.to(tl.float32)[None, :]
+    # The weight is nobody's result: its first tile is on its way before the kernel in front has ended.
+    weight = _load_tile(rows, is_output, 0, in_features, BLOCK_INPUTS)
+    wait_for_predecessor(IS_DEPENDENT)
+    total = _times_x(weight, x_ptr, 0, in_features, BLOCK_INPUTS)
+    for start in tl.range(BLOCK_INPUTS, in_features, BLOCK_INPUTS):
+        weight = _load_tile(rows, is_output, start, in_features, BLOCK_INPUTS)
+        total += _times_x(weight, x_ptr, start, in_features, BLOCK_INPUTS)
+    let_successor_start(IS_DEPENDENT)
     out = tl.sum(total, 1)
     if HAS_BIAS:
         out += tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)

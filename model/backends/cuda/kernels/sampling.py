@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 # Numbers of a row that one program looks at: 16 a thread.
@@ -78,8 +79,12 @@ class _Parts(NamedTuple):
 
 
 @triton.jit
-def _survey_kernel(logits_ptr, highest_ptr, best_ptr, row_stride, vocab_size, PART: tl.constexpr):
+def _survey_kernel(
+    logits_ptr, highest_ptr, best_ptr, row_stride, vocab_size, PART: tl.constexpr, IS_DEPENDENT: tl.constexpr
+):
     """The largest logit of each part, and where it is."""
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
     row = tl.program_id(1)
     columns = part * PART + tl.arange(0, PART)
@@ -117,8 +122,11 @@ def _weigh_kernel(
     vocab_size,
     PART: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """Overwrites logits with exp((logit - highest) / temperature), and sums each part: all of it is kept so far."""
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
     row = tl.program_id(1)
     num_parts = tl.num_programs(0)
@@ -188,8 +196,11 @@ def _narrow_kernel(
     IS_FIRST: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """One round: settles what the round before found, and looks at the 32 thresholds of the next five bits."""
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
     row = tl.program_id(1)
     num_parts = tl.num_programs(0)
@@ -265,8 +276,11 @@ def _keep_kernel(
     BY_MASS: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """What a search found becomes the row's threshold; then each part says what of it is kept."""
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
     row = tl.program_id(1)
     num_parts = tl.num_programs(0)
@@ -323,8 +337,11 @@ def _draw_kernel(
     HAS_RANDOM: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """The first kept column where the running sum of kept weights exceeds the draw's share; if none, the last kept."""
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0)
     _, best_part, is_valid = _highest_of_row(highest_ptr, row, num_parts, BLOCK_PARTS)
     tl.store(is_valid_ptr + row, is_valid.to(tl.int8))

@@ -6,13 +6,18 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch
 
 _BLOCK = 1024
 
 
 @triton.jit
-def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, num_columns, BLOCK: tl.constexpr):
+def _silu_mul_kernel(
+    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, num_columns, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr
+):
+    wait_for_predecessor(IS_DEPENDENT)
+    let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < num_columns
