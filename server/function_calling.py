@@ -1,7 +1,6 @@
 """Tools and functions as they come over the wire: read, checked, and turned into what prompts/ renders.
 
-Both spellings end up the same: `tools` with `tool_choice`, and the older `functions` with `function_call`. Descriptions
-may be OpenAI's ({name, description, parameters}) or the older Qwen's ({name_for_model, parameters as a list, ...}).
+Both spellings end up the same: `tools` with `tool_choice`, and the older `functions` with `function_call`.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ from model.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.react import Named, ToolChoice
-from prompts.react_format import LABELS
-from prompts.schema import TextInput, ToolInput, arguments_schema
-from prompts.schema_check import has_finite_value
-from server.custom_tools import described_custom, read_custom_input
+from prompts.schema import TextInput, ToolInput
 from server.protocol import ChatCompletionRequest, ChatMessage, TokenizeRequest
+from server.tool_descriptions import read_function, read_tool
 
 MAX_TOOLS = 128
-MAX_NAME_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +57,27 @@ def read_function_calling(request: ChatCompletionRequest | TokenizeRequest) -> F
     if request.tools and request.functions:
         raise InvalidRequestError("Send either 'tools' or 'functions', not both.", param="functions")
     is_legacy = bool(request.functions)
-    customs = {i: tool for i, tool in enumerate(request.tools or ()) if tool.get("type") == "custom"}
-    described = (
-        [(f"functions[{i}]", function) for i, function in enumerate(request.functions or ())]
-        if is_legacy
-        else [
-            (f"tools[{i}].custom", described_custom(tool, i))
-            if i in customs
-            else (f"tools[{i}].function", _function_of(tool, i))
-            for i, tool in enumerate(request.tools or ())
-        ]
-    )
-    if len(described) > MAX_TOOLS:
-        param = "functions" if is_legacy else "tools"
-        raise InvalidRequestError(f"At most {MAX_TOOLS} {param} are allowed, not {len(described)}.", param=param)
-    tools = tuple(_tool_spec(function, where) for where, function in described)
-    schemas = tuple(
-        (tool.name_for_model, read_custom_input(customs[i], i) if i in customs else _input(tool, function, where))
-        for i, (tool, (where, function)) in enumerate(zip(tools, described, strict=True))
-    )
-    names = [tool.name_for_model for tool in tools]
+    param, given = ("functions", request.functions) if is_legacy else ("tools", request.tools)
+    if len(given or ()) > MAX_TOOLS:
+        raise InvalidRequestError(f"At most {MAX_TOOLS} {param} are allowed, not {len(given or ())}.", param=param)
+    described = [
+        read_function(tool, f"functions[{i}]") if is_legacy else read_tool(tool, i)
+        for i, tool in enumerate(given or ())
+    ]
+    names = [tool.name for tool in described]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InvalidRequestError(
-                f"Two tools are called {name!r}; give each its own name.", param=described[index][0]
+                f"Two tools are called {name!r}; give each its own name.", param=described[index].where
             )
-    custom_tools = frozenset(names[i] for i in customs)
-    places = {name: f"{where}.parameters" for name, (where, _) in zip(names, described, strict=True)}
-    strict = frozenset(name for name, (_, tool) in zip(names, described, strict=True) if tool.get("strict") is True)
-    calling = FunctionCalling(tools, schemas, "auto", is_legacy, custom_tools, places, strict)
+    calling = FunctionCalling(
+        tools=tuple(tool.spec for tool in described),
+        schemas=tuple((tool.name, tool.input) for tool in described),
+        is_legacy=is_legacy,
+        custom_tools=frozenset(tool.name for tool in described if tool.is_custom),
+        places={tool.name: tool.input_place for tool in described},
+        strict=frozenset(tool.name for tool in described if tool.is_strict),
+    )
     return _read_choices(calling, request)
 
 
@@ -110,60 +98,6 @@ def _read_choices(calling: FunctionCalling, request: ChatCompletionRequest | Tok
         else:
             chosen = _choose(calling, choice, allowed, param, tools_param)
     return chosen
-
-
-def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
-    kind = tool.get("type", "function")
-    if kind != "function":
-        raise InvalidRequestError(
-            f"'tools[{index}].type' {str(kind)[:40]!r} is not supported; 'function' and 'custom' are.",
-            param=f"tools[{index}].type",
-        )
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping):
-        raise InvalidRequestError(f"'tools[{index}].function' must be an object.", param=f"tools[{index}].function")
-    return function
-
-
-def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
-    for key in ("name", "name_for_model", "name_for_human", "description", "description_for_model", "args_format"):
-        if not isinstance(function.get(key), str | None):
-            raise InvalidRequestError(f"'{where}.{key}' must be a text.", param=f"{where}.{key}")
-    try:
-        spec = ToolSpec.from_dict(function)
-    except ValueError as error:
-        raise InvalidRequestError(f"'{where}': {error}.", param=f"{where}.name") from error
-    name = spec.name_for_model
-    # The name is one line of the model's reply, up to its end.
-    if len(name) > MAX_NAME_CHARS or name != name.strip() or not name.isprintable():
-        raise InvalidRequestError(
-            f"'{where}.name' must be at most {MAX_NAME_CHARS} characters on one line, without spaces around.",
-            param=f"{where}.name",
-        )
-    if name.startswith(LABELS):
-        raise InvalidRequestError(
-            f"'{where}.name' must not begin with one of the words that structure a reply: {', '.join(LABELS)}",
-            param=f"{where}.name",
-        )
-    return spec
-
-
-def _input(spec: ToolSpec, function: Mapping[str, Any], where: str) -> ToolInput:
-    """What a function takes: by its schema JSON, unless its description asks the model for code."""
-    return TextInput() if spec.takes_code else _schema(function, where)
-
-
-def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    param = f"{where}.parameters"
-    try:
-        schema = arguments_schema(function.get("parameters"))
-    except ValueError as error:
-        raise InvalidRequestError(f"'{param}': {error}.", param=param) from error
-    if not has_finite_value(schema):
-        raise InvalidRequestError(
-            f"'{param}' requires itself without end, so no arguments satisfy it; make a property optional.", param=param
-        )
-    return schema
 
 
 def _legacy_choice(value: str | Mapping[str, Any]) -> ToolChoice:
