@@ -1,7 +1,8 @@
 """Ill-treats a server and writes down how it bore it: `python -m benchmarks.soak MODEL [PART ...]`.
 
-Parts: `kill` (the engine is killed while streams are open), `overload`, `malformed` (requests) and `memory` (a soak of
-mixed ones). Each starts a server of its own. The exit status is 0 when all that a part promises held.
+Parts: `kill` (the engine is killed while streams are open), `overload`, `malformed` (requests), `hostile` (legal ones
+that cost as much as they can) and `memory` (a soak of mixed ones). Each starts a server of its own. The exit status is
+0 when all that a part promises held.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.soak_faults import kill_rounds, overload
+from benchmarks.soak_hostile import hostile
 from benchmarks.soak_malformed import malformed
 from benchmarks.soak_memory import soak
 from benchmarks.soak_server import SoakServer, soak_server
@@ -28,6 +30,8 @@ MAX_GROWTH = 0.02
 MAX_FD_GROWTH = 2
 MAX_LATENCY_RATIO = 1.5
 MAX_REFUSAL_MS = 50.0
+MAX_GAP_S = 1.0
+MAX_KEPT_MIB = 400
 
 
 def broken_promises(part: str, figures: Figures) -> list[str]:
@@ -63,6 +67,15 @@ def broken_promises(part: str, figures: Figures) -> list[str]:
                 "no traceback": not figures["tracebacks"],
                 "no restart": not figures["restarts"],
             }
+        case "hostile":
+            promises |= {
+                "nothing keeps a loop": not any(kind["blocked"] for kind in figures["kinds"].values()),
+                "no stream stops": all(kind["longest_stream_gap_s"] < MAX_GAP_S for kind in figures["kinds"].values()),
+                "/health answers": all(kind["longest_health_s"] < MAX_GAP_S for kind in figures["kinds"].values()),
+                "the server does not keep what it took": figures["kept_mib"] < MAX_KEPT_MIB,
+                "no traceback": not figures["tracebacks"],
+                "no restart": not figures["restarts"],
+            }
         case "memory":
             promises |= {
                 "all succeed": not figures["problems"],
@@ -83,6 +96,7 @@ def _parts(
             lambda s: overload(s, concurrency=arguments.concurrency, seconds=arguments.seconds),
         ),
         "malformed": ([], lambda s: malformed(s, requests=arguments.malformed)),
+        "hostile": ([], lambda s: hostile(s, repeated_y=arguments.repeated_y, patience_s=arguments.patience)),
         # The pool's pages are taken as blocks are first written: a small one is full before growth is looked at.
         "memory": (
             ["--kv-cache-memory", "256MiB"],
@@ -99,12 +113,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder")
-    parser.add_argument("part", nargs="*", help="kill, overload, malformed, memory (default: all)")
+    parser.add_argument("part", nargs="*", help="kill, overload, malformed, hostile, memory (default: all)")
     parser.add_argument("--rounds", type=int, default=20, help="kills of the engine")
     parser.add_argument("--streams", type=int, default=64, help="open at each kill")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time that are the capacity")
     parser.add_argument("--malformed", type=int, default=2000, help="malformed requests")
+    parser.add_argument("--repeated-y", type=int, help="a token of several Ys (the demo checkpoint's 2120)")
+    parser.add_argument("--patience", type=float, default=20, help="seconds until a hostile client leaves")
     parser.add_argument("--requests", type=int, default=100_000, help="of the memory soak")
     parser.add_argument("--first", type=int, default=5000, help="after so many of them memory should stay as it is")
     parser.add_argument("--flag", action="append", default=[], help="a flag for the server, such as --flag=--threads=1")

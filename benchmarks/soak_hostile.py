@@ -1,7 +1,9 @@
 """Legal requests made to cost as much as they can, one kind after another, beside a stream and a probe of /health.
 
 What a request asks for may take long; what counts here is how long the others wait meanwhile: the longest gap of the
-stream, the longest wait for /health, and what the server itself says it stood still.
+stream, the longest wait for /health, and how often the server itself says that something kept a loop. The attacker is
+a process of its own (`python -m benchmarks.soak_hostile URL KIND PATIENCE_S [TOKEN]`), so that its work is not the
+watchers'.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import asyncio
 import contextlib
 import random
 import string
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
@@ -63,24 +67,36 @@ def attacks(repeated_y: int | None) -> dict[str, Attack]:
     }
     calls = [{"id": "a", "function": {"name": "f"}}] * 512
     called = [{"role": "assistant", "tool_calls": calls}] * 224 + [{"role": "user", "content": "hi"}]
-    tools = [
-        {"type": "function", "function": {"name": f"f{i}", "description": "a b " * 8000}} for i in range(128)
-    ]
+    long_call = {"id": "a", "function": {"name": "f", "arguments": "x" * 900}}
+    long_calls = [{"role": "assistant", "tool_calls": [long_call] * 512}] * 8 + called[-1:]
+    tools = [{"type": "function", "function": {"name": f"f{i}", "description": "a b " * 8000}} for i in range(128)]
     return {
         "16 stops of 1,024 letters, 1,000 prompts": Attack(
             "/v1/completions", {"prompt": ["a"] * 1000, "max_tokens": 1, "stop": stops}
         ),
         "the same, n = 128": Attack("/v1/chat/completions", {**chat, "n": 128, "stop": stops}),
+        "4 of them, 1,000 prompts": Attack(
+            "/v1/completions", {"prompt": ["a"] * 1000, "max_tokens": 1, "stop": stops[:4]}
+        ),
+        "256 biases, 2,048 prompts": Attack(
+            "/v1/completions",
+            {"prompt": ["a"] * 2048, "max_tokens": 1, "logit_bias": {str(i): 1 for i in range(256)}},
+        ),
         "ambiguous grammar, n = 1": Attack("/v1/chat/completions", grammar),
         "ambiguous grammar, n = 128": Attack("/v1/chat/completions", {**grammar, "n": 128}),
         "224 messages of 512 calls": Attack("/v1/chat/completions", {"messages": called, "max_tokens": 1}),
         "the same to /tokenize": Attack("/tokenize", {"messages": called}),
+        "4,096 calls of 900 bytes to /tokenize": Attack("/tokenize", {"messages": long_calls}),
         "4 MB of tools": Attack("/v1/chat/completions", {**chat, "tools": tools}),
         "2 M ids to /detokenize": Attack("/detokenize", {"tokens": [1] * 2_000_000}),
         "64 texts of 4 MB to /tokenize": Attack("/tokenize", {"prompt": "a b " * 1_000_000}, copies=64),
         "n = 128, 250 tokens, 20 alternatives": Attack(
             "/v1/chat/completions",
             {**chat, "n": 128, "max_tokens": 250, "logprobs": True, "top_logprobs": 20, "ignore_eos": True},
+        ),
+        "n = 128, 190 tokens, 20 alternatives": Attack(
+            "/v1/chat/completions",
+            {**chat, "n": 128, "max_tokens": 190, "logprobs": True, "top_logprobs": 20, "ignore_eos": True},
         ),
         "150 unfinished bodies of 4.1 MB": Attack(
             "/v1/chat/completions",
@@ -105,9 +121,9 @@ class _Watch:
 
 
 @contextlib.asynccontextmanager
-async def _watching(server: SoakServer) -> AsyncIterator[_Watch]:
+async def _watching(url: SplitResult) -> AsyncIterator[_Watch]:
     watch = _Watch()
-    tasks = [asyncio.create_task(_stream(server, watch)), asyncio.create_task(_probe(server, watch))]
+    tasks = [asyncio.create_task(_stream(url, watch)), asyncio.create_task(_probe(url, watch))]
     await asyncio.sleep(_CALM_S)
     watch.stream_gaps_s.clear()
     watch.health_s.clear()
@@ -120,7 +136,7 @@ async def _watching(server: SoakServer) -> AsyncIterator[_Watch]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _stream(server: SoakServer, watch: _Watch) -> None:
+async def _stream(url: SplitResult, watch: _Watch) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True, "stream": True}
     last: float | None = None
 
@@ -133,43 +149,41 @@ async def _stream(server: SoakServer, watch: _Watch) -> None:
 
     try:
         while True:
-            await _exchange(server, "POST", "/v1/chat/completions", orjson.dumps(body), take)
+            await _exchange(url, "POST", "/v1/chat/completions", orjson.dumps(body), take)
     finally:
         if last is not None:
             watch.stream_gaps_s.append(time.perf_counter() - last)  # it may be waiting still
 
 
-async def _probe(server: SoakServer, watch: _Watch) -> None:
+async def _probe(url: SplitResult, watch: _Watch) -> None:
     while True:
         started = time.perf_counter()
         try:
-            await _exchange(server, "GET", "/health", b"", lambda *_: None)
+            await _exchange(url, "GET", "/health", b"", lambda *_: None)
         finally:
             watch.health_s.append(time.perf_counter() - started)
         await asyncio.sleep(_PROBE_INTERVAL_S)
 
 
-async def _exchange(server: SoakServer, method: str, path: str, body: bytes, take: Any) -> int:
-    connection = await Connection.open(server.url, None)
+async def _exchange(url: SplitResult, method: str, path: str, body: bytes, take: Any) -> int:
+    connection = await Connection.open(url, None)
     try:
-        response = await connection.exchange(request_bytes(method, server.url, path, _HEADERS, body), take)
+        response = await connection.exchange(request_bytes(method, url, path, _HEADERS, body), take)
         return response.status
     finally:
         connection.close()
 
 
-async def _send(server: SoakServer, attack: Attack, body: bytes, sizes: list[int]) -> str:
+async def _send(url: SplitResult, attack: Attack, body: bytes, sizes: list[int]) -> str:
     """Sends one copy of an attack; returns its status, or how else it ended."""
     try:
         if not attack.is_unfinished:
             return str(
-                await _exchange(
-                    server, "POST", attack.path, body, lambda status, piece, now: sizes.append(len(piece))
-                )
+                await _exchange(url, "POST", attack.path, body, lambda status, piece, now: sizes.append(len(piece)))
             )
-        reader, writer = await asyncio.open_connection(server.url.hostname, server.url.port)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
         try:
-            writer.write(request_bytes("POST", server.url, attack.path, _HEADERS, body)[:-1])
+            writer.write(request_bytes("POST", url, attack.path, _HEADERS, body)[:-1])
             return (await reader.readline()).decode().split()[1]
         finally:
             writer.transport.abort()
@@ -177,57 +191,79 @@ async def _send(server: SoakServer, attack: Attack, body: bytes, sizes: list[int
         return type(error).__name__
 
 
-async def _launch(server: SoakServer, attack: Attack, patience_s: float) -> Figures:
+async def launch(url: SplitResult, attack: Attack, patience_s: float) -> Figures:
+    """Sends an attack and waits for its end, or leaves.
+
+    Args:
+        url: of the server.
+        attack: to send.
+        patience_s: after which the attacker leaves.
+    """
     body = orjson.dumps(attack.body)
     sizes: list[int] = []
-    peak = before = server.footprint()
-    async with _watching(server) as watch:
-        started = time.perf_counter()
-        tasks = [asyncio.create_task(_send(server, attack, body, sizes)) for _ in range(attack.copies)]
-        pending = set(tasks)
-        while pending and time.perf_counter() < started + patience_s:
-            _, pending = await asyncio.wait(pending, timeout=0.2)
-            now = await asyncio.to_thread(server.footprint)
-            peak = max(peak, now, key=lambda footprint: footprint.server_bytes)
-        seconds = time.perf_counter() - started
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    started = time.perf_counter()
+    tasks = [asyncio.create_task(_send(url, attack, body, sizes)) for _ in range(attack.copies)]
+    await asyncio.wait(tasks, timeout=patience_s)
+    seconds = time.perf_counter() - started
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     endings = ["left" if task.cancelled() else task.result() for task in tasks]
     return {
         "request_bytes": len(body),
         "endings": {ending: endings.count(ending) for ending in sorted(set(endings))},
         "seconds": round(seconds, 2),
         "reply_bytes": sum(sizes),
-        "longest_stream_gap_s": round(max(watch.stream_gaps_s, default=0.0), 3),
-        "stream_events_per_s": round(len(watch.stream_gaps_s) / (seconds + _CALM_S), 1),
-        "longest_health_s": round(max(watch.health_s, default=0.0), 3),
-        "server_mib": [round(f.server_bytes / 2**20) for f in (before, peak, server.footprint())],
     }
 
 
-async def hostile(
-    server: SoakServer, *, repeated_y: int | None = None, patience_s: float = 20.0, only: str = ""
-) -> Figures:
+async def _watch_attack(server: SoakServer, name: str, patience_s: float, repeated_y: int | None) -> Figures:
+    command = [sys.executable, "-m", __spec__.name, server.url.geturl(), name, str(patience_s)]
+    before = peak = server.footprint().server_bytes
+    blocked = server.metrics()["qwen:loop_blocked_total"]
+    async with _watching(server.url) as watch:
+        attacker = await asyncio.create_subprocess_exec(
+            *command, *([] if repeated_y is None else [str(repeated_y)]), stdout=asyncio.subprocess.PIPE
+        )
+        told = asyncio.create_task(attacker.communicate())
+        while not told.done():
+            await asyncio.wait([told], timeout=0.1)
+            peak = max(peak, (await asyncio.to_thread(server.footprint)).server_bytes)
+    await asyncio.to_thread(server.wait_idle, 120)
+    return {
+        **orjson.loads((await told)[0]),
+        "longest_stream_gap_s": round(max(watch.stream_gaps_s, default=0.0), 3),
+        "longest_health_s": round(max(watch.health_s, default=0.0), 3),
+        "blocked": server.metrics()["qwen:loop_blocked_total"] - blocked,
+        "server_mib": [round(size / 2**20) for size in (before, peak, server.footprint().server_bytes)],
+    }
+
+
+async def hostile(server: SoakServer, *, repeated_y: int | None = None, patience_s: float = 20.0) -> Figures:
     """Sends each kind of attack and watches an honest stream and /health beside it.
 
     Args:
         server: ready and idle.
         repeated_y: see `attacks`.
-        patience_s: after which an attacker gives up and the next one comes.
-        only: kinds whose name has this text.
+        patience_s: after which an attacker leaves and the next one comes.
     """
     before = await asyncio.to_thread(server.settled_footprint)
-    kinds = {}
-    for name, attack in attacks(repeated_y).items():
-        if only in name:
-            kinds[name] = await _launch(server, attack, patience_s)
-            await asyncio.to_thread(server.wait_idle, 120)
-            print(name, kinds[name], flush=True)
+    kinds = {name: await _watch_attack(server, name, patience_s, repeated_y) for name in attacks(None)}
     after = await asyncio.to_thread(server.settled_footprint)
     return {
         "kinds": kinds,
+        "kept_mib": round((after.server_bytes - before.server_bytes) / 2**20),
+        "warnings": [line for line in server.log().splitlines() if " kept " in line],
         "tracebacks": server.log().count("Traceback"),
         "restarts": server.metrics()["qwen:engine_restarts_total"],
         "fds": [before.server_fds, after.server_fds],
     }
+
+
+def _attack(url: str, name: str, patience_s: str, repeated_y: str = "") -> None:
+    attack = attacks(int(repeated_y) if repeated_y else None)[name]
+    print(orjson.dumps(asyncio.run(launch(urlsplit(url), attack, float(patience_s)))).decode())
+
+
+if __name__ == "__main__":
+    _attack(*sys.argv[1:])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ async def completion(ours: Converter | None = None, **body: Any) -> GenerationRe
         ({"a": {"b": [1, {}]}}, 4),
         ([[], "[{" * (MAX_CONTAINERS + 1), '"\\[', "\\", {}], 3),
         (["[" * 5], 6),  # few enough not to be looked at closely
+        ([[]] * (MAX_CONTAINERS * 2), MAX_CONTAINERS + 1),
     ],
 )
 def test_objects_and_lists_are_counted_outside_of_texts(body: Any, count: int) -> None:
@@ -102,6 +104,31 @@ async def test_work_for_a_large_body_is_done_on_a_thread(num_bytes: int, is_else
     assert (await off_loop.run(threading.get_ident) != threading.get_ident()) == is_elsewhere
     off_loop.close()
     body_bytes_var.reset(token)
+
+
+async def test_who_came_first_is_finished_first() -> None:
+    """Later pieces of a request go before the first ones of those after it; who has left is passed over."""
+    off_loop = OffLoop()
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    async def serve(name: str) -> None:
+        body_bytes_var.set(HUGE_BYTES + 1)
+        await off_loop.run(lambda: (begun.set(), go_on.wait()))
+        await off_loop.run(lambda: done.append(name))
+
+    tasks = [asyncio.create_task(serve(name)) for name in "abcd"]
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    tasks.pop(2).cancel()
+    pool = off_loop._huge
+    pieces = [pool.submit(number, partial(done.append, str(number))) for number in (9, -1, 5)]
+    go_on.set()
+    await asyncio.gather(*tasks, *map(asyncio.wrap_future, pieces))
+    off_loop.close()
+    assert sorted(done) == ["-1", "5", "9", "a", "b", "d"]
+    assert done[0] == "-1"
+    assert done.index("5") < done.index("9")
 
 
 async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
