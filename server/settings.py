@@ -145,7 +145,7 @@ class Settings(BaseModel):
         1 << 20, ge=1, description="prompt tokens that may wait for a first token; more get 429"
     )
     max_request_tokens: int = Field(
-        1 << 20, ge=1, description="most tokens a request may ask for, all its choices together"
+        1 << 20, ge=1, description="most tokens of a request: its prompts, and what it asks for in all its choices"
     )
     default_max_tokens: TokensOrContext | None = Field(
         None,
