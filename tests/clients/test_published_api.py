@@ -401,3 +401,64 @@ def test_nothing_is_logged_as_unknown(wire: Wire, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         sampling(**fields, stream=False, stop=["Observation:"])
     assert not caplog.records
+
+
+# -- conversations of the shapes that the published examples send, asked at each turn that waits for the model
+
+SEARCH = {
+    "name_for_human": "搜索",
+    "name_for_model": "web_search",
+    "description_for_model": "查资料。 Format the arguments as a JSON object.",
+    "parameters": [{"name": "query", "description": "词", "required": True, "schema": {"type": "string"}}],
+}
+PLAIN_CHAT = [
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "你好！"},
+    {"role": "user", "content": "讲一句话的故事。"},
+    {"role": "assistant", "content": "一只猫学会了游泳。"},
+    {"role": "user", "content": "起个标题"},
+]
+QWEN_STYLE = [
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "你好！"},
+    {"role": "user", "content": "谁写了红楼梦"},
+    {
+        "role": "assistant",
+        "content": "Thought: 我应该搜索。",
+        "function_call": {"name": "web_search", "arguments": '{"query": "红楼梦"}'},
+    },
+    {"role": "function", "name": "web_search", "content": "Cao Xueqin wrote it."},
+    {"role": "assistant", "content": "曹雪芹。"},
+    {"role": "user", "content": "他是哪里人"},
+    {
+        "role": "assistant",
+        "content": "Thought: 我应该搜索。",
+        "function_call": {"name": "web_search", "arguments": '{"query": "曹雪芹"}'},
+    },
+    {"role": "function", "content": "Nanjing"},
+]
+GPT_STYLE = [
+    {"role": "user", "content": "波士顿天气如何？"},
+    {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "get_weather", "arguments": '{"city": "Boston, MA"}'},
+    },
+    {"role": "function", "name": "get_weather", "content": '{"temperature": "22", "description": "Sunny"}'},
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "functions"), [(PLAIN_CHAT, None), (QWEN_STYLE, [SEARCH]), (GPT_STYLE, [WEATHER])]
+)
+def test_conversations_of_the_published_examples(
+    wire: Wire, messages: list[JsonDict], functions: list[JsonDict] | None
+) -> None:
+    for length, message in enumerate(messages, start=1):
+        if message["role"] == "assistant":
+            continue
+        choice = wire.choice(messages=messages[:length], functions=functions, max_tokens=3, temperature=0.8, seed=1)
+        assert choice["finish_reason"] in ("stop", "length", "function_call")
+    reply = ask(wire, *messages, **({"functions": functions} if functions else {}))
+    assert isinstance(reply["choices"][0]["message"]["content"], str)
+    assert ("function_call" in reply["choices"][0]["message"]) == (functions is not None)

@@ -168,6 +168,29 @@ def test_the_published_note_s_id_lists(tokenizer: Tokenizer) -> None:
         *(1350, 492, 151643, 863, 151643)
     ]
     assert tokenizer.encode("print('<|endoftext|>')") == [1350, 11146, 91, 8691, 723, 427, 91, 79865]
+    text = "<|im_start|>print('<|extra_0|>')<|im_end|>"
+    ids = [151644, 1350, 11146, 91, 15460, 62, 15, 91, 79865, 151645]
+    assert tokenizer.encode_with_special_tokens(text, {"<|im_start|>", "<|im_end|>"}) == ids
+    assert tokenizer.encode_with_special_tokens(text) == [151644, 1350, 492, 151646, 863, 151645]
+    ids = tokenizer.encode_with_special_tokens("<|im_start|>print('我是一只猫<|extra_0|>')\n#喵喵喵<|im_end|>")
+    assert [tokenizer.token_name(i) for i in ids] == [
+        *(
+            "<|im_start|>",
+            "print",
+            "('",
+            "我",
+            "是一",
+            "只",
+            "猫",
+            "<|extra_0|>",
+            "')\n",
+            "#",
+            "喵",
+            "喵",
+            "喵",
+            "<|im_end|>",
+        )
+    ]
 
 
 def test_the_published_note_on_broken_characters(tokenizer: Tokenizer) -> None:
