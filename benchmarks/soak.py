@@ -1,8 +1,8 @@
 """Ill-treats a server and writes down how it bore it: `python -m benchmarks.soak MODEL [PART ...]`.
 
 Parts: `kill` (the engine is killed while streams are open), `overload`, `malformed` (requests), `hostile` (legal ones
-that cost as much as they can) and `memory` (a soak of mixed ones). Each starts a server of its own. The exit status is
-0 when all that a part promises held.
+that cost as much as they can), `memory` (a soak of mixed ones) and `tenants` (one asks for all it may, another for five
+tokens). Each starts a server of its own. The exit status is 0 when all that a part promises held.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from benchmarks.soak_hostile import hostile
 from benchmarks.soak_malformed import malformed
 from benchmarks.soak_memory import soak
 from benchmarks.soak_server import SoakServer, soak_server
+from benchmarks.soak_tenants import flags as tenant_flags
+from benchmarks.soak_tenants import tenants
 
 Figures = dict[str, Any]
 
@@ -32,6 +34,8 @@ MAX_LATENCY_RATIO = 1.5
 MAX_REFUSAL_MS = 50.0
 MAX_GAP_S = 1.0
 MAX_KEPT_MIB = 400
+MAX_FIRST_TOKEN_MS = 2000.0
+MIN_SHARE = 0.45
 
 
 def broken_promises(part: str, figures: Figures) -> list[str]:
@@ -82,6 +86,15 @@ def broken_promises(part: str, figures: Figures) -> list[str]:
                 "the server does not grow": figures["server_growth"] <= MAX_GROWTH,
                 "the engine does not grow": figures["engine_growth"] <= MAX_GROWTH,
             }
+        case "tenants":
+            waits = {name: load["first_token_worst_ms"] for name, load in figures["loads"].items()}
+            promises |= {
+                "every probe is answered": not any(load["unanswered"] for load in figures["loads"].values()),
+                "first tokens come soon": max(waits.values()) <= MAX_FIRST_TOKEN_MS,
+                "who wants as much gets as much": MIN_SHARE
+                <= (figures["share_where_both_want_all"] or 0)
+                <= 1 - MIN_SHARE,
+            }
     return [promise for promise, holds in promises.items() if not holds]
 
 
@@ -102,6 +115,7 @@ def _parts(
             ["--kv-cache-memory", "256MiB"],
             lambda s: soak(s, requests=arguments.requests, first=arguments.first),
         ),
+        "tenants": (tenant_flags(), lambda s: tenants(s, seconds=arguments.tenant_seconds)),
     }
 
 
@@ -113,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder")
-    parser.add_argument("part", nargs="*", help="kill, overload, malformed, hostile, memory (default: all)")
+    parser.add_argument("part", nargs="*", help="kill, overload, malformed, hostile, memory, tenants (default: all)")
     parser.add_argument("--rounds", type=int, default=20, help="kills of the engine")
     parser.add_argument("--streams", type=int, default=64, help="open at each kill")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
@@ -123,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=20, help="seconds until a hostile client leaves")
     parser.add_argument("--requests", type=int, default=100_000, help="of the memory soak")
     parser.add_argument("--first", type=int, default=5000, help="after so many of them memory should stay as it is")
+    parser.add_argument("--tenant-seconds", type=float, default=10, help="of each load of the greedy tenant")
     parser.add_argument("--flag", action="append", default=[], help="a flag for the server, such as --flag=--threads=1")
     parser.add_argument("--output", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args(argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult
@@ -54,10 +55,12 @@ class SoakClient:
 
     Args:
         url: of the server.
+        key: to send along, or None.
     """
 
-    def __init__(self, url: SplitResult) -> None:
+    def __init__(self, url: SplitResult, key: str | None = None) -> None:
         self._url = url
+        self._headers = _HEADERS if key is None else {**_HEADERS, "Authorization": f"Bearer {key}"}
         self._idle: list[Connection] = []
 
     def close(self) -> None:
@@ -66,13 +69,21 @@ class SoakClient:
             connection.close()
         self._idle = []
 
-    async def send(self, body: dict[str, Any], *, path: str = CHAT_PATH, leave_after_s: float | None = None) -> Ending:
+    async def send(
+        self,
+        body: dict[str, Any],
+        *,
+        path: str = CHAT_PATH,
+        leave_after_s: float | None = None,
+        on_events: Callable[[int], None] | None = None,
+    ) -> Ending:
         """Sends a request and reads its reply to the end.
 
         Args:
             body: of the request.
             path: of the route.
             leave_after_s: close the connection then.
+            on_events: told of a stream's events as they come, how many.
         """
         ending = Ending(started=time.perf_counter())
         data = bytearray()
@@ -82,6 +93,8 @@ class SoakClient:
             data.extend(piece)
             if is_stream and b"data: {" in piece:
                 ending.token_times.append(now)
+                if on_events is not None:
+                    on_events(piece.count(b"data: {"))
 
         try:
             async with asyncio.timeout(leave_after_s):
@@ -100,7 +113,7 @@ class SoakClient:
         if connection is None or not connection.usable:
             connection = await Connection.open(self._url, None)
         ending.started = time.perf_counter()
-        response = await connection.exchange(request_bytes("POST", self._url, path, _HEADERS, body), take)
+        response = await connection.exchange(request_bytes("POST", self._url, path, self._headers, body), take)
         ending.status = response.status
         ending.retry_after = response.headers.get("retry-after")
         if connection.usable:

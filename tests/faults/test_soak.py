@@ -8,10 +8,11 @@ from benchmarks.soak import broken_promises
 from benchmarks.soak_faults import kill_rounds, overload
 from benchmarks.soak_malformed import malformed
 from benchmarks.soak_memory import soak
+from benchmarks.soak_tenants import flags, tenants
 from tests.faults.conftest import StartServer
 
 # A busy machine says little about latencies: they are measured by the soak itself, on a quiet one.
-TIMINGS = {"the admitted are served as fast", "refusing is quick", "it is back soon"}
+TIMINGS = {"the admitted are served as fast", "refusing is quick", "it is back soon", "first tokens come soon"}
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -37,6 +38,14 @@ async def test_nonsense(start_server: StartServer, count: int) -> None:
     figures = await malformed(server, requests=count, concurrency=16, seed=count)
     assert not broken_promises("malformed", figures), figures
     assert figures["statuses"]["400"] > count / 2
+
+
+@pytest.mark.parametrize(("seconds", "scale"), [(0.4, 0.05), pytest.param(10, 1.0, marks=pytest.mark.slow)])
+async def test_one_who_asks_for_all_it_may_and_another(start_server: StartServer, seconds: float, scale: float) -> None:
+    server = start_server(*flags(), "--max-num-seqs", "256" if scale == 1 else "4")
+    figures = await tenants(server, seconds=seconds, scale=scale, only=() if scale == 1 else ("choices",))
+    assert not set(broken_promises("tenants", figures)) - TIMINGS, figures
+    assert not any(load["greedy_had_ended"] for load in figures["loads"].values())
 
 
 @pytest.mark.slow
