@@ -302,7 +302,7 @@ class ChatCompletionRequest(SamplingFields):
         None, ge=1, lt=_INT64, description="most tokens of prompt and choice together, as openai_api.py had it"
     )
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="needs logprobs")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="above 0 it needs logprobs")
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )

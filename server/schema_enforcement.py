@@ -31,6 +31,7 @@ _MAX_TRIAL_CHARS = 1 << 20
 _MAX_TRIALS_S = 0.3
 _MAX_PATTERNS = 256
 _MAX_SHOWN_CHARS = 300
+_MAX_LINES = 16  # of the log, for a request
 
 
 @dataclass(slots=True)
@@ -126,8 +127,7 @@ class SchemaEnforcer:
             ) from error
         for schema in schemas:
             _refuse_strict(schema, param)
-            for fault in schema.faults:
-                self._log(schema, fault)
+        self._log(schemas)
 
     async def _ask_compiler(self, schemas: Sequence[EnforcedSchema], param: str) -> None:
         keys = await self._off_loop.run(
@@ -193,17 +193,19 @@ class SchemaEnforcer:
         for schema, why, _ in failing:
             schema.leave_out([Fault(paths.get(id(schema), ()), why)])
 
-    def _log(self, schema: EnforcedSchema, fault: Fault) -> None:
-        place = EnforcedSchema("parameters", {}).place_of(fault)
-        key = (schema.name, fault.path)
-        if key in self._logged:
-            return
-        self._logged[key] = None
-        if len(self._logged) > _MAX_REMEMBERED:
+    def _log(self, schemas: Sequence[EnforcedSchema]) -> None:
+        found = [(schema.name, fault) for schema in schemas for fault in schema.faults]
+        news = [(name, fault) for name, fault in found if (name, fault.path) not in self._logged]
+        for name, fault in news[:_MAX_LINES]:
+            place = EnforcedSchema("parameters", {}).place_of(fault)
+            # What clients wrote does not make lines of its own.
+            shown = (ascii(text)[1:-1] for text in (name, place, fault.reason))
+            logger.warning("tool %s: %s cannot be enforced as it is: %s", *shown)
+        if len(news) > _MAX_LINES:
+            logger.warning("of the tools of this request %d more keywords cannot be", len(news) - _MAX_LINES)
+        self._logged.update(((name, fault.path), None) for name, fault in news)
+        while len(self._logged) > _MAX_REMEMBERED:
             self._logged.popitem(last=False)
-        # What clients wrote does not make lines of its own.
-        name, place, reason = (ascii(text)[1:-1] for text in (schema.name, place, fault.reason))
-        logger.warning("tool %s: %s cannot be enforced as it is: %s", name, place, reason)
 
 
 def _refuse_strict(schema: EnforcedSchema, param: str) -> None:
