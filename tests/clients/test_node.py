@@ -20,7 +20,8 @@ def results(server: ServerProcess) -> Any:
     """What check.mjs saw; it is run once."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
-    if not (FOLDER / "node_modules" / "openai").exists():
+    wanted = json.loads((FOLDER / "package.json").read_text())["dependencies"]
+    if not all((FOLDER / "node_modules" / name).exists() for name in wanted):
         install = subprocess.run(
             ["npm", "ci", "--no-audit", "--no-fund"], cwd=FOLDER, capture_output=True, text=True, timeout=120
         )

@@ -166,8 +166,9 @@ def test_python_examples_with_other_packages(
 def test_node_examples(example: Example, server: ServerProcess, environment: dict[str, str]) -> None:
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    if not (NODE / "node_modules" / "openai").exists():
-        pytest.skip("the openai package for Node is not installed; tests/clients/test_node.py installs it")
+    wanted = re.findall(r'from "([^"]+)"', example.text)
+    if not all((NODE / "node_modules" / name).exists() for name in wanted):
+        pytest.skip(f"{', '.join(wanted)} for Node are not all installed; tests/clients/test_node.py installs them")
     command = ["node", "--input-type=module", "--eval", example.at(server.url)]
     _check(subprocess.run(command, cwd=NODE, env=environment, capture_output=True, text=True, timeout=200))
 
