@@ -48,6 +48,7 @@ def old(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
 
 
 def no_triton(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model.backends, "cuda", None, raising=False)  # put back afterwards, with all that is in it
     prefixes = ("triton", "model.backends.cuda")
     for name in [name for name in sys.modules if name.startswith(prefixes)]:
         patch.delitem(sys.modules, name)

@@ -591,7 +591,7 @@ def test_a_crowd_that_comes_and_goes(tiny_checkpoint: Path, seed: int) -> None:
 _ids = st.integers(0, 2**40)
 _tokens = st.lists(st.integers(0, 152_063), max_size=20)
 _floats = st.floats(allow_nan=False, allow_infinity=False)
-_logprob = st.builds(TokenLogprob, _floats, _tokens, st.lists(_floats, max_size=5))
+_logprob = st.builds(TokenLogprob, _floats, _tokens, st.lists(_floats, max_size=5), _ids)
 _sampling = st.builds(
     SamplingParams,
     max_tokens=st.integers(0, 10**6),
@@ -639,7 +639,7 @@ _message = st.one_of(
     st.builds(Abort, st.lists(_ids, max_size=4).map(tuple)),
     st.just(Shutdown()),
     st.builds(EngineReady, _ids, _ids, _ids, _ids, _ids, _ids, _text, _text, _floats),
-    st.builds(EngineFailed, _text, st.booleans()),
+    st.builds(EngineFailed, _text, st.booleans(), st.booleans()),
     st.builds(LoadProgress, _ids, _ids),
 )
 
