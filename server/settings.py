@@ -137,7 +137,9 @@ class Settings(BaseModel):
         False, description="quote what in tools' results looks like a step of the assistant (`> Final Answer:`)"
     )
     api_key: Keys = Field((), description="key that lets a caller in (repeatable; better in a file)")
-    api_key_file: Path | None = Field(None, description="file with one key a line, for its owner's eyes only")
+    api_key_file: Path | None = Field(
+        None, description="file with one key a line, for its owner's eyes only; `KEY weight=2` has twice the part"
+    )
     api_auth: str | None = Field(None, pattern=r"(?s)^[^:]+:.+$", description="user:password for HTTP Basic")
     max_body_bytes: Size = Field(4 << 20, description="largest request body")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a first token; more get 429")
