@@ -21,7 +21,7 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from model.backends import make_backend
+from model.backends import find_device
 from model.config import ModelConfig, QuantizationConfig
 from model.errors import CheckpointError, ConfigError, StartupError
 from model.json_file import read_json
@@ -58,7 +58,7 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
         StartupError: source, target, text or device cannot be used; nothing is left behind.
     """
     config = _check_source(options)
-    device = make_backend(options.device, "torch").device
+    device = find_device(options.device)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     _check_target(options, config)

@@ -17,12 +17,14 @@ from model.backends.cuda import operations
 from model.backends.cuda.device_faults import BrokenDeviceError, relative_error
 from model.backends.cuda.notes import Notes
 from model.backends.cuda.operations import KERNELS, TORCH, Operations
+from model.backends.cuda.self_check import trials
 from model.backends.cuda.self_check.check import Finding, check_kernels, try_kernel
 from model.backends.cuda.self_check.trials import TRIALS, KernelShape, trials_for
 from model.errors import ConfigError, RestartNeededError
 from model.sampling_params import SamplingParams
 from model.sampling_row import SamplingRow
 from tests.model.cuda.test_cuda_backend import CPU, InterpretedBackend
+from tests.model.cuda.test_sampling_kernel import expected_token
 from tests.model.test_golden import GOLDEN, assert_golden, greedy_requests, read_cases
 from tests.support.engine_driver import make_driver
 
@@ -103,9 +105,9 @@ QUICK = ("rms_norm", "silu_mul", "rotate_and_cache", "make_decode_inputs", "row_
 
 def test_whole_kernels_are_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """In the odd sizes; other tests have the small ones, and sampling from a whole vocabulary."""
-    trials = {name: trial._replace(sizes=trial.sizes[-1:]) for name, trial in trials_for(SHAPE).items()}
-    trials["sample_rows"] = trials["sample_rows"]._replace(sizes=(300,))
-    monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: trials)
+    odd = {name: trial._replace(sizes=trial.sizes[-1:]) for name, trial in trials_for(SHAPE).items()}
+    odd["sample_rows"] = odd["sample_rows"]._replace(sizes=(300,))
+    monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: odd)
     caplog.set_level("INFO")
     in_use = Operations(CPU)
     check_kernels(in_use, SHAPE, NO_NOTES, must_pass=True)
@@ -119,6 +121,17 @@ def test_a_wrong_token_is_found() -> None:
     wrong = off_by(KERNELS["sample_rows"], lambda ids: ids + 1)
     result = try_kernel("sample_rows", wrong, TRIALS["sample_rows"]._replace(sizes=(300,)), SHAPE)
     assert result.failure is not None
+
+
+@pytest.mark.parametrize("vocab_size", [2, 300, 4352, 60_000, 151_936, 152_064])
+def test_draws_of_the_trial_are_far_from_their_neighbours(vocab_size: int) -> None:
+    """In any vocabulary the expected token is one that the filters keep, by a share that rounding cannot miss."""
+    for seed in range(4):
+        logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
+        for temperature, top_k, top_p, min_p in trials._SAMPLING[1:]:
+            token, draw = trials._middle_of_a_share(logits, temperature, top_k, top_p, min_p)
+            for moved in (draw - 4e-4, draw, draw + 4e-4):
+                assert expected_token(logits, temperature, top_k, top_p, min_p, moved)[0] == token
 
 
 def test_forcing_triton_refuses_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +278,8 @@ def test_golden_replies_with_broken_kernels(
         monkeypatch.setitem(operations.KERNELS, name, broken(name, how[name]))
     backend = InterpretedBackend(CPU)
     monkeypatch.setattr("model.model_runner.make_backend", lambda *arguments: backend)
-    trials = {name: TRIALS[name]._replace(sizes=TRIALS[name].sizes[:1]) for name in how}
-    monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: trials)
+    small = {name: TRIALS[name]._replace(sizes=TRIALS[name].sizes[:1]) for name in how}
+    monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: small)
     monkeypatch.setattr("model.model_runner.ModelRunner._warm_up", lambda self: None)
     case = min(read_cases(folder), key=lambda case: len(case.prompt))
     cases = [dataclasses.replace(case, greedy=case.greedy[:3], greedy_logprobs=case.greedy_logprobs[:3])]

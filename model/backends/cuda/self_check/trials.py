@@ -213,6 +213,8 @@ def _row_matmul(operation: Operation, shape: KernelShape, size: int) -> list[tor
     return [operation(x, weight, None, torch.float32), operation(x, weight, bias)]
 
 
+# A share whose middle no sum in float32 misses.
+_LEAST_SHARE = 1e-3
 # Temperature, top_k, top_p, min_p.
 _SAMPLING = ((0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 20, 0.9, 0.0), (1.5, 0, 0.6, 0.05))
 
@@ -241,7 +243,7 @@ def _sample_rows(operation: Operation | None, shape: KernelShape, size: int) -> 
 def _middle_of_a_share(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[int, float]:
-    """A token that the filters keep, and the draw that picks it."""
+    """A token that the filters keep, and the draw that picks it: the second likeliest, if its share is not tiny."""
     if temperature == 0:
         return int(logits.argmax()), 0.0
     probs = (logits.double().cpu() / temperature).softmax(-1)
@@ -252,7 +254,7 @@ def _middle_of_a_share(
     values[before >= top_p * values.sum()] = 0
     values[values < min_p * values[0]] = 0
     kept = torch.zeros_like(probs).scatter_(0, order, values)
-    token = int(order[1])
+    token = int(order[1 if values[1] > _LEAST_SHARE * values.sum() else 0])
     before_token = float(kept[:token].sum())
     return token, (before_token + float(kept[token]) / 2) / float(kept.sum())
 
