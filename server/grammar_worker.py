@@ -27,7 +27,10 @@ from llguidance import LLMatcher, LLTokenizer
 from model.grammar_compiler import ACCOUNT_S, GrammarAccount, GrammarError, compile_grammar, make_ll_tokenizer
 from model.tokenizer import Tokenizer
 
+# Of CPU time: a busy machine should not refuse what an idle one takes.
 TIME_LIMIT_S = 1.5
+# From the first to the last moment: a crowd of hungry grammars must not keep others waiting for long.
+WAIT_LIMIT_S = 6.0
 # Once a child has said this, silence means that it was ended.
 STARTED = b"S"
 FRAME_HEADER = struct.Struct("!Q")
@@ -102,7 +105,9 @@ def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer, tokenizer: Token
         _limit_memory()
         trial.sendall(STARTED)
         grammars = json.loads(b"".join(iter(lambda: trial.recv(1 << 16), b"")))
-        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)  # the kernel ends the process then
+        # The kernel ends the process then.
+        signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_S)
+        signal.setitimer(signal.ITIMER_REAL, WAIT_LIMIT_S)
         answer = [_judge(ll_tokenizer, grammar, tokenizer) for grammar in grammars]
         trial.sendall(json.dumps(answer).encode())
     finally:

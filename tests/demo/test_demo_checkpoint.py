@@ -247,7 +247,8 @@ def test_an_agent_with_two_tools_answers_a_question_that_needs_both(trained: Ser
 
 
 def test_the_guide_s_qwen_agent_calls_and_answers(trained: ServerProcess, tmp_path: Path) -> None:
-    (example,) = (example for example in examples(ROOT / "docs" / "clients.md") if "qwen_agent" in example.text)
+    how = "run by: tests/demo/test_demo_checkpoint.py"
+    (example,) = (example for example in examples(ROOT / "docs" / "clients.md") if example.how == how)
     (tmp_path / "agent.py").write_text(example.at(trained.url))
     done = subprocess.run([sys.executable, "agent.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
     thought, call, result, answer = map(json.loads, done.stdout.splitlines())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from model.errors import EngineUnavailableError, InvalidRequestError
 from server import grammar_worker
 from server.grammar_check import GrammarChecker
 from tests.support.grammars import GRAMMARS
+from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
 
@@ -245,3 +249,27 @@ async def test_what_a_grammar_takes_counts_for_each_choice(monkeypatch: pytest.M
     with pytest.raises(InvalidRequestError, match="too long to follow for 51 choices"):
         await checker.check({"it": "'it'"}, param="p", num_choices=51)
     checker.close()
+
+
+@pytest.mark.parametrize(("judge", "answer"), [("time.sleep(0.2) or (None, 0)", [[None, 0]]), ("spin()", None)])
+def test_only_the_work_on_a_grammar_is_limited_not_the_wait_for_a_busy_machine(judge: str, answer: object) -> None:
+    code = f"""
+import itertools, json, os, socket, time
+from server import grammar_worker
+def spin():
+    for _ in itertools.count():
+        pass
+grammar_worker.TIME_LIMIT_S = 0.05
+grammar_worker._judge = lambda *_: {judge}
+ours, theirs = socket.socketpair()
+if os.fork() == 0:
+    ours.close()
+    grammar_worker._run_trial(theirs, None, None)
+theirs.close()
+ours.sendall(b'["a grammar"]')
+ours.shutdown(socket.SHUT_WR)
+print(json.dumps(b"".join(iter(lambda: ours.recv(4096), b"")).removeprefix(grammar_worker.STARTED).decode()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    said = json.loads(done.stdout)
+    assert (json.loads(said) if said else None) == answer
