@@ -1,6 +1,6 @@
 """Looks at a folder before anything in it is missed: what people name that is no checkpoint has a sentence of its own.
 
-Pure: names, sizes and the first bytes of small files are looked at, never a tensor.
+Pure: names and the first bytes of files are looked at, never a tensor.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from model.json_file import read_json
 
 MODEL_TYPE = "qwen"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_MAX_POINTER_BYTES = 1024
-_FETCHED_BY_LFS = ("*.safetensors", "*.bin", "*.tiktoken", "*.json")
+_WEB_PAGE = (b"<!doctype html", b"<html")
+_NUM_FIRST_BYTES = 64
+_FETCHED = ("*.safetensors", "*.bin", "*.tiktoken", "*.json")
 _ADAPTER = "adapter_config.json"
 # model_type of later generations, and what those call themselves; the first one's is "qwen".
 _GENERATIONS = {"qwen2": "Qwen1.5, Qwen2 or Qwen2.5", "qwen3": "Qwen3"}
@@ -23,8 +24,8 @@ def require_checkpoint(folder: Path) -> None:
     """Refuses a folder that is plainly something else than a checkpoint; anything doubtful passes.
 
     Raises:
-        CheckpointError: it is empty, an adapter, a GGUF file's, a hub's cache, of another architecture, or was cloned
-            without its large files.
+        CheckpointError: it is empty, an adapter, a GGUF file's, a hub's cache, of another architecture, or has
+            something else in a file's place.
     """
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -32,7 +33,7 @@ def require_checkpoint(folder: Path) -> None:
         return  # whoever reads the files says what is wrong
     if not names:
         raise CheckpointError(f"{folder}: is empty; a checkpoint has config.json, qwen.tiktoken and its weights")
-    _refuse_pointers(folder)
+    _refuse_stand_ins(folder)
     if "config.json" in names:
         model_type = read_json(folder / "config.json").get("model_type")
         if model_type != MODEL_TYPE:
@@ -43,7 +44,8 @@ def require_checkpoint(folder: Path) -> None:
     gguf = sorted(name for name in names if name.lower().endswith(".gguf"))
     if gguf:
         raise CheckpointError(describe_file(folder / gguf[0]))
-    below = sorted(path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/config.json"))
+    depths = ("*", "snapshots/*", "*/snapshots/*")  # the last two of a hub's cache
+    below = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}/config.json"))
     if below:
         raise CheckpointError(f"{folder}: is no checkpoint itself, but holds {below[-1].relative_to(folder)}: serve"
                               f" {below[-1]}")  # fmt: skip
@@ -68,26 +70,27 @@ def _describe_model_type(model_type: object) -> str:
     return f"model_type is {model_type!r}; {ours}"
 
 
-def _refuse_pointers(folder: Path) -> None:
-    for pattern in _FETCHED_BY_LFS:
-        for path in sorted(folder.glob(pattern)):
-            try:
-                if path.stat().st_size > _MAX_POINTER_BYTES:
-                    continue
-                with path.open("rb") as file:
-                    is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-            except OSError:
-                continue
-            if is_pointer:
-                raise CheckpointError(
-                    f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}"
-                )
+def _refuse_stand_ins(folder: Path) -> None:
+    """Refuses what came in the place of a file."""
+    for path in sorted(path for pattern in _FETCHED for path in folder.glob(pattern)):
+        try:
+            with path.open("rb") as file:
+                start = file.read(_NUM_FIRST_BYTES)
+        except OSError:
+            continue
+        if start.startswith(_LFS_POINTER):
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+        if start.lstrip().lower().startswith(_WEB_PAGE):
+            raise CheckpointError(
+                f"{path}: is a web page, not the file itself; download it again, as with `hf download`"
+            )
 
 
 def _describe_adapter(path: Path) -> str:
-    base = read_json(path).get("base_model_name_or_path") or "a model it does not name"
-    kind = read_json(path).get("peft_type") or "an"
+    config = read_json(path)
+    base = config.get("base_model_name_or_path") or "a model that it does not name"
+    kind = f" ({config['peft_type']})" if config.get("peft_type") else ""
     return (
-        f"this is an adapter of {base} ({kind}), not a whole model; merge it first (PEFT's merge_and_unload(), then"
+        f"this is an adapter of {base}{kind}, not a whole model; merge it first (PEFT's merge_and_unload(), then"
         " save_pretrained()) and serve what that writes"
     )

@@ -84,7 +84,7 @@ class Settings(BaseModel):
     revision: str | None = Field(
         None, min_length=1, description="branch, tag or commit of a hub id (default: its main branch)"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; localhost is IPv4 and IPv6")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; localhost is IPv4 and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     root_path: str = Field(
         "", pattern=r"^((/[\w.~-]+)+)?$", description="path prefix under which a proxy serves it, such as /qwen"

@@ -44,6 +44,15 @@ def snapshot(folder: Path) -> None:
     (inner / "config.json").write_text("{}")
 
 
+def cache(folder: Path) -> None:
+    (folder / "models--Qwen--Qwen-7B").mkdir()
+    snapshot(folder / "models--Qwen--Qwen-7B")
+
+
+def nameless_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
 FOLDERS = [
     (empty, "is empty"),
     (adapter, r"an adapter of Qwen/Qwen-7B-Chat \(LORA\), not a whole model; merge it"),
@@ -53,6 +62,8 @@ FOLDERS = [
     (of_type("qwen3_moe"), "a Qwen3 model"),
     (of_type("qwen4"), "a later Qwen model"),
     (of_type("llama"), "model_type is 'llama'; this server runs first-generation Qwen"),
+    (nameless_adapter, r"is an adapter of a model that it does not name, not a whole model"),
+    (cache, r"holds models--Qwen--Qwen-7B/snapshots/abc: serve"),
     (snapshot, r"is no checkpoint itself, but holds snapshots/abc: serve .*/snapshots/abc$"),
 ]
 
@@ -78,11 +89,14 @@ def test_it_is_told_what_it_is(
 
 
 @pytest.mark.parametrize("name", ["config.json", "qwen.tiktoken", "model.safetensors", "generation_config.json"])
-def test_files_that_git_did_not_fetch(name: str, demo_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_came_in_the_place_of_a_file(name: str, demo_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cloned"
     shutil.copytree(demo_checkpoint, folder)
     (folder / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=rf"{name}: is a Git LFS pointer.*run `git lfs pull` in {folder}"):
+        ModelConfig.from_folder(folder)
+    (folder / name).write_text("\n<!DOCTYPE html><html>" + "x" * 5000)
+    with pytest.raises(CheckpointError, match=rf"{name}: is a web page"):
         ModelConfig.from_folder(folder)
 
 
