@@ -14,6 +14,7 @@ import json
 import random
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,21 @@ class Load:
     Args:
         engine: to step.
         vocab_size: of its checkpoint.
+        top_p: below 1 draws at temperature 1; 1 is greedy.
     """
 
-    def __init__(self, engine: Engine, vocab_size: int) -> None:
+    def __init__(self, engine: Engine, vocab_size: int, top_p: float = 1.0) -> None:
         self._engine = engine
+        self._sampling = SamplingParams(
+            max_tokens=1, temperature=0.0 if top_p == 1 else 1.0, top_p=top_p, ignore_eos=True
+        )
         self._vocab_size = vocab_size
         self._random = random.Random(0)
         self._next_id = 0
 
     def add(self, num_seqs: int, prompt_len: int, num_tokens: int) -> None:
         """Queues sequences."""
-        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        sampling = replace(self._sampling, max_tokens=num_tokens)
         for _ in range(num_seqs):
             prompt = [self._random.randrange(self._vocab_size) for _ in range(prompt_len)]
             self._next_id += 1
@@ -115,7 +120,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device, limi
     width = 4 if ready.dtype == "float32" else 2
     weights = ready.weights_bytes - shape.vocab_size * shape.hidden_size * width
     kv_bytes = kv_bytes_per_token(shape, 1 if arguments.kv_cache_dtype == "int8" else width)
-    load = Load(engine, shape.vocab_size)
+    load = Load(engine, shape.vocab_size, arguments.top_p)
     load.decode(1, 8, 8)
     rows = []
     for batch_size in arguments.batch_sizes:
@@ -197,6 +202,7 @@ def _circumstances(arguments: argparse.Namespace, device: torch.device, limits: 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "prompt_len": arguments.prompt_len,
         "num_tokens": arguments.num_tokens,
+        "top_p": arguments.top_p,
         **limits,
     }
 
@@ -258,6 +264,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--num-tokens", type=int, default=256)
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw at temperature 1 (default: greedy)")
     parser.add_argument("--prefill-len", type=int, default=4096)
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--kv-cache-memory-bytes", type=int, help="default: what is free")

@@ -14,6 +14,8 @@ import torch
 
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
+from model.backends.cuda.backend import CudaBackend
+from model.backends.cuda.decode_graphs import CapturedDecodes
 from model.checkpoint import load_weights
 from model.config import ModelConfig
 from model.engine import Engine
@@ -139,6 +141,44 @@ def test_graphs_and_steps_ahead_change_nothing(tiny_checkpoint: Path, mode: dict
     greedy = {i for r in requests if r.sampling.temperature == 0 for i in r.seq_ids}
     assert not greedy & set(different)
     assert len(different) <= len(expected) // 10
+
+
+def test_late_copies_change_nothing(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is kept busy before what a step copies to it and from it: whoever does not wait reads old numbers."""
+    requests = random_requests(random.Random(5), 12, 60)
+    settings: dict[str, Any] = {"num_blocks": 60, "block_size": 4, "max_model_len": 110, "max_num_batched_tokens": 24}
+    expected = run_staggered(drive(tiny_checkpoint, **settings), requests, 2)
+    replay, copy_to_host = CapturedDecodes.run, CudaBackend.copy_to_host
+
+    def late_replay(self: CapturedDecodes, *arguments: Any) -> torch.Tensor:
+        torch.cuda._sleep(3_000_000)  # some 2 ms
+        return replay(self, *arguments)
+
+    def late_copy(self: CudaBackend, tensors: list[torch.Tensor]) -> Any:
+        torch.cuda._sleep(1_000_000)
+        return copy_to_host(self, tensors)
+
+    monkeypatch.setattr(CapturedDecodes, "run", late_replay)
+    monkeypatch.setattr(CudaBackend, "copy_to_host", late_copy)
+    found = run_staggered(drive(tiny_checkpoint, **settings), requests, 2)
+    assert {i: facts(reply) for i, reply in found.items()} == {i: facts(reply) for i, reply in expected.items()}
+
+
+def test_graphs_of_256_rows(tiny_checkpoint: Path) -> None:
+    """The largest graph of the default settings, and some between the recorded sizes, against eager steps."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(300) for _ in range(rng.randint(1, 20))] for _ in range(256)]
+    requests = [
+        AddRequest(
+            seq_ids=(i,), request_id=str(i), prompt_ids=prompt,
+            sampling=SamplingParams(max_tokens=1 + i % 9, temperature=0.0),
+        )
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    settings: dict[str, Any] = {"max_num_seqs": 256, "max_model_len": 64, "num_blocks": 2000}
+    expected = drive(tiny_checkpoint, cuda_graphs=False, **settings).run(requests)
+    found = drive(tiny_checkpoint, **settings).run(requests)
+    assert [found[i].token_ids for i in found] == [expected[i].token_ids for i in found]
 
 
 @pytest.mark.timeout(3600)

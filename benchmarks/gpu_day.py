@@ -1,0 +1,167 @@
+"""Everything that only a GPU can show, in one command: `python -m benchmarks.gpu_day --minutes 25`.
+
+Parts run one after another, what finds the worst first: does it work, is it right, how fast is it. Each is a process
+with a limit of its own; what it said and measured is written before the next begins, so that a day that ends early
+keeps what it had, and the same command goes on where the last one stopped (`--again` begins anew). After each part the
+table between the markers of RESULTS.md is made again from the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import gpu_table
+from server.run_module import module_command
+
+ROOT = Path(__file__).resolve().parents[1]
+_TAIL_CHARACTERS = 6000
+
+
+class Part(NamedTuple):
+    """One process.
+
+    Attributes:
+        name: of its files.
+        limit_s: it is ended after this time; what it had written until then counts.
+        command: of the process; `{json}` stands for the file its figures go to.
+    """
+
+    name: str
+    limit_s: float
+    command: list[str]
+
+
+def parts(device: str, *, is_small: bool) -> list[Part]:
+    """All parts in order.
+
+    Args:
+        device: that is measured.
+        is_small: tiny shapes and few tests: to see the command itself work, on any machine.
+    """
+    decode = ["--device", device, "--json", "{json}"]
+    short = ["--prompt-len", "128", "--num-tokens", "48"]
+    small = [
+        "--shapes", "tiny", "--dtype", "float32", "--batch-sizes", "1", "2", "--prompt-len", "9", "--num-tokens", "6",
+        "--prefill-len", "40", "--max-model-len", "128", "--kv-cache-memory-bytes", "2000000",
+    ]  # fmt: skip
+    plain_tests = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    if is_small:
+        return [
+            Part("roofline-sampled", 60, module_command("benchmarks.roofline", *decode, *small, "--top-p", "0.8")),
+            Part("memory", 60, module_command("benchmarks.peak_memory", *decode, "--shapes", "tiny")),
+            Part(
+                "http", 120, module_command("benchmarks.gpu_http", *decode, "--concurrency", "2", "--max-tokens", "4")
+            ),
+        ]
+
+    def roofline(name: str, limit_s: float, *arguments: str) -> Part:
+        return Part(name, limit_s, module_command("benchmarks.roofline", *decode, *arguments))
+
+    kernels = [*plain_tests, "-n", "6", "-m", "not slow", "tests/gpu", "tests/model/cuda"]
+    alone = "tests/gpu/test_engine_on_gpu.py::test_the_cache_takes_its_share_of_the_memory"
+    reports = ["-s", "-k", "agreement or int8_cache or invariance", "tests/gpu/test_engine_on_gpu.py"]
+    sanitizer = "tests/gpu/test_engine_on_gpu.py::test_no_illegal_access"
+    return [
+        Part("doctor", 120, module_command("server", "doctor", "--device", device, "--json")),
+        Part("tests", 240, module_command("pytest", *kernels, "--deselect", alone)),
+        Part("tests-alone", 60, module_command("pytest", *plain_tests, alone)),
+        Part("agreement", 90, module_command("pytest", *plain_tests, *reports)),
+        roofline("roofline", 180, "--shapes", "1.8b", "7b", "7b-int4", "--batch-sizes", "1", "4", "16", "64", *short),
+        roofline("roofline-sampled", 90, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "1", "64", "--top-p", "0.8"),
+        Part("memory", 180, module_command("benchmarks.peak_memory", *decode)),
+        Part("http", 120, module_command("benchmarks.gpu_http", *decode)),
+        roofline("roofline-14b", 120, "--shapes", "14b", "14b-int4", "--batch-sizes", "1", "4", "16", "64", *short),
+        roofline("roofline-72b", 150, "--shapes", "72b-int4", "--batch-sizes", "1", "4", "16", *short),
+        roofline("roofline-256", 150, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "256", *short),
+        roofline("peer", 240, "--shapes", "7b", "--batch-sizes", "1", "16", "--peer", *short),
+        Part("sanitizer", 300, module_command("pytest", *plain_tests, "-m", "slow", sanitizer)),
+    ]
+
+
+def run_part(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:
+    """Runs one part and writes down what came of it.
+
+    Args:
+        part: what to run.
+        folder: for its files.
+        limit_s: no longer than this.
+    """
+    figures_file = folder / f"{part.name}.figures.json"
+    command = [word.replace("{json}", str(figures_file)) for word in part.command]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s, check=False
+        )
+        output, status = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as e:
+        output, status = e.stdout or b"", None
+    text = output.decode(errors="replace")
+    result = {
+        "name": part.name,
+        "status": status,
+        "seconds": round(time.monotonic() - started, 1),
+        "output": text[-_TAIL_CHARACTERS:],
+        "figures": json.loads(figures_file.read_text()) if figures_file.exists() else None,
+    }
+    (folder / f"{part.name}.log").write_text(text)
+    (folder / f"{part.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def run_day(all_parts: Sequence[Part], folder: Path, minutes: float, results: Path | None) -> int:
+    """Runs the parts that are not done yet, as far as the time goes.
+
+    Returns:
+        How many of all parts failed, ran out of their time, or were not begun.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * minutes
+    num_missing = 0
+    for part in all_parts:
+        file = folder / f"{part.name}.json"
+        if not file.exists():
+            left_s = deadline - time.monotonic()
+            if left_s < min(20.0, part.limit_s):
+                print(f"{part.name}: no time left")
+                num_missing += 1
+                continue
+            run_part(part, folder, min(part.limit_s, left_s))
+            if results is not None:
+                gpu_table.write(folder, results)
+        result = json.loads(file.read_text())
+        word = {0: "done", None: "out of time"}.get(result["status"], f"failed with status {result['status']}")
+        print(f"{part.name}: {word}, {result['seconds']} s", flush=True)
+        num_missing += result["status"] != 0
+    return num_missing
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its status is 0 when every part did."""
+    parser = argparse.ArgumentParser(description="Everything that only a GPU can show.")
+    parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing that would end later")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "benchmarks" / ".cache" / "gpu_day", help="of all figures"
+    )
+    parser.add_argument("--again", action="store_true", help="forget what earlier runs have done")
+    parser.add_argument("--small", action="store_true", help="tiny shapes: see the command work, on a CPU too")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="whose table is made")
+    options = parser.parse_args(arguments)
+    if options.again:
+        for file in options.folder.glob("*.json"):
+            file.unlink()
+    return (
+        run_day(parts(options.device, is_small=options.small), options.folder, options.minutes, options.results) and 1
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
