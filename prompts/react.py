@@ -137,11 +137,14 @@ def render(
         _add_instruction(turns, tools)
     place, opening = _open(turns, last, tool_choice, can_call, continued) if open_turn else ("text", "")
     # The published server strips all turns once more where it continues a text, but not where it answers a user.
-    kept_end = _EMPTY_QUESTION if last is not None and last.role == "user" else "\0"
-    plain = [
-        Message(turn.role, turn.text if turn.text.endswith(kept_end) else strip_content(turn.text)) for turn in turns
-    ]
+    keeps_space = last is not None and last.role == "user"
+    plain = [Message(turn.role, _stripped(turn.text, keeps_space=keeps_space)) for turn in turns]
     return ReActPrompt(chatml.render(plain, default_system=default_system, open_turn=open_turn), place, opening)
+
+
+def _stripped(text: str, *, keeps_space: bool) -> str:
+    """A turn's text without space around it, but for that behind the `Question:` of an empty message."""
+    return text if keeps_space and text.endswith(_EMPTY_QUESTION) else strip_content(text)
 
 
 def forced_opening(tool_choice: ToolChoice) -> str:
