@@ -82,4 +82,6 @@ def _grammar(custom: Mapping[str, Any], index: int) -> tuple[str, str] | None:
         )
     if not isinstance(definition, str) or not definition or len(definition) > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(f"'{param}.grammar.definition' must be a text of reasonable length.", param=param)
+    if definition != definition.encode(errors="replace").decode():
+        raise InvalidRequestError(f"'{param}.grammar.definition' has half a surrogate pair in it.", param=param)
     return syntax, definition

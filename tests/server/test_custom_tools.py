@@ -150,6 +150,8 @@ def test_other_tools_still_take_json() -> None:
         (custom(type="grammar"), "tools[0].custom.format"),
         (custom(type="grammar", grammar={"syntax": "ebnf", "definition": "x"}), "tools[0].custom.format"),
         (custom(type="grammar", grammar={"syntax": "lark", "definition": ""}), "tools[0].custom.format"),
+        (regex("[a\ud800]"), "tools[0].custom.format"),
+        (custom(type="grammar", grammar={"syntax": "lark", "definition": 'start: "\ud800"'}), "tools[0].custom.format"),
         ({"type": "computer"}, "tools[0].type"),
     ],
 )
