@@ -160,7 +160,7 @@ def _rotate_and_cache(operation: Operation, shape: KernelShape, size: int) -> li
 
 
 def _decode_attention(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
-    """One short context in one part; or several, one of them empty, one long enough to be split."""
+    """One short context in one part; or several, one of them empty, one in more parts than are merged at once."""
     draw = Draw(shape, size)
     lengths = [5] if size == 1 else [1, 0, 299][:size]
     counts = [-(-length // shape.block_size) for length in lengths]
@@ -172,7 +172,7 @@ def _decode_attention(operation: Operation, shape: KernelShape, size: int) -> li
     query = (draw.normal(size, shape.num_heads, shape.head_dim) / shape.head_dim**0.5).to(shape.dtype)
     out = torch.full_like(query, float("nan"))
     decodes = DecodeRows(numbers[0], numbers[1], numbers[2], table)
-    operation(query, *cache, decodes, out, block_size=shape.block_size, num_splits=1 if size == 1 else 3)
+    operation(query, *cache, decodes, out, block_size=shape.block_size, num_splits=1 if size == 1 else 20)
     return [out]
 
 
