@@ -44,8 +44,6 @@ UNENFORCED: dict[str, tuple[object, ...]] = {
     "$recursiveRef": (),
 }
 FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
-# Names for the dynamic references above.
-_DROPPED = frozenset({"$dynamicAnchor", "$recursiveAnchor"})
 
 
 class Fault(NamedTuple):
@@ -101,7 +99,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }  # fmt: skip
 
 
-_READ = frozenset({"type", "items", *UNENFORCED, *_DROPPED, *_CHECKS, *ONE})
+_READ = frozenset({"type", "items", *UNENFORCED, *_CHECKS, *ONE})
+# What a compiler reads besides; all else (descriptions, defaults, vendors' keywords) says nothing about a value.
+_KEPT = frozenset({"const", "$id", "x-guidance"})
+_DIALECTS = ("http://json-schema.org/", "https://json-schema.org/")
 
 
 def examine(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
@@ -110,7 +111,15 @@ def examine(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     References by the names of places (`$anchor`, draft-07's `$id`) become pointers. Time is linear in the schema.
     """
     examination = _Examination(schema)
-    return examination.schema(schema, (), 0), examination.faults
+    examined = examination.schema(schema, (), 0)
+    if not examination.refers_by_id:
+        for _, node in subschemas(examined):
+            node.pop("$id", None)  # they name nothing that is meant, and not all that is written there is a URI
+    return examined, examination.faults
+
+
+def _is_dialect(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(_DIALECTS)
 
 
 class _Examination:
@@ -119,14 +128,15 @@ class _Examination:
         # Looked for when a reference needs them.
         self._anchors: dict[str, str] | None = None
         self._has_ids: bool | None = None
+        self.refers_by_id = False
         self.faults: list[Fault] = []
 
     def schema(self, node: Mapping[str, Any], path: Path, depth: int) -> dict[str, Any]:
         enforced = {}
         for keyword, value in node.items():
-            # Most of a schema: descriptions, and types as they should be.
             if keyword not in _READ or (keyword == "type" and isinstance(value, str) and value in _TYPES):
-                enforced[keyword] = value
+                if keyword in _KEPT or keyword == "type" or (keyword == "$schema" and _is_dialect(value)):
+                    enforced[keyword] = value
                 continue
             place = (*path, keyword)
             if keyword in ("minProperties", "maxProperties") and _has_optional(node):
@@ -144,7 +154,7 @@ class _Examination:
     def _keyword(self, keyword: str, value: Any, place: Path, depth: int) -> Any:
         """What is kept of a keyword's value, or MISSING."""
         neutral = UNENFORCED.get(keyword, ())
-        if keyword in _DROPPED or any(type(value) is type(one) and value == one for one in neutral):
+        if any(type(value) is type(one) and value == one for one in neutral):
             return MISSING
         if keyword in UNENFORCED:
             return self._fault(place, "this keyword is not enforced here")
@@ -197,6 +207,7 @@ class _Examination:
             if self._has_ids is None:
                 self._has_ids = any("$id" in node for _, node in subschemas(self._root))
             if self._has_ids:
+                self.refers_by_id = True
                 return value
             return self._fault(place, f"{value[:200]!r} is not in this schema, and nothing is fetched")
         reference = value
@@ -213,8 +224,9 @@ class _Examination:
 
 # What a schema is looser without. Of a type and a list of values that contradict it, the values are what was meant.
 _CONSTRAINTS = (
-    *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    *("multipleOf", "minItems", "maxItems", "minProperties", "maxProperties", "patternProperties", "required"),
+    *("x-guidance", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum"),
+    *("exclusiveMaximum", "multipleOf", "minItems", "maxItems", "minProperties", "maxProperties"),
+    *("patternProperties", "required"),
     *("additionalProperties", "prefixItems", "items", "allOf", "oneOf", "anyOf", "$ref", "type", "const", "enum"),
 )
 

@@ -31,12 +31,12 @@ def children(node: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
             yield from (((keyword, index), child) for index, child in enumerate(value))
 
 
-def subschemas(root: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def subschemas(root: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields all schemas inside a schema with their paths, itself first."""
     stack: list[tuple[Path, Any]] = [((), root)]
     while stack:
         path, node = stack.pop()
-        if isinstance(node, Mapping):
+        if isinstance(node, dict):
             yield path, node
             stack.extend((path + steps, child) for steps, child in children(node))
 

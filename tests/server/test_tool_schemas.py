@@ -224,8 +224,17 @@ async def test_the_formats_are_those_the_compiler_knows(name: str) -> None:
 def test_values_that_demand_nothing_are_no_faults() -> None:
     harmless = {"uniqueItems": False, "unevaluatedProperties": True, "dependentRequired": {}, "propertyNames": {}}
     assert examine({"type": "array", **harmless, "minItems": 2.0}) == ({"type": "array", "minItems": 2}, [])
-    data = {"enum": [{"$ref": "#/no", "type": "float"}], "default": {"pattern": "("}, "examples": [{"not": 1}]}
-    assert examine(data) == (data, [])
+    data = {"enum": [{"$ref": "#/no", "type": "float"}], "const": {"not": 1}}
+    said = {"description": "\ud800", "default": {"pattern": "("}, "examples": [{"not": 1}], "nullable": 5, "id": "^"}
+    assert examine({**data, **said}) == (data, [])
+
+
+async def test_what_is_said_about_a_schema_does_not_disturb_it() -> None:
+    said = {"description": "half a pair: \ud800", "$schema": "mine", "$id": "^no uri$", "$comment": {"a": 1}}
+    assert await loosened({**said, **parameters({"type": "null", **said})}) == parameters({"type": "null"})
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    by_id = {"$schema": draft, "$ref": "http://x/a", "$defs": {"a": {"$id": "http://x/a", "type": "null"}}}
+    assert await loosened(by_id) == by_id
 
 
 def test_the_readme_names_what_is_not_enforced() -> None:
