@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 
 import torch
@@ -220,18 +220,20 @@ class Engine:
         self._scheduler.advance(batch)
         return self._commit(batch, step.result, step)
 
-    def _plan(self) -> ScheduledBatch:
+    def _plan(self, left_out: Collection[int] = ()) -> ScheduledBatch:
         self._scheduler.max_num_batched_tokens = self._guard.token_budget
-        batch = self._scheduler.schedule(self._runner.grammars.late)
+        batch = self._scheduler.schedule(self._runner.grammars.late.union(left_out))
         self._is_idle = not batch
         return batch
 
     def _step_ahead(self) -> list[SequenceOutput]:
         """Launches a step, then waits for the one before it."""
         outputs: list[SequenceOutput] = []
-        if self._in_flight is not None and self._needs_tokens(self._in_flight.batch):
+        unread = self._unread()
+        batch = self._plan(unread)
+        if unread and not batch:  # nothing else to do meanwhile
             outputs += self._settle()
-        batch = self._plan()
+            batch = self._plan()
         with self.watchdog.excused():
             launched = self._launch(batch) if batch else None
         if self._in_flight is not None:
@@ -242,9 +244,15 @@ class Engine:
             outputs += self._step_guarded()  # finds out whose fault it was
         return outputs
 
-    def _needs_tokens(self, batch: ScheduledBatch) -> bool:
-        """Whether the host must see a step's tokens to plan the next: a grammar says what may follow them."""
-        return any(entry.seq.sampling.grammar is not None for entry in batch.entries)
+    def _unread(self) -> set[int]:
+        """The sequences in flight that can go on only when the host has seen their token: a grammar says what follows.
+
+        They run in every other step, all others in each.
+        """
+        if self._in_flight is None:
+            return set()
+        sampled = [entry.seq for entry in self._in_flight.batch.entries if entry.needs_sampling]
+        return {seq.seq_id for seq in sampled if seq.sampling.grammar is not None}
 
     def _launch(self, batch: ScheduledBatch) -> PendingStep | Exception:
         """Starts a step, or returns why it cannot be started."""

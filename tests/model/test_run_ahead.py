@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -169,19 +170,50 @@ def test_everything_aborted_leaves_no_work(tiny_checkpoint: Path) -> None:
     assert not driver.engine.has_work()
 
 
-def test_a_grammar_waits_for_each_token(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it allows next depends on the token, so such a step is read before the next one is launched."""
+def test_a_grammar_waits_for_each_token_and_others_do_not(
+    demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it allows next depends on the token, so its sequence is left out of the step that is launched meanwhile."""
     requests = [
         AddRequest(
             seq_ids=(number,),
             request_id=str(number),
             prompt_ids=[40 + number],
-            sampling=SamplingParams(max_tokens=6, temperature=0.0, grammar=grammar),
+            sampling=SamplingParams(max_tokens=6 if grammar else 12, temperature=0.0, grammar=grammar),
         )
         for number, grammar in enumerate([GRAMMAR, None])
     ]
     expected = make_driver(demo_checkpoint).run(requests)
-    found = make_driver(demo_checkpoint, run_ahead=True).run(requests)
+    driver = make_driver(demo_checkpoint, run_ahead=True)
+    steps: list[tuple[set[int], bool]] = []  # who is in a step, and whether another is in flight
+    original = driver.engine._runner.launch
+
+    def launch(batch: ScheduledBatch) -> Any:
+        steps.append(({entry.seq.seq_id for entry in batch}, driver.engine._in_flight is not None))
+        return original(batch)
+
+    monkeypatch.setattr(driver.engine._runner, "launch", launch)
+    found = driver.run(requests)
+    assert {i: facts(r) for i, r in found.items()} == {i: facts(r) for i, r in expected.items()}
+    together = steps[next(i for i, (seqs, _) in enumerate(steps) if 0 in seqs) :][:11]
+    for (seqs, _), (following, is_ahead) in itertools.pairwise(together):
+        assert is_ahead, "nobody waits for the grammar"
+        assert not (0 in seqs and 0 in following)
+        assert 1 in following
+
+
+def test_grammars_alone_wait(demo_checkpoint: Path) -> None:
+    """With nobody else, each step is read before the next one is launched."""
+    requests = [
+        AddRequest(
+            seq_ids=(i,), request_id=str(i), prompt_ids=[40 + i],
+            sampling=SamplingParams(max_tokens=6, temperature=0.0, grammar=GRAMMAR),
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    expected = make_driver(demo_checkpoint).run(requests)
+    driver = make_driver(demo_checkpoint, run_ahead=True)
+    found = run_staggered(driver, requests, 0)
     assert {i: facts(r) for i, r in found.items()} == {i: facts(r) for i, r in expected.items()}
 
 
