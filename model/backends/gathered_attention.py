@@ -11,10 +11,11 @@ from collections.abc import Sequence as AbstractSequence
 import torch
 import torch.nn.functional as F
 
-# Of gathered keys and values at a time.
+# Of gathered keys and values at a time; and of scores, where torch writes them out.
 _GATHER_BYTES = 256 << 20
 # Queries of a chunk at a time: what is masked grows with them.
 _QUERY_ROWS = 1024
+_MIN_QUERY_ROWS = 16
 
 
 def slots_of(
@@ -102,8 +103,9 @@ def attend_chunk(
     positions = torch.arange(len(slots), device=slots.device)
     for heads in _head_ranges(data, len(slots)):
         keys, values = _gather(data, scales, heads, slots, query.dtype)
-        for low in range(0, len(query), _QUERY_ROWS):
-            rows = query[low : low + _QUERY_ROWS, heads].transpose(0, 1)
+        step = _rows_at_once(query, len(slots) * keys.shape[0])
+        for low in range(0, len(query), step):
+            rows = query[low : low + step, heads].transpose(0, 1)
             end = start + low + rows.shape[1]
             is_seen = positions[None, :end] <= positions[start + low : end, None]
             part = _attend(rows[None], keys[None, :, :end], values[None, :, :end], is_seen)
@@ -120,6 +122,18 @@ def _head_ranges(data: torch.Tensor, num_keys: int) -> list[slice]:
     num_heads = data.shape[1]
     step = max(1, min(num_heads, _GATHER_BYTES // max(1, num_keys * _key_bytes(data))))
     return [slice(low, min(low + step, num_heads)) for low in range(0, num_heads, step)]
+
+
+def _rows_at_once(query: torch.Tensor, num_keys: int) -> int:
+    """Rows of a chunk whose scores, twice in float32, stay within bounds; a fused kernel writes none.
+
+    Args:
+        query: of the chunk.
+        num_keys: of all heads together.
+    """
+    if query.device.type == "cuda" and query.dtype != torch.float32:
+        return _QUERY_ROWS
+    return max(_MIN_QUERY_ROWS, min(_QUERY_ROWS, _GATHER_BYTES // (8 * max(1, num_keys))))
 
 
 def _gather(

@@ -31,7 +31,7 @@ def test_random_mixes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(seed)
     if seed % 3 == 0:
         monkeypatch.setattr(gathered_attention, "_GATHER_BYTES", 4000)
-        monkeypatch.setattr(gathered_attention, "_QUERY_ROWS", 7)
+        monkeypatch.setattr(gathered_attention, "_MIN_QUERY_ROWS", 7)
     dtype = [torch.float32, torch.bfloat16, torch.float16][seed % 3 if seed < 3 else (seed + 1) % 3]
     config = dataclasses.replace(CONFIG, rotary_dim=rng.choice([16, 8]), seq_length=rng.choice([5, 20]))
     block_size = rng.choice([1, 4, 16])
@@ -50,6 +50,15 @@ def test_random_mixes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             for seq in rng.sample(alive, rng.randrange(1, len(alive) + 1))
         ]
         run_step(backend, config, cache, chunks, TOLERANCE[dtype])
+
+
+def test_scores_that_are_written_out_are_bounded() -> None:
+    """64 heads of 32,768 keys in float32: 17 GB for 1,024 rows at once, twice as scores and as probabilities."""
+    query = torch.empty(4096, 64, 128, device="meta")
+    num_rows = gathered_attention._rows_at_once(query, 64 * 32_768)
+    assert num_rows == 16
+    assert gathered_attention._rows_at_once(query, 32 * 8192) == (256 << 20) // (8 * 32 * 8192)
+    assert gathered_attention._rows_at_once(query, 100) == 1024
 
 
 def test_groups_hold_like_lengths_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
