@@ -31,7 +31,6 @@ _FIRST_RELEASE_NAMES = {
 _MISSPELT = {
     "use_dynamc_ntk": "use_dynamic_ntk",
     "use_long_attn": "use_logn_attn",
-    "use_logn_attention": "use_logn_attn",
 }
 # Parts that other models of the same model_type have, and what those are called.
 _OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}

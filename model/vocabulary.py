@@ -79,7 +79,7 @@ def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:
     name = read_json(config_path).get(_EXTRA_KEY) if config_path.exists() else None
     start = first_gap(ranks)
     is_expanded = max(ranks.values()) > start
-    if name is None:
+    if not name:
         if (folder / _EXTRA_FILE).exists() and not is_expanded:
             logger.warning(
                 '%s is not read: nothing names it; if the model was trained with it, put "%s": "%s" into %s',

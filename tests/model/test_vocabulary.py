@@ -93,7 +93,7 @@ def test_text_without_new_words_has_the_published_ids(expanded: Tokenizer, publi
 def test_grammars_know_new_tokens(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(_folder(tmp_path, BYTES, lines(b"ab", b"abc", start=464)))
     assert tokenizer.encode("abcab") == [465, 464]
-    matcher = compile_grammar(make_ll_tokenizer(tokenizer, 512), '%llguidance {}\nstart: /[abc]{5}/')
+    matcher = compile_grammar(make_ll_tokenizer(tokenizer, 512), "%llguidance {}\nstart: /[abc]{5}/")
     mask = matcher.compute_bitmask()
     assert {i for i in range(512) if mask[i // 8] >> i % 8 & 1} >= {464, 465}
     assert matcher.consume_tokens([465, 464]) and matcher.is_stopped()
@@ -125,9 +125,12 @@ def test_what_the_published_tokenizer_leaves_out_is_told(tmp_path: Path, caplog:
     assert "2 of its tokens" in caplog.text and "the first is 464" in caplog.text
 
 
-def test_a_file_that_nothing_names_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("names", [None, ""])
+def test_a_file_that_nothing_names_is_told(names: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = _folder(tmp_path, BYTES, lines(b"ab", start=464), names=names)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"extra_vocab_file": names}))
     with caplog.at_level(logging.WARNING):
-        tokenizer = Tokenizer.from_folder(_folder(tmp_path, BYTES, lines(b"ab", start=464), names=None))
+        tokenizer = Tokenizer.from_folder(folder)
     assert tokenizer.num_tokens == 464
     assert "is not read" in caplog.text and '"extra_vocab_file": "qwen_extra.tiktoken"' in caplog.text
 
