@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -9,8 +10,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.errors import InvalidRequestError
+from prompts.schema import arguments_schema
+from prompts.schema_check import has_finite_value
 from prompts.schema_faults import FORMATS, UNENFORCED, constraints, examine, patterns
 from prompts.schema_places import find, pointer, without
 from server.off_loop import OffLoop
@@ -20,6 +25,7 @@ from tests.server.test_conversion import ENGINE, chat, converter
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
 from tests.support.wire import Wire
+from tests.support.wishes import BATCHES
 
 JsonDict = dict[str, Any]
 LOOKAHEAD = r"^P(?!$)(\d+Y)?(T(?=\d)(\d+H)?)?$"  # the shape of what zod 4 writes for an ISO duration
@@ -252,6 +258,39 @@ def test_paths_lead_to_what_they_name() -> None:
         assert find(without(schema, path), pointer(path[:-1])) == {
             key: kept for key, kept in find(schema, pointer(path[:-1])).items() if key != path[-1]
         }
+
+
+KEYWORDS = st.sampled_from(
+    ["type", "enum", "const", "pattern", "format", "required", "properties", "additionalProperties", "items", "anyOf",
+     "$ref", "allOf", "minLength", "minimum", "multipleOf", "maxItems", "minProperties", "patternProperties", "$defs",
+     "not", "uniqueItems", "$anchor", "$id", "$schema", "default", "description", "x-guidance"]
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [None, True, False, 0, -1, 2.0, 2.5, "", "string", "float", "#", "#/properties/a", "#it", "http://x/y", "(", "^a$",
+     "int32", 10**30, "\ud800", [], {}, ["a"], ["string", "null"], {"a": {"type": "null"}}, [{"type": "null"}]]
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    st.dictionaries(KEYWORDS, VALUES, max_size=4),
+    lambda children: st.dictionaries(
+        KEYWORDS,
+        st.one_of(VALUES, children, st.lists(children, max_size=2), st.dictionaries(st.sampled_from("ab"), children)),
+        max_size=5,
+    ),
+    max_leaves=6,
+)
+
+
+@settings(BATCHES, max_examples=8)
+@given(schemas=st.lists(SCHEMAS, min_size=40, max_size=40))
+def test_no_schema_of_a_tool_refuses_its_request(schemas: list[JsonDict]) -> None:
+    async def run() -> None:
+        sent = [schema for schema in map(arguments_schema, schemas) if has_finite_value(schema)]
+        tools = [EnforcedSchema("parameters", schema, is_strict=False, name="f") for schema in sent]
+        await SchemaEnforcer(GRAMMARS, OffLoop()).enforce(tools, param="tools")
+        verdicts = await GRAMMARS.verdicts([tool.grammar() for tool in tools])
+        assert [why for why, _ in verdicts if why is not None] == []
+
+    asyncio.run(run())
 
 
 def test_deep_schemas_are_cut_off() -> None:
