@@ -20,6 +20,8 @@ VOCABULARY_FILE = "qwen.tiktoken"
 NUM_CONTROL_TOKENS = 208
 # Where the control tokens of the published vocabulary stand, whatever is added to it.
 _NUM_PUBLISHED_RANKS = 151643
+# No vocabulary comes near; a damaged rank must not become a table of a trillion rows.
+_MAX_RANK = 1 << 24
 _CONFIG_FILE = "tokenizer_config.json"
 # The usual name of a file of added ranks, and the key of tokenizer_config.json that names it.
 _EXTRA_FILE = "qwen_extra.tiktoken"
@@ -134,6 +136,8 @@ def _read_rank_file(path: Path) -> dict[bytes, int]:
             raise CheckpointError(f"{path}: line {number} is not 'base64 rank': {line[:80]!r}") from e
         if not token:
             raise CheckpointError(f"{path}: line {number} has an empty token")
+        if ranks[token] > _MAX_RANK:
+            raise CheckpointError(f"{path}: line {number} has the rank {ranks[token]}, which no vocabulary reaches")
     if len(set(ranks.values())) < len(ranks):
         raise CheckpointError(f"{path}: ranks must be 0 to n-1, each once; the file is truncated or damaged")
     return ranks

@@ -152,6 +152,7 @@ def test_added_ranks_in_the_control_tokens_places_are_refused(published: Path, t
         (lines(b"ab", start=464) + lines(b"cd", start=464), "each once"),
         ("YWI=\n", "line 1"),
         ("= 464\n", "line 1"),
+        ("YWI= 1000000000000\n", "line 1 has the rank"),
     ],
 )
 def test_a_damaged_extra_file_is_named(extra: str, message: str, tmp_path: Path) -> None:
