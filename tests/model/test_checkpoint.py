@@ -254,7 +254,6 @@ def test_a_truncated_file(
 GARBAGE = {
     "zeros": b"\x00" * 64,
     "half a zip": b"PK\x03\x04" + b"\x00" * 64,
-    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
     "ones": b"\xff" * 99,
 }
 

@@ -88,7 +88,7 @@ def test_it_is_told_what_it_is(
     assert capfd.readouterr().err.splitlines()[-1] == f"qwen-server: {caught.value}"
 
 
-@pytest.mark.parametrize("name", ["config.json", "qwen.tiktoken", "model.safetensors", "generation_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "qwen.tiktoken", "model.safetensors", "pytorch_model.bin"])
 def test_what_came_in_the_place_of_a_file(name: str, demo_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cloned"
     shutil.copytree(demo_checkpoint, folder)
