@@ -167,19 +167,21 @@ def test_tools_settings_and_saved_conversations(chat: Open, tmp_path: Path) -> N
     tools.write_text('{"tools": [{"name": "clock", "parameters": {"type": "object"}}]}')
     with fake_server(script) as server, chat("--base-url", server.url) as window:
         window.wait("you>")
-        window.type("/system Be brief.", "Enter", f"/tools {tools}", "Enter", "/set temperature=0.5", "Enter")
+        window.type("/system Be brief.", "Enter", f"/tools {tools}", "Enter", ":conf temperature=0.5", "Enter")
         window.wait("settings: temperature=0.5")
         window.type("time?", "Enter")
         seen = window.wait("result of clock>")
         assert "thinks: I look." in seen and '→ clock {"zone": "UTC"}' in seen
         window.type("12:00", "Enter")
         window.wait("It is noon.")
+        window.type(":his", "Enter")
+        window.wait("tool: 12:00")
         window.type(f"/save {saved}", "Enter")
         window.wait("saved 4 messages")
         window.type("/clear", "Enter", "/retry", "Enter")
         window.wait("There is no question yet")
         window.type(f"/load {saved}", "Enter", "thanks", "Enter")
-        window.wait(lambda text: text.count("It is noon.") == 2)
+        window.wait(lambda text: text.count("It is noon.") == 3)
         last = server.bodies[-1]
     assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "tool", "assistant", "user"]
     assert last["messages"][3] == {"role": "tool", "tool_call_id": "call_1", "content": "12:00"}
