@@ -73,6 +73,8 @@ def _describe_model_type(model_type: object) -> str:
 def _refuse_stand_ins(folder: Path) -> None:
     """Refuses what came in the place of a file."""
     for path in sorted(path for pattern in _FETCHED for path in folder.glob(pattern)):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path}: is no regular file, but something that may never answer when read")
         try:
             with path.open("rb") as file:
                 start = file.read(_NUM_FIRST_BYTES)

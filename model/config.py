@@ -18,6 +18,10 @@ from model.weight_files import rows_of_embedding
 
 MAX_DEFAULT_MODEL_LEN = 32768
 
+# A layer of a model is built before its weights are missed: far beyond any model, and quick to be built.
+_MAX_LAYERS = 1024
+_MAX_SIZE = 1 << 24
+
 # today's name -> the first release's
 _FIRST_RELEASE_NAMES = {
     "hidden_size": "n_embd",
@@ -154,13 +158,15 @@ class _Fields:
                 return self.raw[spelling]
         return default
 
-    def positive_int(self, name: str, default: int | None = None) -> int:
+    def positive_int(self, name: str, default: int | None = None, *, at_most: int = _MAX_SIZE) -> int:
         value = self.get(name, default)
         if value is None:
             old = _FIRST_RELEASE_NAMES.get(name)
             raise CheckpointError(f"{self.path}: {name!r}{f' (or {old!r})' if old else ''} is missing")
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise CheckpointError(f"{self.path}: {name!r} must be a positive whole number, not {value!r}")
+        if value > at_most:
+            raise CheckpointError(f"{self.path}: {name!r} is {value:.4g}; no such model has more than {at_most}")
         return value
 
     def positive_float(self, name: str, default: float) -> float:
@@ -189,7 +195,7 @@ def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
     return ModelConfig(
         vocab_size=fields.positive_int("padded_vocab_size", fields.positive_int("vocab_size")),
         hidden_size=hidden_size,
-        num_layers=fields.positive_int("num_hidden_layers"),
+        num_layers=fields.positive_int("num_hidden_layers", at_most=_MAX_LAYERS),
         num_heads=num_heads,
         head_dim=head_dim,
         intermediate_size=intermediate_size,

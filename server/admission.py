@@ -116,10 +116,8 @@ class Admission:
             num_tokens: of its prompt, or less.
 
         Raises:
-            EngineUnavailableError: the engine would not serve it now.
             ApiError: 429, too much waits already.
         """
-        self._engine.require_ready()
         line = self._engine.waiting
         num_waiting = line.total.num_requests + self._preparing.total()
         num_waiting_tokens = line.total.num_tokens
@@ -151,6 +149,7 @@ class Admission:
             EngineUnavailableError: the engine would not serve it now.
             ApiError: 429, too much waits already.
         """
+        self._engine.require_ready()
         self.check(caller, 0)
         self._prepare(caller, 1)
         try:

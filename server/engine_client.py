@@ -217,9 +217,12 @@ class EngineClient:
             The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
 
         Raises:
-            EngineUnavailableError: the engine would not serve it now.
+            EngineUnavailableError: the engine is gone for good.
         """
-        self.require_ready()
+        # While it was being understood the engine may have died; like those that wait, it goes to the next one.
+        is_back_soon = self._supervisor.state is EngineState.RECOVERING
+        if not is_back_soon:
+            self.require_ready()
         seq_ids = [next(self._seq_ids) for _ in range(len(prompts) * n)]
         handle = RequestHandle(request_id, seq_ids, self._abort)
         self._open_requests.add(handle)
@@ -244,7 +247,8 @@ class EngineClient:
         self.waiting.change(caller, 1, submission.num_tokens)
         for message in messages:
             self._waiting_prompts[message.seq_ids[0]] = (caller, len(message.prompt_ids))
-        self._send_all(messages)
+        if not is_back_soon:
+            self._send_all(messages)
         return handle
 
     def _send_all(self, messages: list[AddRequest]) -> None:

@@ -34,6 +34,8 @@ _NUM_THREADS = 8
 # How long a request may wait for its turn and its trial together.
 _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
+# A worker that runs forks at once; one that does not was stopped, or hangs.
+_FORK_TIMEOUT_S = 3.0
 TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
@@ -125,6 +127,7 @@ class GrammarWorker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._running: socket.socket | None = None  # that of a process which has answered
         self._closed = False
 
     def start(self) -> None:
@@ -150,14 +153,19 @@ class GrammarWorker:
         for _ in range(2):
             ours, theirs = socket.socketpair()
             with ours:
+                control = None
                 with theirs, contextlib.suppress(OSError), self._lock:
-                    socket.send_fds(self._ensure_running(), [b"T"], [theirs.fileno()])
-                ours.settimeout(_START_TIMEOUT_S)
+                    control = self._ensure_running()
+                    socket.send_fds(control, [b"T"], [theirs.fileno()])
+                ours.settimeout(_FORK_TIMEOUT_S if control is self._running else _START_TIMEOUT_S)
                 with contextlib.suppress(OSError):
                     if ours.recv(1) == STARTED:
+                        self._running = control
                         return _ask(ours, grammars)
             with self._lock:
-                self._end()
+                if control is self._control:  # else somebody else has started another one meanwhile
+                    logger.warning("the process that tries schemas out does not answer; starting another one")
+                    self._end()
         raise EngineUnavailableError("Schemas cannot be compiled now; please try again later.")
 
     def _ensure_running(self) -> socket.socket:

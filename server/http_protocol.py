@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 << 10
 # From the first byte of a request (or from the connection) to the end of its head.
 HEAD_TIMEOUT_S = 60.0
+# Pauses between probes of clients that may have left: a system near by has answered by then, one far away later.
+_FIRST_PROBE_S = 0.02
+_LAST_PROBE_S = 1.0
 _OF_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
 
 
@@ -43,6 +46,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._num_unparsed_bytes = 0
         self._declined_head: bytes | None = None
+        self._fault: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts to wait for a request."""
@@ -54,6 +58,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         self._stop_send_timer()
         super().connection_lost(exc)
+
+    # Who sends nothing more may have left, or may wait for the reply (`nc -N`, and clients older than keep-alive).
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; returns whether it is answered all the same."""
+        cycle = self.cycle
+        is_waiting = cycle is not None and not (cycle.more_body or cycle.response_started or cycle.response_complete)
+        # TLS has no such state, and HTTP/1.0 none of the replies by which one can tell.
+        if not is_waiting or self.transport.get_extra_info("sslcontext") or cycle.scope["http_version"] == "1.0":
+            return False
+        cycle.keep_alive = False
+        self._probe(_FIRST_PROBE_S)
+        return True
+
+    def _probe(self, next_s: float) -> None:
+        """Sends what a client passes over. If it has left, its system answers so, and the next write fails."""
+        cycle = self.cycle
+        if cycle is not None and not (cycle.response_started or self.transport.is_closing()):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if next_s <= _LAST_PROBE_S:
+                self.loop.call_later(next_s, self._probe, 2 * next_s)
 
     # How long the head of a request may be, and how long it may take.
 
@@ -102,6 +127,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Its head is complete."""
         self._num_unparsed_bytes = 0
         self._stop_head_timer()
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            # RFC 9112, 3.2; with two of them, a proxy before us may have looked at the other one.
+            self._fault = "A request has exactly one Host header."
+            raise ValueError(self._fault)  # the parser ends, and send_400_response says why
         method = self.parser.get_method()
         if self.parser.should_upgrade() and method != b"CONNECT":
             # A server may ignore the offer (RFC 9110, 7.8). The parser does not let go of it, and takes no body.
@@ -140,7 +169,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._num_head_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
         else:
-            self._answer_and_close(ApiError(400, f"{msg} Send HTTP/1.1 with a complete body.", code="bad_request"))
+            reason = self._fault or f"{msg} Send HTTP/1.1 with a complete body."
+            self._answer_and_close(ApiError(400, reason, code="bad_request"))
 
     def _answer_and_close(self, error: ApiError) -> None:
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:

@@ -65,6 +65,9 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # the same reply, of which uvicorn sends the head
         request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         token = request_id_var.set(request_id)
         name_task(request_id)
@@ -88,18 +91,18 @@ class RequestContextMiddleware:
             if status == 0:
                 await server_error().response()(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, time.monotonic() - started)
+            self._record(scope, method, status, time.monotonic() - started)
             request_id_var.reset(token)
 
-    def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        self._metrics.observe_http(scope["method"], route_path(scope) or "none", status, duration_s)
+    def _record(self, scope: Scope, method: str, status: int, duration_s: float) -> None:
+        self._metrics.observe_http(method, route_path(scope) or "none", status, duration_s)
         level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
         if scope["path"] in _QUIET and status != 500:
             level = logging.DEBUG
         logger.log(
             level,
             "%s %s %d",
-            scope["method"],
+            method,
             scope["path"][:200],
             status,
             extra={"fields": {"duration_s": round(duration_s, 4)}},

@@ -109,6 +109,7 @@ def _check_prompt(value: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
 Stop = Annotated[str | Annotated[list[str], _FirstError()] | None, AfterValidator(_check_stop)]
 Choices = Annotated[list[str], _FirstError(), Field(max_length=MAX_CHOICE_TEXTS), _at_most(MAX_CHOICE_TEXTS)] | None
 PromptField = Annotated[
@@ -173,20 +174,20 @@ class SamplingFields(RequestBody):
     model: str | None = Field(None, description="a served name; the first of /v1/models when absent")
     stream: bool | None = Field(None, description="send the reply as server-sent events while it is generated")
     stream_options: StreamOptions | None = None
-    n: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+    n: Integer | None = Field(
         None, ge=1, le=MAX_CHOICES, description="independent choices; the prompt is computed once"
     )
-    max_tokens: int | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
-    min_tokens: int | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
+    max_tokens: Integer | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
+    min_tokens: Integer | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
     temperature: Number | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
     top_p: Number | None = Field(None, ge=0, le=1, description="0 is the likeliest token")
-    top_k: int | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
+    top_k: Integer | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
     min_p: Number | None = Field(None, ge=0, le=1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: Number | None = Field(None, ge=1e-6, le=1e6, description="1 is off")
     logit_bias: LogitBias | None = Field(None, description="token id (as a text) to what is added to its logit")
-    seed: int | None = Field(
+    seed: Integer | None = Field(
         None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"
     )
     stop: Stop = Field(None, description=f"text, or up to {MAX_STOPS} texts, at which a choice ends")
@@ -195,7 +196,7 @@ class SamplingFields(RequestBody):
     )
     include_stop_str_in_output: bool | None = Field(None, description="leave what ended the choice in its text")
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
-    priority: int | None = Field(
+    priority: Integer | None = Field(
         None, ge=-_INT64, lt=_INT64, description="lower is served first, among the caller's own"
     )
     cache_salt: str | None = Field(
@@ -210,7 +211,7 @@ class SamplingFields(RequestBody):
         description='{"type": "text"}, {"type": "json_object"} (with "schema" too) or {"type": "json_schema", ...};'
         " enforced",
     )
-    prompt_logprobs: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+    prompt_logprobs: Integer | None = Field(
         None,
         ge=0,
         le=MAX_LOGPROBS,
@@ -296,13 +297,13 @@ class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
     messages: Messages = Field(description="the conversation, oldest first")
-    max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
-    max_tokens: int | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
-    max_length: int | None = Field(
+    max_completion_tokens: Integer | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
+    max_tokens: Integer | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
+    max_length: Integer | None = Field(
         None, ge=1, lt=_INT64, description="most tokens of prompt and choice together, as openai_api.py had it"
     )
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="above 0 it needs logprobs")
+    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS, description="above 0 it needs logprobs")
     continue_final_message: bool | None = Field(
         None, description="whether a last message of the assistant is continued (the default) or answered"
     )
@@ -330,12 +331,12 @@ class CompletionRequest(SamplingFields):
     """POST /v1/completions."""
 
     prompt: PromptField = Field(None, description="text or token ids, or a list of either")
-    logprobs: Annotated[int, BeforeValidator(_no_bool)] | None = Field(
+    logprobs: Integer | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="report each token's log-probability and this many alternatives"
     )
     echo: bool | None = Field(None, description="repeat the prompt in front of the text")
     suffix: str | None = Field(None, description="not supported by these models")
-    best_of: int | None = Field(None, description="accepted where it equals n")
+    best_of: Integer | None = Field(None, description="accepted where it equals n")
     add_special_tokens: bool | None = Field(
         None, description="read the names of control tokens in a text prompt as the tokens; trusted text only"
     )

@@ -22,7 +22,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from model.config import ModelConfig
-from model.errors import CheckpointError, StartupError
+from model.errors import CheckpointError, ConfigError, StartupError
 from model.memory_plan import plan_memory
 from model.tokenizer import Tokenizer
 from server.admission import Admission
@@ -45,6 +45,7 @@ _KEEP_ALIVE_S = 75  # longer than the pools of usual clients and proxies keep id
 _LAST_WORDS_S = 2  # for streams that were cut to send their error
 _POLL_S = 0.05
 _MAX_DESCRIPTORS = 1 << 16
+_MIN_DESCRIPTORS = 64
 
 
 class DrainingServer(uvicorn.Server):
@@ -131,6 +132,8 @@ def serve(settings: Settings) -> None:
     Raises:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
     """
+    _open_standard_files()
+    _allow_many_connections()
     config = settings.server_config()
     settings = settings.without_secrets()
     for name in SECRETS:  # children and whoever dumps the environment need not know them
@@ -158,7 +161,6 @@ def serve(settings: Settings) -> None:
         on_fatal=on_fatal,
     )
     server = draining_server(config, tokenizer, defaults, engine)
-    _allow_many_connections()
     listeners = open_listeners(config.host, config.port, send_timeout_s=config.send_timeout_s)
     with contextlib.ExitStack() as opened:
         for listener in listeners:
@@ -235,9 +237,26 @@ def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
+def _open_standard_files() -> None:
+    """Opens what was closed (`>&-`): a socket in its place would be written to, and libuv aborts."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+
+
 def _allow_many_connections() -> None:
     """The usual limit of 1024 descriptors is meant for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_DESCRIPTORS:
+        raise ConfigError(
+            f"only {hard} files may be open at a time (ulimit -n); the server needs {_MIN_DESCRIPTORS}, and one more a"
+            " client"
+        )
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

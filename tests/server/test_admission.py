@@ -105,9 +105,11 @@ def test_a_place_is_given_back_whatever_happens(engine: FakeEngine) -> None:
         with pytest.raises(KeyError), admission.place(ONE):
             admission.check_prompt(ONE, 4)
             raise KeyError
-    engine.is_ready = False
-    with pytest.raises(EngineUnavailableError):
-        admission.check(ONE, 0)
+    with admission.place(ONE):
+        engine.is_ready = False  # it died meanwhile; who is in waits for the next one
+        admission.check_prompt(ONE, 4)
+    with pytest.raises(EngineUnavailableError), admission.place(ONE):
+        pass
     assert not admission._preparing
 
 
