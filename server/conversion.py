@@ -11,16 +11,14 @@ from dataclasses import dataclass, field, replace
 from model.errors import InvalidRequestError
 from model.messages import EngineReady
 from model.sampling_params import SamplingParams
-from prompts.react import Named
-from prompts.schema import TextInput, ToolInput, arguments_grammar, json_rule, tool_call_grammar
 from server.engine_client import Prompt
-from server.function_calling import FunctionCalling, read_function_calling
+from server.function_calling import read_function_calling
 from server.generation_request import GenerationRequest, ReplyReading
 from server.grammar_check import GrammarChecker
-from server.prompt_encoding import ChatPrompt, PromptEncoder, check_ids, rendered_texts
+from server.prompt_encoding import PromptEncoder, check_ids, rendered_texts
 from server.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields
-from server.response_format import AnswerFormat, read_answer_format
-from server.schema_enforcement import EnforcedSchema, SchemaEnforcer
+from server.reply_grammar import ReplyGrammars
+from server.response_format import read_answer_format
 from server.token_budget import (
     budget,
     prompt_window,
@@ -58,10 +56,10 @@ class Converter:
     default_max_tokens: int | None = None
     truncation: str = "disabled"
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
-    schemas: SchemaEnforcer = field(init=False)
+    replies: ReplyGrammars = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schemas", SchemaEnforcer(self.grammars, self.encoder.off_loop))
+        object.__setattr__(self, "replies", ReplyGrammars(self.grammars, self.encoder.off_loop))
 
     async def chat(self, request: ChatCompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a chat request.
@@ -105,7 +103,7 @@ class Converter:
             engine,
             max_tokens=max_tokens,
             num_logprobs=num_top_logprobs,
-            grammar=await self._chat_grammar(calling, prompt, answer, request.n or 1),
+            grammar=await self.replies.of_chat(calling, prompt.react.place, answer, request.n or 1),
         )
         reading = None
         if prompt.react.place != "text":
@@ -134,61 +132,6 @@ class Converter:
             raise InvalidRequestError("'prompt_logprobs' is not reported in streams.", param="prompt_logprobs")
         self.unknown_fields.note(request)
 
-    async def _chat_grammar(
-        self, calling: FunctionCalling, prompt: ChatPrompt, answer: AnswerFormat | None, num_choices: int
-    ) -> str | None:
-        """Returns what the reply is held to: arguments to the schemas of their tools, answers to their format."""
-        place = prompt.react.place
-        answer = await self._enforced_format(answer)
-        if place in ("answer", "text"):
-            return await self._answer_grammar(answer, num_choices)
-        if answer is not None and answer.rule is None:
-            raise InvalidRequestError(
-                "A grammar of your own and tools cannot be combined; use a JSON schema, a regex or choices.",
-                param=answer.param,
-            )
-        param = "functions" if calling.is_legacy else "tools"
-        enforced = await self._enforced_inputs(calling, param)
-        schemas = enforced
-        if isinstance(calling.choice, Named):
-            schemas = tuple(entry for entry in schemas if entry[0] == calling.choice.name)
-
-        def write() -> tuple[str, dict[str, str]]:
-            whole = tool_call_grammar(schemas, place=place, answer=None if answer is None else answer.rule)
-            # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
-            return whole, {
-                arguments_grammar(schema): f"The schema of {name!r} in '{param}'" for name, schema in enforced
-            }
-
-        grammar, parts = await self.encoder.off_loop.run(write)
-        await self.grammars.check(parts | {grammar: f"'{param}'"}, param=param, num_choices=num_choices)
-        return grammar
-
-    async def _enforced_inputs(self, calling: FunctionCalling, param: str) -> tuple[tuple[str, ToolInput], ...]:
-        """Returns of the tools' schemas what can be enforced; all of those that are strict."""
-        schemas = {
-            name: EnforcedSchema(calling.places[name], schema, is_strict=name in calling.strict, name=name)
-            for name, schema in calling.schemas
-            if not isinstance(schema, TextInput)
-        }
-        await self.schemas.enforce([*schemas.values()], param=param)
-        return tuple((name, schemas[name].schema if name in schemas else sent) for name, sent in calling.schemas)
-
-    async def _enforced_format(self, answer: AnswerFormat | None) -> AnswerFormat | None:
-        """Returns a format as it is enforced; the whole of its schema is."""
-        if answer is None or answer.schema is None:
-            return answer
-        enforced = EnforcedSchema(answer.place, answer.schema)
-        await self.schemas.enforce([enforced], param=answer.param)
-        return replace(answer, rule=await self.encoder.off_loop.run(lambda: json_rule(enforced.schema)))
-
-    async def _answer_grammar(self, answer: AnswerFormat | None, num_choices: int) -> str | None:
-        if answer is None:
-            return None
-        grammar = answer.as_grammar()
-        await self.grammars.check({grammar: f"'{answer.param}'"}, param=answer.param, num_choices=num_choices)
-        return grammar
-
     async def completion(self, request: CompletionRequest, engine: EngineReady) -> GenerationRequest:
         """Understands a legacy completion request.
 
@@ -208,8 +151,8 @@ class Converter:
                 " may have; send several requests.",
                 param="n",
             )
-        answer = await self._enforced_format(await self.encoder.off_loop.run(lambda: read_answer_format(request)))
-        grammar = await self._answer_grammar(answer, len(id_lists) * n)
+        answer = await self.encoder.off_loop.run(lambda: read_answer_format(request))
+        grammar = await self.replies.of_answer(answer, len(id_lists) * n)
         if grammar is not None and len(grammar) * len(id_lists) > MAX_GRAMMAR_CHARS_IN_ALL:
             raise InvalidRequestError(
                 f"So large a grammar for {len(id_lists)} prompts is too much; send several requests.", param="prompt"
