@@ -155,7 +155,7 @@ class BodyLimitMiddleware:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared[:19]) > self._max_body_bytes:
-            await self._refuse(_too_large(self._max_body_bytes), receive, send)
+            await self._refuse(_too_large(self._max_body_bytes), scope, receive, send)
             return
         caller = caller_of(scope)
         body = _Body(receive, caller, self.budget, self._max_body_bytes)
@@ -176,15 +176,27 @@ class BodyLimitMiddleware:
         finally:
             self.budget.release(caller, body.num_held)
         if body.refusal is not None and not started:
-            await self._refuse(body.refusal, receive, send, is_complete=body.is_complete)
+            await self._refuse(body.refusal, scope, receive, send, is_complete=body.is_complete)
 
-    async def _refuse(self, error: ApiError, receive: Receive, send: Send, *, is_complete: bool = False) -> None:
+    async def _refuse(
+        self, error: ApiError, scope: Scope, receive: Receive, send: Send, *, is_complete: bool = False
+    ) -> None:
         self._metrics.count_rejected(error.code or "")
         response = as_api_error(error).response()
         headers = [*response.raw_headers, (b"connection", b"close")]
+        # Proxies that have the whole reply, as Caddy, cut off a client that still sends. Who asks first need not begin,
+        # and who is slow has been waited for.
+        at_once = "expect" in Headers(scope=scope) or error.status_code == 408
+        if not at_once and not is_complete:
+            await self._drop_rest(receive)
         await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        left = 0 if is_complete else self._max_body_bytes * _DRAIN_FACTOR
+        if at_once and not is_complete:
+            await self._drop_rest(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drop_rest(self, receive: Receive) -> None:
+        left = self._max_body_bytes * _DRAIN_FACTOR
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while left > 0:
@@ -192,7 +204,6 @@ class BodyLimitMiddleware:
                     if message["type"] != "http.request" or not message.get("more_body", False):
                         break
                     left -= len(message.get("body", b""))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _too_large(max_body_bytes: int) -> ApiError:

@@ -89,6 +89,29 @@ async def test_body_limit(pieces: list[bytes], length: str | None, status: int) 
         assert reply_headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("expect", [True, False])
+async def test_a_reply_to_a_large_body_comes_after_it(declared: bool, expect: bool) -> None:
+    """Proxies that have the whole reply cut off a client that still sends; one that asks first is told at once."""
+    events: list[str] = []
+    pieces = [b"x" * 6] * 4
+
+    async def receive() -> Message:
+        assert pieces, "nobody waits for the client to leave"
+        events.append("received")
+        return {"type": "http.request", "body": pieces.pop(), "more_body": bool(pieces)}
+
+    async def send(message: Message) -> None:
+        events.append(message["type"])
+
+    headers = [(b"expect", b"100-continue")] * expect + [(b"content-length", b"24")] * declared
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": headers}
+    await BodyLimitMiddleware(echo_size, 20, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
+    first = 0 if declared and expect else 4
+    assert events.index("http.response.start") == first
+    assert events.count("received") == 4
+
+
 async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_BODY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(limits, "_DRAIN_TIMEOUT_S", 0.0)
