@@ -76,6 +76,11 @@ class LightServer:
         lines = self._script.with_suffix(".prompts").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def metric(self, name: str, **labels: str) -> float:
+        """One of its metrics; 0 where it has not been counted yet."""
+        app: Any = self._server.config.app
+        return float(app.state.services.metrics.registry.get_sample_value(name, labels) or 0)
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._server.handle_exit(number, None)
 
