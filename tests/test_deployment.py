@@ -79,14 +79,24 @@ def test_every_variable_in_every_file_is_a_setting() -> None:
             assert variables_of(path.read_text()) <= known, path
 
 
-def test_compose_starts_a_server_that_takes_its_settings() -> None:
-    services = compose()["services"]
-    server = services["server"]
+@pytest.mark.parametrize(("name", "profile"), [("server", "gpu"), ("server-cpu", "cpu")])
+def test_compose_starts_a_server_that_takes_its_settings(name: str, profile: str) -> None:
+    server = compose()["services"][name]
     environ = {name: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", value) for name, value in server["environment"].items()}
     settings = load_settings({}, environ)
     assert settings.server_config().credentials.required
-    assert float(server["stop_grace_period"].removesuffix("s")) > settings.shutdown_timeout_s + 5
-    (device,) = server["deploy"]["resources"]["reservations"]["devices"]
+    longest = settings.drain_delay_s + settings.shutdown_timeout_s
+    assert float(server["stop_grace_period"].removesuffix("s")) > longest + 5
+    assert server["profiles"] == [profile], "never two of them on one port"
+    assert (DOCKER.parent / server["build"]["dockerfile"]).exists()
+    assert server["build"]["dockerfile"].endswith(".cpu") == (profile == "cpu")
+    assert ("deploy" in server) == (profile == "gpu")
+    assert name == "server" or "server" in server["networks"]["default"]["aliases"], "Prometheus asks server:8000"
+
+
+def test_compose_opens_nothing_and_names_what_is_there() -> None:
+    services = compose()["services"]
+    (device,) = services["server"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}") for s in services.values() for port in s.get("ports", ()))
     assert all(":" in service.get("image", "a:b").replace("qwen-server", "a:b") for service in services.values())
@@ -95,6 +105,25 @@ def test_compose_starts_a_server_that_takes_its_settings() -> None:
             source = mount.split(":")[0]
             assert not source.startswith("./") or (DOCKER / source).exists()
             assert source.startswith(("./", "$")) or source in compose()["volumes"]
+
+
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    there = exposed()
+    for file in config["rule_files"]:
+        for group in yaml.safe_load((DOCKER / "prometheus" / file).read_text())["groups"]:
+            for rule in group["rules"]:
+                names = set(_METRIC.findall(rule["expr"]))
+                assert names <= there.keys()
+                assert names or "up{" in rule["expr"]
+                labels = set(re.findall(r"(\w+)(?:=~|!~|=|!=)\"", rule["expr"])) - {"job"}
+                assert all(labels <= there[name] for name in names), rule["alert"]
+                assert {"summary", "description"} == rule["annotations"].keys()
+                assert all(flag.replace("-", "_") in Settings.model_fields for flag in flags_of(rule))
+
+
+def flags_of(rule: dict[str, Any]) -> set[str]:
+    return {flag for text in rule["annotations"].values() for flag in re.findall(r"--([a-z-]+)", text)}
 
 
 def test_prometheus_scrapes_the_server() -> None:
@@ -165,7 +194,8 @@ def test_panels_do_not_overlap() -> None:
 
 def test_the_unit_drains_before_it_is_killed() -> None:
     settings = dict(unit())
-    assert float(settings["TimeoutStopSec"]) > load_settings({"model": "m"}, {}).shutdown_timeout_s + 5
+    defaults = load_settings({"model": "m"}, {})
+    assert float(settings["TimeoutStopSec"]) > defaults.drain_delay_s + defaults.shutdown_timeout_s + 10
     assert settings["KillMode"] == "mixed"
     assert settings["DynamicUser"] == "yes"
     commands = [value for key, value in unit() if key.startswith("ExecStart")]
@@ -181,6 +211,10 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     complaints = [line for line in found.stderr.splitlines() if "qwen-server.service" in line]
     assert complaints == []
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", str(tmp_path / "qwen-server.service")]
+    exposed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" not in exposed.stderr:  # before systemd 250
+        assert exposed.returncode == 0, exposed.stdout
 
 
 def test_the_health_check(server: ServerProcess) -> None:
