@@ -37,9 +37,15 @@ def random_requests(rng: random.Random, num_requests: int, max_len: int) -> list
         )
         first = 4 * number
         seq_ids = tuple(range(first, first + rng.choice([1, 1, 3])))
-        priority = rng.choice([0, 0, 1])
         requests.append(
-            AddRequest(seq_ids=seq_ids, request_id=str(number), prompt_ids=prompt, sampling=sampling, priority=priority)
+            AddRequest(
+                seq_ids=seq_ids,
+                request_id=str(number),
+                prompt_ids=prompt,
+                sampling=sampling,
+                priority=rng.choice([0, 0, 1]),
+                caller=rng.choice(["a", "a", "b"]),
+            )
         )
     return requests
 
