@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as AlignedList
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # A step waits so long for those who have not fallen behind, and not at all for the others.
 PATIENCE_S = 0.05
+LAST_PATIENCE_S = 0.3
 
 TOO_SLOW = "The grammar takes too long to follow: it can be read in too many ways. Make it unambiguous, or simpler."
 STUCK = "The grammar is not complete, yet allows nothing after what this reply has so far; mend it where it ends there."
@@ -214,11 +215,12 @@ class GrammarStates:
                 words[:count] = bits[:count]
         return masks
 
-    def advance(self, tokens: Iterable[tuple[int, int]]) -> dict[int, str | None]:
+    def advance(self, tokens: Iterable[tuple[int, int]], last: Collection[int] = ()) -> dict[int, str | None]:
         """Takes sampled tokens, and waits a moment for what may follow them.
 
         Args:
             tokens: pairs of a sequence's id and its token.
+            last: sequences that end with it: whether the grammar is complete is worth a longer wait.
 
         Returns:
             The sequences that this ends, of those that could be told by now: with None those whose grammar is
@@ -236,6 +238,7 @@ class GrammarStates:
                 heapq.heappush(self._due, (-walk.account.left_s, next(self._numbers), seq_id, walk))
             self._executor.submit(self._find_out_next)
         wait(awaited, PATIENCE_S)
+        wait([w.is_known for seq_id, _, w in walks if seq_id in last and not w.account.is_behind], LAST_PATIENCE_S)
         with self._lock:
             return {seq_id: self._ended.pop(seq_id) for seq_id, _, _ in walks if seq_id in self._ended}
 

@@ -59,5 +59,10 @@ class PendingStep:
         for index, token in zip(self.sampled_entries, self.sample.read(self.copy()), strict=True):
             result.tokens[index] = token
         tokens = ((e.seq.seq_id, token.token_id) for e, token in zip(entries, result.tokens, strict=True) if token)
-        result.ended.update(self.grammars.advance(tokens))
+        last = {
+            seq.seq_id
+            for seq, start, num_tokens, _ in entries
+            if start + num_tokens + 1 - seq.num_prompt_tokens >= seq.sampling.max_tokens
+        }
+        result.ended.update(self.grammars.advance(tokens, last))
         return result

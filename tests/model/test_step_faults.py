@@ -227,6 +227,24 @@ def test_a_grammar_that_never_answers_keeps_nobody_waiting(driver: Driver, monke
     assert len(driver.finish()[0].token_ids) == 10
 
 
+def test_a_reply_completed_by_its_last_token_says_so(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late it is known; else the finish reason would depend on the machine."""
+    monkeypatch.setattr(grammar, "PATIENCE_S", 0.0)
+    matcher = SomeMatcher()
+    taken: list[int] = []
+
+    def consume(token_id: int) -> bool:
+        taken.append(token_id)
+        threading.Event().wait(0.02)
+        return True
+
+    monkeypatch.setattr(matcher, "consume_token", consume)
+    monkeypatch.setattr(matcher, "is_stopped", lambda: len(taken) == 10)
+    use_matcher(driver, "late", matcher)
+    reply = driver.run([request(0, [4], grammar="late")])[0]
+    assert (len(reply.token_ids), reply.finish_reason) == (10, "stop")
+
+
 def test_a_grammar_that_takes_long_is_left_behind_and_ended(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choices share an account; when it is empty they end with an error that says so, and others never waited."""
     monkeypatch.setattr(grammar_compiler, "ACCOUNT_S", 0.2)
