@@ -148,6 +148,13 @@ class FairShare:
         waiting.sort(key=lambda c: (self._urgency(c.waiting[0]), self._held(c), c.last_turn))
         return waiting + [caller for caller in callers if not caller.waiting]
 
+    def can_admit(self, num_running: int) -> bool:
+        """Whether a slot is free, or somebody who waits has fewer than its due: a look before all that costs more."""
+        if num_running < self.max_num_seqs:
+            return True
+        due = self.max_num_seqs / self._total_weight()
+        return any(caller.waiting and len(caller.running) + 1 <= due * caller.weight for caller in self)
+
     def is_due(self, seq: Sequence) -> bool:
         """Whether a caller who has another sequence running holds no more than its due."""
         caller = self.of(seq)

@@ -41,7 +41,7 @@ class _Plan:
         num_left: tokens not given to anybody yet.
         bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
         late: ids of sequences that are left out.
-        is_blocked: one whose turn it is does not fit; nobody else is admitted before it.
+        is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
     """
 
     def __init__(
@@ -252,7 +252,12 @@ class Scheduler:
 
     def _spend_rest(self, plan: _Plan) -> None:
         """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
-        callers = [caller for caller in self.residents.callers if caller.waiting or caller.name in plan.growing]
+        plan.is_blocked = not self.residents.callers.can_admit(self.residents.num_running)
+        callers = [
+            caller
+            for caller in self.residents.callers
+            if caller.name in plan.growing or (caller.waiting and not plan.is_blocked)
+        ]
         if len(callers) < 2:
             for caller in callers:
                 self._spend(plan, caller, plan.num_left)

@@ -246,7 +246,11 @@ def _error(status: int, description: str) -> Responses:
 BAD_REQUEST = _error(400, "The request cannot be served as asked") | _error(413, "The body is too large")
 NOT_FOUND = _error(404, "No such model")
 UNAVAILABLE = _error(503, "The engine is loading, recovering, draining or gone")
-COMMON_ERRORS = _error(401, "A key is missing or wrong") | _error(500, "The server failed")
+COMMON_ERRORS = (
+    _error(401, "A key is missing or wrong")
+    | _error(403, "A page of another origin, or a name this server does not go by")
+    | _error(500, "The server failed")
+)
 GENERATION_ERRORS = (
     BAD_REQUEST
     | NOT_FOUND
