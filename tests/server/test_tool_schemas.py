@@ -221,7 +221,7 @@ async def test_the_keywords_without_effect_are_those_the_compiler_does_not_know(
     assert f'Unimplemented keys: ["{keyword}"]' in (verdict[0] or "")
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "iri", "regex", "json-pointer", "int64", "binary"])
+@pytest.mark.parametrize("name", [*sorted(FORMATS), "iri", "regex", "json-pointer", "int64", "binary"])
 async def test_the_formats_are_those_the_compiler_knows(name: str) -> None:
     (verdict,) = await GRAMMARS.verdicts([f'start: %json {{"type": "string", "format": "{name}"}}'])
     assert (verdict[0] is None) == (name in FORMATS)
