@@ -30,6 +30,7 @@ from model.engine_config import EngineConfig
 from model.messages import AddRequest
 from model.sampling_params import SamplingParams
 from server.run_module import module_command
+from server.version import server_version
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -74,12 +75,6 @@ def measure_prefill(engine: Engine, prompt_len: int, next_id: int) -> float:
     while engine.has_work():
         engine.step()
     return prompt_len / (time.perf_counter() - started)
-
-
-def commit() -> str:
-    """The commit measured, marked when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +123,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "shape": arguments.shape,
         "dtype": arguments.dtype,
         "prompt_len": arguments.prompt_len,
-        "commit": commit(),
+        "commit": server_version().commit,
         "torch": torch.__version__,
         "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "memory_gb_per_s": bandwidth / 1e9,

@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import random
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from demo.random_checkpoint import Shape
 from model.engine import Engine
 from model.messages import AddRequest
 from model.sampling_params import SamplingParams
+from server.version import server_version
 
 
 class Load:
@@ -195,9 +195,8 @@ def write(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
 
 
 def _circumstances(arguments: argparse.Namespace, device: torch.device, limits: dict[str, float]) -> dict[str, Any]:
-    describe = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
-        "commit": describe.stdout.strip(),
+        "commit": server_version().commit,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "prompt_len": arguments.prompt_len,

@@ -13,11 +13,12 @@ from typing import Any
 
 from server.bench.lengths import Lengths
 from server.bench.load import Level, run_level
-from server.bench.machine import commit, hardware
+from server.bench.machine import hardware
 from server.bench.plan import BenchmarkError, Target, find_target, make_workload, plan_levels
 from server.bench.progress import shown
 from server.bench.report import Figures, add_ratios, label, raw, summarise
 from server.bench.workload import Workload
+from server.version import server_version
 
 _NOT_PARAMETERS = ("api_key", "json", "raw", "plot", "compare", "command")
 
@@ -114,7 +115,7 @@ class Benchmark:
         return {
             "benchmark": "serving",
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "commit": commit(),
+            "commit": server_version().commit or "",
             "hardware": hardware(),
             "server": self.server,
             "parameters": parameters,

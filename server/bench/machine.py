@@ -1,4 +1,4 @@
-"""What has to stand next to a figure to mean something: the machine, and the code it was measured with."""
+"""What has to stand next to a figure to mean something: the machine it was measured on."""
 
 from __future__ import annotations
 
@@ -39,15 +39,9 @@ def _gpus() -> list[str]:
     return _output([program, "--query-gpu=name", "--format=csv,noheader"]).splitlines() if program else []
 
 
-def commit() -> str:
-    """Returns the commit of this checkout, marked when the tree differs from it."""
-    return _output(["git", "--no-optional-locks", "describe", "--always", "--dirty"])
-
-
 def _output(command: list[str]) -> str:
-    folder = Path(__file__).parent
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
