@@ -121,9 +121,9 @@ class _Watch:
 
 
 @contextlib.asynccontextmanager
-async def _watching(url: SplitResult) -> AsyncIterator[_Watch]:
+async def _watching(url: SplitResult, max_model_len: int) -> AsyncIterator[_Watch]:
     watch = _Watch()
-    tasks = [asyncio.create_task(_stream(url, watch)), asyncio.create_task(_probe(url, watch))]
+    tasks = [asyncio.create_task(_stream(url, watch, max_model_len)), asyncio.create_task(_probe(url, watch))]
     await asyncio.sleep(_CALM_S)
     watch.stream_gaps_s.clear()
     watch.health_s.clear()
@@ -136,8 +136,10 @@ async def _watching(url: SplitResult) -> AsyncIterator[_Watch]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _stream(url: SplitResult, watch: _Watch) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True, "stream": True}
+async def _stream(url: SplitResult, watch: _Watch, max_model_len: int) -> None:
+    # As long as the context allows: a stream that begins anew in between waits in the queue like everybody.
+    length = max_model_len * 3 // 4
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": length, "ignore_eos": True, "stream": True}
     last: float | None = None
 
     def take(status: int, piece: bytes, now: float) -> None:
@@ -221,7 +223,8 @@ async def _watch_attack(server: SoakServer, name: str, patience_s: float, repeat
     command = [sys.executable, "-m", __spec__.name, server.url.geturl(), name, str(patience_s)]
     before = peak = server.footprint().server_bytes
     blocked = server.metrics()["qwen:loop_blocked_total"]
-    async with _watching(server.url) as watch:
+    max_model_len = orjson.loads(server.get("/v1/models")[1])["data"][0]["max_model_len"]
+    async with _watching(server.url, max_model_len) as watch:
         attacker = await asyncio.create_subprocess_exec(
             *command, *([] if repeated_y is None else [str(repeated_y)]), stdout=asyncio.subprocess.PIPE
         )

@@ -198,11 +198,21 @@ class _LogprobReporter:
 
 
 def _apply_bias(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> None:
-    places = [(i, token_id, bias) for i, row in enumerate(rows) for token_id, bias in row.sampling.logit_bias]
-    if places:
-        where = tuple(on_device(logits.device, column) for column in list(zip(*places, strict=True))[:2])
-        added = on_device(logits.device, [p[2] for p in places], torch.float32)
-        logits.index_put_(where, added, accumulate=True)
+    biased = [i for i, row in enumerate(rows) if row.sampling.logit_bias]
+    if not biased:
+        return
+    # Choices of a request share theirs: 1,024 for each of 128 would be read anew for every token.
+    samplings = {id(rows[i].sampling): rows[i].sampling for i in biased}
+    columns = {key: [torch.tensor(c) for c in zip(*s.logit_bias, strict=True)] for key, s in samplings.items()}
+    ids, biases = (torch.cat([columns[id(rows[i].sampling)][column] for i in biased]) for column in (0, 1))
+    counts = torch.tensor([len(rows[i].sampling.logit_bias) for i in biased])
+    where = torch.repeat_interleave(torch.tensor(biased), counts), ids
+    device = logits.device
+    logits.index_put_(
+        tuple(part.to(device, non_blocking=True) for part in where),
+        biases.to(device, torch.float32, non_blocking=True),
+        accumulate=True,
+    )
 
 
 def _forbid_early_endings(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> None:
