@@ -124,3 +124,9 @@ async def test_a_star_accepts_every_name() -> None:
         assert (await http.get("/v1/models/any/name")).json()["id"] == "any/name"
     async with client_of(served_names=("mine",)) as http:
         assert (await error_of(http, "GET", "/v1/models/any"))[0] == 404
+
+
+async def test_a_name_may_hold_slashes() -> None:
+    async with client_of(served_names=("Qwen/Qwen-7B-Chat",)) as http:
+        assert (await http.get("/v1/models/Qwen/Qwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"
+        assert (await http.get("/v1/models/Qwen%2FQwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"
