@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from model.errors import EngineUnavailableError, InvalidRequestError
 from model.grammar_compiler import ACCOUNT_S
 from model.tokenizer import Tokenizer
 from server.engine_link import child_environment
-from server.grammar_worker import STARTED, Verdict, send_ranks
+from server.grammar_worker import STARTED, WAIT_LIMIT_S, Verdict, send_ranks
 from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
 # A worker that runs forks at once; one that does not was stopped, or hangs.
 _FORK_TIMEOUT_S = 3.0
+_BUSY = "Too many schemas are being compiled; please try again later."
 TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
@@ -105,7 +107,7 @@ class GrammarChecker:
             async with asyncio.timeout(_PATIENCE_S):
                 verdicts = await loop.run_in_executor(self._executor, self._worker.judge, grammars)
         except TimeoutError:
-            raise EngineUnavailableError("Too many schemas are being compiled; please try again later.") from None
+            raise EngineUnavailableError(_BUSY) from None
         if verdicts is None:
             return [TOO_COMPLEX] * len(grammars)
         return verdicts
@@ -145,7 +147,7 @@ class GrammarWorker:
         """Tries grammars out.
 
         Returns:
-            The verdict on each; None instead of a list if they took too long, or too much memory.
+            The verdict on each; None instead of a list if they took too much work, or too much memory.
 
         Raises:
             EngineUnavailableError: the process cannot be started.
@@ -198,13 +200,17 @@ class GrammarWorker:
 
 
 def _ask(trial: socket.socket, grammars: list[str]) -> list[Verdict] | None:
-    """Sends grammars to a child that has started; its silence is None."""
+    """Sends grammars to a child that has started; its silence is None, unless the machine had no time for it."""
+    started = time.monotonic()
+    trial.settimeout(WAIT_LIMIT_S + 1)
     try:
         trial.sendall(json.dumps(grammars).encode())
         trial.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: trial.recv(1 << 16), b""))
     except OSError:
-        return None
+        answer = b""
+    if not answer and time.monotonic() - started >= WAIT_LIMIT_S:
+        raise EngineUnavailableError(_BUSY)
     if not answer:
         return None
     return [(reason, behind_s) for reason, behind_s in json.loads(answer)]

@@ -28,9 +28,9 @@ from model.grammar_compiler import ACCOUNT_S, GrammarAccount, GrammarError, comp
 from model.tokenizer import Tokenizer
 
 # Of CPU time: a busy machine should not refuse what an idle one takes.
-TIME_LIMIT_S = 1.5
-# From the first to the last moment: a crowd of hungry grammars must not keep others waiting for long.
-WAIT_LIMIT_S = 6.0
+TIME_LIMIT_S = 1.0
+# From the first to the last moment, so that nobody waits for long where the machine is busy.
+WAIT_LIMIT_S = 10.0
 # Once a child has said this, silence means that it was ended.
 STARTED = b"S"
 FRAME_HEADER = struct.Struct("!Q")
@@ -101,9 +101,9 @@ def _receive_socket(control: socket.socket) -> socket.socket:
 def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer, tokenizer: Tokenizer) -> NoReturn:
     """The life of a child."""
     try:
+        trial.sendall(STARTED)
         os.nice(_NICENESS)
         _limit_memory()
-        trial.sendall(STARTED)
         grammars = json.loads(b"".join(iter(lambda: trial.recv(1 << 16), b"")))
         # The kernel ends the process then.
         signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_S)
