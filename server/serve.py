@@ -106,7 +106,7 @@ class DrainingServer(uvicorn.Server):
         if delay_s and self._engine.state is EngineState.READY:  # else nobody sends requests here
             logger.info("draining: /ready says 503, new requests are served for %g s more (--drain-delay-s)", delay_s)
             self._engine.leave()
-            await asyncio.sleep(delay_s)
+            await self.wait_for_balancers(delay_s)
         num_open = self._admission.num_inside
         logger.info("draining: %d open requests have %g s to finish", num_open, self._shutdown_timeout_s)
         self._engine.drain()
@@ -117,6 +117,10 @@ class DrainingServer(uvicorn.Server):
         except TimeoutError:
             logger.warning("drain timed out; ending %d requests", self._admission.num_inside)
         self._end("The server is shutting down and could not finish this request in time.")
+
+    async def wait_for_balancers(self, delay_s: float) -> None:
+        """Returns when they should have noticed."""
+        await asyncio.sleep(delay_s)
 
     def exit_now(self) -> None:
         """Ends the server without draining: its engine is gone for good."""

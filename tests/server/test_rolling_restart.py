@@ -14,9 +14,8 @@ import pytest
 
 from tests.support.light_server import ECHO, LightServer, light_server
 
-NUM_CLIENTS = 8
+NUM_CLIENTS = 6
 CHECK_INTERVAL_S = 0.05
-DRAIN_DELAY_S = 0.6
 
 
 class Balancer:
@@ -29,6 +28,7 @@ class Balancer:
         self._num_sent = 0
         self.refused: list[str] = []
         self.served = dict.fromkeys(urls, 0)
+        self.under_way = dict.fromkeys(urls, 0)
 
     async def check(self) -> None:
         while True:
@@ -46,18 +46,21 @@ class Balancer:
 
     async def send(self) -> None:
         url = self.pick()
+        self.under_way[url] += 1
         try:
             response = await self._http.post(f"{url}/v1/completions", json=ECHO)
+            if response.status_code != 200:
+                self.refused.append(response.text)
         except httpx.TransportError as error:
             self.refused.append(repr(error))
-            return
-        if response.status_code != 200:
-            self.refused.append(response.text)
+        finally:
+            self.under_way[url] -= 1
         self.served[url] += 1
 
-    async def until(self, url: str, ready: bool) -> None:
-        async with asyncio.timeout(20):
-            while (url in self._healthy) != ready:
+    async def until_used(self, url: str, used: bool) -> None:
+        """Waits until a server is asked, or until it is not, and what it was asked has been answered."""
+        async with asyncio.timeout(60):
+            while (url in self._healthy) != used or (self.under_way[url] and not used):
                 await asyncio.sleep(CHECK_INTERVAL_S)
 
 
@@ -71,27 +74,33 @@ def background(*tasks: asyncio.Task[None]) -> Iterator[None]:
 
 
 async def test_a_rolling_restart_loses_no_request(demo_checkpoint: Path, tmp_path: Path) -> None:
-    servers = [LightServer(demo_checkpoint, tmp_path, drain_delay_s=DRAIN_DELAY_S) for _ in range(2)]
-    async with httpx.AsyncClient(timeout=20) as http:
+    def start(port: int = 0) -> LightServer:
+        server = LightServer(demo_checkpoint, tmp_path, port, drain_delay_s=600)
+        server.wait_until_noticed()
+        return server
+
+    servers = [start(), start()]
+    async with httpx.AsyncClient(timeout=60) as http:
         balancer = Balancer(http, [server.url for server in servers])
 
         async def client() -> None:
-            while True:
+            while not balancer.refused:
                 await balancer.send()
 
         with background(asyncio.create_task(balancer.check())):
             for server in servers:
-                await balancer.until(server.url, True)
+                await balancer.until_used(server.url, True)
             with background(*(asyncio.create_task(client()) for _ in range(NUM_CLIENTS))):
                 for index, old in enumerate(servers):
                     old.signal()
-                    await balancer.until(old.url, False)
+                    await balancer.until_used(old.url, False)
+                    old.noticed.set()
                     await old.ended()
                     served = balancer.served[old.url]
-                    servers[index] = LightServer(demo_checkpoint, tmp_path, old.port, drain_delay_s=DRAIN_DELAY_S)
-                    await balancer.until(old.url, True)
-                    async with asyncio.timeout(20):
-                        while balancer.served[old.url] < served + NUM_CLIENTS:
+                    servers[index] = start(old.port)
+                    await balancer.until_used(old.url, True)
+                    async with asyncio.timeout(60):
+                        while balancer.served[old.url] < served + NUM_CLIENTS and not balancer.refused:
                             await asyncio.sleep(CHECK_INTERVAL_S)
     for server in servers:
         server.signal(signal.SIGINT)

@@ -37,6 +37,7 @@ class LightServer:
         config: further settings.
 
     Attributes:
+        noticed: ends the drain delay, whatever the clock says, where `wait_until_noticed` was asked for.
         engine: its client.
         url: where it listens.
     """
@@ -63,6 +64,7 @@ class LightServer:
             GenerationDefaults.from_folder(checkpoint),
             self.engine,
         )
+        self.noticed = asyncio.Event()
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # they are the test's
         self._task = asyncio.create_task(self._server.serve([self._listener]))
 
@@ -80,6 +82,12 @@ class LightServer:
         """One of its metrics; 0 where it has not been counted yet."""
         app: Any = self._server.config.app
         return float(app.state.services.metrics.registry.get_sample_value(name, labels) or 0)
+
+    def wait_until_noticed(self) -> None:
+        async def wait(delay_s: float) -> None:
+            await self.noticed.wait()
+
+        self._server.wait_for_balancers = wait  # type: ignore[method-assign]
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._server.handle_exit(number, None)
