@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.__main__ import build_parser
+from server.command_line import command_names
 from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server
@@ -71,13 +73,20 @@ def test_the_chat_with_a_server_of_its_own(hostile: Path) -> None:
 
 
 def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess) -> None:
-    run(hostile, "check-config", ".")
-    run(hostile, "memory", ".")
-    run(hostile, "bench", "--base-url", server.url, "--num-requests", "1", "--max-tokens", "1")
     suite = str(ROOT / "demo" / "suites" / "chat.jsonl")
-    run(hostile, "eval", "chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1")
     little = ("--num-samples", "2", "--sample-length", "32", "--threads", "1", "--device", "cpu")
-    run(hostile, "quantize", ".", str(tmp_path / "int8"), "--bits", "8", *little)
+    words = {
+        "check-config": ["."],
+        "memory": ["."],
+        "bench": ["--base-url", server.url, "--num-requests", "1", "--max-tokens", "1"],
+        "eval": ["chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1"],
+        "quantize": [".", str(tmp_path / "int8"), "--bits", "8", *little],
+        "doctor": [".", "--device", "cpu", "--json"],
+        "completion": ["bash"],
+    }
+    assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
+    for command, arguments in words.items():
+        assert run(hostile, command, *arguments) or command == "quantize"
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

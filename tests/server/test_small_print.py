@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +24,7 @@ from server.engine_client import EngineClient, Prompt
 from server.engine_supervisor import EngineState
 from server.grammar_check import GrammarChecker
 from server.protocol import ChatCompletionRequest, CompletionRequest
+from server.run_module import module_command
 from tests.support.server_process import ROOT, ServerProcess
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
@@ -152,7 +152,7 @@ def test_a_request_that_is_understood_while_the_engine_is_away_waits_for_the_nex
 
 
 def serve(model: Path, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "server", "serve", str(model), "--port", "0", "--device", "cpu"]
+    command = module_command("server", "serve", str(model), "--port", "0", "--device", "cpu")
     return subprocess.Popen([*command, "--kv-cache-memory", "64MiB", "--threads", "1"], cwd=ROOT, **options)
 
 
