@@ -249,3 +249,22 @@ def test_names_of_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
     assert names(f"{folder}/") == ("my-model", "Qwen")
+
+
+def test_who_shares_with_whom(tmp_path: Path) -> None:
+    given = {
+        "model": "m",
+        "max_running_per_key": 3,
+        "allow_priority": True,
+        "share_prefix_cache": True,
+        "guard_tool_results": True,
+        "allowed_host": ["a.example"],
+    }
+    settings = load_settings(given, {"QWEN_SERVER_TRUSTED_PROXY": "10.0.0.0/8, ::1"})
+    engine, server = settings.engine_config(tmp_path), settings.server_config()
+    assert (engine.max_running_per_caller, engine.allow_priority) == (3, True)
+    assert [str(network) for network in server.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
+    assert (server.share_prefix_cache, server.guard_tool_results, server.allowed_hosts) == (True, True, ("a.example",))
+    for wrong in ("proxy", "10.0.0.1/8"):
+        with pytest.raises(ConfigError, match=r"--trusted-proxy: .*network"):
+            load_settings({"model": "m", "trusted_proxy": [wrong]}, {})
