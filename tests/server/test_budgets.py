@@ -19,7 +19,7 @@ from model.messages import EngineReady
 from model.tokenizer import Tokenizer
 from prompts import react
 from prompts.messages import FunctionCall, Message
-from server import conversion
+from server import conversion, reply_grammar
 from server.app import create_app
 from server.conversion import Converter
 from server.engine_client import EngineClient
@@ -144,8 +144,10 @@ async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch:
 
         return noting
 
-    for name in ("read_function_calling", "read_answer_format", "tool_call_grammar", "check_ids"):
+    for name in ("read_function_calling", "read_answer_format", "check_ids"):
         monkeypatch.setattr(conversion, name, note(name, getattr(conversion, name)))
+    grammar = reply_grammar.tool_call_grammar
+    monkeypatch.setattr(reply_grammar, "tool_call_grammar", note("tool_call_grammar", grammar))
     monkeypatch.setattr(react, "render", note("render", react.render))
     for name in ("encode", "decode"):
         monkeypatch.setattr(ours.encoder.tokenizer, name, note(name, getattr(ours.encoder.tokenizer, name)))
