@@ -18,9 +18,9 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 
 # A quarter of llguidance's default, which lets a hostile grammar compile for eight seconds.
 _MAX_GRAMMAR_SYMBOLS = 125_000
-# Half of llguidance's default. It bounds what a token of an ambiguous grammar costs, to some tens of milliseconds; an
-# optional property takes two items.
-_MAX_ITEMS_IN_ROW = 1000
+# What may come next in one place: a choice takes one of these, an optional property two. It bounds what a token of an
+# ambiguous grammar costs; its account ends it before it comes so far.
+_MAX_ITEMS_IN_ROW = 2000
 
 # CPU time of the choices of one prompt: what they may fall behind in all, what each token adds, and the most for one.
 ACCOUNT_S = 5.0

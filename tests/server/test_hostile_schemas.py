@@ -18,6 +18,8 @@ from model.errors import EngineUnavailableError, InvalidRequestError
 from prompts.schema import json_rule, whole_grammar
 from server import grammar_check, grammar_worker
 from server.grammar_check import GrammarChecker
+from server.protocol import MAX_CHOICE_TEXTS, ChatCompletionRequest
+from server.response_format import read_answer_format
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
@@ -285,3 +287,11 @@ async def test_a_machine_that_has_no_time_for_a_schema_says_so(monkeypatch: pyte
         monkeypatch.setattr(grammar_check, "WAIT_LIMIT_S", limit_s)
         with pytest.raises(error, match=r"try again later|too complex"):
             await GRAMMARS.check({whole_grammar(json_rule(HUNGRY)): "it"}, param="p")
+
+
+async def test_as_many_choices_as_a_request_may_have_are_followed() -> None:
+    wishes = {"structured_outputs": {"choice": [f"choice number {number}" for number in range(MAX_CHOICE_TEXTS)]}}
+    request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **wishes})
+    answer = read_answer_format(request)
+    assert answer is not None
+    await GRAMMARS.check({answer.as_grammar(): "it"}, param="p", num_choices=128)
