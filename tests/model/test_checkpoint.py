@@ -542,7 +542,7 @@ def test_another_dtype_than_the_checkpoint_s_is_told(
 ) -> None:
     write_safetensors(folder, tensors)
     used = engine_of(folder, fp16=True).ready.dtype  # no CPU has fast products of float16
-    assert f"the checkpoint is float16; here it runs in {used}" in caplog.text
+    assert f"the checkpoint is float16; on this device it runs in {used}" in caplog.text
     caplog.clear()
     assert engine_of(folder, fp32=True).ready.dtype == "float32"
     assert "the checkpoint is" not in caplog.text

@@ -132,12 +132,14 @@ def _weigh_kernel(
     num_parts = tl.num_programs(0)
     temperature = tl.load(temperature_ptr + row)
     highest, _, is_valid = _highest_of_row(highest_ptr, row, num_parts, BLOCK_PARTS)
-    if is_valid & (temperature > 0):
+    if temperature > 0:
         columns = part * PART + tl.arange(0, PART)
         mask = columns < vocab_size
         places = logits_ptr + row.to(tl.int64) * row_stride + columns
         logits = tl.load(places, mask=mask, other=float("-inf"))
-        weights = tl.exp((logits - highest) / tl.maximum(temperature, 1e-30))
+        # A row that is not of numbers goes on as one in which all weigh the same.
+        distances = tl.where(is_valid, logits, 0.0) - tl.where(is_valid, highest, 0.0)
+        weights = tl.exp(distances / tl.maximum(temperature, 1e-30))
         tl.store(places, weights, mask=mask)
         tl.store(mass_ptr + row * num_parts + part, tl.sum(weights, 0))
         tl.store(equals_ptr + row * num_parts + part, 0.0)
