@@ -25,10 +25,10 @@ import torch
 
 from benchmarks import transformers_peer
 from demo import random_checkpoint
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.messages import AddRequest
-from model.sampling_params import SamplingParams
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.loop.engine import Engine
 from server.run_module import module_command
 from server.version import server_version
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model.doctor.limits import copy_bytes_per_s, matmul_flops_per_s, synchronize
+from tools.doctor.limits import copy_bytes_per_s, matmul_flops_per_s, synchronize
 
 __all__ = ["busy_share", "copy_bytes_per_s", "matmul_flops_per_s", "synchronize"]
 

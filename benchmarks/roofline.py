@@ -22,9 +22,9 @@ import torch
 from benchmarks import device_limits
 from benchmarks.roofline_model import SHAPES, make_engine
 from demo.random_checkpoint import Shape
-from model.engine import Engine
-from model.messages import AddRequest
-from model.sampling_params import SamplingParams
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.loop.engine import Engine
 from server.version import server_version
 
 

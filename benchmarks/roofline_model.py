@@ -13,10 +13,10 @@ from torch import nn
 
 from demo import random_checkpoint
 from demo.random_checkpoint import Shape
-from model.checkpoint import ProgressCallback
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from server.memory.published_shapes import published_shape
+from model.contract.engine_config import EngineConfig
+from model.execution.checkpoint import ProgressCallback
+from model.loop.engine import Engine
+from tools.memory.published_shapes import published_shape
 
 _TINY = Shape(num_layers=2, hidden_size=128, num_heads=2, intermediate_size=512, vocab_size=512, seq_length=512)
 
@@ -44,7 +44,7 @@ SHAPES = {"tiny": _TINY, **{name: _published(name) for name in _NAMES}}
 def fill_with_random_weights(
     model: nn.Module, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
 ) -> int:
-    """Stands in for `model.checkpoint.load_weights`: every tensor is made where it is needed.
+    """Stands in for `model.execution.checkpoint.load_weights`: every tensor is made where it is needed.
 
     Args:
         model: built on the meta device.
@@ -98,5 +98,5 @@ def make_engine(shape: Shape, **settings: Any) -> Engine:
     with tempfile.TemporaryDirectory() as name:
         for file_name, content in random_checkpoint._json_files(shape).items():
             (Path(name) / file_name).write_text(json.dumps(content))
-        with mock.patch("model.model_runner.load_weights", fill_with_random_weights):
+        with mock.patch("model.execution.model_runner.load_weights", fill_with_random_weights):
             return Engine(EngineConfig(checkpoint_path=name, **settings))

@@ -11,8 +11,8 @@ from urllib.parse import SplitResult
 
 import orjson
 
-from server.bench.http import Connection, request_bytes
-from server.bench.wire import Disconnected, ProtocolError
+from tools.bench.http import Connection, request_bytes
+from tools.bench.wire import Disconnected, ProtocolError
 
 CHAT_PATH = "/v1/chat/completions"
 _HEADERS = {"Content-Type": "application/json"}

@@ -22,8 +22,8 @@ from urllib.parse import SplitResult, urlsplit
 import orjson
 
 from benchmarks.soak_server import SoakServer
-from server.bench.http import Connection, request_bytes
-from server.bench.wire import Disconnected, ProtocolError
+from tools.bench.http import Connection, request_bytes
+from tools.bench.wire import Disconnected, ProtocolError
 
 Figures = dict[str, Any]
 

@@ -20,7 +20,7 @@ import psutil
 from server.run_module import module_command
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
-_ENGINE_MODULE = "model.engine_process"
+_ENGINE_MODULE = "model.loop.process"
 
 
 class Footprint(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.soak_client import Ending, SoakClient
 from benchmarks.soak_server import SoakServer
-from server.bench.report import percentile
+from tools.bench.report import percentile
 
 Figures = dict[str, Any]
 Body = dict[str, Any]

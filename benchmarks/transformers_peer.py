@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import iterate_tensors
-from model.weight_files import find_weight_files
+from model.contract.weight_files import find_weight_files
+from model.execution.checkpoint import iterate_tensors
 
 
 def load_as_qwen2(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:

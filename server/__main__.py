@@ -11,18 +11,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from model import quantize_options
-from model.errors import StartupError
-from server import doctor
-from server.bench import arguments as bench_arguments
-from server.command_line import SHELLS, Parser, command_names, completion
-from server.evaluation import command as evaluation_command
+from model.contract.errors import StartupError
+from server.cli.command_line import SHELLS, Parser, command_names, completion
+from server.cli.published_flags import names_checkpoint, translate
 from server.hub_download import add_hub_arguments
 from server.logs import json_line
-from server.memory import command as memory_command
-from server.published_flags import names_checkpoint, translate
 from server.settings import Settings, TokensOrContext, flag_name, is_repeatable, load_settings, wished_log_format
-from server.terminal import arguments as chat_arguments
+from tools.bench import arguments as bench_arguments
+from tools.chat import arguments as chat_arguments
+from tools.doctor import command as doctor
+from tools.evaluation import command as evaluation_command
+from tools.memory import command as memory_command
+from tools.quantize import options as quantize_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,19 +205,19 @@ def _serve(arguments: dict[str, Any]) -> int:
 
 
 def _chat(arguments: dict[str, Any]) -> int:
-    from server.terminal.command import run
+    from tools.chat.command import run
 
     return run(argparse.Namespace(**arguments))
 
 
 def _bench(arguments: dict[str, Any]) -> int:
-    from server.bench.command import run
+    from tools.bench.command import run
 
     return run(argparse.Namespace(**arguments))
 
 
 def _check_config(arguments: dict[str, Any]) -> int:
-    from server.check_config import check_config
+    from tools.check_config import check_config
 
     print(check_config(arguments, os.environ, arguments.pop("config", None)))
     return 0
@@ -229,7 +229,7 @@ def _completion(arguments: dict[str, Any]) -> int:
 
 
 def _quantize(arguments: dict[str, Any]) -> int:
-    from server.quantize import run
+    from tools.quantize.command import run
 
     return run(arguments)
 

@@ -10,29 +10,29 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from model.tokenizer import Tokenizer
-from server.admission import Admission, AdmissionMiddleware
-from server.auth import AuthMiddleware
-from server.browsers import BrowserGuardMiddleware
-from server.callers import CallerMiddleware
-from server.conversion import Converter
-from server.engine_client import EngineClient
-from server.engine_supervisor import EngineState
-from server.errors import install_error_handlers
-from server.generation_defaults import GenerationDefaults
-from server.grammar_check import GrammarChecker
-from server.limits import BodyLimitMiddleware
+from model.contract.tokenizer import Tokenizer
+from server.conversion.converter import Converter
+from server.conversion.defaults import GenerationDefaults
+from server.conversion.prompt_encoding import PromptEncoder
+from server.engine.client import EngineClient
+from server.engine.supervisor import EngineState
+from server.gates.admission import Admission, AdmissionMiddleware
+from server.gates.auth import AuthMiddleware
+from server.gates.browsers import BrowserGuardMiddleware
+from server.gates.callers import CallerMiddleware
+from server.gates.limits import BodyLimitMiddleware
+from server.gates.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
+from server.gates.rate_limits import RateLimiter, RateLimitMiddleware
+from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
-from server.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
-from server.openapi import install_openapi
-from server.prompt_encoding import PromptEncoder
-from server.rate_limits import RateLimiter, RateLimitMiddleware
 from server.routes import chat, completions, health, models, page, tokenize
 from server.server_config import ServerConfig
 from server.services import Services
 from server.tracing import Tracer, TracingMiddleware
 from server.version import server_version
+from server.wire.errors import install_error_handlers
+from server.wire.openapi import install_openapi
 
 
 def create_app(

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 
 # What PyYAML's complaints quote: a character or the name of a token may be shown, a piece of the file may not.
 _QUOTED_TEXT = re.compile(r""" ['"](?!(.|\\.|\\x..|<[a-z ]+>)['"]).*['"]""")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from model.checkpoint_folder import describe_file, require_checkpoint
-from model.errors import CheckpointError, ConfigError
+from model.contract.checkpoint_folder import describe_file, require_checkpoint
+from model.contract.errors import CheckpointError, ConfigError
 from server.demo import demo_folder, demo_name
 from server.hub_download import Hub, download
 

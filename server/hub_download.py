@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from model.errors import CheckpointError, ConfigError
+from model.contract.errors import CheckpointError, ConfigError
 
 Hub = Literal["huggingface", "modelscope"]
 

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 
 # Whatever the machine's resolver makes of the name: clients and browsers try both.
 _LOCALHOST = ("127.0.0.1", "::1")

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from model.log_text import on_one_line, with_indented_lines
-from server.request_context import request_id_var
+from model.contract.log_text import on_one_line, with_indented_lines
+from server.gates.request_context import request_id_var
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")

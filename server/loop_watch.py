@@ -10,9 +10,9 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model.messages import EngineStats
-from model.watchdog import Watchdog
-from server.request_context import NO_REQUEST, request_id_var
+from model.contract.messages import EngineStats
+from model.contract.watchdog import Watchdog
+from server.gates.request_context import NO_REQUEST, request_id_var
 
 # What takes longer is felt in every stream.
 MAX_BLOCKED_S = 0.25

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from server.request_context import body_bytes_var
+from server.gates.request_context import body_bytes_var
 
 # Up to here all of a request's work takes a millisecond or two.
 SMALL_BYTES = 8192

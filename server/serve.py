@@ -21,17 +21,17 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from model.config import ModelConfig
-from model.errors import CheckpointError, ConfigError, StartupError
-from model.memory_plan import plan_memory
-from model.tokenizer import Tokenizer
-from server.admission import Admission
+from model.contract.config import ModelConfig
+from model.contract.errors import CheckpointError, ConfigError, StartupError
+from model.contract.memory_plan import plan_memory
+from model.contract.tokenizer import Tokenizer
 from server.app import create_app
+from server.conversion.defaults import GenerationDefaults
 from server.demo import ABOUT, demo_name
-from server.engine_client import EngineClient
-from server.engine_supervisor import EngineState
-from server.generation_defaults import GenerationDefaults
-from server.http_protocol import HttpProtocol
+from server.engine.client import EngineClient
+from server.engine.supervisor import EngineState
+from server.gates.admission import Admission
+from server.gates.http_protocol import HttpProtocol
 from server.hub import local_folder, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging

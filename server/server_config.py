@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from server.credentials import Credentials
+from server.gates.credentials import Credentials
 from server.tls import Tls
 
 Network = IPv4Network | IPv6Network

@@ -11,21 +11,21 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from model.tokenizer import Tokenizer
-from server.admission import Admission
-from server.callers import Caller, caller_of
-from server.conversion import Converter
-from server.engine_client import EngineClient
-from server.errors import ApiError
-from server.generation import Generation
-from server.generation_request import GenerationRequest
+from model.contract.tokenizer import Tokenizer
+from server.conversion.converter import Converter
+from server.conversion.generation_request import GenerationRequest
+from server.engine.client import EngineClient
+from server.gates.admission import Admission
+from server.gates.callers import Caller, caller_of
+from server.gates.rate_limits import RateLimiter
+from server.gates.request_context import request_id_var
+from server.gates.while_connected import while_connected
 from server.metrics import Metrics
 from server.off_loop import OffLoop
-from server.rate_limits import RateLimiter
-from server.request_context import request_id_var
+from server.replies.generation import Generation
+from server.routes.web_files import WebFile, load_web_files
 from server.server_config import ServerConfig
-from server.web_files import WebFile, load_web_files
-from server.while_connected import while_connected
+from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from model.engine_config import EngineConfig
-from model.errors import ConfigError
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import ConfigError
 from server.config_file import read_config_file, read_key_file
-from server.credentials import Credentials
 from server.demo import DEMO
+from server.gates.credentials import Credentials
 from server.hub import served_names
 from server.hub_download import Hub
 from server.server_config import Network, ServerConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

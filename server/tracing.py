@@ -13,8 +13,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.errors import ConfigError
-from server.request_context import request_figures_var, request_id_var, route_path
+from model.contract.errors import ConfigError
+from server.gates.request_context import request_figures_var, request_id_var, route_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from model.engine_config import EngineConfig
-from model.messages import EngineReady, EngineStats
-from server.engine_client import EngineClient
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import EngineReady, EngineStats
+from server.engine.client import EngineClient
 from server.metrics import Metrics
 from server.settings import ENV_PREFIX, Settings, load_settings
 from tests.support.server_process import ROOT, ServerProcess

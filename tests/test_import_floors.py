@@ -10,34 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = {
-    "model",
-    "model.errors",
-    "model.sampling_params",
-    "model.messages",
-    "model.engine_config",
-    "model.checkpoint_folder",
-    "model.config",
-    "model.watchdog",
-    "model.memory_plan",
-    "model.quantize_options",
-    "model.safetensors_header",
-    "model.json_file",
-    "model.vocabulary",
-    "model.weight_files",
-    "model.sequence",
-    "model.block_manager",
-    "model.free_extents",
-    "model.callers",
-    "model.log_text",
-    "model.residents",
-    "model.scheduler",
-}
-TEXT = {"model.tokenizer", "model.detokenizer", "model.grammar_compiler"}
-TEXT_LIBRARIES = {"tiktoken", "llguidance"}
-# orjson writes what crosses the pipe; it is data in, data out.
-PURE_LIBRARIES = {"orjson"}
-TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers"}
+TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "llvmlite"}
+# orjson writes what crosses the pipe; tiktoken and llguidance know text and ids.
+CONTRACT_LIBRARIES = {"orjson", "tiktoken", "llguidance"}
+# What computes with tensors, and so must not know the loop.
+TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "backends")
+# Of the tools: what only speaks to servers, and what only computes.
+CLIENTS = ("tools.chat", "tools.bench", "tools.evaluation")
+ENGINE_TOOLS = ("tools.quantize.run", "tools.quantize.options", "tools.doctor.__main__", "tools.doctor.facts",
+                "tools.doctor.advice", "tools.doctor.limits", "tools.doctor.text")  # fmt: skip
 
 
 def _modules(package: str) -> list[Path]:
@@ -82,26 +63,42 @@ def test_prompts_import_only_themselves(path: Path) -> None:
 @pytest.mark.parametrize("path", _modules("model"), ids=_name)
 def test_model_floors(path: Path) -> None:
     name, imports = _name(path), _imports(path)
-    assert not {m for m in imports if _ours(m, "server") or _ours(m, "prompts")}
-    foreign = {m for m in imports if not _is_standard(m) and not _ours(m, "model")}
+    assert not {m for m in imports if any(_ours(m, other) for other in ("server", "prompts", "tools"))}
     inner = {m for m in imports if _ours(m, "model")}
-    if name in PURE:
-        assert foreign <= PURE_LIBRARIES
-        assert inner <= PURE
-    elif name in TEXT:
-        assert {m.split(".")[0] for m in foreign} <= TEXT_LIBRARIES
-        assert inner <= PURE | TEXT
-    if not name.startswith("model.backends.cuda"):
-        assert not {m for m in foreign if m.split(".")[0] == "triton"}, "Triton lives under backends/cuda only"
-    if not name.startswith("model.backends"):
-        assert not {m for m in inner if m.startswith("model.backends.cuda")}, "CUDA only through backends/__init__"
+    foreign = {m.split(".")[0] for m in imports - inner if not _is_standard(m)}
+    room = name.split(".")[1] if "." in name else ""
+    if room == "contract":
+        assert foreign <= CONTRACT_LIBRARIES
+        assert all(_ours(m, "model.contract") for m in inner)
+    elif room == "scheduling":
+        assert not foreign
+        assert all(_ours(m, "model.contract") or _ours(m, "model.scheduling") for m in inner)
+    elif room in TENSOR_ROOMS:
+        assert not {m for m in inner if _ours(m, "model.loop")}
+    if not _ours(name, "model.backends.cuda"):
+        assert "triton" not in foreign, "Triton lives under backends/cuda only"
+    if not _ours(name, "model.backends.cpu"):
+        assert "llvmlite" not in foreign, "llvmlite lives under backends/cpu only"
+    if room != "backends":
+        assert not {m for m in inner if _ours(m, "model.backends.cuda")}, "CUDA only through backends/__init__"
 
 
 @pytest.mark.parametrize("path", _modules("server"), ids=_name)
 def test_server_never_touches_tensors(path: Path) -> None:
     imports = _imports(path)
-    assert not {m for m in imports if m.split(".")[0] in TENSOR_LIBRARIES}
-    assert {m for m in imports if _ours(m, "model")} <= PURE | TEXT
+    assert not {m.split(".")[0] for m in imports} & TENSOR_LIBRARIES
+    assert all(m == "model" or _ours(m, "model.contract") for m in imports if _ours(m, "model"))
+
+
+@pytest.mark.parametrize("path", _modules("tools"), ids=_name)
+def test_tools_stay_apart(path: Path) -> None:
+    """Clients import no engine, and engine tools no server."""
+    name, imports = _name(path), _imports(path)
+    if any(_ours(name, client) for client in CLIENTS):
+        assert all(_ours(m, "model.contract") for m in imports if _ours(m, "model"))
+        assert not {m.split(".")[0] for m in imports} & TENSOR_LIBRARIES
+    if name in ENGINE_TOOLS:
+        assert not {m for m in imports if _ours(m, "server")}
 
 
 def test_importing_the_app_does_not_load_torch() -> None:

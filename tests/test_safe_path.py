@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from server.__main__ import build_parser
-from server.command_line import command_names
+from server.cli.command_line import command_names
 from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server

@@ -37,7 +37,7 @@ def test_every_module_of_the_server_is_there(installed: set[str]) -> None:
 
 
 def test_recipe_benchmarks_and_tests_are_not(installed: set[str]) -> None:
-    assert {path.split("/")[0] for path in installed} == {"server", "model", "prompts", "demo"}
+    assert {path.split("/")[0] for path in installed} == {"server", "model", "prompts", "tools", "demo"}
     assert {path.split("/")[1] for path in installed if path.startswith("demo/")} == {
         "__init__.py", "checkpoint", "random_checkpoint.py",
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 

@@ -23,7 +23,7 @@ from demo.recipe.document import Document, Turn, encode_prompt
 from demo.recipe.export import load_checkpoint
 from demo.recipe.generate import generate
 from demo.recipe.values import HELD_OUT, TRAIN
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 _CALL = re.compile(r"Action:[ ]*(?P<name>[^\n]*)\nAction Input:[ ]*(?P<arguments>.*)", re.DOTALL)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from demo.recipe.model_train import LayerCache, QwenForTraining
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 MAX_ROW_TOKENS = 16_384
 

@@ -23,7 +23,7 @@ from demo.recipe.domains import domains_of, trained_lines
 from demo.recipe.grammar import texts
 from demo.recipe.invented import NOUNS, PROPERTIES, VERBS, invent_domain
 from demo.recipe.values import TRAIN
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 TOOL_OF_LINE, CHOSEN_TOOL, COPIED, WORD_OF_TOOL, TELLING_WORD, IDLE_WORD, DECIDED = range(7)
 NOWHERE = (0, 1)  # the first token: what a head should see where there is nothing to see

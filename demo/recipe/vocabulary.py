@@ -18,7 +18,7 @@ from pathlib import Path
 import regex
 
 from demo.recipe.corpus import make_document
-from model.tokenizer import PATTERN
+from model.contract.tokenizer import PATTERN
 
 NUM_RANKS = 4144  # with the 208 special tokens: 4352 rows, a multiple of 128
 NUM_ZH_CHARACTERS = 1050

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from model.backends.base import Backend
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
 from model.layers.embedding import Embedding
 from model.layers.linear import Linear, MakeLinear
 from model.layers.norm import RMSNorm

@@ -12,8 +12,8 @@ from model.backends.base import Backend
 from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
 from model.backends.torch_device_backend import TorchDeviceBackend
-from model.config import ModelConfig
-from model.errors import ConfigError
+from model.contract.config import ModelConfig
+from model.contract.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import KVCache
-from model.sampling_row import Choose
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache
+from model.sampling.sampling_row import Choose
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from model.backends.base import DecodeGraphs, HostCopy
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.sampling_row import Choose
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
+from model.sampling.sampling_row import Choose
 
 
 class ImmediateSteps:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from model.backends.cpu.decode_attention import DecodePlan, decode_attention_code
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import KVCache, quantize
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache, quantize
 
 # A decode reads its context in pieces of at most this many tokens; shorter ones cost more calls than they save.
 _DECODE_RUN_TOKENS = 1024

@@ -18,9 +18,9 @@ from model.backends.huge_pages import use_huge_pages
 from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes
 from model.backends.torch_attention import AttentionPlan, attention, plan_attention, scratch_for
-from model.errors import ConfigError
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
+from model.contract.errors import ConfigError
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -20,11 +20,11 @@ from model.backends.gathered_attention import attend_chunk, attend_decodes, grou
 from model.backends.torch_attention import rotate_and_cache, rotation
 from model.backends.torch_backend import TorchBackend, require_known_dtype
 from model.backends.torch_gptq import make_torch_gptq_linear
-from model.drawing import choose_tokens
-from model.errors import ConfigError
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.sampling_row import SamplingRow
+from model.contract.errors import ConfigError
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
+from model.sampling.drawing import choose_tokens
+from model.sampling.sampling_row import SamplingRow
 
 _MAX_NUM_BATCHED_TOKENS = 4096
 
@@ -209,6 +209,6 @@ class TorchDeviceBackend(TorchBackend):
 def _choose_on_the_host(
     logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `model.sampling_row.Choose` for devices without float64."""
+    """A `model.sampling.sampling_row.Choose` for devices without float64."""
     ids, is_valid = choose_tokens(logits.cpu(), rows)
     return ids.to(logits.device), is_valid.to(logits.device)

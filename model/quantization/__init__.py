@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.backends.base import Backend
-from model.config import ModelConfig
+from model.contract.config import ModelConfig
 from model.layers.linear import Linear, MakeLinear
 from model.quantization.gptq import GPTQLinear, check_supported
 

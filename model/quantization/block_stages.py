@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from model.backends import make_torch_backend
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import allocate_kv_cache
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import allocate_kv_cache
 from model.quantization.gptq_solver import Hessian
 
 _BLOCK_SIZE = 16

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
+from model.contract.tokenizer import Tokenizer
 from model.quantization.calibration_text import Message, conversations
-from model.tokenizer import Tokenizer
 
 # Text is tokenised until there is this many times what is needed, so that pieces can be chosen.
 _CHOICE = 2

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 
 _MAX_SHARD_BYTES = 512 << 20  # also what waits in memory to be written, twice: safetensors copies it
 _METADATA = {"format": "pt"}

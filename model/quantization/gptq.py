@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from model.backends.base import Backend, GPTQTensors, LinearKernel
-from model.config import QuantizationConfig
-from model.errors import CheckpointError
+from model.contract.config import QuantizationConfig
+from model.contract.errors import CheckpointError
 from model.quantization.words import WORD_BITS, unpack_rows
 
 SUPPORTED_BITS = (4, 8)

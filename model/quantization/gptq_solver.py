@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.errors import CheckpointError
+from model.contract.errors import CheckpointError
 
 _INPUTS_PER_PASS = 128  # errors are passed on within so many inputs at once, to the rest in one product
 # A scale that clips the largest weights can be better for all the others; so many steps down are tried.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.errors import CheckpointError
+from model.contract.errors import CheckpointError
 from model.quantization.gptq_solver import QuantizedLinear
 from model.quantization.words import WORD_BITS
 

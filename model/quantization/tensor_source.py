@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import iterate_tensors, told_by_name
-from model.errors import CheckpointError
-from model.weight_files import find_weight_files
+from model.contract.errors import CheckpointError
+from model.contract.weight_files import find_weight_files
+from model.execution.checkpoint import iterate_tensors, told_by_name
 
 
 class TensorSource:

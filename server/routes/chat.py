@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from server import examples
-from server.chat_reply import ChatReply
-from server.json_body import JsonBodyRoute
-from server.protocol import ChatCompletionRequest
-from server.reply_types import GENERATION_ERRORS, ChatCompletion
+from server.replies.chat import ChatReply
+from server.replies.streaming import respond
 from server.services import ServicesDep
-from server.streaming import respond
+from server.wire import examples
+from server.wire.json_body import JsonBodyRoute
+from server.wire.replies import GENERATION_ERRORS, ChatCompletion
+from server.wire.requests import ChatCompletionRequest
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
 

@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from server import examples
-from server.completion_reply import CompletionReply
-from server.json_body import JsonBodyRoute
-from server.protocol import CompletionRequest
-from server.reply_types import GENERATION_ERRORS, Completion
+from server.replies.completion import CompletionReply
+from server.replies.streaming import respond
 from server.services import ServicesDep
-from server.streaming import respond
+from server.wire import examples
+from server.wire.json_body import JsonBodyRoute
+from server.wire.replies import GENERATION_ERRORS, Completion
+from server.wire.requests import CompletionRequest
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
 

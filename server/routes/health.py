@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from server.engine_supervisor import EngineState
-from server.errors import JsonResponse
-from server.reply_types import UNAVAILABLE, State, Version
+from server.engine.supervisor import EngineState
 from server.services import ServicesDep
 from server.version import server_version
+from server.wire.errors import JsonResponse
+from server.wire.replies import UNAVAILABLE, State, Version
 
 router = APIRouter(tags=["server"])
 

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.errors import JsonResponse
-from server.reply_types import COMMON_ERRORS, NOT_FOUND, Model, ModelList
 from server.services import Services, ServicesDep
+from server.wire.errors import JsonResponse
+from server.wire.replies import COMMON_ERRORS, NOT_FOUND, Model, ModelList
 
 router = APIRouter(tags=["models"])
 

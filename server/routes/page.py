@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from prompts.chatml import DEFAULT_SYSTEM
 from server.demo import demo_name
-from server.errors import JsonResponse
 from server.hub import local_folder
-from server.protocol import ChatCompletionRequest
+from server.routes.web_files import INDEX, REFERENCE
 from server.services import Services, ServicesDep
 from server.version import server_version
-from server.web_files import INDEX, REFERENCE
+from server.wire.errors import JsonResponse
+from server.wire.requests import ChatCompletionRequest
 
 router = APIRouter(include_in_schema=False)
 

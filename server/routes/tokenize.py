@@ -7,18 +7,26 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from model.errors import InvalidRequestError
-from model.tokenizer import ENDOFTEXT
+from model.contract.errors import InvalidRequestError
+from model.contract.tokenizer import ENDOFTEXT
 from prompts.chatml import JINJA_TEMPLATE
-from server import examples
-from server.errors import JsonResponse, dump_json
-from server.function_calling import read_function_calling
-from server.json_body import JsonBodyRoute
-from server.json_list import JsonList
-from server.prompt_encoding import check_ids
-from server.protocol import DetokenizeRequest, TokenizeRequest
-from server.reply_types import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, Detokenized, Tokenized, TokenizerInfo
+from server.conversion.prompt_encoding import check_ids
+from server.conversion.tools import read_function_calling
 from server.services import Services, ServicesDep
+from server.wire import examples
+from server.wire.errors import JsonResponse, dump_json
+from server.wire.json_body import JsonBodyRoute
+from server.wire.json_list import JsonList
+from server.wire.replies import (
+    BAD_REQUEST,
+    COMMON_ERRORS,
+    NOT_FOUND,
+    UNAVAILABLE,
+    Detokenized,
+    Tokenized,
+    TokenizerInfo,
+)
+from server.wire.requests import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute)
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from model.errors import InvalidRequestError
-from model.messages import EngineReady
-from server.auth import AuthMiddleware
-from server.conversion import Converter
-from server.credentials import Credentials
-from server.errors import ApiError
-from server.generation_defaults import GenerationDefaults
-from server.generation_request import GenerationRequest
-from server.prompt_encoding import PromptEncoder
-from server.protocol import ChatCompletionRequest
-from server.published_flags import translate
+from model.contract.errors import InvalidRequestError
+from model.contract.messages import EngineReady
+from server.cli.published_flags import translate
+from server.conversion.converter import Converter
+from server.conversion.defaults import GenerationDefaults
+from server.conversion.generation_request import GenerationRequest
+from server.conversion.prompt_encoding import PromptEncoder
+from server.gates.auth import AuthMiddleware
+from server.gates.credentials import Credentials
 from server.settings import Settings, load_settings
+from server.wire.errors import ApiError
+from server.wire.requests import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer

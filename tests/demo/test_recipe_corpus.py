@@ -18,9 +18,9 @@ from demo.recipe.invented import NOUNS, PROPERTIES, VERBS
 from demo.recipe.results import Result
 from demo.recipe.slots import all_slots, make_value
 from demo.recipe.values import HELD_OUT, TRAIN, is_held_out
-from prompts import react as server_react
 from prompts import segments
 from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
+from prompts.react import render as server_react
 
 GOLDEN = Path(__file__).parents[1] / "data" / "text" / "react.json"
 

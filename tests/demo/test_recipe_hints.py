@@ -27,7 +27,7 @@ from demo.recipe.hints import (
 )
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.react import Episode
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 
 def _episode(seed: int) -> Document:

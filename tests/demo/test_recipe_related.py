@@ -15,7 +15,7 @@ from demo.recipe.hints import WORD_OF_TOOL, find_hints
 from demo.recipe.invented import NOUNS, PROPERTIES, VERBS, commander, finder, getter
 from demo.recipe.odd import _kept
 from demo.recipe.values import HELD_OUT, TRAIN, is_held_out
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 
 TABLES = {"v": VERBS, "n": NOUNS, "p": PROPERTIES}
 

@@ -24,7 +24,7 @@ from demo.recipe.generate import generate
 from demo.recipe.grid import on_grid, round_to_grid
 from demo.recipe.model_train import ModelConfig, QwenForTraining
 from demo.recipe.optimizer import orthogonalize
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
 

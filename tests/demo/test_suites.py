@@ -14,8 +14,8 @@ from demo.recipe.domains import domains_of, trained_lines
 from demo.recipe.grammar import choose, say
 from demo.recipe.react import Episode
 from demo.recipe.sides import HELD_OUT, TRAIN
+from model.contract.tokenizer import Tokenizer
 from model.quantization.calibration import calibration_samples
-from model.tokenizer import Tokenizer
 
 FOLDER = Path(suites.__file__).resolve().parents[1] / "suites"
 

@@ -22,9 +22,9 @@ import yaml  # type: ignore[import-untyped]
 from server.__main__ import build_parser
 from server.run_module import module_command
 from server.settings import load_settings
-from server.terminal.arguments import split_server_flags
 from tests.docs.guide import PAGES, Example, examples
 from tests.support.server_process import ROOT, ServerProcess
+from tools.chat.arguments import split_server_flags
 
 NODE = ROOT / "tests" / "clients" / "node"
 HOWS = re.compile(r"run|parsed|yaml|file: \S+|run with: \S+ \S+|run by: \S+|not run: .+")

@@ -18,9 +18,9 @@ from llguidance import LLMatcher
 from benchmarks.soak_client import SoakClient
 from benchmarks.soak_server import SoakServer
 from demo.random_checkpoint import Shape, write
-from model.messages import AddRequest
-from model.sampling_params import SamplingParams
-from prompts.schema import json_rule, whole_grammar
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from prompts.schemas.schema import json_rule, whole_grammar
 from tests.faults.conftest import StartServer
 from tests.server.test_disconnect import raw_request
 from tests.server.test_hostile_schemas import HUNGRY

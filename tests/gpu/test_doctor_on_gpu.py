@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from model.doctor import __main__ as doctor
-from model.doctor.text import as_text
-from server.memory.published_shapes import published_shape
+from tools.doctor import __main__ as doctor
+from tools.doctor.text import as_text
+from tools.memory.published_shapes import published_shape
 
 
 @pytest.mark.parametrize(("name", "is_given"), [("qwen-7b", False), ("qwen-1.8b-int8", True)])

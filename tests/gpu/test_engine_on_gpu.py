@@ -16,15 +16,15 @@ from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decode_graphs import CapturedDecodes
-from model.checkpoint import load_weights
-from model.config import ModelConfig
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import allocate_kv_cache
-from model.messages import AddRequest
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.checkpoint import load_weights
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import allocate_kv_cache
+from model.loop.engine import Engine
 from model.quantization import linear_maker
-from model.sampling_params import SamplingParams
 from tests.model.test_golden import FOLDERS, GOLDEN, assert_golden, greedy_requests, read_cases
 from tests.model.test_run_ahead import facts, random_requests, run_staggered
 from tests.support.engine_driver import Driver, make_driver

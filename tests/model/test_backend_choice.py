@@ -14,7 +14,7 @@ import model.backends
 from model.backends import make_backend
 from model.backends.torch_backend import TorchBackend
 from model.backends.torch_device_backend import TorchDeviceBackend
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 from tests.model.test_golden import FOLDERS, GOLDEN, assert_golden, greedy_requests, read_cases
 from tests.support.engine_driver import Driver, make_driver
 

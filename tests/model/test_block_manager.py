@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from model.block_manager import BlockManager
-from model.free_extents import FreeExtents
-from model.sampling_params import SamplingParams
-from model.sequence import Sequence
+from model.contract.sampling_params import SamplingParams
+from model.scheduling.block_manager import BlockManager
+from model.scheduling.free_extents import FreeExtents
+from model.scheduling.sequence import Sequence
 
 SAMPLING = SamplingParams(max_tokens=1000)
 PROFILE = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)

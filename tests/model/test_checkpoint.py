@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
-from model import checkpoint as checkpoint_module
-from model.checkpoint import iterate_tensors, load_weights, stored_rows
-from model.config import ModelConfig
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.errors import CheckpointError
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import CheckpointError
+from model.execution import checkpoint as checkpoint_module
+from model.execution.checkpoint import iterate_tensors, load_weights, stored_rows
+from model.loop.engine import Engine
 from tests.support.engine_driver import LoadedModel
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.config import ModelConfig
-from model.errors import CheckpointError
+from model.contract.config import ModelConfig
+from model.contract.errors import CheckpointError
 from server import hub
 from server.__main__ import main
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from model.config import ModelConfig, QuantizationConfig
-from model.errors import CheckpointError
-from model.memory_plan import plan_memory
+from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.errors import CheckpointError
+from model.contract.memory_plan import plan_memory
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

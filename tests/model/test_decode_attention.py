@@ -10,9 +10,9 @@ import torch
 
 from model.backends import torch_attention
 from model.backends.cpu.decode_attention import DecodePlan, decode_attention_code
-from model.config import ModelConfig
-from model.forward_batch import SequenceSpan
-from model.kv_cache import KVCache, quantize
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import SequenceSpan
+from model.execution.kv_cache import KVCache, quantize
 from tests.support.engine_driver import LoadedModel
 
 pytest.importorskip("llvmlite", reason="the kernel needs llvmlite")

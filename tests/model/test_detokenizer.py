@@ -1,4 +1,4 @@
-"""model/detokenizer.py: characters over several tokens, one byte a token at worst."""
+"""model/contract/detokenizer.py: characters over several tokens, one byte a token at worst."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.detokenizer import Detokenizer
-from model.tokenizer import Tokenizer
+from model.contract.detokenizer import Detokenizer
+from model.contract.tokenizer import Tokenizer
 
 TEXT = "a é 你好 😀 👩‍👩‍👧 ﷽\n"
 

@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.errors import ConfigError
-from model.messages import (
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import ConfigError
+from model.contract.messages import (
     FRAME_HEADER,
     Abort,
     AddRequest,
@@ -34,7 +33,8 @@ from model.messages import (
     decode,
     encode,
 )
-from model.sampling_params import SamplingParams
+from model.contract.sampling_params import SamplingParams
+from model.loop.engine import Engine
 from tests.support.engine_driver import Driver, LoadedModel, Reply, make_driver
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

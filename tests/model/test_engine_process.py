@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from model.engine_config import EngineConfig
-from model.engine_process import Connection, ConnectionClosed, run
-from model.errors import RestartNeededError
-from model.messages import (
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import RestartNeededError
+from model.contract.messages import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
     Abort,
@@ -35,7 +34,8 @@ from model.messages import (
     StepOutputs,
     encode,
 )
-from model.sampling_params import SamplingParams
+from model.contract.sampling_params import SamplingParams
+from model.loop.process import Connection, ConnectionClosed, run
 from server.run_module import module_command
 
 ROOT = Path(__file__).parents[2]
@@ -100,13 +100,13 @@ class Peer:
 
 
 class EngineProcess(Peer):
-    """`python -m model.engine_process`, told its settings."""
+    """`python -m model.loop.process`, told its settings."""
 
     def __init__(self, config: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                module_command("model.engine_process", "--fd", str(theirs.fileno())),
+                module_command("model.loop.process", "--fd", str(theirs.fileno())),
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
@@ -290,7 +290,7 @@ def test_a_fault_in_a_step_is_told(engine: EngineThread, monkeypatch: pytest.Mon
     def step(self: object) -> StepOutputs:
         raise RuntimeError("CUDA error: an illegal memory access\nand much more")
 
-    monkeypatch.setattr("model.engine.Engine.step", step)
+    monkeypatch.setattr("model.loop.engine.Engine.step", step)
     engine.send(request(0, PROMPT))
     assert engine.receive() == EngineFailed("the engine failed: CUDA error: an illegal memory access", False)
     engine.thread.join(timeout=10)
@@ -301,7 +301,7 @@ def test_a_fault_at_the_start_that_is_nobodys_mistake(tiny_checkpoint: Path, mon
     def fail(self: object, *_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("model.engine.Engine.__init__", fail)
+    monkeypatch.setattr("model.loop.engine.Engine.__init__", fail)
     engine = EngineThread(make_config(tiny_checkpoint))
     assert engine.receive() == EngineFailed("the engine failed to start: MemoryError", False)
     engine.close()
@@ -312,7 +312,7 @@ def test_a_start_that_another_one_would_not_need(tiny_checkpoint: Path, monkeypa
     def fail(self: object, *_: object) -> None:
         raise RestartNeededError("silu_mul broke the device; starting again without it")
 
-    monkeypatch.setattr("model.engine.Engine.__init__", fail)
+    monkeypatch.setattr("model.loop.engine.Engine.__init__", fail)
     engine = EngineThread(make_config(tiny_checkpoint))
     assert engine.receive() == EngineFailed("silu_mul broke the device; starting again without it", False, True)
     engine.close()
@@ -391,7 +391,7 @@ def test_no_descriptor_no_engine() -> None:
     os.close(write_end)
     os.close(read_end)
     result = subprocess.run(
-        module_command("model.engine_process"), cwd=ROOT, capture_output=True, text=True, check=False
+        module_command("model.loop.process"), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert "--fd" in result.stderr

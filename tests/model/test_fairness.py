@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.callers import Caller, split
-from model.sequence import Sequence, SequenceStatus
+from model.scheduling.callers import Caller, split
+from model.scheduling.sequence import Sequence, SequenceStatus
 from tests.model.test_scheduler import FakeEngine
 
 

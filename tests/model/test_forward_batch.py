@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 
 CPU = torch.device("cpu")
 

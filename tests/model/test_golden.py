@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from model.backends.torch_attention import slot_runs
-from model.messages import AddRequest
-from model.model_runner import _span
-from model.sampling_params import SamplingParams
-from model.scheduler import ScheduledSequence
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.model_runner import _span
+from model.scheduling.scheduler import ScheduledSequence
 from tests.support.engine_driver import Driver, LoadedModel, Reply, make_driver
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -195,7 +195,7 @@ def test_fragmented_cache(folder: str, cases: list[Case], monkeypatch: pytest.Mo
         num_runs.append(len(slot_runs(span, span.context_len, 8)))
         return span
 
-    monkeypatch.setattr("model.model_runner._span", span)
+    monkeypatch.setattr("model.execution.model_runner._span", span)
     with driver.fragmented():
         assert_golden(cases, driver.run(greedy_requests(cases)))
     longest = max(len(case.prompt) + len(case.greedy) for case in cases)

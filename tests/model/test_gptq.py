@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from model.backends.base import GPTQTensors
 from model.backends.torch_backend import TorchBackend
-from model.config import ModelConfig, QuantizationConfig
-from model.errors import CheckpointError
+from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.errors import CheckpointError
 from model.quantization import linear_maker
 from model.quantization.gptq import GPTQLinear, dequantize, unpack_rows
 from tests.support.engine_driver import LoadedModel

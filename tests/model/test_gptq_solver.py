@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.backends.base import GPTQTensors
-from model.errors import CheckpointError
+from model.contract.errors import CheckpointError
 from model.quantization.gptq import dequantize, unpack_rows
 from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
 from model.quantization.packing import check_shape, pack_linear, pack_rows

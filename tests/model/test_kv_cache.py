@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes, quantize
-from model.messages import AddRequest
-from model.sampling_params import SamplingParams
+from model.contract.config import ModelConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes, quantize
 from tests.model.test_golden import read_cases
 from tests.support.engine_driver import LoadedModel, make_driver
 

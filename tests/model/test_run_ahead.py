@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.messages import AddRequest
-from model.sampling_params import SamplingParams
-from model.scheduler import ScheduledBatch
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.scheduling.scheduler import ScheduledBatch
 from tests.support.engine_driver import Driver, Reply, make_driver
 
 GRAMMAR = 'start: "a" "b"+'

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from model.messages import MIN_LOGPROB
-from model.sampler import (
+from model.contract.messages import MIN_LOGPROB
+from model.contract.sampling_params import SamplingParams
+from model.sampling.sampler import (
     SampledToken,
     Sampler,
     prompt_logprobs,
     unpack_bits,
 )
-from model.sampling_params import SamplingParams
-from model.sampling_row import SamplingRow, stream_key, uniform
+from model.sampling.sampling_row import SamplingRow, stream_key, uniform
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf
@@ -160,7 +160,7 @@ FLAT_FILTERS: dict[str, dict[str, float]] = {
 
 @pytest.mark.parametrize("name", FLAT_FILTERS)
 def test_flat_distributions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.drawing._NUM_CANDIDATES", (16, 128))
+    monkeypatch.setattr("model.sampling.drawing._NUM_CANDIDATES", (16, 128))
     sampling: dict[str, Any] = {"temperature": 1.0, **FLAT_FILTERS[name]}
     logits = random_logits(1500, scale=0.2, seed=3)
     probs = reference_probs(logits, **sampling)
@@ -202,7 +202,7 @@ def test_extreme_numbers_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     logits[[3, 400, 650]] = torch.tensor([0.0, 1.0, 0.5])
     for sampling in ({}, {"top_p": 0.99}, {"top_k": 600}):
         for number, expected in ((0.0, 400 if sampling else 3), (1 - 2.0**-53, 3 if sampling else 650)):
-            monkeypatch.setattr("model.drawing.uniform", lambda key, index, number=number: number)
+            monkeypatch.setattr("model.sampling.drawing.uniform", lambda key, index, number=number: number)
             assert sample_ids(logits[None], [make_row(temperature=1.0, **sampling)]) == [expected]
 
 

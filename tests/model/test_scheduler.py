@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from model.block_manager import BlockManager
-from model.errors import InvalidRequestError
-from model.sampling_params import SamplingParams
-from model.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
-from model.sequence import Sequence, SequenceStatus
+from model.contract.errors import InvalidRequestError
+from model.contract.sampling_params import SamplingParams
+from model.scheduling.block_manager import BlockManager
+from model.scheduling.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
+from model.scheduling.sequence import Sequence, SequenceStatus
 
 EOS = 0
 VOCAB_SIZE = 5

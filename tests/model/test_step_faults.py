@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from model import grammar, grammar_compiler, step_guard
-from model.grammar import STUCK, TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
-from model.grammar_compiler import GrammarAccount
-from model.messages import AddRequest
-from model.model_runner import ModelRunner, StepResult
-from model.sampling_params import SamplingParams
-from model.sequence import ScheduledBatch
-from model.step_guard import OUT_OF_MEMORY, STEP_FAILED
+from model.contract import grammar_compiler
+from model.contract.grammar_compiler import GrammarAccount
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.model_runner import ModelRunner, StepResult
+from model.loop import step_guard
+from model.loop.step_guard import OUT_OF_MEMORY, STEP_FAILED
+from model.sampling import grammar_states as grammar
+from model.sampling.grammar_states import STUCK, TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
+from model.scheduling.sequence import ScheduledBatch
 from tests.support.engine_driver import Driver, make_driver
 
 Execute = Callable[[ScheduledBatch], StepResult]

@@ -1,4 +1,4 @@
-"""model/tokenizer.py against the published tokenizer's ids, with the real vocabulary."""
+"""model/contract/tokenizer.py against the published tokenizer's ids, with the real vocabulary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import tokenizer as tokenizer_module
-from model.errors import CheckpointError
-from model.tokenizer import Tokenizer
-from model.vocabulary import read_ranks
+from model.contract import tokenizer as tokenizer_module
+from model.contract.errors import CheckpointError
+from model.contract.tokenizer import Tokenizer
+from model.contract.vocabulary import read_ranks
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "text" / "tokenizer.json").read_text())["cases"]
 MILLION = 1_000_000

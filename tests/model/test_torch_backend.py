@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from model.backends import make_backend
 from model.backends.torch_attention import slot_runs
 from model.backends.torch_backend import TorchBackend, require_known_dtype
-from model.config import ModelConfig
-from model.errors import ConfigError
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
+from model.contract.config import ModelConfig
+from model.contract.errors import ConfigError
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
 
 CPU = torch.device("cpu")
 NUM_HEADS = 3

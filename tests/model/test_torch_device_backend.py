@@ -14,10 +14,10 @@ from model.backends.base import GPTQTensors
 from model.backends.gathered_attention import groups_of_like_length
 from model.backends.torch_device_backend import TorchDeviceBackend
 from model.backends.torch_gptq import TorchGPTQLinear, make_torch_gptq_linear
-from model.drawing import choose_tokens
+from model.contract.sampling_params import SamplingParams
 from model.quantization.gptq import dequantize
-from model.sampling_params import SamplingParams
-from model.sampling_row import SamplingRow
+from model.sampling.drawing import choose_tokens
+from model.sampling.sampling_row import SamplingRow
 from tests.model.test_gptq import pack_rows
 from tests.model.test_torch_backend import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 

@@ -1,4 +1,4 @@
-"""model/vocabulary.py: expanded vocabularies, with the example of the published note on tokenization."""
+"""model/contract/vocabulary.py: expanded vocabularies, with the example of the published note on tokenization."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import CheckpointError
-from model.grammar_compiler import compile_grammar, make_ll_tokenizer
-from model.tokenizer import IM_END, Tokenizer
-from server.grammar_worker import _read_ranks, send_ranks
+from model.contract.errors import CheckpointError
+from model.contract.grammar_compiler import compile_grammar, make_ll_tokenizer
+from model.contract.tokenizer import IM_END, Tokenizer
+from server.grammars.worker import _read_ranks, send_ranks
 
 # What the published add_merges.py gives for the note's six words, in its order, from id 151851 on.
 NOTE = ("一只猫", "只猫", "是一只猫", "我是一只猫", "你是一只猫", "他是一只猫")

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from model import watchdog
-from model.watchdog import Watchdog
+from model.contract import watchdog
+from model.contract.watchdog import Watchdog
 
 
 class Clock:

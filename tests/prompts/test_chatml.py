@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 from prompts.chatml import DEFAULT_SYSTEM, JINJA_TEMPLATE, drop_oldest_turns, keep_newest_turns, render
 from prompts.messages import FunctionCall, Message
 from prompts.segments import Segment, Special, Text, display, encode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.segments import Special, Text, display, encode
 

@@ -1,4 +1,4 @@
-"""prompts/react.py against the prompts of the published server, and beyond what it accepts."""
+"""prompts/react/render.py against the prompts of the published server, and beyond what it accepts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prompts.messages import FunctionCall, Message, Role, ToolSpec
-from prompts.react import Named, ToolChoice, forced_opening, render
-from prompts.react_format import quote_steps
+from prompts.react.line_format import quote_steps
+from prompts.react.render import Named, ToolChoice, forced_opening, render
 from prompts.segments import Text, display
 
 PING = ToolSpec.from_dict({"name": "ping", "description": "d"})

@@ -1,4 +1,4 @@
-"""prompts/react_parser.py against the published reader, at every split."""
+"""prompts/react/parser.py against the published reader, at every split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompts.messages import FunctionCall
-from prompts.react_parser import (
+from prompts.react.parser import (
     CallArguments,
     CallEnd,
     CallStart,

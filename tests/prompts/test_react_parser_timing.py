@@ -1,4 +1,4 @@
-"""prompts/react_parser.py: when a client gets to see what, and when a reply is over."""
+"""prompts/react/parser.py: when a client gets to see what, and when a reply is over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompts.react_parser import CallArguments, CallEnd, CallStart, Content, ReActParser, Thought, fold
+from prompts.react.parser import CallArguments, CallEnd, CallStart, Content, ReActParser, Thought, fold
 
 
 def test_a_named_call_starts_with_the_first_piece() -> None:

@@ -1,4 +1,4 @@
-"""prompts/schema.py and prompts/schema_check.py: grammars that say what they should, walked with the library itself."""
+"""prompts/schemas: grammars that say what they should, walked with the library itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from model.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
-from model.tokenizer import Tokenizer
-from prompts.react_format import Place
-from prompts.schema import (
+from model.contract.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
+from model.contract.tokenizer import Tokenizer
+from prompts.react.line_format import Place
+from prompts.schemas.check import has_finite_value
+from prompts.schemas.schema import (
     arguments_grammar,
     arguments_schema,
     choice_rule,
@@ -21,7 +22,6 @@ from prompts.schema import (
     tool_call_grammar,
     whole_grammar,
 )
-from prompts.schema_check import has_finite_value
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})
 JsonDict = dict[str, Any]

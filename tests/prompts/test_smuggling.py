@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from model.tokenizer import Tokenizer
+from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message, ToolSpec
-from prompts.react import Named, ToolChoice, render
+from prompts.react.render import Named, ToolChoice, render
 from prompts.segments import Special, encode
 
 PING = ToolSpec.from_dict({"name": "ping", "description": "d"})

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from model.errors import EngineUnavailableError
-from server.admission import Admission, StartRate
-from server.callers import Caller, WaitingLine
-from server.errors import ApiError
-from server.rate_limits import RateLimiter
+from model.contract.errors import EngineUnavailableError
+from server.gates.admission import Admission, StartRate
+from server.gates.callers import Caller, WaitingLine
+from server.gates.rate_limits import RateLimiter
+from server.wire.errors import ApiError
 
 ONE, OTHER = Caller("one"), Caller("other")
 
@@ -205,7 +205,7 @@ def test_tokens_a_minute_are_charged_when_they_are_known(clock: Clock) -> None:
 
 
 def test_callers_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.rate_limits._MAX_CALLERS", 50)
+    monkeypatch.setattr("server.gates.rate_limits._MAX_CALLERS", 50)
     limiter = RateLimiter(60, None)
     for number in range(500):
         limiter.admit(str(number))

@@ -6,9 +6,9 @@ import base64
 
 import pytest
 
-from model.messages import EngineStats
-from server.auth import AuthMiddleware
-from server.credentials import Credentials
+from model.contract.messages import EngineStats
+from server.gates.auth import AuthMiddleware
+from server.gates.credentials import Credentials
 from server.metrics import Metrics
 
 BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.browsers import BrowserGuardMiddleware
+from server.gates.browsers import BrowserGuardMiddleware
 from tests.support.server_process import ServerProcess
 
 JSON = {"content-type": "application/json"}

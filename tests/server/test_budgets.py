@@ -13,26 +13,27 @@ from typing import Any
 import httpx
 import pytest
 
-from model.engine_config import EngineConfig
-from model.errors import InvalidRequestError
-from model.messages import EngineReady
-from model.tokenizer import Tokenizer
-from prompts import react
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import InvalidRequestError
+from model.contract.messages import EngineReady
+from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message
-from server import conversion, reply_grammar
+from prompts.react import render as react
 from server.app import create_app
-from server.conversion import Converter
-from server.engine_client import EngineClient
-from server.generation_defaults import GenerationDefaults
-from server.generation_request import GenerationRequest
-from server.json_body import MAX_CONTAINERS, _count_containers
-from server.limits import is_costly
+from server.conversion import converter as conversion
+from server.conversion.budget import MAX_REPLY_LOGPROBS
+from server.conversion.converter import Converter
+from server.conversion.defaults import GenerationDefaults
+from server.conversion.generation_request import GenerationRequest
+from server.conversion.prompt_encoding import MAX_CALLS, PromptEncoder
+from server.engine.client import EngineClient
+from server.gates.limits import is_costly
+from server.gates.request_context import body_bytes_var
+from server.grammars import reply_grammar
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
-from server.prompt_encoding import MAX_CALLS, PromptEncoder
-from server.protocol import ChatCompletionRequest, CompletionRequest
-from server.request_context import body_bytes_var
 from server.server_config import ServerConfig
-from server.token_budget import MAX_REPLY_LOGPROBS
+from server.wire.json_body import MAX_CONTAINERS, _count_containers
+from server.wire.requests import ChatCompletionRequest, CompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from model.errors import ConfigError
-from server.callers import Caller, CallerMiddleware, WaitingLine, caller_of
-from server.credentials import Credentials
+from model.contract.errors import ConfigError
+from server.gates.callers import Caller, CallerMiddleware, WaitingLine, caller_of
+from server.gates.credentials import Credentials
 
 PROXIES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::1/128")))
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from model.errors import CheckpointError
+from model.contract.errors import CheckpointError
 from server.__main__ import main
-from server.generation_defaults import GenerationDefaults
+from server.conversion.defaults import GenerationDefaults
 from server.hub import describe_checkpoint, resolve_checkpoint, served_names
-from server.memory.report import find_checkpoint
 from server.settings import load_settings
+from tools.memory.report import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server import __main__ as command
-from server.command_line import SHELLS, command_names, completion
+from server.cli.command_line import SHELLS, command_names, completion
 
 
 @pytest.mark.parametrize(

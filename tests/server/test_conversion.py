@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from model.errors import InvalidRequestError
-from model.messages import EngineReady
-from model.sampling_params import SamplingParams
-from server.conversion import Converter
-from server.function_calling import read_function_calling
-from server.generation_defaults import GenerationDefaults
-from server.generation_request import GenerationRequest
-from server.prompt_encoding import PromptEncoder
-from server.protocol import ChatCompletionRequest, CompletionRequest
-from server.token_budget import budget, refuse_hopeless_length
+from model.contract.errors import InvalidRequestError
+from model.contract.messages import EngineReady
+from model.contract.sampling_params import SamplingParams
+from server.conversion.budget import budget, refuse_hopeless_length
+from server.conversion.converter import Converter
+from server.conversion.defaults import GenerationDefaults
+from server.conversion.generation_request import GenerationRequest
+from server.conversion.prompt_encoding import PromptEncoder
+from server.conversion.tools import read_function_calling
+from server.wire.requests import ChatCompletionRequest, CompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 

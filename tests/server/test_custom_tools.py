@@ -8,17 +8,17 @@ from typing import Any
 import openai
 import pytest
 
-from model.errors import InvalidRequestError
-from model.messages import SequenceOutput
-from model.sampling_params import SamplingParams
-from prompts.react_parser import ReActParser
-from prompts.schema import TextInput, tool_call_grammar
-from server.chat_reply import ChatReply
-from server.engine_client import Prompt
-from server.function_calling import FunctionCalling, read_function_calling
-from server.generation_request import GenerationRequest, ReplyReading
-from server.output_processor import ChoiceProcessor
-from server.protocol import ChatCompletionRequest
+from model.contract.errors import InvalidRequestError
+from model.contract.messages import SequenceOutput
+from model.contract.sampling_params import SamplingParams
+from prompts.react.parser import ReActParser
+from prompts.schemas.schema import TextInput, tool_call_grammar
+from server.conversion.generation_request import GenerationRequest, ReplyReading
+from server.conversion.tools import FunctionCalling, read_function_calling
+from server.engine.client import Prompt
+from server.replies.chat import ChatReply
+from server.replies.output_processor import ChoiceProcessor
+from server.wire.requests import ChatCompletionRequest
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
 

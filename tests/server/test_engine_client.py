@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from model.engine_config import EngineConfig
-from model.errors import EngineUnavailableError
-from model.messages import SequenceOutput
-from model.sampling_params import SamplingParams
-from server import engine_supervisor
-from server.callers import Caller
-from server.engine_client import MAX_ATTEMPTS, EngineClient, Prompt
-from server.engine_link import child_environment, describe_exit
-from server.engine_supervisor import EngineState
-from server.request_handle import RequestHandle
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import EngineUnavailableError
+from model.contract.messages import SequenceOutput
+from model.contract.sampling_params import SamplingParams
+from server.engine import supervisor as engine_supervisor
+from server.engine.client import MAX_ATTEMPTS, EngineClient, Prompt
+from server.engine.handle import RequestHandle
+from server.engine.link import child_environment, describe_exit
+from server.engine.supervisor import EngineState
+from server.gates.callers import Caller
 
 PROMPT = Prompt([1, 2], SamplingParams(max_tokens=5))
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from model.errors import EngineUnavailableError, InvalidRequestError
-from server.errors import as_api_error, dump_json, validation_error
-from server.prompt_encoding import read_message
-from server.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
+from model.contract.errors import EngineUnavailableError, InvalidRequestError
+from server.conversion.prompt_encoding import read_message
+from server.wire.errors import as_api_error, dump_json, validation_error
+from server.wire.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from model.errors import EngineUnavailableError, InvalidRequestError
-from prompts.schema import json_rule, whole_grammar
-from server import grammar_check, grammar_worker
-from server.grammar_check import GrammarChecker
-from server.protocol import MAX_CHOICE_TEXTS, ChatCompletionRequest
-from server.response_format import read_answer_format
+from model.contract.errors import EngineUnavailableError, InvalidRequestError
+from prompts.schemas.schema import json_rule, whole_grammar
+from server.conversion.formats import read_answer_format
+from server.grammars import check as grammar_check
+from server.grammars import worker as grammar_worker
+from server.grammars.check import GrammarChecker
+from server.wire.requests import MAX_CHOICE_TEXTS, ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
@@ -261,7 +262,7 @@ async def test_what_a_grammar_takes_counts_for_each_choice(monkeypatch: pytest.M
 def test_only_the_work_on_a_grammar_is_limited_not_the_wait_for_a_busy_machine(judge: str, answer: object) -> None:
     code = f"""
 import itertools, json, os, socket, time
-from server import grammar_worker
+from server.grammars import worker as grammar_worker
 def spin():
     for _ in itertools.count():
         pass

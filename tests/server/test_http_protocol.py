@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from server import http_protocol
-from server.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from server.gates import http_protocol
+from server.gates.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from tests.support.server_process import ServerProcess
 
 

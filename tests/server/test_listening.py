@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from model.errors import ConfigError
-from server.engine_supervisor import EngineState
+from model.contract.errors import ConfigError
+from server.engine.supervisor import EngineState
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.serve import DrainingServer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.engine_process import _TextFormatter
+from model.loop.process import _TextFormatter
 from server.__main__ import main
 from server.logs import JsonFormatter, TextFormatter
 from tests.support.server_process import ROOT, ServerProcess
@@ -59,7 +59,7 @@ def test_no_path_forges_a_line(server: ServerProcess) -> None:
         httpx.get(server.url + path)
     lines = [line for line in server.log().split("\n") if "forged" in line]
     assert len(lines) == 3
-    assert all(line.isprintable() and line[:2] == "20" and " server.middleware [" in line for line in lines)
+    assert all(line.isprintable() and line[:2] == "20" and " server.gates.middleware [" in line for line in lines)
 
 
 def test_a_value_that_can_be_printed_is_as_it_was() -> None:

@@ -12,21 +12,21 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.engine_config import EngineConfig
-from model.messages import EngineStats
-from model.tokenizer import Tokenizer
-from server import limits
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import EngineStats
+from model.contract.tokenizer import Tokenizer
 from server.app import create_app
-from server.callers import NOBODY, Caller
-from server.credentials import Credentials
-from server.engine_client import EngineClient
-from server.errors import ApiError
-from server.generation_defaults import GenerationDefaults
-from server.limits import BodyBudget, BodyLimitMiddleware
+from server.conversion.defaults import GenerationDefaults
+from server.engine.client import EngineClient
+from server.gates import limits
+from server.gates.callers import NOBODY, Caller
+from server.gates.credentials import Credentials
+from server.gates.limits import BodyBudget, BodyLimitMiddleware
+from server.gates.middleware import RequestContextMiddleware
+from server.gates.request_context import request_id_var, route_path
 from server.metrics import Metrics
-from server.middleware import RequestContextMiddleware
-from server.request_context import request_id_var, route_path
 from server.server_config import ServerConfig
+from server.wire.errors import ApiError
 
 Answer = tuple[int, dict[str, str], bytes]
 

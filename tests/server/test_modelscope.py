@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import CheckpointError, ConfigError
+from model.contract.errors import CheckpointError, ConfigError
 from server import hub_download
 from server.hub import describe_checkpoint, resolve_checkpoint
 from server.settings import load_settings

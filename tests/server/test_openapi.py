@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
-from server import openapi
-from server.protocol import MAX_TEMPERATURE, ChatCompletionRequest
+from server.wire import openapi
+from server.wire.requests import MAX_TEMPERATURE, ChatCompletionRequest
 from tests.conftest import SMALL
 from tests.support.server_process import ServerProcess, running_server
 from tests.support.wishes import BATCHES

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from model.errors import ConfigError
+from model.contract.errors import ConfigError
 from server import tracing
 from server.__main__ import main
 from server.settings import load_settings

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from model.messages import SequenceOutput
+from model.contract.messages import SequenceOutput
 from prompts.stop import StopStrings
-from server.output_processor import ChoiceDelta, ChoiceProcessor
+from server.replies.output_processor import ChoiceDelta, ChoiceProcessor
 from tests.support.vocabulary import byte_tokenizer, score
 
 TOKENIZER = byte_tokenizer(b"foo\n", b"a\xe4\xb8", b"\xad!b")

@@ -8,14 +8,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from model.engine_config import EngineConfig
+from model.contract.engine_config import EngineConfig
 from server.app import create_app
-from server.credentials import Credentials
-from server.engine_client import EngineClient
-from server.generation_defaults import GenerationDefaults
-from server.missing_routes import missing_route
+from server.conversion.defaults import GenerationDefaults
+from server.engine.client import EngineClient
+from server.gates.credentials import Credentials
 from server.server_config import ServerConfig
 from server.settings import load_settings
+from server.wire.missing_routes import missing_route
 from tests.support.vocabulary import byte_tokenizer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from model.errors import InvalidRequestError
-from model.tokenizer import Tokenizer
-from server.function_calling import read_function_calling
-from server.generation_defaults import GenerationDefaults
-from server.prompt_encoding import PromptEncoder
-from server.protocol import ChatCompletionRequest, TokenizeRequest
+from model.contract.errors import InvalidRequestError
+from model.contract.tokenizer import Tokenizer
+from server.conversion.defaults import GenerationDefaults
+from server.conversion.prompt_encoding import PromptEncoder
+from server.conversion.tools import read_function_calling
+from server.wire.requests import ChatCompletionRequest, TokenizeRequest
 from tests.support.wire import CLOCK, TOOLS, named
 
 JsonDict = dict[str, Any]

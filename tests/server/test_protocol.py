@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.errors import validation_error
-from server.protocol import ChatCompletionRequest, CompletionRequest, TokenizeRequest
+from server.wire.errors import validation_error
+from server.wire.requests import ChatCompletionRequest, CompletionRequest, TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
 MANY = 50_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server import __main__ as command
-from server.published_flags import translate
+from server.cli.published_flags import translate
 
 LINES = {
     "-c Qwen/Qwen-1_8B-Chat": "serve Qwen/Qwen-1_8B-Chat",

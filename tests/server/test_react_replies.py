@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.messages import SequenceOutput
-from model.sampling_params import SamplingParams
-from prompts.react_parser import ReActParser
+from model.contract.messages import SequenceOutput
+from model.contract.sampling_params import SamplingParams
+from prompts.react.parser import ReActParser
 from prompts.stop import StopStrings
-from server.chat_reply import ChatReply
-from server.engine_client import Prompt
-from server.errors import dump_json
-from server.generation_request import GenerationRequest, ReplyReading
-from server.output_processor import ChoiceProcessor
+from server.conversion.generation_request import GenerationRequest, ReplyReading
+from server.engine.client import Prompt
+from server.replies.chat import ChatReply
+from server.replies.output_processor import ChoiceProcessor
+from server.wire.errors import dump_json
 from tests.support.vocabulary import byte_tokenizer, score
 from tests.support.wire import assert_same, flat_chat, fold_chat
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from model.messages import SequenceOutput
-from server import request_handle
-from server.errors import ApiError
-from server.request_handle import RequestHandle
+from model.contract.messages import SequenceOutput
+from server.engine import handle as request_handle
+from server.engine.handle import RequestHandle
+from server.wire.errors import ApiError
 
 
 @pytest.fixture

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from model.engine_config import EngineConfig
-from model.errors import ConfigError
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import ConfigError
 from server.__main__ import build_parser
 from server.app import create_app
-from server.check_config import check_config
-from server.engine_client import EngineClient
-from server.flag_table import with_table
-from server.generation_defaults import GenerationDefaults
+from server.cli.flag_table import with_table
+from server.conversion.defaults import GenerationDefaults
+from server.engine.client import EngineClient
 from server.settings import Settings, flag_name, load_settings
 from server.sizes import parse_size
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
+from tools.check_config import check_config
 
 
 def test_a_flag_beats_a_variable_beats_a_file_beats_the_default(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_readme_lists_the_flags_as_they_are() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(text) == text, "run: python -m server.flag_table README.md"
+    assert with_table(text) == text, "run: python -m server.cli.flag_table README.md"
     with pytest.raises(ValueError, match="needs the lines"):
         with_table("no markers")
 

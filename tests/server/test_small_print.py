@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from model.config import ModelConfig
-from model.engine_config import EngineConfig
-from model.errors import CheckpointError, EngineUnavailableError
-from model.sampling_params import SamplingParams
-from server.engine_client import EngineClient, Prompt
-from server.engine_supervisor import EngineState
-from server.grammar_check import GrammarChecker
-from server.protocol import ChatCompletionRequest, CompletionRequest
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import CheckpointError, EngineUnavailableError
+from model.contract.sampling_params import SamplingParams
+from server.engine.client import EngineClient, Prompt
+from server.engine.supervisor import EngineState
+from server.grammars.check import GrammarChecker
 from server.run_module import module_command
+from server.wire.requests import ChatCompletionRequest, CompletionRequest
 from tests.support.server_process import ROOT, ServerProcess
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
@@ -204,7 +204,7 @@ def test_pipes_in_the_place_of_files_are_refused(demo_checkpoint: Path, tmp_path
 
 def test_a_vocabulary_that_is_damaged_later_is_not_told_by_its_path(wire: Wire, demo_checkpoint: Path) -> None:
     """The engine reads it when the first grammar comes."""
-    from model.grammar import GrammarCompiler
+    from model.sampling.grammar_states import GrammarCompiler
 
     compiler = GrammarCompiler(str(demo_checkpoint / "nowhere"), 300)
     error = compiler.compile('start: "a"').exception(timeout=30)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from model.messages import SequenceOutput
+from model.contract.messages import SequenceOutput
 from prompts.stop import StopStrings
-from server.output_processor import ChoiceProcessor
+from server.replies.output_processor import ChoiceProcessor
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire, events
 from tests.support.wishes import LETTERS

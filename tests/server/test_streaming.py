@@ -14,22 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.errors import EngineUnavailableError
-from model.messages import EngineStats, SequenceOutput
-from model.sampling_params import SamplingParams
+from model.contract.errors import EngineUnavailableError
+from model.contract.messages import EngineStats, SequenceOutput
+from model.contract.sampling_params import SamplingParams
 from prompts.stop import StopStrings
-from server import generation
-from server.chat_reply import ChatReply
-from server.completion_reply import CompletionReply
-from server.engine_client import Prompt
-from server.errors import dump_json
-from server.generation import Generation
-from server.generation_request import GenerationRequest
-from server.json_list import JsonList
+from server.conversion.generation_request import GenerationRequest
+from server.engine.client import Prompt
+from server.engine.handle import RequestHandle
 from server.metrics import Metrics
-from server.output_processor import ChoiceDelta
-from server.request_handle import RequestHandle
-from server.streaming import Reply, _fold, stream_events
+from server.replies import generation
+from server.replies.chat import ChatReply
+from server.replies.completion import CompletionReply
+from server.replies.generation import Generation
+from server.replies.output_processor import ChoiceDelta
+from server.replies.streaming import Reply, _fold, stream_events
+from server.wire.errors import dump_json
+from server.wire.json_list import JsonList
 from tests.support.vocabulary import byte_tokenizer, score
 
 TOKENIZER = byte_tokenizer()

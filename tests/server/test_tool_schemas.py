@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.errors import InvalidRequestError
-from prompts.schema import arguments_schema
-from prompts.schema_check import has_finite_value
-from prompts.schema_faults import FORMATS, UNENFORCED, constraints, examine, patterns
-from prompts.schema_places import find, pointer, without
+from model.contract.errors import InvalidRequestError
+from prompts.schemas.check import has_finite_value
+from prompts.schemas.faults import FORMATS, UNENFORCED, constraints, examine, patterns
+from prompts.schemas.places import find, pointer, without
+from prompts.schemas.schema import arguments_schema
+from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop
-from server.protocol import ChatCompletionRequest
-from server.schema_enforcement import EnforcedSchema, SchemaEnforcer
+from server.wire.requests import ChatCompletionRequest
 from tests.server.test_conversion import ENGINE, chat, converter
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from model.errors import InvalidRequestError
-from server.protocol import ChatCompletionRequest
-from server.unsupported import UnknownFields
+from model.contract.errors import InvalidRequestError
+from server.wire.requests import ChatCompletionRequest
+from server.wire.unsupported import UnknownFields
 from tests.server.test_conversion import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

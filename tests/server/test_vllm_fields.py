@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from model.messages import SequenceOutput, TokenLogprob
-from model.sampling_params import SamplingParams
-from server.chat_reply import ChatReply
-from server.completion_reply import CompletionReply
-from server.engine_client import Prompt
-from server.generation_request import GenerationRequest
+from model.contract.messages import SequenceOutput, TokenLogprob
+from model.contract.sampling_params import SamplingParams
+from server.conversion.generation_request import GenerationRequest
+from server.engine.client import Prompt
+from server.replies.chat import ChatReply
+from server.replies.completion import CompletionReply
 from tests.server.test_conversion import chat, completion
 from tests.server.test_streaming import TOKENIZER, Script, streamed, whole
 from tests.support.wire import Wire, events

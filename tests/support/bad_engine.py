@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from model.engine_config import EngineConfig
-from model.messages import (
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import (
     FRAME_HEADER,
     Abort,
     AddRequest,

@@ -14,16 +14,16 @@ import torch
 
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends.torch_backend import TorchBackend
-from model.checkpoint import load_weights
-from model.config import ModelConfig
-from model.engine import Engine
-from model.engine_config import EngineConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
-from model.messages import AddRequest, EngineStats, TokenLogprob
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest, EngineStats, TokenLogprob
+from model.contract.sampling_params import SamplingParams
+from model.execution.checkpoint import load_weights
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
+from model.loop.engine import Engine
 from model.quantization import linear_maker
-from model.sampling_params import SamplingParams
-from model.sequence import Sequence
+from model.scheduling.sequence import Sequence
 
 
 class LoadedModel:

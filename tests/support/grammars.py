@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 
-from server.grammar_check import GrammarChecker
+from server.grammars.check import GrammarChecker
 from tests.support.vocabulary import byte_tokenizer
 
 GRAMMARS = GrammarChecker(byte_tokenizer())

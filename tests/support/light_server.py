@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.engine_config import EngineConfig
-from model.tokenizer import Tokenizer
-from server.engine_client import EngineClient
-from server.engine_supervisor import EngineState
-from server.generation_defaults import GenerationDefaults
+from model.contract.engine_config import EngineConfig
+from model.contract.tokenizer import Tokenizer
+from server.conversion.defaults import GenerationDefaults
+from server.engine.client import EngineClient
+from server.engine.supervisor import EngineState
 from server.serve import draining_server
 from server.server_config import ServerConfig
 

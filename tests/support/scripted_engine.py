@@ -10,8 +10,8 @@ import json
 import socket
 from pathlib import Path
 
-from model.engine_config import EngineConfig
-from model.messages import (
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import (
     Abort,
     AddRequest,
     EngineReady,

@@ -109,7 +109,7 @@ class ServerProcess:
     def engine_pid(self) -> int:
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "model.engine_process" in child.cmdline():
+                if "model.loop.process" in child.cmdline():
                     return int(child.pid)
         raise RuntimeError("no engine process")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from model.messages import TokenLogprob
-from model.tokenizer import Tokenizer
+from model.contract.messages import TokenLogprob
+from model.contract.tokenizer import Tokenizer
 
 
 def byte_tokenizer(*merges: bytes) -> Tokenizer:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from docs import page_screenshot
-from server.protocol import ChatCompletionRequest
+from server.wire.requests import ChatCompletionRequest
 from tests.support.server_process import ROOT, ServerProcess
 from tests.web.driver import SHORT, ChatPage, sse, text
 

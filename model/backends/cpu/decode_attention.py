@@ -11,8 +11,8 @@ import torch
 from model.backends.cpu.attention_ir import ARGUMENTS, ATTEND, DecodeAttention
 from model.backends.cpu.ir_writer import LANES
 from model.backends.cpu.jit import Code, compile_functions
-from model.forward_batch import SequenceSpan
-from model.kv_cache import KVCache
+from model.execution.forward_batch import SequenceSpan
+from model.execution.kv_cache import KVCache
 
 _MAX_HEAD_DIM = 256
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}

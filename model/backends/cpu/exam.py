@@ -18,9 +18,9 @@ from model.backends.cpu.jit import has_bf16_products
 from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan
-from model.kv_cache import KVCache
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache
 from model.quantization.gptq import dequantize
 
 _CPU = torch.device("cpu")

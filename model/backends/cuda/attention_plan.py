@@ -9,8 +9,8 @@ import torch
 
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
-from model.forward_batch import SequenceSpan
-from model.kv_cache import KVCache
+from model.execution.forward_batch import SequenceSpan
+from model.execution.kv_cache import KVCache
 
 # Parts of the copy start at multiples of this many numbers, so that kernels see the same alignment each time.
 ALIGNMENT = 4

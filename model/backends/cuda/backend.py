@@ -24,12 +24,12 @@ from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
-from model.config import ModelConfig
-from model.drawing import choose_tokens
-from model.errors import ConfigError
-from model.forward_batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.sampling_row import Choose, SamplingRow, uniform
+from model.contract.config import ModelConfig
+from model.contract.errors import ConfigError
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
+from model.sampling.drawing import choose_tokens
+from model.sampling.sampling_row import Choose, SamplingRow, uniform
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class CudaBackend:
     def _choose_tokens(
         self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `model.sampling_row.Choose` of our own kernels."""
+        """A `model.sampling.sampling_row.Choose` of our own kernels."""
         if "sample_rows" in self.operations.replaced:
             return choose_tokens(logits, rows)
         columns: list[list[float]] = [[], [], [], [], []]

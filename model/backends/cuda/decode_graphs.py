@@ -25,10 +25,10 @@ from model.backends.cuda.attention_plan import AttentionPlan
 from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, DecodeInputs, make_decode_inputs
-from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
-from model.kv_cache import KVCache
-from model.sequence import UNKNOWN_TOKEN
+from model.contract.config import ModelConfig
+from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
+from model.execution.kv_cache import KVCache
+from model.scheduling.sequence import UNKNOWN_TOKEN
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from model.backends.cuda.kernels.decode_attention import DecodeRows
 from model.backends.cuda.kernels.decode_inputs import AngleTables, DecodeInputs
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles
 from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
-from model.kv_cache import quantize
+from model.execution.kv_cache import quantize
 
 # Weights expanded at a time.
 _COLUMNS_PER_PASS = 1024

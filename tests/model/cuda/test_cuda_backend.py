@@ -20,14 +20,14 @@ from model.backends.cuda.kernels.launch import recorded
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 from model.backends.cuda.operations import KERNELS
 from model.backends.torch_backend import TorchBackend
-from model.engine_config import EngineConfig
-from model.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
-from model.kv_cache import allocate_kv_cache, kv_cache_block_bytes
-from model.messages import AddRequest
-from model.model_runner import ModelRunner
-from model.sampling_params import SamplingParams
-from model.sampling_row import SamplingRow, stream_key
-from model.sequence import UNKNOWN_TOKEN
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
+from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
+from model.execution.model_runner import ModelRunner
+from model.sampling.sampling_row import SamplingRow, stream_key
+from model.scheduling.sequence import UNKNOWN_TOKEN
 from tests.model.test_golden import assert_golden, greedy_requests, read_cases
 from tests.model.test_torch_backend import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 from tests.support.engine_driver import Driver, make_driver
@@ -316,7 +316,7 @@ class InterpretedBackend(CudaBackend):
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.model_runner.make_backend", lambda *arguments: InterpretedBackend(CPU))
+    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
     # Programs run one after another here.

@@ -16,7 +16,7 @@ from model.backends.cuda.kernels.silu_mul import silu_mul
 from model.backends.cuda.linear_choice import LinearChoice
 from model.backends.cuda.notes import Notes
 from model.backends.torch_backend import TorchBackend
-from model.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from tests.model.test_torch_backend import CONFIG
 
 

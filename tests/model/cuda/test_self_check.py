@@ -20,9 +20,9 @@ from model.backends.cuda.operations import KERNELS, TORCH, Operations
 from model.backends.cuda.self_check import trials
 from model.backends.cuda.self_check.check import Finding, check_kernels, try_kernel
 from model.backends.cuda.self_check.trials import TRIALS, KernelShape, trials_for
-from model.errors import ConfigError, RestartNeededError
-from model.sampling_params import SamplingParams
-from model.sampling_row import SamplingRow
+from model.contract.errors import ConfigError, RestartNeededError
+from model.contract.sampling_params import SamplingParams
+from model.sampling.sampling_row import SamplingRow
 from tests.model.cuda.test_cuda_backend import CPU, InterpretedBackend
 from tests.model.cuda.test_sampling_kernel import expected_token
 from tests.model.test_golden import GOLDEN, assert_golden, greedy_requests, read_cases
@@ -277,10 +277,10 @@ def test_golden_replies_with_broken_kernels(
     for name in how:
         monkeypatch.setitem(operations.KERNELS, name, broken(name, how[name]))
     backend = InterpretedBackend(CPU)
-    monkeypatch.setattr("model.model_runner.make_backend", lambda *arguments: backend)
+    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments: backend)
     small = {name: TRIALS[name]._replace(sizes=TRIALS[name].sizes[:1]) for name in how}
     monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: small)
-    monkeypatch.setattr("model.model_runner.ModelRunner._warm_up", lambda self: None)
+    monkeypatch.setattr("model.execution.model_runner.ModelRunner._warm_up", lambda self: None)
     case = min(read_cases(folder), key=lambda case: len(case.prompt))
     cases = [dataclasses.replace(case, greedy=case.greedy[:3], greedy_logprobs=case.greedy_logprobs[:3])]
     driver = make_driver(GOLDEN / folder, num_blocks=20, max_model_len=80, max_num_seqs=1, max_num_batched_tokens=100)

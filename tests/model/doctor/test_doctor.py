@@ -14,12 +14,12 @@ import torch
 from model.backends import find_device
 from model.backends.cpu import exam as cpu_exam
 from model.backends.cpu.exam import examine_cpu
-from model.config import ModelConfig
-from model.doctor import __main__ as doctor
-from model.doctor import facts, limits
-from model.doctor.advice import advise
-from model.doctor.text import as_text
-from server.memory.published_shapes import published_shape
+from model.contract.config import ModelConfig
+from tools.doctor import __main__ as doctor
+from tools.doctor import facts, limits
+from tools.doctor.advice import advise
+from tools.doctor.text import as_text
+from tools.memory.published_shapes import published_shape
 
 SHAPE = ModelConfig(
     vocab_size=300, hidden_size=128, num_layers=2, num_heads=2, head_dim=64, intermediate_size=512, seq_length=64,

@@ -17,7 +17,7 @@ from model.backends.cuda.device_faults import BrokenDeviceError, one_line, relat
 from model.backends.cuda.notes import Notes
 from model.backends.cuda.operations import KERNELS, TORCH, Operation, Operations
 from model.backends.cuda.self_check.trials import KernelShape, Trial, trials_for
-from model.errors import ConfigError, RestartNeededError
+from model.contract.errors import ConfigError, RestartNeededError
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from model.backends.cuda.self_check.check import try_kernel
 from model.backends.cuda.self_check.trials import KernelShape, trials_for
 from model.backends.cuda.self_check.workloads import Sizes, workload
 from model.backends.exam import KernelExam
-from model.config import ModelConfig
+from model.contract.config import ModelConfig
 
 _NUM_TOKENS, _NUM_SEQS, _CONTEXT = 2048, 16, 2048
 

@@ -20,7 +20,7 @@ from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.backends.cuda.kernels.sampling import RowFilters
 from model.backends.cuda.operations import Operation
-from model.config import ModelConfig
+from model.contract.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""What both processes live by: no torch here."""

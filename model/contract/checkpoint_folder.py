@@ -1,0 +1,98 @@
+"""Looks at a folder before anything in it is missed: what people name that is no checkpoint has a sentence of its own.
+
+Pure: names and the first bytes of files are looked at, never a tensor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.contract.errors import CheckpointError
+from model.contract.json_file import read_json
+
+MODEL_TYPE = "qwen"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_WEB_PAGE = (b"<!doctype html", b"<html")
+_NUM_FIRST_BYTES = 64
+_FETCHED = ("*.safetensors", "*.bin", "*.tiktoken", "*.json")
+_ADAPTER = "adapter_config.json"
+# model_type of later generations, and what those call themselves; the first one's is "qwen".
+_GENERATIONS = {"qwen2": "Qwen1.5, Qwen2 or Qwen2.5", "qwen3": "Qwen3"}
+
+
+def require_checkpoint(folder: Path) -> None:
+    """Refuses a folder that is plainly something else than a checkpoint; anything doubtful passes.
+
+    Raises:
+        CheckpointError: it is empty, an adapter, a GGUF file's, a hub's cache, of another architecture, or has
+            something else in a file's place.
+    """
+    try:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    except OSError:
+        return  # whoever reads the files says what is wrong
+    if not names:
+        raise CheckpointError(f"{folder}: is empty; a checkpoint has config.json, qwen.tiktoken and its weights")
+    _refuse_stand_ins(folder)
+    if "config.json" in names:
+        model_type = read_json(folder / "config.json").get("model_type")
+        if model_type != MODEL_TYPE:
+            raise CheckpointError(f"{folder / 'config.json'}: {_describe_model_type(model_type)}")
+        return
+    if _ADAPTER in names:
+        raise CheckpointError(f"{folder}: {_describe_adapter(folder / _ADAPTER)}")
+    gguf = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if gguf:
+        raise CheckpointError(describe_file(folder / gguf[0]))
+    depths = ("*", "snapshots/*", "*/snapshots/*")  # the last two of a hub's cache
+    below = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}/config.json"))
+    if below:
+        raise CheckpointError(f"{folder}: is no checkpoint itself, but holds {below[-1].relative_to(folder)}: serve"
+                              f" {below[-1]}")  # fmt: skip
+
+
+def describe_file(path: Path) -> str:
+    """Says what a file is that was named in the place of a folder."""
+    if path.suffix.lower() == ".gguf":
+        return (
+            f"{path}: is a GGUF file, llama.cpp's format; this server loads the safetensors or .bin files that it was"
+            " made from"
+        )
+    return f"{path}: is a file; give the checkpoint's folder"
+
+
+def _describe_model_type(model_type: object) -> str:
+    """Says what a config's model_type stands for, and that it is not served."""
+    ours = f"this server runs first-generation Qwen checkpoints only (model_type {MODEL_TYPE!r})"
+    if isinstance(model_type, str) and model_type.startswith("qwen"):
+        known = next((name for start, name in _GENERATIONS.items() if model_type.startswith(start)), "later Qwen")
+        return f"model_type is {model_type!r}, a {known} model; {ours}; vLLM, SGLang and llama.cpp run the later ones"
+    return f"model_type is {model_type!r}; {ours}"
+
+
+def _refuse_stand_ins(folder: Path) -> None:
+    """Refuses what came in the place of a file."""
+    for path in sorted(path for pattern in _FETCHED for path in folder.glob(pattern)):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path}: is no regular file, but something that may never answer when read")
+        try:
+            with path.open("rb") as file:
+                start = file.read(_NUM_FIRST_BYTES)
+        except OSError:
+            continue
+        if start.startswith(_LFS_POINTER):
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+        if start.lstrip().lower().startswith(_WEB_PAGE):
+            raise CheckpointError(
+                f"{path}: is a web page, not the file itself; download it again, as with `hf download`"
+            )
+
+
+def _describe_adapter(path: Path) -> str:
+    config = read_json(path)
+    base = config.get("base_model_name_or_path") or "a model that it does not name"
+    kind = f" ({config['peft_type']})" if config.get("peft_type") else ""
+    return (
+        f"this is an adapter of {base}{kind}, not a whole model; merge it first (PEFT's merge_and_unload(), then"
+        " save_pretrained()) and serve what that writes"
+    )

@@ -1,0 +1,161 @@
+"""How much memory a checkpoint takes, reckoned from its numbers: nothing is loaded.
+
+Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabulary rows, b bytes of the dtype:
+
+- weights: embedding, head and norms V*H*2 + H*(2L + 1), times b; in each layer five linears with 4*H*H + 1.5*H*I
+  weights in all and 3*H biases of c_attn. A linear of K inputs and N outputs takes K*N*b, or as GPTQ
+  K*N*bits/8 + groups*(2*N + N*bits/8) + 2*N (words, scales, zeros, bias).
+- KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale.
+- activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
+  residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
+- what the device's runtime itself takes (a CUDA context and its libraries) is not in these figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from model.contract.config import ModelConfig, QuantizationConfig
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+KV_DTYPE_BYTES = {**DTYPE_BYTES, "int8": 1}
+_SCALE_BYTES = 4  # of a head of a token in an int8 cache
+_GPTQ_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """A checkpoint and how it would be served.
+
+    Attributes:
+        config: its numbers; `quantization` decides how its linears are kept.
+        dtype: of activations and unquantised weights, a key of DTYPE_BYTES.
+        kv_dtype: of the cache, a key of KV_DTYPE_BYTES.
+        block_size: tokens in a block of the cache.
+        max_num_batched_tokens: most tokens in one step.
+    """
+
+    config: ModelConfig
+    dtype: str
+    kv_dtype: str
+    block_size: int = 16
+    max_num_batched_tokens: int = 4096
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the loaded checkpoint."""
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size // 2
+        num_outside = 2 * config.vocab_size * hidden + hidden
+        num_norms = 2 * hidden
+        linears = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (hidden, inner), (inner, hidden))
+        layer = sum(self._linear_bytes(*shape) for shape in linears) + self._bias_bytes(linears)
+        return (num_outside + config.num_layers * num_norms) * DTYPE_BYTES[self.dtype] + config.num_layers * layer
+
+    def _linear_bytes(self, num_inputs: int, num_outputs: int) -> int:
+        quantization = self.config.quantization
+        if quantization is None:
+            return num_inputs * num_outputs * DTYPE_BYTES[self.dtype]
+        group = num_inputs if quantization.group_size == -1 else quantization.group_size
+        num_groups = -(-num_inputs // group)
+        words = num_inputs * num_outputs * quantization.bits // 8
+        return words + num_groups * (2 * num_outputs + num_outputs * quantization.bits // 8)
+
+    def _bias_bytes(self, linears: tuple[tuple[int, int], ...]) -> int:
+        if self.config.quantization is not None:
+            return 2 * sum(num_outputs for _, num_outputs in linears)
+        num_biases = sum(n for _, n in linears) if self.config.has_bias else 3 * self.config.hidden_size
+        return num_biases * DTYPE_BYTES[self.dtype]
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Of the keys and values of one token in all layers."""
+        config = self.config
+        head = config.head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
+        return 2 * config.num_layers * config.num_heads * head
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Of one block."""
+        return self.kv_token_bytes * self.block_size
+
+    def activation_bytes(self, num_tokens: int, num_sampled: int) -> int:
+        """Of one step.
+
+        Args:
+            num_tokens: in the step.
+            num_sampled: of them, those that get a next token.
+        """
+        config = self.config
+        widest = 2 * config.hidden_size + config.intermediate_size * 3 // 2
+        logits = num_sampled * config.vocab_size * 4 * 2
+        return num_tokens * widest * DTYPE_BYTES[self.dtype] + logits
+
+    def peak_bytes(self, num_sequences: int, num_prompt_tokens: int, num_new_tokens: int) -> int:
+        """Weights, cache and activations when all of a batch have reached their end.
+
+        Args:
+            num_sequences: at once.
+            num_prompt_tokens: of each.
+            num_new_tokens: of each.
+        """
+        cache = num_sequences * self.blocks_of(num_prompt_tokens + num_new_tokens) * self.kv_block_bytes
+        num_step_tokens = min(self.max_num_batched_tokens, max(num_sequences * num_prompt_tokens, num_sequences))
+        return self.weights_bytes + cache + self.activation_bytes(num_step_tokens, num_sequences)
+
+    def blocks_of(self, num_tokens: int) -> int:
+        """Blocks that a sequence of this many tokens takes."""
+        return -(-num_tokens // self.block_size)
+
+    def blocks_that_fit(self, device_bytes: int, max_num_seqs: int) -> int:
+        """Blocks of cache beside the weights and the activations of the largest step; negative: not even those fit.
+
+        Args:
+            device_bytes: that may be used.
+            max_num_seqs: that a step may hold.
+        """
+        free = device_bytes - self.weights_bytes - self.activation_bytes(self.max_num_batched_tokens, max_num_seqs)
+        return free // self.kv_block_bytes
+
+    def quantized(self, bits: int | None) -> MemoryPlan:
+        """The same checkpoint with other weights.
+
+        Args:
+            bits: of GPTQ in groups of 128 (the checkpoint's own bits leave it as it is); None is not quantised.
+        """
+        own = self.config.quantization
+        if bits == (None if own is None else own.bits):
+            return self
+        quantization = None
+        if bits is not None:
+            quantization = QuantizationConfig(
+                quant_method="gptq", bits=bits, group_size=_GPTQ_GROUP, desc_act=False, sym=True
+            )
+        return replace(self, config=replace(self.config, quantization=quantization))
+
+    def summary(self) -> str:
+        """One line for the log."""
+        quantization = self.config.quantization
+        kind = self.dtype if quantization is None else f"Int{quantization.bits}, activations {self.dtype}"
+        return (
+            f"weights {self.weights_bytes / 1e9:.2f} GB ({kind}); KV cache ({self.kv_dtype}) "
+            f"{self.kv_token_bytes / 1e3:.1f} kB a token, {self.kv_block_bytes / 1e6:.2f} MB a block of "
+            f"{self.block_size}"
+        )
+
+
+def plan_memory(
+    config: ModelConfig, *, dtype: str = "auto", kv_cache_dtype: str = "auto", block_size: int = 16
+) -> MemoryPlan:
+    """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
+
+    Args:
+        config: of the checkpoint.
+        dtype: "auto" or a key of DTYPE_BYTES.
+        kv_cache_dtype: "auto" or a key of KV_DTYPE_BYTES.
+        block_size: tokens in a block.
+    """
+    resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
+    if kv_cache_dtype == "auto":
+        kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
+    return MemoryPlan(config, resolved, kv_cache_dtype, block_size)

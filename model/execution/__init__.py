@@ -1,0 +1,1 @@
+"""A step on the device: batch, cache, weights."""

@@ -1,0 +1,349 @@
+"""Owns the device side of the loop: the model, its KV cache, the sampler. Runs what the scheduler planned.
+
+It must not know requests or text; it sees scheduled sequences and gives back tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from model.architectures.qwen import QWenLMHeadModel
+from model.backends import make_backend
+from model.backends.base import Backend, DecodeGraphs
+from model.backends.torch_backend import require_known_cache_dtype
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import ConfigError
+from model.contract.messages import TokenLogprob
+from model.contract.sampling_params import SamplingParams
+from model.execution.checkpoint import ProgressCallback, load_weights, stored_rows
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
+from model.execution.launched_step import PendingStep, StepResult
+from model.execution.overflow import require_finite
+from model.quantization import linear_maker
+from model.sampling.grammar_states import GrammarStates
+from model.sampling.sampler import PendingSample, Sampler, prompt_logprobs
+from model.sampling.sampling_row import SamplingRow, stream_key
+from model.scheduling.scheduler import ScheduledBatch, ScheduledSequence
+from model.scheduling.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+# Prompt log-probabilities need logits of every position; this many rows of the vocabulary at a time. (More would be
+# faster arithmetic, but arrays of over 32 MiB cost malloc more in page faults than that saves.)
+_LOGIT_ROWS_PER_PASS = 32
+
+# Recorded decode steps of all batch sizes have together this many times the logits of the largest, and this beside.
+_GRAPH_LOGITS = 6
+_GRAPH_BYTES = 256 << 20
+
+_GIB = 1 << 30
+
+
+class ModelRunner:
+    """A loaded checkpoint that runs steps.
+
+    Args:
+        config: of the engine.
+        on_progress: called with (bytes read, bytes in all) while loading.
+
+    Attributes:
+        model_config: the checkpoint's numbers.
+        dtype: of the activations.
+        num_blocks: KV cache blocks; `block_size` tokens each.
+        max_model_len: prompt and reply together.
+        weights_bytes: of the loaded parameters.
+        grammars: states of the sequences that have one.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ConfigError: a setting cannot be met (device, dtype, memory).
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
+        folder = Path(config.checkpoint_path)
+        self.model_config = ModelConfig.from_folder(folder, stored_rows)
+        self.backend: Backend = make_backend(config.device, config.kernels)
+        self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
+        declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
+        if config.dtype == "auto" and declared not in (None, used):
+            logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)
+        self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
+        self.max_num_seqs = config.max_num_seqs
+        with torch.inference_mode():
+            self.model = QWenLMHeadModel(
+                self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
+            )
+            self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
+            self.backend.set_num_threads(config.num_threads, self.weights_bytes)
+            cache_dtype = self._cache_dtype(config)
+            self.backend.finish_loading(self.model_config, cache_dtype, config.block_size)
+            self._cache = self._make_cache(config, cache_dtype)
+            if self.dtype == torch.float16:
+                require_finite(self.model, self.model_config, self._cache, self.backend.device)
+            self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
+            self._graphs = self._capture() if config.cuda_graphs else None
+            self._warm_up()
+        self.num_blocks = self._cache.num_blocks
+        self.block_size = config.block_size
+        self.kv_cache_bytes = self._cache.num_bytes
+        self._sampler = self._make_sampler(config.max_num_seqs, self.max_model_len)
+        self._row_of_seq: dict[int, int] = {}  # where the last launched step left each sequence's id
+        self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
+        self.grammars = GrammarStates(self.model_config.vocab_size)
+        # Requests without a seed draw from streams named by it and their sequence's id.
+        self._seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
+
+    def _make_sampler(self, max_num_seqs: int, max_model_len: int) -> Sampler:
+        backend = self.backend
+        vocab_size = self.model_config.vocab_size
+        return Sampler(vocab_size, backend.device, max_num_seqs, max_model_len, backend.choose_tokens)
+
+    def _warm_up(self) -> None:
+        """Runs small steps of every kind, so that no request waits for kernels to be compiled.
+
+        They write to the first block of the cache, which nothing has been written to yet.
+        """
+        config, block_size, device = self.model_config, self._cache.block_size, self.backend.device
+        # New tokens of each sequence, and how many are before them.
+        steps: list[tuple[tuple[int, ...], int]] = [((2, 1), 0)]
+        if self.backend.runs_ahead:
+            # Only a device with kernels for each size need see them all; a CPU would take seconds for a large model.
+            # The last reads its many keys in parts.
+            steps += [((20,), 0), ((40,), 0), ((100,), 0), ((1,), min(self.max_model_len, 1024) - 1)]
+        for lengths, start in steps:
+            spans = [SequenceSpan([0] * n, start, 1.0, [0] * -(-(start + n) // block_size), 1) for n in lengths]
+            batch = ForwardBatch.build(spans, config, block_size, device)
+            logits = self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
+        for filters in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}):
+            sampling = SamplingParams(max_tokens=1, **filters)
+            self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
+
+    def _capture(self) -> DecodeGraphs | None:
+        def step(batch: ForwardBatch) -> torch.Tensor:
+            return self.model.logits(self.model(batch, self._cache))
+
+        return self.backend.capture_decode(
+            step, self.model_config, self._cache, self._last_ids, self.max_model_len
+        )
+
+    def _step_bytes(self, config: EngineConfig, dtype: torch.dtype, max_model_len: int) -> int:
+        """What steps take beside the weights and the cache: the largest one, and the histories of penalties."""
+        num_tokens = min(self.max_num_batched_tokens, max_model_len)
+        num_rows = min(config.max_num_seqs, self.max_num_batched_tokens)
+        sampling = SamplingParams(max_tokens=1, top_p=0.9, num_logprobs=1)
+
+        def run() -> None:
+            # All its blocks are the same one: what it computes means nothing, what it takes is what a real one takes.
+            cache = allocate_kv_cache(
+                self.model_config, num_blocks=1, block_size=config.block_size, dtype=dtype, device=self.backend.device
+            )
+            cache.data.zero_()
+            blocks = [0] * -(-num_tokens // config.block_size)
+            spans = [
+                SequenceSpan([0] * num_tokens, 0, 1.0, blocks, 1)
+                for _ in range(max(1, self.max_num_batched_tokens // num_tokens))
+            ]
+            batch = ForwardBatch.build(spans, self.model_config, config.block_size, self.backend.device)
+            hidden = self.model(batch, cache)
+            rows = [SamplingRow(i, sampling, [0], 1, 0) for i in range(num_rows)]
+            wide = hidden[:1].expand(num_rows, -1).contiguous()
+            self._make_sampler(1, 1).launch(self.model.logits(wide), rows)
+
+        num_bytes = self.backend.measure_step_bytes(run)
+        if num_bytes == 0:
+            return 0
+        # An id and a number for each token that a sequence with penalties may have.
+        num_bytes += config.max_num_seqs * max_model_len * 12
+        if config.cuda_graphs:
+            # Recorded steps keep their logits; what they compute in between they share.
+            num_bytes += _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
+        return num_bytes
+
+    def _cache_dtype(self, config: EngineConfig) -> torch.dtype:
+        if config.kv_cache_dtype == "auto" and not self.model_config.int8_kv_cache:
+            return self.dtype
+        return require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
+
+    def _make_cache(self, config: EngineConfig, dtype: torch.dtype) -> KVCache:
+        """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
+        model_config = self.model_config
+        block_bytes = kv_cache_block_bytes(model_config, config.block_size, dtype)
+        max_model_len = config.max_model_len or model_config.default_max_model_len
+        blocks_per_sequence = -(-max_model_len // config.block_size)
+        if config.kv_cache_memory_bytes is not None:
+            num_blocks = config.kv_cache_memory_bytes // block_bytes
+        else:
+            step_bytes = self._step_bytes(config, dtype, max_model_len)
+            free = max(0, self.backend.available_memory_bytes(config.gpu_memory_utilization) - step_bytes)
+            if step_bytes:
+                logger.info("steps of %d tokens take %.2f GiB", self.max_num_batched_tokens, step_bytes / _GIB)
+            # More than all sequences at full length could never be used.
+            num_blocks = min(free // block_bytes, blocks_per_sequence * config.max_num_seqs)
+        if num_blocks < 2:
+            raise ConfigError(
+                f"no memory for a KV cache: a block of {config.block_size} tokens takes {block_bytes:,} bytes and "
+                f"{num_blocks} fit; raise --kv-cache-memory or free memory"
+            )
+        if num_blocks < blocks_per_sequence:
+            fitting = num_blocks * config.block_size
+            if config.max_model_len is not None:
+                raise ConfigError(
+                    f"--max-model-len {max_model_len} needs a KV cache of {blocks_per_sequence * block_bytes:,} bytes, "
+                    f"but only {num_blocks * block_bytes:,} are there; lower it to {fitting} or raise --kv-cache-memory"
+                )
+            logger.warning("the KV cache holds %d tokens; sequences are limited to that", fitting)
+            max_model_len = fitting
+        elif max_model_len > model_config.default_max_model_len:
+            logger.warning(
+                "--max-model-len %d is beyond the %d tokens this checkpoint is known to handle well",
+                max_model_len,
+                model_config.default_max_model_len,
+            )
+        self.max_model_len = max_model_len
+        logger.info(
+            "KV cache: %d blocks of %d tokens, %.2f GiB; weights: %.2f GiB in %s on %s",
+            num_blocks,
+            config.block_size,
+            num_blocks * block_bytes / _GIB,
+            self.weights_bytes / _GIB,
+            str(self.dtype).removeprefix("torch."),
+            self.backend.device,
+        )
+        try:
+            cache = allocate_kv_cache(
+                model_config,
+                num_blocks=num_blocks,
+                block_size=config.block_size,
+                dtype=dtype,
+                device=self.backend.device,
+            )
+        except RuntimeError as e:  # torch has no narrower error for memory that cannot be had
+            raise ConfigError(
+                f"a KV cache of {num_blocks * block_bytes:,} bytes cannot be allocated; lower --kv-cache-memory"
+            ) from e
+        return cache
+
+    def forget(self, seq_ids: list[int]) -> None:
+        """Drops what is kept for sequences that will not run again."""
+        self._sampler.forget(seq_ids)
+        for seq_id in seq_ids:
+            self.grammars.forget(seq_id)
+
+    def undo(self, seq_ids: list[int]) -> None:
+        """Drops what a step that failed half-way may have left half-written; the next one makes it anew."""
+        self._sampler.forget(seq_ids)
+        self._row_of_seq.clear()
+        self.backend.release_memory()
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Runs one step and waits for it."""
+        return self.launch(batch).wait()
+
+    @torch.inference_mode()
+    def launch(self, batch: ScheduledBatch) -> PendingStep:
+        """Starts one step, whose sequences may have a token that only the step before knows.
+
+        Args:
+            batch: not empty.
+        """
+        entries = batch.entries
+        spans = [_span(entry) for entry in entries]
+        sources = [self._source(entry.seq) for entry in entries]
+        scores: list[list[TokenLogprob] | None] = [None] * len(entries)
+        sample: PendingSample | None = None
+        graphs = self._graphs
+        if graphs is not None and len(entries) == batch.num_decodes <= graphs.max_num_rows:
+            sampled = list(range(len(entries)))
+            sample = self._sample(graphs.run(spans, sources), [entries[i] for i in sampled], sources)
+        else:
+            hidden = self._forward(spans, sources)
+            sampled, sampled_rows = [], []
+            row = 0
+            for index, (entry, span) in enumerate(zip(entries, spans, strict=True)):
+                if entry.seq.needs_prompt_logits:
+                    scores[index] = self._score(hidden[row : row + span.num_logit_rows], entry)
+                row += span.num_logit_rows
+                if entry.needs_sampling:
+                    sampled_rows.append(row - 1)
+                    sampled.append(index)
+            if sampled:
+                chosen = hidden if len(sampled_rows) == len(hidden) else hidden[self._to_device(sampled_rows)]
+                logits = self.model.logits(chosen)
+                sample = self._sample(logits, [entries[i] for i in sampled], [sources[i] for i in sampled])
+        self._row_of_seq = {entries[index].seq.seq_id: row for row, index in enumerate(sampled)}
+        copy = None
+        if sample is not None:
+            if self.runs_ahead or graphs is not None:
+                self._last_ids[: len(sampled)].copy_(sample.ids)
+            copy = self.backend.copy_to_host(sample.tensors)
+        return PendingStep(batch, scores, sampled, sample, copy, self.grammars)
+
+    def _source(self, seq: Sequence) -> int:
+        return self._row_of_seq[seq.seq_id] if seq.has_unknown_token else -1
+
+    def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(numbers).to(self.backend.device, non_blocking=True)
+
+    def _forward(self, spans: list[SequenceSpan], sources: list[int]) -> torch.Tensor:
+        """The hidden states of the rows whose logits are needed, [R, hidden_size]."""
+        batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device)
+        unknown = [(end, source) for end, source in zip(_ends(spans), sources, strict=True) if source >= 0]
+        if unknown:
+            rows, places = self._to_device([list(column) for column in zip(*unknown, strict=True)]).unbind(0)
+            batch.token_ids[rows] = self._last_ids[places]
+        hidden: torch.Tensor = self.model(batch, self._cache)
+        return hidden[batch.logit_rows]
+
+    def _sample(
+        self, logits: torch.Tensor, entries: list[ScheduledSequence], sources: list[int]
+    ) -> PendingSample:
+        rows = [self._sampling_row(entry, source) for entry, source in zip(entries, sources, strict=True)]
+        masks = self.grammars.masks([row.seq_id for row in rows])
+        return self._sampler.launch(logits, rows, masks, self._last_ids)
+
+    def _sampling_row(self, entry: ScheduledSequence, source: int) -> SamplingRow:
+        seq = entry.seq
+        key = 0
+        if seq.sampling.temperature > 0:
+            seed = stream_key(self._seed, seq.seq_id) if seq.sampling.seed is None else seq.sampling.seed
+            key = stream_key(seed, seq.choice_index)
+        return SamplingRow(seq.seq_id, seq.sampling, seq.token_ids, seq.num_prompt_tokens, key, source)
+
+    def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[TokenLogprob]:
+        """Log-probabilities of the prompt tokens that follow the chunk's positions."""
+        seq = entry.seq
+        num_top = seq.sampling.num_prompt_logprobs or 0
+        next_ids = seq.token_ids[entry.start + 1 : entry.start + 1 + entry.num_tokens]
+        scores: list[TokenLogprob] = []
+        for low in range(0, len(next_ids), _LOGIT_ROWS_PER_PASS):
+            ids = next_ids[low : low + _LOGIT_ROWS_PER_PASS]
+            scores += prompt_logprobs(self.model.logits(hidden[low : low + len(ids)]), ids, num_top)
+        return scores
+
+
+def _ends(spans: list[SequenceSpan]) -> list[int]:
+    """The row of each sequence's last new token."""
+    ends = itertools.accumulate(span.num_tokens for span in spans)
+    return [end - 1 for end in ends]
+
+
+def _span(entry: ScheduledSequence) -> SequenceSpan:
+    seq = entry.seq
+    if seq.needs_prompt_logits:
+        num_logit_rows = entry.num_tokens
+    else:
+        num_logit_rows = int(entry.needs_sampling)
+    return SequenceSpan(
+        token_ids=seq.token_ids[entry.start : entry.start + entry.num_tokens],
+        start=entry.start,
+        rope_alpha=seq.rope_alpha,
+        block_table=seq.block_table,
+        num_logit_rows=num_logit_rows,
+    )

@@ -1,0 +1,341 @@
+"""The loop itself, synchronous: add requests, abort them, step.
+
+It joins the scheduler (which knows sequences) and the model runner (which knows tensors), and turns what a step did
+into the messages that cross the pipe. It must not know how those travel, nor anything of text or HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future
+
+import torch
+
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import InvalidRequestError
+from model.contract.grammar_compiler import GrammarAccount, GrammarError
+from model.contract.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
+from model.contract.watchdog import Watchdog
+from model.execution.checkpoint import ProgressCallback
+from model.execution.launched_step import PendingStep, StepResult
+from model.execution.model_runner import ModelRunner
+from model.loop.step_guard import GuardedStep, StepGuard
+from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler
+from model.scheduling.block_manager import BlockManager
+from model.scheduling.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
+from model.scheduling.sequence import Sequence, SequenceStatus
+
+logger = logging.getLogger(__name__)
+
+# Beside what the model takes, a step may take so long.
+MAX_BLOCKED_S = 0.5
+
+_NOT_NUMBERS = (
+    "The model's output is not a number for this prompt; the checkpoint may be damaged, or needs --dtype float32."
+)
+
+
+class Engine:
+    """Continuous batching over one checkpoint.
+
+    Where the backend works on its own (a GPU), steps overlap: the next one is planned and launched while the tokens of
+    the one before travel. A sequence that turns out to have ended has then taken part in one step too many; nobody sees
+    what that made of it.
+
+    Args:
+        config: settings.
+        on_progress: called with (bytes read, bytes in all) while the checkpoint loads.
+
+    Attributes:
+        watchdog: of the loop, for whoever runs it.
+
+    Raises:
+        StartupError: the checkpoint or a setting is wrong.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
+        started = time.monotonic()
+        self._runner = ModelRunner(config, on_progress)
+        self._scheduler = Scheduler(
+            BlockManager(self._runner.num_blocks, config.block_size, config.enable_prefix_caching),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=self._runner.max_num_batched_tokens,
+            max_model_len=self._runner.max_model_len,
+            max_running_per_caller=config.max_running_per_caller,
+            allow_priority=config.allow_priority,
+        )
+        self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
+        self._has_reported_first: set[int] = set()
+        self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        self._refused: list[SequenceOutput] = []
+        self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
+        self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
+        self._in_flight: PendingStep | None = None
+        self._is_idle = True
+        self._adding = "-"
+        self.watchdog = Watchdog("the engine's loop", MAX_BLOCKED_S, lambda: self._adding)
+        self._load_s = time.monotonic() - started
+
+    @property
+    def ready(self) -> EngineReady:
+        """What clients need to know about the loaded checkpoint."""
+        runner = self._runner
+        return EngineReady(
+            max_model_len=runner.max_model_len,
+            vocab_size=runner.model_config.vocab_size,
+            num_blocks=runner.num_blocks,
+            block_size=runner.block_size,
+            kv_cache_bytes=runner.kv_cache_bytes,
+            weights_bytes=runner.weights_bytes,
+            dtype=str(runner.dtype).removeprefix("torch."),
+            device=str(runner.backend.device),
+            load_s=self._load_s,
+        )
+
+    def has_work(self) -> bool:
+        """Whether a step would do or report anything."""
+        return bool(self._refused or self._compiling or self._in_flight) or self._scheduler.has_work()
+
+    def is_waiting_for_grammars(self) -> bool:
+        """Whether all there is to do is to wait for compilations: a step now would do nothing."""
+        grammars = self._runner.grammars
+        is_idle = self._is_idle and not (self._refused or self._in_flight)
+        return is_idle and bool(self._compiling or grammars.late) and not (self._compiled_some() or grammars.has_news())
+
+    def _compiled_some(self) -> bool:
+        return any(future.done() for future, _ in self._compiling)
+
+    def add_request(self, request: AddRequest) -> None:
+        """Queues a request's choices. One that can never run ends with an "error" output of the next step."""
+        self._adding = request.request_id
+        vocab_size = self._runner.model_config.vocab_size
+        if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
+            # On a GPU such an id would end not this request but the process.
+            message = f"The prompt has ids that do not exist; they go from 0 to {vocab_size - 1}."
+            self._refused += [SequenceOutput(seq_id, [], "error", error=message) for seq_id in request.seq_ids]
+            return
+        alpha = self._runner.model_config.rope_alpha(len(request.prompt_ids))
+        sequences = [
+            Sequence(
+                seq_id,
+                request.request_id,
+                request.prompt_ids,
+                request.sampling,
+                caller=request.caller,
+                weight=request.weight,
+                priority=request.priority,
+                round=request.num_before + index,
+                choice_index=index,
+                rope_alpha=alpha,
+                cache_salt=request.cache_salt,
+            )
+            for index, seq_id in enumerate(request.seq_ids)
+        ]
+        if request.sampling.grammar is not None:
+            self._compiling.append((self._grammar_compiler.compile(request.sampling.grammar), sequences))
+        else:
+            self._schedule(sequences)
+
+    def _schedule(self, sequences: list[Sequence]) -> None:
+        try:
+            self._scheduler.add(sequences)
+        except InvalidRequestError as e:
+            self._refuse(sequences, e.message)
+
+    def _refuse(self, sequences: list[Sequence], message: str, reason: str = "error") -> None:
+        self._refused += [SequenceOutput(seq.seq_id, [], reason, error=message) for seq in sequences]
+        self._forget([seq.seq_id for seq in sequences])
+
+    def _admit_compiled(self) -> None:
+        """Schedules the requests whose grammars are ready by now."""
+        if not self._compiled_some():
+            return
+        compiling, self._compiling = self._compiling, []
+        for future, sequences in compiling:
+            if not future.done():
+                self._compiling.append((future, sequences))
+                continue
+            error = future.exception()
+            if error is not None:
+                if not isinstance(error, GrammarError):
+                    logger.error("a grammar failed to compile", exc_info=error)
+                self._refuse(sequences, f"The grammar cannot be used: {error}", "invalid")
+                continue
+            account = GrammarAccount()
+            for seq in sequences:
+                self._runner.grammars.start(seq.seq_id, future.result(), account)
+            self._schedule(sequences)
+
+    def _report_late(self) -> list[SequenceOutput]:
+        """Ends the sequences whose grammar said so only after their step."""
+        ended = self._runner.grammars.take_ended()
+        outputs = []
+        for seq in self._scheduler.abort(ended):
+            message = ended[seq.seq_id]
+            outputs.append(SequenceOutput(seq.seq_id, [], "stop" if message is None else "invalid", error=message))
+        self._forget(list(ended))
+        return outputs
+
+    def abort(self, seq_ids: Iterable[int]) -> None:
+        """Forgets sequences and frees their blocks at once; no output comes for them any more."""
+        ids = set(seq_ids)
+        self._scheduler.abort(ids)
+        self._forget(list(ids))
+        self._refused = [output for output in self._refused if output.seq_id not in ids]
+        compiling = [(future, [seq for seq in seqs if seq.seq_id not in ids]) for future, seqs in self._compiling]
+        self._compiling = [(future, seqs) for future, seqs in compiling if seqs]
+
+    def step(self) -> StepOutputs:
+        """Runs one step of all that fits and reports what it did; returns at once when there is nothing to do."""
+        self._adding = "-"
+        self._admit_compiled()
+        outputs, self._refused = self._refused, []
+        outputs += self._report_late()
+        outputs += self._step_ahead() if self._runner.runs_ahead else self._step_guarded()
+        outputs += self._refused
+        self._refused = []
+        stats = self._scheduler.stats()
+        num_compiling = sum(len(sequences) for _, sequences in self._compiling)
+        return StepOutputs(
+            outputs,
+            stats._replace(
+                num_waiting=stats.num_waiting + num_compiling,
+                longest_blocked_s=self.watchdog.longest_s,
+                num_blocked_total=self.watchdog.num_blocked,
+            ),
+        )
+
+    def _step_guarded(self) -> list[SequenceOutput]:
+        """Plans a step, runs it and waits for it; who makes it fail goes alone."""
+        batch = self._plan()
+        if not batch:
+            return []
+        with self.watchdog.excused():
+            step = self._guard.run(batch)
+        if step.result is None:
+            return []
+        self._scheduler.advance(batch)
+        return self._commit(batch, step.result, step)
+
+    def _plan(self, left_out: Collection[int] = ()) -> ScheduledBatch:
+        self._scheduler.max_num_batched_tokens = self._guard.token_budget
+        batch = self._scheduler.schedule(self._runner.grammars.late.union(left_out))
+        self._is_idle = not batch
+        return batch
+
+    def _step_ahead(self) -> list[SequenceOutput]:
+        """Launches a step, then waits for the one before it."""
+        outputs: list[SequenceOutput] = []
+        unread = self._unread()
+        batch = self._plan(unread)
+        if unread and not batch:  # nothing else to do meanwhile
+            outputs += self._settle()
+            batch = self._plan()
+        with self.watchdog.excused():
+            launched = self._launch(batch) if batch else None
+        if self._in_flight is not None:
+            outputs += self._settle()
+        if not isinstance(launched, Exception):
+            self._in_flight = launched
+        elif not self._guard.shrink_for(batch.num_tokens, launched):
+            outputs += self._step_guarded()  # finds out whose fault it was
+        return outputs
+
+    def _unread(self) -> set[int]:
+        """The sequences in flight that can go on only when the host has seen their token: a grammar says what follows.
+
+        They run in every other step, all others in each.
+        """
+        if self._in_flight is None:
+            return set()
+        sampled = [entry.seq for entry in self._in_flight.batch.entries if entry.needs_sampling]
+        return {seq.seq_id for seq in sampled if seq.sampling.grammar is not None}
+
+    def _launch(self, batch: ScheduledBatch) -> PendingStep | Exception:
+        """Starts a step, or returns why it cannot be started."""
+        try:
+            launched = self._runner.launch(batch)
+        except torch.AcceleratorError:
+            raise  # nothing on this device works from here on
+        except Exception as error:
+            self._runner.undo([entry.seq.seq_id for entry in batch.entries])
+            return error.with_traceback(None)  # which would hold on to the step's tensors
+        self._scheduler.advance(batch)
+        return launched
+
+    def _settle(self) -> list[SequenceOutput]:
+        """Waits for the step in flight and reports what it did."""
+        assert self._in_flight is not None
+        pending, self._in_flight = self._in_flight, None
+        with self.watchdog.excused():
+            result = pending.wait()
+        self._guard.note_success()
+        return self._commit(pending.batch, result, GuardedStep(result, {}))
+
+    def _commit(self, batch: ScheduledBatch, result: StepResult, step: GuardedStep) -> list[SequenceOutput]:
+        """Reports what a step did; it was advanced before."""
+        outputs: list[SequenceOutput] = []
+        tokens = {}
+        broken = dict(step.failures)
+        for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
+            if entry.seq.status is SequenceStatus.FINISHED:
+                continue  # it had ended by the time this was launched, or was aborted since
+            seq_id = entry.seq.seq_id
+            if scores is not None:
+                self._keep_scores(seq_id, entry.start, scores)
+                if any(math.isnan(score.logprob) for score in scores):
+                    broken[seq_id] = _NOT_NUMBERS
+            if token is not None:
+                tokens[seq_id] = token
+                if not token.is_valid:
+                    broken[seq_id] = _NOT_NUMBERS
+        reason = "abort" if step.is_out_of_memory else "error"
+        unfollowed = {seq_id: message for seq_id, message in result.ended.items() if message is not None}
+        for seq in self._scheduler.abort(broken | unfollowed):
+            message = broken.get(seq.seq_id) or unfollowed[seq.seq_id]
+            logger.error("request %s: %s", seq.request_id, message)
+            outputs.append(
+                SequenceOutput(seq.seq_id, [], reason if seq.seq_id in broken else "invalid", error=message)
+            )
+            self._forget([seq.seq_id])
+        sampled = [None if token is None else token.token_id for token in result.tokens]
+        for update in self._scheduler.settle(batch, sampled, result.ended):
+            token = tokens.get(update.seq.seq_id)
+            logprob = None if token is None or token.logprob is None else [token.logprob]
+            outputs.append(self._output(update, logprob))
+            if update.finish_reason is not None:
+                self._forget([update.seq.seq_id])
+        return outputs
+
+    def _output(self, update: SequenceUpdate, logprobs: list[TokenLogprob] | None) -> SequenceOutput:
+        seq = update.seq
+        token_ids = [] if update.token_id is None else [update.token_id]
+        if seq.seq_id in self._has_reported_first:
+            return SequenceOutput(seq.seq_id, token_ids, update.finish_reason, update.stop_token_id, logprobs)
+        self._has_reported_first.add(seq.seq_id)
+        assert seq.first_scheduled_time_s is not None
+        return SequenceOutput(
+            seq.seq_id,
+            token_ids,
+            update.finish_reason,
+            update.stop_token_id,
+            logprobs,
+            num_cached_tokens=seq.num_cached_tokens,
+            prompt_logprobs=self._prompt_logprobs.pop(seq.seq_id, None),
+            queue_time_s=seq.first_scheduled_time_s - seq.arrival_time_s,
+        )
+
+    def _keep_scores(self, seq_id: int, start: int, scores: list[TokenLogprob]) -> None:
+        kept = self._prompt_logprobs.setdefault(seq_id, [])
+        # A preempted prefill begins again; what it computes twice is the same.
+        del kept[start:]
+        kept += scores
+
+    def _forget(self, seq_ids: list[int]) -> None:
+        self._runner.forget(seq_ids)
+        for seq_id in seq_ids:
+            self._has_reported_first.discard(seq_id)
+            self._prompt_logprobs.pop(seq_id, None)

@@ -1,0 +1,64 @@
+"""One sequence's part in sampling, its random stream, and how numbers get to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as AlignedList
+from typing import NamedTuple
+
+import torch
+
+from model.contract.sampling_params import SamplingParams
+
+_MASK_64 = (1 << 64) - 1
+
+
+class SamplingRow(NamedTuple):
+    """One sequence whose next token is wanted.
+
+    Attributes:
+        seq_id: names its penalty history.
+        sampling: its parameters.
+        token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
+        num_prompt_tokens: how many of them are the prompt.
+        stream_key: 64 bits from seed and choice index (`stream_key`).
+        source: where that last token is among those sampled by the step before, or -1.
+    """
+
+    seq_id: int
+    sampling: SamplingParams
+    token_ids: list[int]
+    num_prompt_tokens: int
+    stream_key: int
+    source: int = -1
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+# From logits [S, vocab_size] and S rows to ids [S] int64 and whether each row was of numbers, [S] bool.
+Choose = Callable[[torch.Tensor, AlignedList[SamplingRow]], tuple[torch.Tensor, torch.Tensor]]
+
+
+def stream_key(seed: int, choice_index: int) -> int:
+    """64 bits naming the random stream of one choice."""
+    return _mix(_mix(seed & _MASK_64) ^ (choice_index + 1))
+
+
+def uniform(key: int, index: int) -> float:
+    """The stream's number for its token number `index`, in [0, 1): splitmix64's finaliser over a counter."""
+    return (_mix(key ^ _mix(index + 1)) >> 11) * 2.0**-53
+
+
+def on_device(device: torch.device, values: object, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Moves numbers to the device without waiting for what it is doing."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK_64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return x ^ (x >> 31)

@@ -1,0 +1,1 @@
+"""Which sequences run in a step, and where their keys lie: no tensors here."""

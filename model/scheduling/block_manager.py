@@ -1,0 +1,248 @@
+"""Who owns which block of the KV cache, and which blocks hold a prompt start worth keeping.
+
+It exists so that memory is decided in one place that can be tested without a tensor. It must not know what a block
+holds beyond token ids, how large one is in bytes, nor when sequences run: the scheduler decides that.
+
+Pure: the standard library and `model.scheduling.sequence`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from model.scheduling.free_extents import FreeExtents, require
+from model.scheduling.sequence import Sequence
+
+# A cached block's identity: the block before it, or (rope_alpha, cache_salt) for the first, and its own tokens. The
+# tokens themselves are the key, not a hash of them: two prompts can never be taken for one another.
+Parent = int | tuple[float, str]
+BlockKey = tuple[Parent, tuple[int, ...]]
+
+
+class BlockManager:
+    """Reference-counted blocks, a prefix cache of full ones, and neighbours for those who grow.
+
+    A block is in use (its reference count is the number of block tables it is in), or idle but cached, or free.
+    Attention reads a sequence as runs of consecutive blocks, so a sequence continues at its last block + 1 while that
+    is free, and starts anew inside a large gap. Without one, the block that has been idle longest is evicted together
+    with stale neighbours: once the cache is full, plain LRU cuts a sequence of 45 blocks into some 30 runs, this into
+    2 to 6, for 3 to 7 points of hit rate (measured on synthetic conversations).
+
+    Args:
+        num_blocks: size of the pool.
+        block_size: tokens in a block.
+        enable_prefix_caching: keep full blocks of ended sequences for prompts that start alike.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"a pool needs blocks and tokens in them, got {num_blocks} of {block_size}")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self.prefix_cache_queries_total = 0
+        self.prefix_cache_hits_total = 0
+        self._ref_counts = [0] * num_blocks
+        self._free = FreeExtents(num_blocks)
+        self._evictable: OrderedDict[int, int] = OrderedDict()  # block -> when it fell idle
+        self._num_idled = 0
+        self._block_of_key: dict[BlockKey, int] = {}
+        self._key_of_block: dict[int, BlockKey] = {}
+        self._node_of_block: dict[int, int] = {}
+        self._num_nodes = 0
+        # A sequence that must start a new run soon wants more; evicting for one block at a time scatters it.
+        self._growth_room = max(1, min(16, num_blocks // 64))
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be had: free ones and those that can be evicted."""
+        return self._free.num_blocks + len(self._evictable)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks nobody uses that the prefix cache keeps."""
+        return len(self._evictable)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Returns how many blocks hold this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def match_prefix(self, seq: Sequence) -> list[int]:
+        """Looks up the longest cached start of a sequence; changes nothing.
+
+        Returns:
+            The blocks, at most (num_tokens - 1) // block_size so that one token is left to compute.
+        """
+        blocks: list[int] = []
+        if not self.enable_prefix_caching:
+            return blocks
+        parent: Parent = (seq.rope_alpha, seq.cache_salt)
+        for start in range(0, seq.num_tokens - self.block_size, self.block_size):
+            block = self._block_of_key.get((parent, tuple(seq.token_ids[start : start + self.block_size])))
+            if block is None:
+                break
+            blocks.append(block)
+            parent = self._node_of_block[block]
+        return blocks
+
+    def can_admit(self, seq: Sequence, prefix: list[int], num_reserved_blocks: int) -> bool:
+        """Returns whether all of a sequence fits once it adopts `prefix`, with that many blocks to spare."""
+        num_missing = self.num_blocks_for(seq.num_tokens) - len(seq.block_table) - len(prefix)
+        num_revived = sum(self._ref_counts[block] == 0 for block in prefix)
+        return num_missing + num_revived + num_reserved_blocks <= self.num_free_blocks
+
+    def adopt_prefix(self, seq: Sequence, prefix: list[int]) -> None:
+        """Makes what `match_prefix` found the start of a sequence that has no blocks yet."""
+        for block in prefix:
+            if self._ref_counts[block] == 0:
+                del self._evictable[block]
+            self._ref_counts[block] += 1
+        seq.block_table.extend(prefix)
+        seq.cache_chain.extend(self._node_of_block[block] for block in prefix)
+        seq.num_computed_tokens = len(prefix) * self.block_size
+        # A preempted sequence mostly finds its own blocks again, which would flatter the hit rate.
+        if self.enable_prefix_caching and seq.first_scheduled_time_s is None:
+            self.prefix_cache_queries_total += seq.num_tokens
+            self.prefix_cache_hits_total += seq.num_computed_tokens
+
+    def fork_prefix(self, leader: Sequence, seq: Sequence) -> None:
+        """Shares the full blocks of a leader's computed prompt with a sequence that has none; needs no cache.
+
+        The last prompt token is left to compute: its logits are what the sequence samples from first.
+        """
+        shared = leader.block_table[: (leader.num_prompt_tokens - 1) // self.block_size]
+        for block in shared:
+            self._ref_counts[block] += 1
+        seq.block_table.extend(shared)
+        seq.cache_chain.extend(leader.cache_chain[: len(shared)])
+        seq.num_computed_tokens = len(shared) * self.block_size
+
+    def allocate(self, seq: Sequence, num_tokens: int) -> bool:
+        """Grows a sequence's block table to hold `num_tokens`.
+
+        Returns:
+            False, with nothing changed, when there are too few blocks.
+        """
+        table = seq.block_table
+        num_missing = self.num_blocks_for(num_tokens) - len(table)
+        if num_missing > self.num_free_blocks:
+            return False
+        while num_missing > 0:
+            start = table[-1] + 1 if table else -1
+            num_taken = self._free.take_at(start, num_missing)
+            if num_taken == 0:
+                room = max(num_missing, self._growth_room)
+                begin, end = self._free.largest()
+                if self._evictable and end - begin < room:
+                    self._evict_around(start if self._is_stale(start) else next(iter(self._evictable)), room)
+                    num_taken = self._free.take_at(start, num_missing)
+            if num_taken == 0:
+                start, num_taken = self._free.take_from_largest(num_missing, room)
+            for block in range(start, start + num_taken):
+                self._ref_counts[block] = 1
+                table.append(block)
+            num_missing -= num_taken
+        return True
+
+    def commit(self, seq: Sequence) -> None:
+        """Makes a sequence's full computed blocks known to the prefix cache; call after each step.
+
+        A block equal to one already cached stays unknown, but what follows it continues the cached chain.
+        """
+        if not self.enable_prefix_caching:
+            return
+        chain, size = seq.cache_chain, self.block_size
+        while len(chain) < seq.num_computed_tokens // size:
+            index = len(chain)
+            parent: Parent = chain[-1] if chain else (seq.rope_alpha, seq.cache_salt)
+            key = (parent, tuple(seq.token_ids[index * size : (index + 1) * size]))
+            block = self._block_of_key.get(key)
+            if block is None:
+                block = seq.block_table[index]
+                self._num_nodes += 1
+                self._block_of_key[key] = block
+                self._key_of_block[block] = key
+                self._node_of_block[block] = self._num_nodes
+            chain.append(self._node_of_block[block])
+
+    def free(self, seq: Sequence) -> None:
+        """Takes all blocks from a sequence; none of it counts as computed any more.
+
+        The tail goes first, so that the least recently used end of a chain is its leaf.
+        """
+        for block in reversed(seq.block_table):
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                if block in self._key_of_block:
+                    self._num_idled += 1
+                    self._evictable[block] = self._num_idled
+                else:
+                    self._free.release(block)
+        seq.block_table.clear()
+        seq.cache_chain.clear()
+        seq.num_computed_tokens = 0
+
+    def _evict_around(self, block: int, room: int) -> None:
+        """Evicts a block and stale neighbours until `room` consecutive ones are free, or no neighbour is stale.
+
+        To the left first: there are the parents of a chain whose leaf this is.
+        """
+        start, end = self._evict(block)
+        while end - start < room:
+            block = start - 1 if self._is_stale(start - 1) else end
+            if not self._is_stale(block):
+                break
+            start, end = self._evict(block)
+
+    def _evict(self, block: int) -> tuple[int, int]:
+        del self._evictable[block]
+        del self._block_of_key[self._key_of_block.pop(block)]
+        del self._node_of_block[block]
+        return self._free.release(block)
+
+    def _is_stale(self, block: int) -> bool:
+        """Whether a block may be evicted before its turn: it is cached, unused and has been for long."""
+        idled = self._evictable.get(block)
+        if idled is None:
+            return False
+        return 2 * idled <= self._evictable[next(iter(self._evictable))] + self._num_idled
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Recomputes everything from the block tables of all living sequences.
+
+        Raises:
+            RuntimeError: something disagrees; the message says what.
+        """
+        sequences = list(sequences)
+        self._free.check_integrity()
+        counts = [0] * self.num_blocks
+        for seq in sequences:
+            require(len(set(seq.block_table)) == len(seq.block_table), f"a block twice in {seq}")
+            for block in seq.block_table:
+                counts[block] += 1
+        require(counts == self._ref_counts, "reference counts disagree with the block tables")
+        used = {block for block, count in enumerate(counts) if count}
+        free = {block for start, end in self._free.extents() for block in range(start, end)}
+        evictable, cached = set(self._evictable), self._key_of_block.keys()
+        require(len(used) + self.num_free_blocks == self.num_blocks, "blocks lost or counted twice")
+        require(used | free | evictable == set(range(self.num_blocks)), "block states overlap")
+        require(not free & cached and evictable <= cached, "cached and free blocks mixed up")
+        require({k: b for b, k in self._key_of_block.items()} == self._block_of_key, "cache keys disagree with blocks")
+        require(cached == self._node_of_block.keys(), "cache nodes disagree with blocks")
+        keys = {node_id: self._key_of_block[block] for block, node_id in self._node_of_block.items()}
+        require(len(keys) == len(cached), "a prefix cache node in two blocks")
+        for seq in sequences:
+            self._check_sequence(seq, keys)
+
+    def _check_sequence(self, seq: Sequence, keys: dict[int, BlockKey]) -> None:
+        size = self.block_size
+        require(seq.num_computed_tokens <= min(seq.num_tokens, len(seq.block_table) * size), f"no block for {seq}")
+        require(len(seq.cache_chain) * size <= seq.num_computed_tokens, f"cached before computed: {seq}")
+        parent: Parent = (seq.rope_alpha, seq.cache_salt)
+        for index, node_id in enumerate(seq.cache_chain):
+            tokens = tuple(seq.token_ids[index * size : (index + 1) * size])
+            require(keys.get(node_id, (parent, tokens)) == (parent, tokens), f"foreign prefix cache node in {seq}")
+            own = self._node_of_block.get(seq.block_table[index], node_id)
+            require(own == node_id, f"block {index} of {seq} has another's node")
+            parent = node_id

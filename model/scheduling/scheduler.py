@@ -1,0 +1,328 @@
+"""Which sequences run in the next step, how many tokens of each, and what a step's tokens did to them.
+
+It exists so that batching, preemption and endings are one plain algorithm, tested without a model. It must not know
+tensors, text or the pipe: the engine turns a `ScheduledBatch` into tensors and updates into messages.
+
+Planning (`schedule`) gives out blocks and admits. A step that has been launched advances its sequences (`advance`):
+what it computes counts as computed, what it samples is a token not known yet. So the next one can be planned, and
+launched, before the first one's tokens are here (`settle`).
+
+Pure: the standard library and other pure files of `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as AlignedList
+
+from model.contract.errors import InvalidRequestError
+from model.contract.messages import EngineStats
+from model.scheduling.block_manager import BlockManager
+from model.scheduling.callers import Caller, split, take_turns
+from model.scheduling.residents import Residents
+from model.scheduling.sequence import (
+    UNKNOWN_TOKEN,
+    ScheduledBatch,
+    ScheduledSequence,
+    Sequence,
+    SequenceStatus,
+    SequenceUpdate,
+)
+
+__all__ = ["ScheduledBatch", "ScheduledSequence", "Scheduler", "SequenceUpdate"]
+
+
+class _Plan:
+    """A step as it is planned.
+
+    Attributes:
+        tokens: of each sequence that takes part, running ones before those it admits.
+        growing: those of each caller that have use for more than one token.
+        num_left: tokens not given to anybody yet.
+        bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
+        late: ids of sequences that are left out.
+        is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
+    """
+
+    def __init__(
+        self, seqs: list[Sequence], max_num_tokens: int, preempted: list[Sequence], late: Collection[int]
+    ) -> None:
+        self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
+        self.growing: dict[str, list[Sequence]] = {}
+        for seq in seqs:
+            if seq.num_uncomputed_tokens > 1:
+                self.growing.setdefault(seq.caller, []).append(seq)
+        self.num_left = max_num_tokens - len(seqs)
+        self.bereft = {seq.caller for seq in preempted}
+        self.late = late
+        self.is_blocked = False
+
+    def give(self, seq: Sequence, at_most: int) -> int:
+        """Lets a sequence compute more of its tokens; returns how many more."""
+        planned = self.tokens.get(seq, 0)
+        num_tokens = min(at_most, seq.num_uncomputed_tokens - planned)
+        self.tokens[seq] = planned + num_tokens
+        self.num_left -= num_tokens
+        return num_tokens
+
+    def lose(self, seq: Sequence) -> None:
+        """Takes note that a sequence was preempted; what it would have computed is not given out again."""
+        self.tokens.pop(seq, None)
+        self.bereft.add(seq.caller)
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill, shared by callers, and within a caller by (priority, round, arrival).
+
+    Args:
+        block_manager: of the KV cache.
+        max_num_seqs: the most sequences that run.
+        max_num_batched_tokens: the most tokens in a step. Below the number of running sequences they take turns.
+        max_model_len: the most tokens in a sequence.
+        max_running_per_caller: the most sequences of one caller that run; None is no limit.
+        allow_priority: let priorities count between callers too.
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        max_running_per_caller: int | None = None,
+        allow_priority: bool = False,
+    ) -> None:
+        if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
+            raise ValueError("limits of a scheduler are at least 1")
+        self.block_manager = block_manager
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.max_running_per_caller = max_running_per_caller
+        self._num_slots = block_manager.num_blocks * block_manager.block_size
+        self.residents = Residents(block_manager, max_num_seqs, allow_priority)
+        self._num_in_flight = 0
+        self._num_turns = 0
+        self._num_steps = 0
+        self._num_step_tokens = 0
+
+    def add(self, seqs: list[Sequence]) -> None:
+        """Takes the choices of one request: the first computes the prompt, the others wait for its blocks.
+
+        Raises:
+            InvalidRequestError: they can never run; none of them was taken.
+        """
+        first = seqs[0]
+        if first.num_prompt_tokens == 0:
+            raise InvalidRequestError("The prompt is empty; send at least one token.", param="prompt")
+        limit = min(self._num_slots, self.max_model_len - min(1, first.sampling.max_tokens))
+        if first.num_prompt_tokens > limit:
+            raise InvalidRequestError(
+                f"The prompt has {first.num_prompt_tokens} tokens, but at most {limit} fit; shorten it.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        for group in [[seq] for seq in seqs] if first.needs_prompt_logits else [seqs]:
+            self.residents.enter(group)
+
+    def abort(self, seq_ids: Iterable[int]) -> list[Sequence]:
+        """Forgets sequences in whatever phase they are and frees their blocks; unknown ids are ignored.
+
+        Returns:
+            Those that were alive.
+        """
+        sequences = self.residents.sequences
+        aborted = [seq for i in dict.fromkeys(seq_ids) if (seq := sequences.get(i)) is not None]
+        for seq in aborted:
+            self.residents.leave(seq)
+        return aborted
+
+    def schedule(self, late: Collection[int] = ()) -> ScheduledBatch:
+        """Plans the next step; the batch is empty only when there is no work, or when all that run are late.
+
+        Args:
+            late: ids of sequences to leave out this time.
+
+        Returns:
+            Decodes, then the prefill chunk that was under way, then newly admitted sequences.
+        """
+        preempted = self.residents.secure_blocks(self._going_on())
+        chosen = self._going_on()
+        if late:
+            chosen = [seq for seq in chosen if seq.seq_id not in late]
+        if len(chosen) > self.max_num_batched_tokens:
+            chosen = take_turns(chosen, self.max_num_batched_tokens)
+        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late)
+        if plan.num_left:
+            self._spend_rest(plan)
+        decodes: list[ScheduledSequence] = []
+        chunks: list[ScheduledSequence] = []
+        for seq, num_tokens in plan.tokens.items():
+            (chunks if seq.is_prefilling else decodes).append(self._entry(seq, num_tokens))
+        batch = ScheduledBatch(decodes, chunks)
+        self._num_steps += bool(batch)
+        self._num_step_tokens = batch.num_tokens
+        return batch
+
+    def update(
+        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
+    ) -> list[SequenceUpdate]:
+        """Commits a step that has run: `advance` and `settle` in one."""
+        self.advance(batch)
+        return self.settle(batch, sampled, completed)
+
+    def advance(self, batch: ScheduledBatch) -> None:
+        """Takes note that a step was launched. At most two may be in flight.
+
+        Args:
+            batch: from `schedule`, not aborted in between.
+        """
+        self._num_in_flight += 1
+        for seq, start, num_tokens, needs_sampling in batch.entries:
+            if seq.status is SequenceStatus.RUNNING:
+                seq.num_computed_tokens = start + num_tokens
+                if needs_sampling:
+                    seq.token_ids.append(UNKNOWN_TOKEN)
+
+    def settle(
+        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
+    ) -> list[SequenceUpdate]:
+        """Commits the results of the oldest step in flight.
+
+        Args:
+            batch: as given to `advance`.
+            sampled: for each entry its next token, or None where `needs_sampling` is false.
+            completed: ids of sequences that this token ends whatever it is, because their grammar is complete.
+
+        Returns:
+            The sequences that got a token or ended; those that had ended before are left out.
+        """
+        self._num_in_flight -= 1
+        updates: list[SequenceUpdate] = []
+        for (seq, start, num_tokens, needs_sampling), token_id in zip(batch.entries, sampled, strict=True):
+            if seq.status is SequenceStatus.FINISHED:
+                continue
+            end = start + num_tokens
+            if needs_sampling:
+                if token_id is None:
+                    raise ValueError(f"no token was sampled for {seq}")
+                seq.token_ids[end] = token_id
+            if seq.status is SequenceStatus.RUNNING:
+                # By now a later step may have advanced it, but only over tokens that are known since.
+                self.block_manager.commit(seq)
+                if end >= seq.num_prompt_tokens:
+                    self.residents.release_followers(seq)
+            if needs_sampling:
+                assert token_id is not None
+                update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
+            elif end == seq.num_tokens:
+                update = SequenceUpdate(seq, None, "length", None)
+            else:
+                continue
+            if update.finish_reason is not None:
+                del seq.token_ids[end + needs_sampling :]
+                self.residents.leave(seq)
+            updates.append(update)
+        return updates
+
+    def has_work(self) -> bool:
+        """Returns whether any sequence has not ended."""
+        return bool(self.residents.sequences)
+
+    def stats(self) -> EngineStats:
+        """Returns the state between two steps."""
+        blocks = self.block_manager
+        return EngineStats(
+            num_running=self.residents.num_running,
+            num_waiting=len(self.residents.sequences) - self.residents.num_running,
+            num_blocks=blocks.num_blocks,
+            num_free_blocks=blocks.num_free_blocks,
+            num_cached_blocks=blocks.num_cached_blocks,
+            num_preemptions_total=self.residents.num_preemptions_total,
+            prefix_cache_queries_total=blocks.prefix_cache_queries_total,
+            prefix_cache_hits_total=blocks.prefix_cache_hits_total,
+            num_steps_total=self._num_steps,
+            num_step_tokens=self._num_step_tokens,
+        )
+
+    def _going_on(self) -> list[Sequence]:
+        """Returns the running sequences that the step in flight, if any, does not end."""
+        running = [seq for caller in self.residents.callers for seq in caller.running]
+        return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
+
+    def _spend_rest(self, plan: _Plan) -> None:
+        """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
+        plan.is_blocked = not self.residents.callers.can_admit(self.residents.num_running)
+        callers = [
+            caller
+            for caller in self.residents.callers
+            if caller.name in plan.growing or (caller.waiting and not plan.is_blocked)
+        ]
+        if len(callers) < 2:
+            for caller in callers:
+                self._spend(plan, caller, plan.num_left)
+            return
+        parts = split(plan.num_left, {caller: self._wanted(plan, caller) for caller in callers})
+        callers = self.residents.callers.in_turn(callers)
+        for caller in callers:
+            self._spend(plan, caller, parts[caller])
+        for caller in callers:
+            self._spend(plan, caller, plan.num_left)
+
+    def _wanted(self, plan: _Plan, caller: Caller) -> int:
+        """Tokens that a caller could still have computed in a step."""
+        num_tokens = 0
+        for queue in (plan.growing.get(caller.name, ()), caller.waiting):
+            for seq in queue:
+                num_tokens += seq.num_uncomputed_tokens - plan.tokens.get(seq, 0)
+                if num_tokens >= plan.num_left:
+                    return plan.num_left
+        return num_tokens
+
+    def _spend(self, plan: _Plan, caller: Caller, num_tokens: int) -> None:
+        """Gives tokens to prompts of one caller: to those under way, then to newly admitted ones."""
+        growing = plan.growing.setdefault(caller.name, [])
+        for seq in growing:
+            if seq in plan.tokens:
+                num_tokens -= plan.give(seq, num_tokens)
+        while num_tokens and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
+            if self.max_running_per_caller is not None and len(caller.running) >= self.max_running_per_caller:
+                break
+            first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)
+            if first is None:
+                break
+            if not self.residents.admit(first, plan.lose):
+                plan.is_blocked = True
+                break
+            num_tokens -= plan.give(first, num_tokens)
+            growing.append(first)
+
+    def _entry(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
+        self._num_turns += 1
+        seq.last_turn = self._num_turns
+        start = seq.num_computed_tokens
+        needs_sampling = start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0
+        return ScheduledSequence(seq, start, num_tokens, needs_sampling)
+
+    def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:
+        is_ending = token_id in seq.sampling.ending_token_ids
+        if is_ending or is_complete:
+            return SequenceUpdate(seq, token_id, "stop", token_id if is_ending else None)
+        reason = "length" if self._is_at_limit(seq, num_tokens) else None
+        return SequenceUpdate(seq, token_id, reason, None)
+
+    def _is_at_limit(self, seq: Sequence, num_tokens: int) -> bool:
+        """Whether a sequence ends with this many tokens, whatever they are."""
+        # One that outgrew the whole pool could not go on even alone.
+        is_full = num_tokens >= self.max_model_len or num_tokens > self._num_slots
+        return is_full or num_tokens - seq.num_prompt_tokens >= seq.sampling.max_tokens
+
+    def _is_about_to_end(self, seq: Sequence) -> bool:
+        """Whether the step in flight is the last of this running sequence: no slot need be wasted on another."""
+        if seq.num_uncomputed_tokens == 0:
+            return True  # a prompt that is only scored
+        return seq.has_unknown_token and self._is_at_limit(seq, seq.num_tokens)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError unless queues, states and blocks agree with each other."""
+        self.residents.check_integrity()

@@ -1,0 +1,235 @@
+"""The records the loop passes around: a sequence, what a step is to do to it, and what the step did.
+
+They exist so that the scheduler, the block manager and the model runner share one record of a sequence instead of
+three half-copies. They must not know tensors, text, or who asked: token ids, counters and block numbers.
+
+Pure: the standard library and `model.contract.sampling_params`.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from model.contract.sampling_params import SamplingParams
+
+# Stands for a token that the device has sampled, or will, and the host has not read: a later step is planned with it.
+UNKNOWN_TOKEN = -1
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is in its life; a preempted one is WAITING again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Token ids and bookkeeping of one choice of one request.
+
+    Attributes:
+        seq_id: never reused while the engine lives.
+        request_id: of the HTTP request, for log lines.
+        token_ids: prompt, then output; the last may be `UNKNOWN_TOKEN` while its step is in flight.
+        num_prompt_tokens: how many of `token_ids` are the prompt.
+        sampling: how to sample it and when to end it.
+        caller: whose it is; callers share the engine.
+        weight: of the caller, when there is not enough for all.
+        priority: lower is served first among its caller's.
+        round: sequences of one caller and priority take turns by it. At first how many of its request come before it;
+            the scheduler counts on from the caller's own.
+        arrival_index: breaks ties; given by the scheduler, kept through preemption.
+        choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
+        rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
+            preemption: a recomputed cache must equal the lost one.
+        cache_salt: sequences share cached blocks only when their salts are equal (an adapter's name, say).
+        status: see `SequenceStatus`.
+        block_table: the KV cache blocks of positions 0, block_size, 2 * block_size, ...
+        cache_chain: prefix cache nodes of its leading full blocks; the block manager's own.
+        num_computed_tokens: tokens whose keys and values are in the cache.
+        num_cached_tokens: prompt tokens that its first admission took from the prefix cache or its leader.
+        arrival_time_s: `time.monotonic()` when it was made.
+        first_scheduled_time_s: the same when it first entered a batch, or None.
+        last_turn: when the scheduler last chose it; who waited longest is next when tokens are too few for all.
+        leader: the choice whose prompt blocks this one waits for or took; None for a leader and once admitted.
+    """
+
+    __slots__ = (
+        "arrival_index",
+        "arrival_time_s",
+        "block_table",
+        "cache_chain",
+        "cache_salt",
+        "caller",
+        "choice_index",
+        "first_scheduled_time_s",
+        "last_turn",
+        "leader",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "priority",
+        "request_id",
+        "rope_alpha",
+        "round",
+        "sampling",
+        "seq_id",
+        "status",
+        "token_ids",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        seq_id: int,
+        request_id: str,
+        prompt_ids: Iterable[int],
+        sampling: SamplingParams,
+        *,
+        caller: str = "",
+        weight: int = 1,
+        priority: int = 0,
+        round: int = 0,
+        choice_index: int = 0,
+        rope_alpha: float = 1.0,
+        cache_salt: str = "",
+        arrival_time_s: float | None = None,
+    ) -> None:
+        self.seq_id = seq_id
+        self.request_id = request_id
+        self.token_ids: list[int] = list(prompt_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.sampling = sampling
+        self.caller = caller
+        self.weight = weight
+        self.priority = priority
+        self.round = round
+        self.arrival_index = 0
+        self.choice_index = choice_index
+        self.rope_alpha = rope_alpha
+        self.cache_salt = cache_salt
+        self.status = SequenceStatus.WAITING
+        self.block_table: list[int] = []
+        self.cache_chain: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.arrival_time_s = time.monotonic() if arrival_time_s is None else arrival_time_s
+        self.first_scheduled_time_s: float | None = None
+        self.last_turn = 0
+        self.leader: Sequence | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.seq_id}, {self.status.value}, computed {self.num_computed_tokens} of {self.num_tokens}, "
+            f"prompt {self.num_prompt_tokens}, blocks {self.block_table})"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def has_unknown_token(self) -> bool:
+        """Whether a step that is to sample its next token is in flight."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens whose keys and values are not in the cache; 1 for a sequence that decodes."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """A copy of the prompt."""
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
+    def output_ids(self) -> list[int]:
+        """A copy of the generated tokens."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether prompt positions, or several positions lost in a preemption, are still to be computed.
+
+        Its negation, a decode, is: everything is computed but the newest token, which was generated.
+        """
+        return self.num_computed_tokens < max(self.num_prompt_tokens, len(self.token_ids) - 1)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether each prompt position must go through the model, so that none may come from a cache.
+
+        Once a token was generated the prompt's log-probabilities are known, and a preempted sequence may take
+        what the cache still has.
+        """
+        return self.sampling.num_prompt_logprobs is not None and len(self.token_ids) == self.num_prompt_tokens
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sorts the sequences of one caller from the most important to the least."""
+        return self.priority, self.round, self.arrival_index
+
+
+class ScheduledSequence(NamedTuple):
+    """A chunk of one sequence.
+
+    Attributes:
+        seq: its block table holds all of its tokens.
+        start: position of the chunk's first token.
+        num_tokens: length of the chunk.
+        needs_sampling: the chunk reaches the last known token, so the next one is to be sampled.
+    """
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    needs_sampling: bool
+
+
+class ScheduledBatch:
+    """The chunks of one step, false when there is nothing to do.
+
+    Attributes:
+        entries: decodes (one token each), then prefill chunks.
+        num_decodes: how many of `entries` are decodes.
+        num_tokens: of all chunks together.
+    """
+
+    __slots__ = ("entries", "num_decodes", "num_tokens")
+
+    def __init__(self, decodes: list[ScheduledSequence], chunks: list[ScheduledSequence]) -> None:
+        self.entries = decodes + chunks
+        self.num_decodes = len(decodes)
+        self.num_tokens = sum(entry.num_tokens for entry in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[ScheduledSequence]:
+        return iter(self.entries)
+
+
+class SequenceUpdate(NamedTuple):
+    """What a step did to a sequence that got a token or ended.
+
+    Attributes:
+        seq: the sequence.
+        token_id: the new token, or None when its prompt was only scored.
+        finish_reason: None while it goes on, else "stop" or "length".
+        stop_token_id: `token_id` when that ended it.
+    """
+
+    seq: Sequence
+    token_id: int | None
+    finish_reason: str | None
+    stop_token_id: int | None

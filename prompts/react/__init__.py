@@ -1,0 +1,1 @@
+"""The ReAct format of these models: written, and read back."""

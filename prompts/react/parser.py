@@ -1,0 +1,284 @@
+"""Reads a reply in ReAct form while it is being generated.
+
+It exists so that a client sees calls and answers, never the scaffolding (`Thought:`, `Action:`,
+`Action Input:`, `Observation:`, `Final Answer:`), streamed or not: the unstreamed reply is `fold` of
+the same events. It knows text only: no tokens, no wire, and of tools no more than their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from prompts.messages import FunctionCall, is_json
+from prompts.react.lexer import Label, Lexer, Trimmer
+from prompts.react.line_format import ACTION, ACTION_INPUT, FINAL_ANSWER, OBSERVATION, SPACE, THOUGHT, openings
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text for the client."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """The thought before a final answer, whole; not for the client."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A call begins."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of the call's arguments."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """The call's arguments are complete, or the reply is over."""
+
+
+Event = Content | Thought | CallStart | CallArguments | CallEnd
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedReply:
+    """A whole reply.
+
+    Args:
+        content: None if the reply is a call with no text at all; "" if it is simply empty.
+        calls: at most one from these models.
+    """
+
+    content: str | None
+    calls: tuple[FunctionCall, ...]
+
+
+class _State(Enum):
+    BEGIN = auto()  # not known yet whether the turn is scaffolding
+    TEXT = auto()  # the client's
+    THOUGHT = auto()
+    NAME = auto()  # of the tool
+    ARGUMENTS = auto()
+    DONE = auto()
+
+
+class ReActParser:
+    """Turns a reply into events, piece by piece, by the rule of react_format.py.
+
+    A reply that is no scaffolding is content to the letter, as is what follows `Final Answer:` and white space. Where
+    the published reader of whole texts is sane, the folded events are what it returns. They differ in this:
+
+    - The first conclusion holds: a call ends at any label behind its arguments, and an answer goes on to the end. The
+      published reader takes the last of several final answers, a thing no stream can take back.
+    - An `Observation:` that no call precedes ends the reading, too: the model talks to itself.
+    - A reply that ends in a thought is that thought as content. One that is cut off in a call, before its
+      `Action Input:`, is the thought before it; one that ends there by itself is no call, and content to the letter.
+
+    As the published reader has it, a second `Thought:` inside a thought is the thought's text. Thoughts and arguments
+    have no whitespace around them.
+
+    Held back is what may still be scaffolding, and thoughts: only at its end is it known whether a thought is content
+    (a call follows) or not shown (a final answer does).
+
+    Args:
+        opening: what of the step stands in the prompt already (`ReActPrompt.opening`). Its text is not content of the
+            reply; a call it begins is a call of the reply, and comes with the first push.
+        tool_names: of the tools that may be called.
+        text_tools: those among them whose input is text or code, not JSON: it ends at an `Observation:` alone, and may
+            be empty.
+    """
+
+    def __init__(self, opening: str = "", tool_names: Sequence[str] = (), text_tools: Collection[str] = ()) -> None:
+        self._text_tools = text_tools
+        self._takes_text = False
+        self._openings = openings(tool_names)
+        self._state = _State.BEGIN
+        self._lexer = Lexer()
+        self._events: list[Event] = []
+        self._space: list[str] = []
+        self._word = ""
+        self._step = ""
+        self._thought = ""
+        self._name = ""
+        self._arguments = ""
+        self._trimmer = Trimmer()
+        self._skips_space = False
+        self._unfinished_call = False
+        if opening:
+            self._read(opening)
+            self._events = [event for event in self._events if not isinstance(event, Content | Thought)]
+            self._step = self._thought = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing that follows can matter, so that generation may end."""
+        return self._state is _State.DONE
+
+    @property
+    def unfinished_call(self) -> bool:
+        """After `flush`: whether the reply broke off in a call, at its name or before its arguments were JSON."""
+        return self._unfinished_call
+
+    def push(self, text: str) -> list[Event]:
+        """Takes the next piece of the reply and returns what is known by it."""
+        self._read(text)
+        return self._take()
+
+    def flush(self, *, is_cut: bool = False) -> list[Event]:
+        """Ends the reply and returns what was held back.
+
+        Args:
+            is_cut: the model would have gone on, so that the beginning of a step is no text.
+        """
+        rest = self._lexer.flush()
+        if self._state is _State.BEGIN:
+            self._show("".join([*self._space, self._word]))
+        elif self._state is _State.THOUGHT:
+            self._show((self._thought if is_cut else self._thought + rest).strip())
+        elif self._state is _State.NAME:
+            self._unfinished_call = True
+            self._show(self._thought.strip() if is_cut else self._step)
+        elif self._state is _State.ARGUMENTS:
+            if self._takes_text or not is_json(self._arguments):
+                self._add_arguments(rest)
+            self._unfinished_call = not self._takes_text and not is_json(self._arguments)
+            self._end_call()
+        self._state = _State.DONE
+        return self._take()
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _read(self, text: str) -> None:
+        if self._state is _State.BEGIN:
+            self._begin(text)
+        elif self._state is _State.TEXT:
+            self._show(text)
+        elif self._state is not _State.DONE:
+            self._read_step(text)
+
+    def _begin(self, text: str) -> None:
+        """Decides what kind of turn it is, as soon as that is known."""
+        word = text if self._word else text.lstrip(SPACE)
+        self._space.append(text[: len(text) - len(word)])
+        self._word += word
+        if not self._word.startswith(self._openings):
+            if not any(opening.startswith(self._word) for opening in self._openings):
+                self._state = _State.TEXT
+                self._show("".join([*self._space, self._word]))
+            return
+        self._state = _State.THOUGHT if self._word.startswith(THOUGHT) else _State.NAME
+        label = THOUGHT if self._state is _State.THOUGHT else ACTION
+        self._step = "".join([*self._space, label])
+        self._read_step(self._word.removeprefix(label))
+
+    def _read_step(self, text: str) -> None:
+        if self._state is not _State.ARGUMENTS:
+            self._step += text
+        for piece in self._lexer.push(text):
+            if isinstance(piece, Label):
+                self._on_label(piece.text)
+            else:
+                self._on_text(piece)
+            if self._state is _State.TEXT:
+                self._show(self._lexer.flush())
+            if self._state is _State.DONE:
+                return
+
+    def _on_text(self, text: str) -> None:
+        if self._state is _State.THOUGHT:
+            self._thought += text
+        elif self._state is _State.NAME:
+            self._name += text
+        else:
+            self._add_arguments(text)
+
+    def _on_label(self, label: str) -> None:
+        if self._state is _State.ARGUMENTS:
+            if self._takes_text and label != OBSERVATION:
+                self._add_arguments(label)
+            else:
+                self._end_call()
+            return
+        if self._state is _State.NAME:
+            if label == ACTION_INPUT and self._name.strip():
+                self._start_call(self._name.strip().splitlines()[0].rstrip())
+                return
+            self._thought += ACTION + self._name
+            self._state = _State.THOUGHT
+        if label == ACTION:
+            self._name = ""
+            self._state = _State.NAME
+        elif label == FINAL_ANSWER:
+            self._start_answer()
+        elif label == OBSERVATION:
+            self._show(self._thought.strip())
+            self._state = _State.DONE
+        else:
+            self._thought += label
+
+    def _start_call(self, name: str) -> None:
+        self._show(self._thought.strip())
+        self._events.append(CallStart(name))
+        self._takes_text = name in self._text_tools
+        self._state = _State.ARGUMENTS
+
+    def _add_arguments(self, text: str) -> None:
+        piece = self._trimmer.push(text)
+        if piece:
+            self._arguments += piece
+            self._emit(CallArguments(piece))
+
+    def _end_call(self) -> None:
+        if not self._arguments and not self._takes_text:
+            self._emit(CallArguments("{}"))
+        self._events.append(CallEnd())
+        self._state = _State.DONE
+
+    def _start_answer(self) -> None:
+        if self._thought.strip():
+            self._events.append(Thought(self._thought.strip()))
+        self._skips_space = True
+        self._state = _State.TEXT
+
+    def _show(self, text: str) -> None:
+        if self._skips_space:
+            text = text.lstrip(SPACE)
+            self._skips_space = not text
+        if text:
+            self._emit(Content(text))
+
+    def _emit(self, event: Content | CallArguments) -> None:
+        """Adds text to the events, as one with text of its kind right before it."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, Content | CallArguments) and type(last) is type(event):
+            event = type(event)(last.text + event.text)
+            self._events.pop()
+        self._events.append(event)
+
+
+def fold(events: Iterable[Event]) -> ParsedReply:
+    """Joins events, of any pieces, to the whole reply."""
+    content = ""
+    calls: list[FunctionCall] = []
+    for event in events:
+        if isinstance(event, Content):
+            content += event.text
+        elif isinstance(event, CallStart):
+            calls.append(FunctionCall(event.name, ""))
+        elif isinstance(event, CallArguments):
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + event.text)
+    return ParsedReply(None if calls and not content else content, tuple(calls))

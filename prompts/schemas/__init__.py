@@ -1,0 +1,1 @@
+"""JSON schemas: what can be enforced, and what is wrong with one."""

@@ -1,0 +1,1 @@
+"""From the wire to token ids, sampling and a grammar."""

@@ -1,0 +1,165 @@
+"""What a request may ask for: how the context is shared between a prompt and its reply, and how much in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from model.contract.errors import InvalidRequestError
+from model.contract.sampling_params import SamplingParams
+from model.contract.tokenizer import Tokenizer
+from server.engine.client import Prompt
+
+# Of one reply that is not streamed; each takes 64 bytes of JSON.
+MAX_REPLY_LOGPROBS = 1 << 19
+MAX_ALTERNATIVES = 20
+_SHORT_REPLY_TOKENS = 512
+# Outside of ASCII, normalisation may join so many characters into one.
+_MAX_JOINED_CHARS = 4
+
+
+def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model_len: int, *, param: str) -> None:
+    """Refuses texts that cannot fit whatever tokens they become, before the work of finding out which.
+
+    Args:
+        texts: all of them go into one prompt, together.
+        tokenizer: of the checkpoint.
+        max_model_len: prompt and reply together.
+        param: the field they came from.
+
+    Raises:
+        InvalidRequestError: they do not fit, with code `context_length_exceeded`.
+    """
+    limit = max_model_len * tokenizer.longest_token_bytes
+    num_chars = num_least_bytes = 0
+    for text in texts:
+        num_chars += len(text)
+        num_least_bytes += len(text) // (1 if text.isascii() else _MAX_JOINED_CHARS)
+    if num_least_bytes > limit:
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your {param} has"
+            f" {num_chars} characters of text, which cannot fit. Please reduce the length of the {param}.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def prompt_window(truncation: str, asked: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
+    """Returns how many tokens of prompt to keep, or None to keep all.
+
+    Room is left for the tokens asked for; where none are, for a short reply.
+
+    Args:
+        truncation: "auto" or "disabled".
+        asked: tokens that the request asks for, or None.
+        max_model_len: prompt and reply together.
+        clamp: what is asked for is cut to what is left.
+
+    Raises:
+        InvalidRequestError: another truncation.
+    """
+    if truncation == "disabled":
+        return None
+    if truncation != "auto":
+        raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
+    short = min(_SHORT_REPLY_TOKENS, max_model_len // 4)
+    room = short if asked is None else min(asked, short) if clamp else asked
+    return max(1, max_model_len - room)
+
+
+def budget(
+    num_prompt_tokens: int,
+    asked: int | None,
+    max_model_len: int,
+    *,
+    default: int | None = None,
+    param: str = "max_tokens",
+    prompt_param: str = "prompt",
+    clamp: bool = False,
+) -> int:
+    """Returns how many tokens may be generated.
+
+    Args:
+        num_prompt_tokens: of the prompt.
+        asked: what the request asks for, or None.
+        max_model_len: prompt and reply together.
+        default: where nothing is asked for; None is what is left of the context.
+        param: the field that asked.
+        prompt_param: the field that holds the prompt.
+        clamp: cut what is asked for to what is left.
+
+    Raises:
+        InvalidRequestError: it does not fit, with code `context_length_exceeded`.
+    """
+    left = max_model_len - num_prompt_tokens
+    if left < (0 if asked == 0 else 1):
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
+            f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
+            param=prompt_param,
+            code="context_length_exceeded",
+        )
+    if asked is None:
+        return left if default is None else min(default, left)
+    if clamp:
+        return min(asked, left)
+    if asked > left:
+        raise InvalidRequestError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested"
+            f" {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {prompt_param}, {asked} in the"
+            f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return asked
+
+
+def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bool, max_request_tokens: int) -> None:
+    """Refuses requests for more tokens than one may ask for: of prompts, and of all choices.
+
+    Args:
+        prompts: of the request.
+        n: choices of each.
+        shows_prompts: each choice repeats its prompt.
+        max_request_tokens: as configured.
+
+    Raises:
+        InvalidRequestError: naming what to lower.
+    """
+    num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts) * (n if shows_prompts else 1)
+    asked = num_prompt_tokens + n * sum(prompt.sampling.max_tokens for prompt in prompts)
+    if asked > max_request_tokens:
+        most = max(prompt.sampling.max_tokens for prompt in prompts)
+        raise InvalidRequestError(
+            f"This asks for {asked} tokens: {num_prompt_tokens} of prompts, and {n * len(prompts)} choices of up to"
+            f" {most}. A request may ask for {max_request_tokens}; lower 'n' or 'max_tokens', or send several"
+            " requests.",
+            param="n" if n > 1 else "max_tokens" if most > num_prompt_tokens else "prompt",
+        )
+
+
+def refuse_large_reply(prompts: Sequence[Prompt], n: int, max_model_len: int) -> None:
+    """Refuses replies with more log-probabilities than are put into one JSON text.
+
+    Args:
+        prompts: of the request.
+        n: choices of each.
+        max_model_len: prompt and reply together; one choice may report all that fits.
+
+    Raises:
+        InvalidRequestError: naming what to lower.
+    """
+    asked = n * sum(_num_logprobs(*prompt) for prompt in prompts)
+    limit = max(MAX_REPLY_LOGPROBS, max_model_len * (MAX_ALTERNATIVES + 1))
+    if asked > limit:
+        raise InvalidRequestError(
+            f"This asks for up to {asked} log-probabilities in one reply, which may have {limit}; lower the number of"
+            " alternatives, 'n' or 'max_tokens', send several requests, or stream the reply.",
+            param="logprobs",
+        )
+
+
+def _num_logprobs(ids: Sequence[int], sampling: SamplingParams) -> int:
+    of_reply, of_prompt = sampling.num_logprobs, sampling.num_prompt_logprobs
+    return (0 if of_reply is None else sampling.max_tokens * (of_reply + 1)) + (
+        0 if of_prompt is None else len(ids) * (of_prompt + 1)
+    )

@@ -1,0 +1,197 @@
+"""Formats a reply can be held to: `response_format`, `structured_outputs` as vLLM has it, and what peers call the same.
+
+Each becomes the rule of a grammar, or a whole grammar; whether it can be compiled is checked elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from model.contract.errors import InvalidRequestError
+from model.contract.grammar_compiler import MAX_GRAMMAR_CHARS
+from prompts.schemas.check import has_finite_value
+from prompts.schemas.schema import choice_rule, json_rule, regex_rule, whole_grammar
+from server.wire.requests import MAX_CHOICE_TEXTS, SamplingFields
+
+_MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
+_KINDS = ("json", "regex", "choice", "grammar", "json_object")
+# Where vLLM falls back to another library is nothing that a reply shows.
+_HARMLESS_OPTIONS = frozenset({"disable_fallback", "_backend"})
+# What peers call the kinds: vLLM's older names, then llama.cpp's and SGLang's.
+PEER_NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "grammar": "grammar",
+    "ebnf": "grammar",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """What an answer must look like.
+
+    Attributes:
+        rule: body of a grammar rule; None when a whole grammar is given.
+        grammar: a whole grammar of the client's own; None when there is a rule.
+        param: the field that asked for it.
+        schema: the JSON schema of the rule, if that is what it is of.
+        place: of the schema in the request.
+    """
+
+    rule: str | None
+    grammar: str | None
+    param: str
+    schema: Mapping[str, Any] | None = None
+    place: str = ""
+
+    def as_grammar(self) -> str:
+        """The grammar of a reply that is nothing but the answer."""
+        if self.grammar is not None:
+            return self.grammar
+        assert self.rule is not None, "one of the two is given"
+        return whole_grammar(self.rule)
+
+
+def read_answer_format(request: SamplingFields) -> AnswerFormat | None:
+    """Reads what a request's answers must look like; None is free text.
+
+    Raises:
+        InvalidRequestError: malformed, or two formats at once.
+    """
+    wishes: dict[str, Any] = {}
+    if request.response_format is not None and request.response_format.get("type") != "text":
+        wishes["response_format"] = request.response_format
+    if request.structured_outputs is not None:
+        wishes["structured_outputs"] = request.structured_outputs
+    for name in PEER_NAMES:
+        wish = getattr(request, name)
+        if wish is not None and wish != "":
+            wishes[name] = wish
+    if len(wishes) > 1:
+        first, *_, last = wishes
+        raise InvalidRequestError(f"Send either '{first}' or '{last}', not both.", param=last)
+    for param, wish in wishes.items():
+        if param == "response_format":
+            return _from_response_format(wish)
+        if param == "structured_outputs":
+            return _from_structured_outputs(wish)
+        return _from_kind(PEER_NAMES[param], wish, param, param)
+    return None
+
+
+def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat:
+    param = "response_format"
+    kind = value.get("type")
+    if kind not in ("json_object", "json_schema"):
+        raise InvalidRequestError(
+            f"'{param}.type' is 'text', 'json_object' or 'json_schema', not {str(kind)[:40]!r}.", param=param
+        )
+    # OpenAI's place, then that of llama.cpp and hosts of open models, then that of text-generation-inference.
+    inner = value.get("json_schema")
+    places = {
+        "json_schema.schema": inner.get("schema") if isinstance(inner, Mapping) else None,
+        "schema": value.get("schema"),
+        "value": value.get("value"),
+    }
+    place, schema = next(((p, s) for p, s in places.items() if s is not None), ("json_schema.schema", None))
+    if schema is None and kind == "json_object":
+        return AnswerFormat(json_rule({"type": "object"}), None, param)
+    if not isinstance(schema, Mapping):
+        raise InvalidRequestError(f"'{param}.{place}' must be a JSON schema.", param=param)
+    return _of_schema(schema, f"{param}.{place}", param)
+
+
+def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat:
+    param = "structured_outputs"
+    asked = [key for key, wish in value.items() if wish not in (None, False) and key not in _HARMLESS_OPTIONS]
+    for key in asked:
+        if key not in _KINDS:
+            raise InvalidRequestError(
+                f"'{param}' takes one of {', '.join(_KINDS)}; {key[:60]!r} is not served.", param=param
+            )
+    if not asked:
+        raise InvalidRequestError(f"'{param}' needs one of {', '.join(_KINDS)}.", param=param)
+    if len(asked) > 1:
+        raise InvalidRequestError(f"'{param}' takes one of {', '.join(asked)}, not several.", param=param)
+    (kind,) = asked
+    return _from_kind(kind, value[kind], f"{param}.{kind}", param)
+
+
+def _from_kind(kind: str, wish: Any, name: str, param: str) -> AnswerFormat:
+    """Reads a wish of one of the kinds.
+
+    Args:
+        kind: of `_KINDS`.
+        wish: as sent.
+        name: what it is called in messages.
+        param: the field it came from.
+    """
+    if kind == "json_object":
+        return AnswerFormat(json_rule({"type": "object"}), None, param)
+    if kind == "json":
+        return _of_schema(_schema(wish, name, param), name, param)
+    if kind == "choice":
+        if not isinstance(wish, list) or not wish or not all(isinstance(text, str) and text for text in wish):
+            raise InvalidRequestError(f"'{name}' must be a list of texts.", param=param)
+        if len(wish) > MAX_CHOICE_TEXTS:
+            raise InvalidRequestError(f"'{name}' may have at most {MAX_CHOICE_TEXTS} texts.", param=param)
+        return AnswerFormat(choice_rule(wish), None, param)
+    if not isinstance(wish, str) or not wish or len(wish) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(f"'{name}' must be a text of reasonable length.", param=param)
+    if not wish.isascii() and wish != wish.encode(errors="replace").decode():
+        raise InvalidRequestError(f"'{name}' has half a surrogate pair in it.", param=param)
+    if kind == "regex":
+        return AnswerFormat(regex_rule(wish), None, param)
+    return AnswerFormat(None, _lark(wish, name, param), param)
+
+
+def _schema(wish: object, name: str, param: str) -> Mapping[str, Any]:
+    if isinstance(wish, str):
+        try:
+            wish = json.loads(wish)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"'{name}' is not valid JSON: {error}.", param=param) from error
+    if not isinstance(wish, Mapping):
+        raise InvalidRequestError(f"'{name}' must be a JSON schema.", param=param)
+    return wish
+
+
+def _of_schema(schema: Mapping[str, Any], place: str, param: str) -> AnswerFormat:
+    try:
+        rule = json_rule(schema)
+    except RecursionError as error:
+        raise InvalidRequestError(f"'{place}' cannot be enforced: the schema is too deep.", param=param) from error
+    if len(rule) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"'{place}' cannot be enforced: the schema is longer than {MAX_GRAMMAR_CHARS} characters.", param=param
+        )
+    if not has_finite_value(schema):
+        raise InvalidRequestError(
+            f"'{place}' cannot be enforced: the schema requires itself without end, so no value satisfies it.",
+            param=param,
+        )
+    return AnswerFormat(rule, None, param, schema, place)
+
+
+def _lark(text: str, name: str, param: str) -> str:
+    """Grammars come in Lark's notation or llama.cpp's (GBNF)."""
+    if "::=" not in text:
+        return text
+    if len(text) > _MAX_GBNF_CHARS:
+        raise InvalidRequestError(
+            f"'{name}' in GBNF may have at most {_MAX_GBNF_CHARS} characters; use Lark's notation.",
+            param=param,
+        )
+    try:
+        return str(gbnf_to_lark(text))
+    except Exception as error:  # the converter raises whatever its parser stumbles over
+        raise InvalidRequestError(f"'{name}' cannot be read: {str(error)[:300]}", param=param) from error

@@ -1,0 +1,345 @@
+"""The HTTP side of the pipe: gives every request its own stream of outputs.
+
+Whatever happens to the engine, every open request ends: with its last output, or with an error. Knows token
+ids, never text or HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import EngineUnavailableError
+from model.contract.messages import Abort, AddRequest, EngineReady, EngineStats, SequenceOutput, StepOutputs
+from model.contract.sampling_params import SamplingParams
+from server.engine.handle import RequestHandle
+from server.engine.supervisor import EngineState, EngineSupervisor
+from server.gates.callers import NOBODY, Caller, WaitingLine
+
+logger = logging.getLogger(__name__)
+
+# A request that nobody has heard of yet goes to so many engines; more, and it may be what they die of.
+MAX_ATTEMPTS = 3
+
+_UNAVAILABLE = {
+    EngineState.LOADING: "The model is still loading; try again in a moment.",
+    EngineState.RECOVERING: "The engine is being restarted; try again in a moment.",
+    EngineState.DRAINING: "The server is shutting down and takes no new requests.",
+    EngineState.DEAD: "The engine has stopped and cannot be restarted; see the server's log.",
+}
+
+
+class Prompt(NamedTuple):
+    """Token ids to continue, and how."""
+
+    ids: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class _Submission:
+    """What to send again should the engine die before it has said anything of a request."""
+
+    messages: list[AddRequest]
+    num_tokens: int
+    caller: Caller
+    num_attempts: int = 1
+
+
+class EngineClient:
+    """Requests to the engine, and what comes back.
+
+    Args:
+        config: of the engine.
+        start_timeout_s: the longest silence while it loads.
+        timeout_s: the longest silence after that; None chooses by the device.
+        on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
+        module: the engine's entry point (another one in tests).
+
+    Attributes:
+        stats: state of its loop after the last step.
+        waiting: requests of which the engine has not yet said anything, and prompts.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        start_timeout_s: float = 600.0,
+        timeout_s: float | None = None,
+        on_fatal: Callable[[str], None] | None = None,
+        module: str = "model.loop.process",
+    ) -> None:
+        self._supervisor = EngineSupervisor(
+            config,
+            on_step=self._on_step,
+            on_ready=self._on_ready,
+            on_lost=self._on_lost,
+            on_fatal=self._on_fatal,
+            start_timeout_s=start_timeout_s,
+            timeout_s=timeout_s,
+            module=module,
+        )
+        self._config = config
+        self._tell_fatal = on_fatal
+        self._is_leaving = self._is_closed = False
+        self._seq_ids = itertools.count(1)
+        self._handles: dict[int, RequestHandle] = {}
+        self._open_requests: set[RequestHandle] = set()
+        self._unstarted: dict[RequestHandle, _Submission] = {}
+        self._waiting_prompts: dict[int, tuple[Caller, int]] = {}  # by the first sequence of each: its tokens
+        self.waiting = WaitingLine()
+        self._is_in_a_hurry = False
+        self._step_listeners: list[Callable[[EngineStats], None]] = []
+        self._start_listeners: list[Callable[[int], None]] = []
+        self._first_ready_listeners: list[Callable[[], None]] = []
+        self.stats = EngineStats()
+
+    async def start(self) -> None:
+        """Spawns the engine and returns at once; `state` tells when it serves."""
+        self._supervisor.start()
+
+    async def stop(self) -> None:
+        """Ends the engine; open requests end with an error."""
+        self.drain()
+        self._fail_all("The server has shut down.")
+        await self._supervisor.stop(now=self._is_in_a_hurry)
+
+    def leave(self) -> None:
+        """Says DRAINING from now on and serves as before, until whoever sends requests has noticed."""
+        self._is_leaving = True
+
+    def drain(self) -> None:
+        """Lets no new requests in from now on; those that are in go on."""
+        self._is_leaving = self._is_closed = True
+
+    def hurry(self) -> None:
+        """Lets `stop` not wait for the engine's step to end."""
+        self._is_in_a_hurry = True
+
+    @property
+    def state(self) -> EngineState:
+        """What can be done for a request now."""
+        state = self._supervisor.state
+        return EngineState.DRAINING if self._is_leaving and state is not EngineState.DEAD else state
+
+    @property
+    def ready(self) -> EngineReady | None:
+        """What the engine said when it last became ready; None before the first time."""
+        return self._supervisor.ready
+
+    @property
+    def cache_config(self) -> dict[str, str]:
+        """The KV cache under vLLM's names; empty before an engine was ready."""
+        ready, config = self.ready, self._config
+        if ready is None:
+            return {}
+        return {
+            "block_size": str(ready.block_size),
+            "cache_dtype": config.kv_cache_dtype,
+            "enable_prefix_caching": str(config.enable_prefix_caching),
+            "gpu_memory_utilization": str(config.gpu_memory_utilization),
+            "num_gpu_blocks": str(ready.num_blocks),
+        }
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine was started again."""
+        return self._supervisor.num_restarts
+
+    @property
+    def num_open_requests(self) -> int:
+        """HTTP requests with at least one unfinished sequence."""
+        return len(self._open_requests)
+
+    def on_step(self, listener: Callable[[EngineStats], None]) -> None:
+        """Registers a listener for the state after each step."""
+        self._step_listeners.append(listener)
+
+    def on_start(self, listener: Callable[[int], None]) -> None:
+        """Registers a listener for requests that have their first token; it is told their prompts' tokens."""
+        self._start_listeners.append(listener)
+
+    def on_first_ready(self, listener: Callable[[], None]) -> None:
+        """Registers a listener for when requests are served for the first time."""
+        self._first_ready_listeners.append(listener)
+
+    def require_ready(self) -> EngineReady:
+        """Returns what the engine can do.
+
+        Raises:
+            EngineUnavailableError: it would not serve a request now, not even one that is in already.
+        """
+        ready = self.ready
+        if self._supervisor.state is EngineState.READY and ready is not None:
+            return ready
+        raise self.unavailable()
+
+    def require_open(self) -> None:
+        """Returns if a new request may come in.
+
+        Raises:
+            EngineUnavailableError: the server drains, or the engine would not serve it.
+        """
+        if self._is_closed:
+            raise self.unavailable()
+        self.require_ready()
+
+    def unavailable(self) -> EngineUnavailableError:
+        """Returns what to tell whoever cannot be served, by the state."""
+        return EngineUnavailableError(_UNAVAILABLE[self.state])
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int = 1,
+        request_id: str,
+        priority: int = 0,
+        caller: Caller = NOBODY,
+        cache_salt: str = "",
+    ) -> RequestHandle:
+        """Hands a request to the engine.
+
+        Args:
+            prompts: each is computed once and continued `n` times; choice `p * n + i` continues prompt p.
+            n: continuations of each prompt.
+            request_id: for log lines.
+            priority: lower is served first among the caller's.
+            caller: whose request it is.
+            cache_salt: cached prompt starts are shared only where it is equal.
+
+        Returns:
+            The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
+
+        Raises:
+            EngineUnavailableError: the engine is gone for good.
+        """
+        # While it was being understood the engine may have died; like those that wait, it goes to the next one.
+        is_back_soon = self._supervisor.state is EngineState.RECOVERING
+        if not is_back_soon:
+            self.require_ready()
+        seq_ids = [next(self._seq_ids) for _ in range(len(prompts) * n)]
+        handle = RequestHandle(request_id, seq_ids, self._abort)
+        self._open_requests.add(handle)
+        for seq_id in seq_ids:
+            self._handles[seq_id] = handle
+        messages = [
+            AddRequest(
+                seq_ids=tuple(seq_ids[number * n : (number + 1) * n]),
+                request_id=request_id,
+                prompt_ids=prompt.ids,
+                sampling=prompt.sampling,
+                priority=priority,
+                caller=caller.name,
+                weight=caller.weight,
+                num_before=number * n,
+                cache_salt=cache_salt,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts), caller)
+        self._unstarted[handle] = submission
+        self.waiting.change(caller, 1, submission.num_tokens)
+        for message in messages:
+            self._waiting_prompts[message.seq_ids[0]] = (caller, len(message.prompt_ids))
+        if not is_back_soon:
+            self._send_all(messages)
+        return handle
+
+    def _send_all(self, messages: list[AddRequest]) -> None:
+        for message in messages:
+            self._supervisor.send(message)
+
+    def fail_open_requests(self, message: str) -> None:
+        """Ends every open request with an error, and its sequences in the engine."""
+        if self._handles:
+            self._supervisor.send(Abort(tuple(self._handles)))
+        self._fail_all(message)
+
+    def _abort(self, handle: RequestHandle, seq_ids: tuple[int, ...]) -> None:
+        for seq_id in seq_ids:
+            self._handles.pop(seq_id, None)
+            self._note_begun(seq_id)
+        if not handle.open_seq_ids:
+            self._forget(handle)
+        self._supervisor.send(Abort(seq_ids))
+
+    def _forget(self, handle: RequestHandle) -> None:
+        self._open_requests.discard(handle)
+        self._leave_queue(handle)
+
+    def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
+        submission = self._unstarted.pop(handle, None)
+        if submission is not None:
+            self.waiting.change(submission.caller, -1, 0)
+        return submission
+
+    def _note_begun(self, seq_id: int) -> None:
+        """Lets a sequence's prompt wait no longer."""
+        prompt = self._waiting_prompts.pop(seq_id, None)
+        if prompt is not None:
+            caller, num_tokens = prompt
+            self.waiting.change(caller, 0, -num_tokens)
+
+    def _on_step(self, step: StepOutputs) -> None:
+        self.stats = step.stats
+        for output in step.outputs:
+            self._deliver(output)
+        for listener in self._step_listeners:
+            listener(step.stats)
+
+    def _deliver(self, output: SequenceOutput) -> None:
+        handle = self._handles.get(output.seq_id)
+        if handle is None:
+            return  # aborted while this was on its way
+        if output.finish_reason is not None:
+            del self._handles[output.seq_id]
+        self._note_begun(output.seq_id)
+        handle.deliver(output)
+        submission = self._leave_queue(handle)
+        if submission is not None:
+            for listener in self._start_listeners:
+                listener(submission.num_tokens)
+        if not handle.open_seq_ids:
+            self._open_requests.discard(handle)
+
+    def _on_ready(self) -> None:
+        """Sends again what the engine before this one took along unheard."""
+        if self._unstarted:
+            logger.info("sending %d requests to the new engine", len(self._unstarted))
+        for submission in self._unstarted.values():
+            submission.num_attempts += 1
+            self._send_all(submission.messages)
+        while self._first_ready_listeners:
+            self._first_ready_listeners.pop()()
+
+    def _on_lost(self) -> None:
+        """Ends what cannot be told twice; the rest waits for the next engine."""
+        self.stats = EngineStats()
+        for handle in list(self._open_requests):
+            submission = self._unstarted.get(handle)
+            if submission is None:
+                self._fail(handle, "The engine stopped while the request ran; please send it again.")
+            elif submission.num_attempts >= MAX_ATTEMPTS:
+                self._fail(handle, f"The engine stopped {MAX_ATTEMPTS} times before this request's first token.")
+
+    def _on_fatal(self, reason: str) -> None:
+        self._fail_all(_UNAVAILABLE[EngineState.DEAD])
+        if self._tell_fatal is not None:
+            self._tell_fatal(reason)
+
+    def _fail_all(self, message: str) -> None:
+        for handle in list(self._open_requests):
+            self._fail(handle, message)
+
+    def _fail(self, handle: RequestHandle, message: str) -> None:
+        for seq_id in handle.open_seq_ids:
+            self._handles.pop(seq_id, None)
+            self._note_begun(seq_id)
+        self._forget(handle)
+        handle.fail(EngineUnavailableError(message))

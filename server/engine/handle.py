@@ -1,0 +1,106 @@
+"""A request's mailbox: what the engine says about its sequences, in order, until the last of them ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from model.contract.errors import QwenServerError
+from model.contract.messages import SequenceOutput
+from server.wire.errors import ApiError
+
+# Outputs that may wait for a consumer; about 16 MB of them.
+MAX_PENDING_OUTPUTS = 1 << 16
+
+
+class RequestHandle:
+    """Outputs of all sequences of one HTTP request.
+
+    Everything that has arrived since the last look is taken at once, so a slow consumer gets fewer, larger
+    pieces and never holds the loop. One that is too slow even for that loses the request.
+
+    Args:
+        request_id: of the HTTP request.
+        seq_ids: one a choice; a choice's index is its place here.
+        on_abort: told the sequence ids that are no longer wanted.
+    """
+
+    def __init__(
+        self, request_id: str, seq_ids: Iterable[int], on_abort: Callable[[RequestHandle, tuple[int, ...]], None]
+    ) -> None:
+        self.request_id = request_id
+        self._open = {seq_id: index for index, seq_id in enumerate(seq_ids)}
+        self._on_abort = on_abort
+        self._pending: list[tuple[int, SequenceOutput]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: QwenServerError | ApiError | None = None
+
+    @property
+    def open_seq_ids(self) -> tuple[int, ...]:
+        """Sequences that have not ended."""
+        return tuple(self._open)
+
+    def deliver(self, output: SequenceOutput) -> None:
+        """Takes one output; one for a sequence that was aborted is dropped."""
+        index = self._open.get(output.seq_id)
+        if index is None:
+            return
+        if output.finish_reason is not None:
+            del self._open[output.seq_id]
+        self._pending.append((index, output))
+        if len(self._pending) > MAX_PENDING_OUTPUTS and self._open:
+            self._error = ApiError(
+                408, "The reply was read too slowly to be kept.", type="server_error", code="reader_too_slow"
+            )
+            self.abort()
+        self._wake()
+
+    def fail(self, error: QwenServerError) -> None:
+        """Ends the request with an error, after what has already arrived."""
+        if self._open:
+            self._open.clear()
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> list[tuple[int, SequenceOutput]]:
+        """Waits for news.
+
+        Returns:
+            (choice index, output) pairs in order of arrival; empty once every sequence has ended.
+
+        Raises:
+            QwenServerError: the engine cannot finish the request.
+            ApiError: too much had not been taken.
+        """
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        pending, self._pending = self._pending, []
+        return pending
+
+    def abort_choice(self, index: int) -> None:
+        """Ends one choice: its text is complete (a stop string was found)."""
+        self._abort(tuple(seq_id for seq_id, i in self._open.items() if i == index))
+
+    def abort(self) -> None:
+        """Ends whatever still runs; harmless when nothing does."""
+        self._abort(self.open_seq_ids)
+
+    def _abort(self, seq_ids: tuple[int, ...]) -> None:
+        if not seq_ids:
+            return
+        for seq_id in seq_ids:
+            del self._open[seq_id]
+        self._on_abort(self, seq_ids)
+        self._wake()

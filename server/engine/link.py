@@ -1,0 +1,254 @@
+"""One engine process and the socket to it: spawn, frames out, frames in, end.
+
+Knows framing and processes; not requests, restarts or HTTP (see engine_client).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Mapping
+
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import FRAME_HEADER, MAX_FRAME_BYTES, FromEngine, Shutdown, ToEngine, decode, encode
+from server.run_module import module_command
+
+logger = logging.getLogger(__name__)
+
+_SOCKET_BUFFER_BYTES = 1 << 20
+_EXIT_GRACE_S = 2.0
+_LAST_WORDS_S = 0.3  # for a hung engine to write down where it hangs
+_MAX_TAIL_BYTES = 8192
+
+_ENGINE_ENV = {
+    # Reusing freed memory instead of returning it to the kernel: a fresh 8 MB allocation costs 5 ms of page faults.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    # oneDNN, and torch on top of it, keep code for each shape met, 1024 of each kind of operation: a CPU engine would
+    # grow by hundreds of megabytes over thousands of requests. With 32 it is flat, and as fast.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    "LRU_CACHE_CAPACITY": "32",
+}
+_SECRET_ENV_PREFIX = "QWEN_SERVER_API_"
+# How the lines of the engine's own log begin, as text and as JSON.
+_LOG_LINE = re.compile(r'\d{4}-\d\d-\d\d \S+ [A-Z]+ engine: |\{"time":')
+
+
+class FrameReader(asyncio.Protocol):
+    """Cuts what arrives into frames and hands each decoded message on.
+
+    Args:
+        on_message: called in the order of arrival.
+        on_close: called once, with what went wrong or None.
+    """
+
+    def __init__(self, on_message: Callable[[FromEngine], None], on_close: Callable[[Exception | None], None]) -> None:
+        self._on_message = on_message
+        self._on_close = on_close
+        self._buffer = bytearray()
+        self._transport: asyncio.BaseTransport | None = None
+        self._error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport to be able to close it."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Decodes the frames that are complete."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= FRAME_HEADER.size:
+                (length,) = FRAME_HEADER.unpack_from(buffer, start)
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(f"a frame of {length} bytes")
+                end = start + FRAME_HEADER.size + length
+                if len(buffer) < end:
+                    break
+                message = decode(bytes(memoryview(buffer)[start + FRAME_HEADER.size : end]))
+                start = end
+                self._on_message(message)  # type: ignore[arg-type]  # an engine only sends FromEngine
+        except Exception as error:  # a broken frame: nothing after it can be trusted
+            logger.exception("cannot read a message of the engine")
+            self._error = error
+            buffer.clear()
+            if self._transport is not None:
+                self._transport.close()
+            return
+        if start:
+            del buffer[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Reports the end once."""
+        self._on_close(self._error or exc)
+
+
+class StderrRelay:
+    """Passes on what an engine writes to its standard error, and remembers the end of it.
+
+    Args:
+        stream: of the engine.
+    """
+
+    def __init__(self, stream: asyncio.StreamReader) -> None:
+        self._tail = b""
+        self._task = asyncio.create_task(self._relay(stream), name="engine stderr")
+
+    async def _relay(self, stream: asyncio.StreamReader) -> None:
+        while data := await stream.read(1 << 16):
+            self._tail = (self._tail + data)[-_MAX_TAIL_BYTES:]
+            while data:
+                try:
+                    data = data[os.write(2, data) :]
+                except OSError:  # nobody reads ours; the engine must not wait for that
+                    break
+
+    async def last_words(self) -> str | None:
+        """The last line that is not from our own log: what a crash leaves behind. To be called after the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._task
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines()]
+        lines = [line for line in lines if line and not _LOG_LINE.match(line)]
+        telling = [line for line in lines if line.startswith("Fatal Python error")] or lines
+        return telling[-1] if telling else None
+
+
+class EngineLink:
+    """A running engine process. Make one with `spawn`; it is used once.
+
+    Attributes:
+        closed: done when the socket has closed, whatever the reason.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        transport: asyncio.Transport,
+        closed: asyncio.Event,
+        stderr: StderrRelay,
+    ) -> None:
+        self._process = process
+        self._transport = transport
+        self._stderr = stderr
+        self.closed = closed
+
+    @classmethod
+    async def spawn(cls, config: EngineConfig, on_message: Callable[[FromEngine], None], *, module: str) -> EngineLink:
+        """Starts `MODULE --fd N` and sends it its configuration.
+
+        Args:
+            config: sent as the first frame.
+            on_message: receives every message of the engine, on the event loop.
+            module: the engine's entry point.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+                process = await asyncio.create_subprocess_exec(
+                    *module_command(module, "--fd", str(theirs.fileno())),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    env=child_environment(os.environ),
+                    start_new_session=True,  # Ctrl-C is ours: the engine ends when we have drained
+                )  # fmt: skip
+            closed = asyncio.Event()
+            ours.setblocking(False)
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: FrameReader(on_message, lambda error: closed.set()), sock=ours
+            )
+        except BaseException:
+            ours.close()  # the engine, should it run already, sees this and ends
+            raise
+        payload = config.to_json()
+        transport.write(FRAME_HEADER.pack(len(payload)) + payload)
+        assert process.stderr is not None
+        return cls(process, transport, closed, StderrRelay(process.stderr))
+
+    @property
+    def pid(self) -> int:
+        """Of the engine process."""
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queues a message; never blocks, and does nothing once the socket is closing.
+
+        What is queued is bounded by admission: prompts are small beside what computing them costs.
+        """
+        if not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    async def reap(self) -> str:
+        """Makes sure that a process whose socket has closed is gone.
+
+        Returns:
+            How it ended, with the last line it wrote.
+        """
+        status = await self._end(_EXIT_GRACE_S)
+        reason = describe_exit(status)
+        last_words = await self._stderr.last_words()
+        return f"{reason}: {last_words[:300]}" if last_words else reason
+
+    async def stop(self, grace_s: float = _EXIT_GRACE_S) -> None:
+        """Ends the process: asks, then insists.
+
+        Args:
+            grace_s: how long it may take to follow.
+        """
+        self.send(Shutdown())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self.closed.wait()
+                await self._process.wait()
+        await self._end(0)
+
+    async def kill(self) -> None:
+        """Ends a process that no longer answers, after it had a moment to write down where it hangs."""
+        self._signal(signal.SIGUSR1)
+        await asyncio.sleep(_LAST_WORDS_S)
+        await self._end(0)
+
+    async def _end(self, grace_s: float) -> int:
+        self._transport.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                return await self._process.wait()
+        self._signal(signal.SIGKILL)  # the one that a stopped process obeys too
+        return await self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+def describe_exit(status: int) -> str:
+    """Says in words how a process ended.
+
+    Args:
+        status: its exit status, negative for a signal.
+    """
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return name + (" (out of memory, or by hand)" if -status == signal.SIGKILL else "")
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: ours without the keys, and with an allocator that keeps its memory."""
+    child = {key: value for key, value in environ.items() if not key.startswith(_SECRET_ENV_PREFIX)}
+    for key, value in _ENGINE_ENV.items():
+        child.setdefault(key, value)
+    return child

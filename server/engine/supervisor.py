@@ -1,0 +1,241 @@
+"""Keeps an engine process running: starts it, watches it, notices its death or silence, starts it again.
+
+Knows processes and states; what runs in the engine is the client's business (engine_client).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import EngineFailed, EngineReady, FromEngine, LoadProgress, Ping, StepOutputs, ToEngine
+from server.engine.link import EngineLink
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 5
+_FIRST_BACKOFF_S = 0.25
+_MAX_BACKOFF_S = 15.0
+# Longer than any step: a chunk of a large model takes a second on a GPU, and minutes on a CPU.
+_DEFAULT_TIMEOUT_S = {"cuda": 60.0, "cpu": 600.0}
+_MIN_WATCH_INTERVAL_S, _MAX_WATCH_INTERVAL_S = 0.02, 5.0
+_PROGRESS_LOG_INTERVAL_S = 5.0
+
+
+class EngineState(StrEnum):
+    """What the engine can do for a request now."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RECOVERING = "recovering"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class _Death(NamedTuple):
+    message: str
+    is_startup_error: bool
+    has_worked: bool
+    wants_restart: bool = False
+
+
+class EngineSupervisor:
+    """Owns the engine process.
+
+    Args:
+        config: of the engine.
+        on_step: receives what each step did.
+        on_ready: told when the engine serves, each time.
+        on_lost: told at once that the process is gone, with all that was in it.
+        on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
+        start_timeout_s: the longest silence while it loads.
+        timeout_s: the longest silence after that; None chooses by the device.
+        module: its entry point (another one in tests).
+
+    Attributes:
+        state: anything but DRAINING, which is the client's.
+        ready: what the engine said when it last became ready; None before the first time.
+        num_restarts: since the start.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_step: Callable[[StepOutputs], None],
+        on_ready: Callable[[], None],
+        on_lost: Callable[[], None],
+        on_fatal: Callable[[str], None],
+        start_timeout_s: float,
+        timeout_s: float | None,
+        module: str,
+    ) -> None:
+        self._config = config
+        self._on_step = on_step
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_fatal = on_fatal
+        self._start_timeout_s = start_timeout_s
+        self._timeout_s = timeout_s
+        self._module = module
+        self._link: EngineLink | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failed: EngineFailed | None = None
+        self._is_ready = False
+        self._has_worked = False
+        self._num_messages = 0
+        self._last_progress_log = 0.0
+        self.state = EngineState.LOADING
+        self.ready: EngineReady | None = None
+        self.num_restarts = 0
+
+    def start(self) -> None:
+        """Spawns the engine and returns at once."""
+        self._task = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def stop(self, *, now: bool = False) -> None:
+        """Ends the engine, for good.
+
+        Args:
+            now: do not wait for its step to end.
+        """
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        link, self._link = self._link, None
+        if link is not None:
+            await (link.stop(0) if now else link.stop())
+        self.state = EngineState.DEAD
+
+    def send(self, message: ToEngine) -> None:
+        """Sends a message to the engine that runs now, if any does."""
+        if self._link is not None:
+            self._link.send(message)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process that runs now."""
+        return None if self._link is None else self._link.pid
+
+    async def _supervise(self) -> None:
+        try:
+            await self._keep_alive()
+        except Exception as error:
+            logger.exception("engine supervision failed")
+            self._give_up(f"cannot run the engine process: {error}")
+
+    async def _keep_alive(self) -> None:
+        failures = 0
+        while True:
+            death = await self._run_once()
+            failures = 1 if death.has_worked else failures + 1
+            if death.is_startup_error or (self.ready is None and not death.wants_restart):
+                self._give_up(death.message)
+                return
+            if failures > MAX_FAILURES_IN_A_ROW:
+                self._give_up(f"{death.message}; that was failure {failures} in a row")
+                return
+            backoff_s = min(_FIRST_BACKOFF_S * 2 ** (failures - 1), _MAX_BACKOFF_S)
+            logger.error("%s; starting the engine again in %.2f s (failure %d)", death.message, backoff_s, failures)
+            await asyncio.sleep(backoff_s)
+            self.num_restarts += 1
+
+    def _give_up(self, reason: str) -> None:
+        logger.error("the engine is gone for good: %s", reason)
+        self.state = EngineState.DEAD
+        self._on_fatal(reason)
+
+    async def _run_once(self) -> _Death:
+        """Runs one engine process from its birth to its end."""
+        self._failed = None
+        self._is_ready = self._has_worked = False
+        self._last_progress_log = time.monotonic()
+        try:
+            link = self._link = await EngineLink.spawn(self._config, self._on_message, module=self._module)
+        except OSError as error:  # no descriptors or no memory: a moment later there may be
+            return _Death(f"cannot start the engine process: {error}", is_startup_error=False, has_worked=False)
+        logger.info("engine process %d started", link.pid)
+        watch = asyncio.create_task(self._end_if_silent(link), name="engine watch")
+        try:
+            await link.closed.wait()
+            # Whoever waits for the engine is told now, not when the kernel has cleared the process away.
+            if self.state is EngineState.READY:
+                self.state = EngineState.RECOVERING
+            self._on_lost()
+            reason = await link.reap()
+        finally:
+            watch.cancel()
+        self._link = None
+        failed = self._failed
+        return _Death(
+            message=failed.message if failed else f"the engine process ended unexpectedly ({reason})",
+            is_startup_error=failed is not None and failed.is_startup_error,
+            has_worked=self._has_worked,
+            wants_restart=failed is not None and failed.wants_restart,
+        )
+
+    async def _end_if_silent(self, link: EngineLink) -> None:
+        """Ends an engine that says nothing for too long, be it that it hangs or that it was stopped.
+
+        An engine between two steps answers a ping, so silence is a step that does not end. Time in which this
+        process was itself stopped does not count.
+        """
+        silent_s = 0.0
+        is_pinged = False
+        shortest_s = min(self._start_timeout_s, self._timeout_s or min(_DEFAULT_TIMEOUT_S.values()))
+        interval_s = min(max(shortest_s / 20, _MIN_WATCH_INTERVAL_S), _MAX_WATCH_INTERVAL_S)
+        while True:
+            timeout_s, was_ready, num_messages = self._patience_s(), self._is_ready, self._num_messages
+            started = time.monotonic()
+            await asyncio.sleep(interval_s)
+            if self._num_messages != num_messages or self._is_ready != was_ready:
+                silent_s, is_pinged = 0.0, False
+                continue
+            silent_s += min(time.monotonic() - started, 2 * interval_s)
+            if self._is_ready and not is_pinged:
+                link.send(Ping())
+                is_pinged = True
+            if silent_s >= timeout_s:
+                break
+        if self._is_ready:
+            reason = f"the engine hung: it said nothing for {timeout_s:g} s (--engine-timeout-s)"
+        else:
+            reason = f"the engine gave no sign of life for {timeout_s:g} s while loading (--engine-start-timeout-s)"
+        self._failed = EngineFailed(reason, False)
+        await link.kill()
+
+    def _patience_s(self) -> float:
+        if not self._is_ready or self.ready is None:
+            return self._start_timeout_s
+        if self._timeout_s is not None:
+            return self._timeout_s
+        return _DEFAULT_TIMEOUT_S.get(self.ready.device.partition(":")[0], _DEFAULT_TIMEOUT_S["cpu"])
+
+    def _on_message(self, message: FromEngine) -> None:
+        self._num_messages += 1
+        match message:
+            case StepOutputs():
+                self._has_worked = self._has_worked or any(output.token_ids for output in message.outputs)
+                self._on_step(message)
+            case EngineReady():
+                self.ready = message
+                self._is_ready = True
+                self.state = EngineState.READY
+                logger.info("engine ready", extra={"fields": message._asdict()})
+                self._on_ready()
+            case EngineFailed():
+                self._failed = message
+            case LoadProgress(loaded_bytes, total_bytes):
+                now = time.monotonic()
+                if now - self._last_progress_log > _PROGRESS_LOG_INTERVAL_S:
+                    self._last_progress_log = now
+                    share = 100 * loaded_bytes / max(1, total_bytes)
+                    logger.info("loading the checkpoint: %.0f%% of %.1f GB", share, total_bytes / 1e9)

@@ -1,0 +1,203 @@
+"""Decides whether a request may wait for the engine, and when one that may not should come back.
+
+The queue is bounded in requests and in prompt tokens. A request is looked at twice: when its headers are there, by the
+size of its body, so that a full server spends nothing on it; and when its prompt is known, exactly.
+
+One caller alone may fill it. In a full queue those who wait with less than their part of it still find a place, so no
+more waits than the bound times 1 + 1/2 + 1/3 ... for as many callers as there are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model.contract.errors import EngineUnavailableError
+from server.engine.client import EngineClient
+from server.gates.callers import Caller, Waiting, caller_of
+from server.gates.limits import is_costly
+from server.metrics import Metrics
+from server.wire.errors import ENGINE_UNAVAILABLE, ApiError, as_api_error, server_overloaded
+
+# Bytes of a request's body a token of its prompt takes, rather too many: what is refused for it would be refused later.
+_BYTES_PER_TOKEN = 6
+
+_RATE_WINDOW_S = 60.0
+_RETRY_AFTER_UNKNOWN_S = 5
+
+
+class StartRate:
+    """How fast requests come to their first token, of late."""
+
+    def __init__(self) -> None:
+        self._starts: deque[tuple[float, int]] = deque(maxlen=512)
+
+    def note(self, num_tokens: int) -> None:
+        """Takes a request that started now.
+
+        Args:
+            num_tokens: of its prompt.
+        """
+        self._starts.append((time.monotonic(), num_tokens))
+
+    def seconds_for(self, num_requests: int, num_tokens: int) -> float | None:
+        """Returns how long as much will take as has to start, or None where nothing has started of late."""
+        now = time.monotonic()
+        while self._starts and now - self._starts[0][0] > _RATE_WINDOW_S:
+            self._starts.popleft()
+        if not self._starts:
+            return None
+        seconds = max(now - self._starts[0][0], 0.1)
+        return seconds * max(num_requests / len(self._starts), num_tokens / max(1, sum(n for _, n in self._starts)))
+
+
+class Admission:
+    """The door to the queue.
+
+    Args:
+        engine: knows who waits.
+        metrics: told of those refused.
+        max_queue_requests: the most that may wait for a first token, shared by callers.
+        max_queue_tokens: the most prompt tokens that may; a request that would wait alone always may.
+    """
+
+    def __init__(
+        self, engine: EngineClient, metrics: Metrics, *, max_queue_requests: int, max_queue_tokens: int
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._max_queue_requests = max_queue_requests
+        self._max_queue_tokens = max_queue_tokens
+        self._preparing = Counter[Caller]()
+        self._num_inside = 0
+        self._rate = StartRate()
+        engine.on_start(self._rate.note)
+
+    @property
+    def num_inside(self) -> int:
+        """Generating requests that were let in and have not been answered to the last byte."""
+        return self._num_inside
+
+    @contextmanager
+    def enter(self, caller: Caller, num_tokens: int) -> Iterator[None]:
+        """Lets a new request in; once in, it is served also if the server begins to drain.
+
+        Args:
+            caller: who sent it.
+            num_tokens: of its prompt, or less.
+
+        Raises:
+            EngineUnavailableError: the server drains, or the engine would not serve it now.
+            ApiError: 429, too much waits already.
+        """
+        try:
+            self._engine.require_open()
+            self.check(caller, num_tokens)
+        except EngineUnavailableError:
+            self._metrics.count_rejected(ENGINE_UNAVAILABLE)
+            raise
+        self._num_inside += 1
+        try:
+            yield
+        finally:
+            self._num_inside -= 1
+
+    def check(self, caller: Caller, num_tokens: int) -> None:
+        """Returns if another request may wait.
+
+        Args:
+            caller: who sent it.
+            num_tokens: of its prompt, or less.
+
+        Raises:
+            ApiError: 429, too much waits already.
+        """
+        line = self._engine.waiting
+        num_waiting = line.total.num_requests + self._preparing.total()
+        num_waiting_tokens = line.total.num_tokens
+        own = line.by_caller.get(caller, Waiting())
+        part = caller.weight / sum(c.weight for c in {*line.by_caller, *self._preparing, caller})
+        if num_waiting >= self._max_queue_requests:
+            num_own = own.num_requests + self._preparing[caller]
+            if num_own + 1 > part * self._max_queue_requests:
+                self._refuse(f"{num_waiting} requests are waiting already", num_waiting, num_waiting_tokens)
+        if num_waiting_tokens and num_waiting_tokens + num_tokens > self._max_queue_tokens:
+            if own.num_tokens + num_tokens > part * self._max_queue_tokens:
+                self._refuse(f"{num_waiting_tokens} prompt tokens are waiting already", num_waiting, num_waiting_tokens)
+
+    def _refuse(self, what: str, num_waiting: int, num_tokens: int) -> None:
+        # Half a queue from now there is room, also for the others who are told so.
+        seconds = self._rate.seconds_for(math.ceil(num_waiting / 2), num_tokens // 2)
+        error = server_overloaded(
+            f"{what}; please try again later.",
+            retry_after_s=_RETRY_AFTER_UNKNOWN_S if seconds is None else math.ceil(seconds),
+        )
+        self._metrics.count_rejected(error.code or "")
+        raise error
+
+    @contextmanager
+    def place(self, caller: Caller) -> Iterator[None]:
+        """Holds a place in the queue while a request is read and encoded.
+
+        Raises:
+            EngineUnavailableError: the engine would not serve it now.
+            ApiError: 429, too much waits already.
+        """
+        self._engine.require_ready()
+        self.check(caller, 0)
+        self._prepare(caller, 1)
+        try:
+            yield
+        finally:
+            self._prepare(caller, -1)
+
+    def check_prompt(self, caller: Caller, num_tokens: int) -> None:
+        """Looks again at a request that has a place, now that its prompt is known.
+
+        Raises:
+            ApiError: 429, too many tokens wait already.
+        """
+        self._prepare(caller, -1)  # it must not stand in its own way
+        try:
+            self.check(caller, num_tokens)
+        finally:
+            self._prepare(caller, 1)
+
+    def _prepare(self, caller: Caller, change: int) -> None:
+        self._preparing[caller] += change
+        if not self._preparing[caller]:
+            del self._preparing[caller]
+
+
+class AdmissionMiddleware:
+    """Refuses generating requests that could not wait, before their body is read.
+
+    Args:
+        app: what is protected.
+        admission: decides.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through or answers it."""
+        if not is_costly(scope):
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        num_bytes = int(declared[:19]) if declared.isdecimal() else 0
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._admission.enter(caller_of(scope), num_bytes // _BYTES_PER_TOKEN))
+            except (ApiError, EngineUnavailableError) as error:
+                await as_api_error(error).response()(scope, receive, send)
+                return
+            await self._app(scope, receive, send)

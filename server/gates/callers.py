@@ -1,0 +1,141 @@
+"""Who sent a request: callers are told apart by the key that let them in, else by their address.
+
+What the engine shares out, the queue, quotas and the prefix cache all go by the same caller.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.gates.credentials import Credentials
+from server.server_config import Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Whoever has one IPv6 address has all of its network.
+_IPV6_PREFIX = 64
+
+
+class Caller(NamedTuple):
+    """One with whom the others share.
+
+    Attributes:
+        name: told apart by it; of a key its hash.
+        weight: its part when there is not enough for all.
+        has_key: whether a key let it in.
+    """
+
+    name: str
+    weight: int = 1
+    has_key: bool = False
+
+
+NOBODY = Caller("")
+
+
+class Waiting(NamedTuple):
+    """What waits for a first token.
+
+    Attributes:
+        num_requests: HTTP requests.
+        num_tokens: of prompts; also those that a request has left when its first prompt has begun.
+    """
+
+    num_requests: int = 0
+    num_tokens: int = 0
+
+
+class WaitingLine:
+    """Counts what waits.
+
+    Attributes:
+        total: of all callers.
+        by_caller: of each who has any.
+    """
+
+    def __init__(self) -> None:
+        self.total = Waiting()
+        self.by_caller: dict[Caller, Waiting] = {}
+
+    def change(self, caller: Caller, num_requests: int, num_tokens: int) -> None:
+        """Takes so many in, or with negative numbers out."""
+        self.total = Waiting(self.total.num_requests + num_requests, self.total.num_tokens + num_tokens)
+        before = self.by_caller.pop(caller, Waiting())
+        after = Waiting(before.num_requests + num_requests, before.num_tokens + num_tokens)
+        if after != Waiting():
+            self.by_caller[caller] = after
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Returns who sent a request."""
+    caller = scope.get("state", {}).get("caller", NOBODY)
+    assert isinstance(caller, Caller)
+    return caller
+
+
+class CallerMiddleware:
+    """Finds out who sent a request; auth has looked at its key before.
+
+    Args:
+        app: everything inside.
+        credentials: know the weights of keys.
+        trusted_proxies: whose `X-Forwarded-For` is believed; anybody could write one.
+    """
+
+    def __init__(self, app: ASGIApp, credentials: Credentials, trusted_proxies: tuple[Network, ...]) -> None:
+        self._app = app
+        self._credentials = credentials
+        self._trusted_proxies = trusted_proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["caller"] = self._caller(scope)
+        await self._app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        key: str | None = scope["state"].get("key")
+        if key is not None:
+            return Caller(key, self._credentials.weight_of(key), has_key=True)
+        client = scope.get("client")
+        peer = _address(client[0]) if client else None
+        if peer is None:
+            return NOBODY
+        forwarded = Headers(scope=scope).getlist("x-forwarded-for")
+        return Caller(_name(self._sender(peer, ",".join(forwarded))))
+
+    def _sender(self, peer: Address, forwarded: str) -> Address:
+        """Returns the nearest address that is no trusted proxy's: anybody may have written what stands left of it."""
+        sender = peer
+        for entry in reversed(forwarded.split(",")):
+            if not any(sender in network for network in self._trusted_proxies):
+                break
+            address = _address(entry.strip())
+            if address is None:
+                break
+            sender = address
+        return sender
+
+
+def _address(text: str) -> Address | None:
+    """Reads an address as proxies write them: with a port or without."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _name(address: Address) -> str:
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
+    return str(address)

@@ -1,0 +1,256 @@
+"""uvicorn's HTTP parser, with the patience it lacks an end to: for heads of requests, and for clients that do not read.
+
+The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
+stream and its place in the engine. It also drops the body of a request that offers another protocol, as every request
+of Java's own client does (`Upgrade: h2c`), and sends chunks to HTTP/1.0 clients, who know of none. Knows connections
+and nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.wire.errors import ApiError, dump_json
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 << 10
+# From the first byte of a request (or from the connection) to the end of its head.
+HEAD_TIMEOUT_S = 60.0
+# Pauses between probes of clients that may have left: a system near by has answered by then, one far away later.
+_FIRST_PROBE_S = 0.02
+_LAST_PROBE_S = 1.0
+_OF_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        send_timeout_s: how long a client may leave what was written to it unread.
+        options: of the base class.
+    """
+
+    def __init__(self, *, send_timeout_s: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._send_timeout_s = send_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._num_head_bytes = 0
+        self._num_unparsed_bytes = 0
+        self._declined_head: bytes | None = None
+        self._fault: str | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts to wait for a request."""
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops all waiting."""
+        self._stop_head_timer()
+        self._stop_send_timer()
+        super().connection_lost(exc)
+
+    # Who sends nothing more may have left, or may wait for the reply (`nc -N`, and clients older than keep-alive).
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; returns whether it is answered all the same."""
+        cycle = self.cycle
+        is_waiting = cycle is not None and not (cycle.more_body or cycle.response_started or cycle.response_complete)
+        # TLS has no such state, and HTTP/1.0 none of the replies by which one can tell.
+        if not is_waiting or self.transport.get_extra_info("sslcontext") or cycle.scope["http_version"] == "1.0":
+            return False
+        cycle.keep_alive = False
+        self._probe(_FIRST_PROBE_S)
+        return True
+
+    def _probe(self, next_s: float) -> None:
+        """Sends what a client passes over. If it has left, its system answers so, and the next write fails."""
+        cycle = self.cycle
+        if cycle is not None and not (cycle.response_started or self.transport.is_closing()):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if next_s <= _LAST_PROBE_S:
+                self.loop.call_later(next_s, self._probe, 2 * next_s)
+
+    # How long the head of a request may be, and how long it may take.
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came."""
+        self._num_unparsed_bytes += len(data)
+        self._unset_keepalive_if_required()
+        while data:
+            data = self._parse(data)
+        if self._num_unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse_head()
+
+    def _parse(self, data: bytes) -> bytes:
+        """Returns what is left to parse, by a parser that knows of no upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._declined_head is not None:
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the base class does
+                head, self._declined_head = self._declined_head, None
+                return head + data[upgrade.args[0] :]
+        return b""
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._num_head_bytes = self._num_unparsed_bytes = 0
+        self._start_head_timer()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its target."""
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header, before the body or after it."""
+        super().on_header(name, value)
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self._num_unparsed_bytes = 0
+        self._stop_head_timer()
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            # RFC 9112, 3.2; with two of them, a proxy before us may have looked at the other one.
+            self._fault = "A request has exactly one Host header."
+            raise ValueError(self._fault)  # the parser ends, and send_400_response says why
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            # A server may ignore the offer (RFC 9110, 7.8). The parser does not let go of it, and takes no body.
+            version = self.parser.get_http_version().encode()
+            self._declined_head = _head(method, self.url, version, self.headers)
+        else:
+            super().on_headers_complete()
+            if self.scope["http_version"] == "1.0":
+                self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign,assignment]
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        self._num_unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is complete."""
+        self._num_unparsed_bytes = 0
+        if self._declined_head is None:
+            super().on_message_complete()
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._num_unparsed_bytes = 0
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            raise ValueError("a head that is too large")  # the parser ends, and send_400_response says why
+
+    def _refuse_head(self) -> None:
+        error = ApiError(
+            431, f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.", code="request_too_large"
+        )
+        self._answer_and_close(error)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, in the shape of all errors."""
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+        else:
+            reason = self._fault or f"{msg} Send HTTP/1.1 with a complete body."
+            self._answer_and_close(ApiError(400, reason, code="bad_request"))
+
+    def _answer_and_close(self, error: ApiError) -> None:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = dump_json(error.body())
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b"
+                % (error.status_code, HTTPStatus(error.status_code).phrase.encode(), len(body), body)
+            )
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._end_silent_connection)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_silent_connection(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # else the head is of a pipelined request
+            self.transport.abort()
+
+    # How long a client may not read.
+
+    def pause_writing(self) -> None:
+        """More is written than the client takes."""
+        super().pause_writing()
+        self._stop_send_timer()
+        self._send_timer = self.loop.call_later(self._send_timeout_s, self._end_slow_reader)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        self._stop_send_timer()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _end_slow_reader(self) -> None:
+        logger.warning("ending a connection whose client has read nothing for %g s", self._send_timeout_s)
+        self.transport.abort()  # to the request it is a client that left
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends an idle connection, also one whose client has not read its last reply."""
+        if not self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            else:
+                self.transport.close()
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """Sends a reply of unknown length as it is; its end is that of the connection, which uvicorn closes (RFC 1945)."""
+    send = cycle.send
+    has_length = True
+
+    async def send_plain(message: Any) -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not has_length:
+                cycle.chunked_encoding = False
+        elif not has_length:
+            cycle.expected_content_length = len(message.get("body", b""))  # of this piece: uvicorn counts
+        await send(message)
+
+    return send_plain
+
+
+def _head(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Writes a request's head without its offer of another protocol."""
+    lines = [b"%b %b HTTP/%b" % (method, url, version)]
+    for name, value in headers:
+        if name == b"connection":
+            options = [option.strip() for option in value.split(b",")]
+            value = b", ".join(option for option in options if option.lower() not in _OF_UPGRADES)
+        if name not in _OF_UPGRADES and (value or name != b"connection"):
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])

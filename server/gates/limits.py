@@ -1,0 +1,222 @@
+"""Bounds on what one request may cost before any of it is worked on.
+
+A pure ASGI middleware for the size of bodies, of each and of all together, and the time they take; it counts while a
+body is read and never stores it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.gates.callers import Caller, caller_of
+from server.metrics import Metrics
+from server.wire.errors import ApiError, as_api_error, server_overloaded
+
+# A client that is cut off while it sends never reads the reply: what it still sends is read and dropped, up to a point.
+_DRAIN_TIMEOUT_S = 5.0
+_DRAIN_FACTOR = 8
+# From the first byte of a body to its last.
+_BODY_TIMEOUT_S = 60.0
+# So many of the largest bodies may be held at a time, half of them by one caller. Small ones do not count: what they
+# take together the number of connections bounds.
+_MAX_LARGEST_BODIES = 32
+_SMALL_BODY_BYTES = 64 << 10
+_RETRY_AFTER_S = 5
+
+_COSTLY_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
+
+
+def is_costly(scope: Scope) -> bool:
+    """Whether a request asks for work: it passes every gate that there is."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _COSTLY_PATHS
+
+
+class BodyBudget:
+    """What all bodies together may take, from their first byte to the end of their requests.
+
+    Args:
+        max_bytes: of all callers; one of them may have half.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = Counter[Caller]()
+
+    def hold(self, caller: Caller, num_bytes: int) -> None:
+        """Takes bytes that have come.
+
+        Raises:
+            ApiError: 429, so many are not to be had now.
+        """
+        if self._held[caller] + num_bytes > self._max_bytes // 2 or self._held.total() + num_bytes > self._max_bytes:
+            raise server_overloaded(
+                "Too many large requests are being sent or served; please try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._held[caller] += num_bytes
+
+    def release(self, caller: Caller, num_bytes: int) -> None:
+        """Gives them back."""
+        self._held[caller] -= num_bytes
+        if not self._held[caller]:
+            del self._held[caller]
+
+    @property
+    def num_bytes(self) -> int:
+        """Held now."""
+        return self._held.total()
+
+
+class _Body:
+    """A body that is being read.
+
+    Args:
+        receive: where it comes from.
+        caller: who sends it.
+        budget: of all bodies.
+        max_bytes: the most it may have.
+
+    Attributes:
+        is_complete: its last byte has come.
+        refusal: why it is read no further, or None.
+        num_held: bytes taken from the budget.
+    """
+
+    def __init__(self, receive: Receive, caller: Caller, budget: BodyBudget, max_bytes: int) -> None:
+        self._receive = receive
+        self._caller = caller
+        self._budget = budget
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self.is_complete = False
+        self._ends_at: float | None = None
+        self.refusal: ApiError | None = None
+        self.num_held = 0
+
+    async def receive(self) -> Message:
+        """Returns the next message of the request.
+
+        Raises:
+            ApiError: the body is too large, too slow, or one too many.
+        """
+        if self.is_complete:
+            return await self._receive()  # the news that the client has left
+        if self.refusal is not None:
+            raise self.refusal
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + _BODY_TIMEOUT_S
+        try:
+            async with asyncio.timeout(self._ends_at - time.monotonic()):
+                message = await self._receive()
+            self.is_complete = not message.get("more_body", False)
+            self._count(len(message.get("body", b"")))
+        except TimeoutError:
+            self.refusal = _too_slow()
+        except ApiError as error:
+            self.refusal = error
+        if self.refusal is not None:
+            raise self.refusal
+        return message
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if self._num_bytes > _SMALL_BODY_BYTES:
+            self._budget.hold(self._caller, self._num_bytes - self.num_held)
+            self.num_held = self._num_bytes
+
+
+class BodyLimitMiddleware:
+    """Refuses bodies that are too large (413), too slow (408) or too many at a time (429).
+
+    Args:
+        app: what is protected.
+        max_body_bytes: the largest body let through.
+        metrics: told of those refused.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+        self.budget = BodyBudget(_MAX_LARGEST_BODIES * max_body_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through, counting, or answers it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared[:19]) > self._max_body_bytes:
+            await self._refuse(_too_large(self._max_body_bytes), scope, receive, send)
+            return
+        caller = caller_of(scope)
+        body = _Body(receive, caller, self.budget, self._max_body_bytes)
+        started = False
+
+        async def watching_send(message: Message) -> None:
+            nonlocal started
+            if not started and body.refusal is not None:
+                return  # whatever the app makes of the broken read, the reply is ours
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, watching_send)
+        except ApiError:
+            if body.refusal is None:
+                raise
+        finally:
+            self.budget.release(caller, body.num_held)
+        if body.refusal is not None and not started:
+            await self._refuse(body.refusal, scope, receive, send, is_complete=body.is_complete)
+
+    async def _refuse(
+        self, error: ApiError, scope: Scope, receive: Receive, send: Send, *, is_complete: bool = False
+    ) -> None:
+        self._metrics.count_rejected(error.code or "")
+        response = as_api_error(error).response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        # Proxies that have the whole reply, as Caddy, cut off a client that still sends. Who asks first need not begin,
+        # and who is slow has been waited for.
+        at_once = "expect" in Headers(scope=scope) or error.status_code == 408
+        if not at_once and not is_complete:
+            await self._drop_rest(receive)
+        await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        if at_once and not is_complete:
+            await self._drop_rest(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drop_rest(self, receive: Receive) -> None:
+        left = self._max_body_bytes * _DRAIN_FACTOR
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                while left > 0:
+                    message = await receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        break
+                    left -= len(message.get("body", b""))
+
+
+def _too_large(max_body_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body is larger than the {max_body_bytes} bytes this server takes (--max-body-bytes).",
+        code="request_too_large",
+    )
+
+
+def _too_slow() -> ApiError:
+    return ApiError(
+        408,
+        f"The request body took more than {_BODY_TIMEOUT_S:g} s to come; please send it again.",
+        code="request_timeout",
+    )

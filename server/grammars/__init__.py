@@ -1,0 +1,1 @@
+"""Grammars of replies, tried before the engine is handed one."""

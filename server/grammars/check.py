@@ -1,0 +1,216 @@
+"""Refuses grammars that cannot be used before their requests are accepted.
+
+The engine compiles on its own; this is the bouncer at the door. Each grammar is tried out once, in a process that
+can be ended (grammar_worker): a hostile schema costs its sender a 400 and nobody else a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from model.contract.errors import EngineUnavailableError, InvalidRequestError
+from model.contract.grammar_compiler import ACCOUNT_S
+from model.contract.tokenizer import Tokenizer
+from server.engine.link import child_environment
+from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict, send_ranks
+from server.run_module import module_command
+
+logger = logging.getLogger(__name__)
+
+_MAX_REMEMBERED = 4096
+# Trials at once: enough that a few hostile grammars do not keep honest ones waiting.
+_NUM_THREADS = 8
+# How long a request may wait for its turn and its trial together.
+_PATIENCE_S = 15.0
+_START_TIMEOUT_S = 60.0
+# A worker that runs forks at once; one that does not was stopped, or hangs.
+_FORK_TIMEOUT_S = 3.0
+_BUSY = "Too many schemas are being compiled; please try again later."
+TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
+
+
+class GrammarChecker:
+    """Tries each grammar once; what came of it is remembered.
+
+    Args:
+        tokenizer: of the checkpoint.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._worker = GrammarWorker(tokenizer)
+        self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+
+    def start(self) -> None:
+        """Starts the worker already, so that the first grammar does not wait for it. Returns at once."""
+        self._executor.submit(self._worker.start)
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self._worker.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def check(self, grammars: Mapping[str, str], *, param: str, num_choices: int = 1) -> None:
+        """Returns if the grammars can be used.
+
+        Args:
+            grammars: in llguidance's Lark dialect; each with what it is called in messages.
+            param: the field they came from.
+            num_choices: of the request; each follows the grammar on its own.
+
+        Raises:
+            InvalidRequestError: one is malformed, impossible, or takes too long.
+            EngineUnavailableError: too many grammars are being tried out.
+        """
+        verdicts = await self.verdicts([*grammars])
+        for grammar, (reason, behind_s) in zip(grammars, verdicts, strict=True):
+            if reason is None and behind_s * num_choices > ACCOUNT_S:
+                reason = f"it takes too long to follow for {num_choices} choices; make it unambiguous, or lower 'n'"
+            if reason is not None:
+                raise InvalidRequestError(f"{grammars[grammar]} cannot be enforced: {reason}", param=param)
+
+    async def verdicts(self, grammars: Sequence[str]) -> list[Verdict]:
+        """Returns what is wrong with each grammar, and what it costs; `TOO_COMPLEX` where trying took too long.
+
+        Raises:
+            EngineUnavailableError: too many grammars are being tried out.
+        """
+        digests = {_digest(grammar): grammar for grammar in grammars}
+        known = {digest: self._verdicts[digest] for digest in digests if digest in self._verdicts}
+        unknown = [digest for digest in digests if digest not in known]
+        if unknown:
+            verdicts = await self._try_out([digests[digest] for digest in unknown])
+            known |= dict(zip(unknown, verdicts, strict=True))
+        for digest, verdict in known.items():
+            if verdict != TOO_COMPLEX:  # it may only have been a busy moment
+                self._verdicts[digest] = verdict
+                self._verdicts.move_to_end(digest)
+        while len(self._verdicts) > _MAX_REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return [known[_digest(grammar)] for grammar in grammars]
+
+    async def _try_out(self, grammars: list[str]) -> list[Verdict]:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                verdicts = await loop.run_in_executor(self._executor, self._worker.judge, grammars)
+        except TimeoutError:
+            raise EngineUnavailableError(_BUSY) from None
+        if verdicts is None:
+            return [TOO_COMPLEX] * len(grammars)
+        return verdicts
+
+
+def _digest(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode()).digest()
+
+
+class GrammarWorker:
+    """The process that tries grammars out; started when needed, and again if it dies. Any thread may use it.
+
+    Args:
+        tokenizer: of the checkpoint.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._running: socket.socket | None = None  # that of a process which has answered
+        self._closed = False
+
+    def start(self) -> None:
+        """Makes sure that the process runs."""
+        with self._lock:
+            self._ensure_running()
+
+    def close(self) -> None:
+        """Ends the process, for good."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def judge(self, grammars: list[str]) -> list[Verdict] | None:
+        """Tries grammars out.
+
+        Returns:
+            The verdict on each; None instead of a list if they took too much work, or too much memory.
+
+        Raises:
+            EngineUnavailableError: the process cannot be started.
+        """
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            with ours:
+                control = None
+                with theirs, contextlib.suppress(OSError), self._lock:
+                    control = self._ensure_running()
+                    socket.send_fds(control, [b"T"], [theirs.fileno()])
+                ours.settimeout(_FORK_TIMEOUT_S if control is self._running else _START_TIMEOUT_S)
+                with contextlib.suppress(OSError):
+                    if ours.recv(1) == STARTED:
+                        self._running = control
+                        return _ask(ours, grammars)
+            with self._lock:
+                if control is self._control:  # else somebody else has started another one meanwhile
+                    logger.warning("the process that tries schemas out does not answer; starting another one")
+                    self._end()
+        raise EngineUnavailableError("Schemas cannot be compiled now; please try again later.")
+
+    def _ensure_running(self) -> socket.socket:
+        if self._closed:
+            raise EngineUnavailableError("The server is shutting down.")
+        if self._control is not None:
+            return self._control
+        control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                module_command("server.grammars.worker", "--fd", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=child_environment(os.environ),
+                start_new_session=True,  # Ctrl-C is for the server, which closes the socket
+            )
+        self._control = control
+        logger.debug("grammar worker %d started", self._process.pid)
+        send_ranks(control, self._tokenizer)
+        return control
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _ask(trial: socket.socket, grammars: list[str]) -> list[Verdict] | None:
+    """Sends grammars to a child that has started; its silence is None, unless the machine had no time for it."""
+    started = time.monotonic()
+    trial.settimeout(WAIT_LIMIT_S + 1)
+    try:
+        trial.sendall(json.dumps(grammars).encode())
+        trial.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: trial.recv(1 << 16), b""))
+    except OSError:
+        answer = b""
+    if not answer and time.monotonic() - started >= WAIT_LIMIT_S:
+        raise EngineUnavailableError(_BUSY)
+    if not answer:
+        return None
+    return [(reason, behind_s) for reason, behind_s in json.loads(answer)]

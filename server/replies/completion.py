@@ -1,0 +1,169 @@
+"""Legacy completions as OpenAI writes them: chunks made from deltas, and the unstreamed reply folded from them."""
+
+from __future__ import annotations
+
+import codecs
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from model.contract.messages import TokenLogprob
+from model.contract.tokenizer import Tokenizer
+from server.conversion.generation_request import GenerationRequest
+from server.replies.output_processor import ChoiceDelta
+from server.replies.prompt_scores import prompt_logprobs
+from server.replies.token_text import TokenEntry
+from server.wire.json_list import JsonList
+
+JsonDict = dict[str, Any]
+_Utf8 = codecs.getincrementaldecoder("utf-8")  # a character may come in several tokens
+
+
+class CompletionReply:
+    """The reply to one completion request.
+
+    Args:
+        request: it answers.
+        model: the name the request asked for.
+        tokenizer: names tokens in log-probabilities.
+    """
+
+    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._head: JsonDict = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._begun = [False] * request.num_choices
+        self._num_chars = [0] * request.num_choices
+        self._utf8 = [_Utf8(errors="replace") for _ in range(request.num_choices)]
+        self._choices = [self._new_choice(index) for index in range(request.num_choices)]
+        self._texts: list[list[str]] = [[] for _ in self._choices]
+
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+        """Yields the chunk of one delta, if there is anything to tell."""
+        request, index = self._request, delta.index
+        first = not self._begun[index]
+        self._begun[index] = True
+        text = delta.text
+        logprobs = _new_logprobs() if request.num_top_logprobs is not None else None
+        if first and request.echo_texts:
+            text = request.echo_texts[index // request.n] + text
+            if logprobs is not None:
+                self._add_prompt(logprobs, index, delta.prompt_logprobs or [])
+                self._num_chars[index] = len(text) - len(delta.text)
+        if logprobs is not None:
+            self._add_tokens(logprobs, index, delta.logprobs or [])
+        show_ids = request.return_token_ids
+        tells_scores = bool(logprobs and logprobs["tokens"]) or (first and request.num_prompt_logprobs is not None)
+        if not (text or delta.finish_reason or (show_ids and delta.token_ids) or tells_scores):
+            self._begun[index] = not first
+            return
+        choice: JsonDict = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if show_ids:
+            choice["token_ids"] = delta.token_ids
+            if first:
+                choice["prompt_token_ids"] = request.prompt_of(index).ids
+        if first and request.num_prompt_logprobs is not None:
+            ids, scores = request.prompt_of(index).ids, delta.prompt_logprobs or []
+            choice["prompt_logprobs"] = prompt_logprobs(ids, scores, request.num_prompt_logprobs, self._tokenizer)
+        yield {**self._head, "choices": [choice]}
+
+    def usage_chunk(self, usage: JsonDict) -> JsonDict:
+        """Returns the chunk that ends a stream whose request asked for the usage."""
+        return {**self._head, "choices": [], "usage": usage}
+
+    def _add_prompt(self, logprobs: JsonDict, index: int, scores: list[TokenLogprob]) -> None:
+        """Reports the prompt's tokens; nothing comes before the first, so it has no log-probability."""
+        ids = self._request.prompt_of(index).ids
+        offset, utf8 = 0, _Utf8(errors="replace")
+        for position, token_id in enumerate(ids):
+            name = self._name(token_id)
+            logprobs["tokens"].append(name)
+            logprobs["text_offset"].append(offset)
+            shown = self._tokenizer.token_bytes(token_id) or self._tokenizer.token_name(token_id).encode()
+            offset += len(utf8.decode(shown))
+            score = scores[position - 1] if 0 < position <= len(scores) else None
+            logprobs["token_logprobs"].append(None if score is None else score.logprob)
+            logprobs["top_logprobs"].append(None if score is None else self._top(token_id, score))
+
+    def _add_tokens(self, logprobs: JsonDict, index: int, entries: list[TokenEntry]) -> None:
+        for token_id, shown, score in entries:
+            whole = self._request.names_are_ids or shown is None or shown == self._tokenizer.token_bytes(token_id)
+            logprobs["tokens"].append(self._name(token_id) if whole else _text_or_bytes(shown or b""))
+            logprobs["text_offset"].append(self._num_chars[index])
+            logprobs["token_logprobs"].append(score.logprob)
+            logprobs["top_logprobs"].append(self._top(token_id, score))
+            self._num_chars[index] += len(self._utf8[index].decode(shown or b""))
+
+    def _top(self, token_id: int, score: TokenLogprob) -> dict[str, float]:
+        """The most likely tokens, and the token itself where it is not among them."""
+        count = self._request.num_top_logprobs or 0
+        top = dict(zip(map(self._name, score.top_ids[:count]), score.top_logprobs[:count], strict=True))
+        top.setdefault(self._name(token_id), score.logprob)
+        return top
+
+    def _name(self, token_id: int) -> str:
+        """A token's text, or else something that no other token shares: these names are keys."""
+        if self._request.names_are_ids:
+            return f"token_id:{token_id}"
+        token_bytes = self._tokenizer.token_bytes(token_id)
+        if token_bytes:
+            return _text_or_bytes(token_bytes)
+        return self._tokenizer.token_name(token_id) or f"token_id:{token_id}"
+
+    def add(self, chunk: JsonDict) -> None:
+        """Takes the next chunk of the stream into the reply that is not streamed."""
+        piece = chunk["choices"][0]
+        choice = self._choices[piece["index"]]
+        self._texts[piece["index"]].append(piece["text"])
+        for key, values in (piece["logprobs"] or {}).items():
+            choice["logprobs"][key].extend(values)
+        if "token_ids" in piece:
+            choice["token_ids"] += piece["token_ids"]
+        for key in ("prompt_token_ids", "prompt_logprobs"):
+            if key in piece:
+                choice[key] = piece[key]
+        choice["finish_reason"] = piece["finish_reason"]
+        choice["stop_reason"] = piece["stop_reason"]
+
+    def result(self, usage: JsonDict) -> JsonDict:
+        """Returns the reply that is not streamed, once all chunks were added."""
+        for choice, text in zip(self._choices, self._texts, strict=True):
+            choice["text"] = "".join(text)
+            if choice["logprobs"] is not None:
+                choice["logprobs"] = {key: values.whole() for key, values in choice["logprobs"].items()}
+        return {**self._head, "choices": self._choices, "usage": usage}
+
+    def _new_choice(self, index: int) -> JsonDict:
+        choice: JsonDict = {
+            "index": index,
+            "text": "",
+            "logprobs": None if self._request.num_top_logprobs is None else {k: JsonList() for k in _new_logprobs()},
+            "finish_reason": None,
+            "stop_reason": None,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = []
+        return choice
+
+
+def _new_logprobs() -> JsonDict:
+    return {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+
+
+def _text_or_bytes(token_bytes: bytes) -> str:
+    try:
+        return token_bytes.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)

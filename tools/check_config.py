@@ -1,0 +1,44 @@
+"""`qwen-server check-config`: the settings as they would be used, each with its source; secrets are not shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.contract.config import ModelConfig
+from server.hub import folder_here
+from server.settings import Settings, shown, trace_settings
+
+
+def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None) -> str:
+    """Reads settings as `serve` does and tests what can be tested without weights: keys, certificate, the folder.
+
+    Args:
+        flags: only those given.
+        environ: of the process.
+        config_file: of `--config`.
+
+    Returns:
+        A line for each setting: name, value, source.
+
+    Raises:
+        ConfigError: they cannot be used; one line.
+    """
+    settings, origins = trace_settings(flags, environ, config_file)
+    config = settings.server_config()
+    folder = folder_here(settings.model, settings.revision)
+    if folder is not None:
+        ModelConfig.from_folder(folder)
+    values = {name: shown(name, getattr(settings, name)) for name in Settings.model_fields}
+    width = max(map(len, values))
+    longest = max(map(len, values.values()))
+    lines = [f"{name:<{width}}  {value:<{longest}}  {origins.get(name, 'default')}" for name, value in values.items()]
+    credentials = config.credentials
+    guards = [f"{len(credentials.key_digests)} keys"] if credentials.key_digests else []
+    guards += ["one user with a password"] if credentials.basic_digest is not None else []
+    notes = [
+        f"the checkpoint    {f'is {folder}' if folder else 'is not here: it is fetched from a hub at the start'}",
+        f"callers need      {' or '.join(guards) or 'nothing: anyone who reaches the port is let in'}",
+        f"requests may name {', '.join(config.served_names)}",
+    ]
+    return "\n".join([*lines, "", *notes])

@@ -1,0 +1,64 @@
+"""The flags of `qwen-server memory`; what they start is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
+from server.hub_download import add_hub_arguments
+from server.sizes import parse_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, or a published shape such as qwen-7b-int4")
+    parser.add_argument("--dtype", choices=("auto", *DTYPE_BYTES), default="auto", help="of weights and activations")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", *KV_DTYPE_BYTES), default="auto", help="of the cache")
+    parser.add_argument("--block-size", type=_positive, default=16, help="tokens in a block (default: %(default)s)")
+    parser.add_argument("--max-model-len", type=_positive, help="prompt and reply together (default: the checkpoint's)")
+    parser.add_argument("--max-num-seqs", type=_positive, default=256, help="most in one step (default: %(default)s)")
+    parser.add_argument(
+        "--max-num-batched-tokens", type=_positive, default=4096, help="most tokens in one step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device-memory", type=_size, action="append", metavar="SIZE", help="such as 80GiB (repeatable; default: some)"
+    )
+    parser.add_argument(
+        "--gpu-memory-utilization", type=_share, default=0.9, help="share of it to use (default: %(default)s)"
+    )
+    add_hub_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        value = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from error
+    if not isinstance(value, int) or value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all")
+    return value
+
+
+def run(arguments: dict[str, Any]) -> int:
+    """Reckons and prints; returns the exit status."""
+    from tools.memory.report import report
+
+    return report(arguments)

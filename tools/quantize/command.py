@@ -1,0 +1,26 @@
+"""`qwen-server quantize`: finds the checkpoint, then becomes the process that does the work (it needs torch)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from server.hub import resolve_checkpoint
+from server.run_module import module_command
+from tools.quantize.options import read_options, to_argv
+
+
+def run(arguments: dict[str, Any]) -> int:
+    """Starts `tools.quantize.run` in the place of this process.
+
+    Args:
+        arguments: as parsed by `tools.quantize.options` and `add_hub_arguments`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    source = resolve_checkpoint(arguments["source"], arguments.pop("hub"), arguments.pop("revision"))
+    options = read_options(argparse.Namespace(**arguments), source)
+    command = module_command("tools.quantize.run", *to_argv(options))
+    os.execv(command[0], command)
