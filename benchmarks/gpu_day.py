@@ -56,9 +56,6 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
         return [
             Part("roofline-sampled", 60, module_command("benchmarks.roofline", *decode, *small, "--top-p", "0.8")),
             Part("memory", 60, module_command("benchmarks.peak_memory", *decode, "--shapes", "tiny")),
-            Part(
-                "http", 120, module_command("benchmarks.gpu_http", *decode, "--concurrency", "2", "--max-tokens", "4")
-            ),
         ]
 
     def roofline(name: str, limit_s: float, *arguments: str) -> Part:

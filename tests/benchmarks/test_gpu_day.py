@@ -24,11 +24,26 @@ def test_a_small_day(tmp_path: Path) -> None:
     assert gpu_day.main([*arguments, "--minutes", "5"]) == 0
     text = results.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    for row in ("| http | done |", "| tiny sampled | 1 |", "| tiny sampled | 2 |", "| streams over HTTP", "\n| 2 | "):
+    for row in ("| memory | done |", "| tiny sampled | 1 |", "| tiny sampled | 2 |"):
         assert row in text
     again = text
     assert gpu_day.main([*arguments, "--minutes", "0"]) == 0  # all is done: nothing is begun
     assert results.read_text() == again
+
+
+@pytest.mark.slow
+def test_the_part_over_http(tmp_path: Path) -> None:
+    part = Part(
+        "http",
+        120,
+        module_command(
+            "benchmarks.gpu_http", "--device", "cpu", "--json", "{json}", "--concurrency", "2", "--max-tokens", "4"
+        ),
+    )
+    assert run_day([part], tmp_path, 5.0, None) == 0
+    text = gpu_table.table(tmp_path)
+    assert "| streams over HTTP" in text
+    assert "\n| 2 | " in text
 
 
 def test_what_fails_hangs_or_has_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

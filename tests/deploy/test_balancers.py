@@ -18,7 +18,8 @@ NUM_CLIENTS = 6
 DRAIN_DELAY_S = 3.0
 ENDLESS = {"prompt": "a", "max_tokens": 1900, "ignore_eos": True}
 
-pytestmark = pytest.mark.parametrize("balancer", BALANCERS, ids=lambda balancer: balancer.program)
+# A minute and a half where all four are installed: `python -m pytest -m slow tests/deploy`.
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("balancer", BALANCERS, ids=lambda balancer: balancer.program)]
 
 
 @pytest.fixture
