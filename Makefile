@@ -77,7 +77,7 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml setup.py
 	@touch $@ $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
