@@ -24,7 +24,7 @@ async def test_an_engine_that_is_killed_again_and_again(start_server: StartServe
     assert "Traceback" not in server.log()
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
 async def test_more_load_than_it_can_carry(start_server: StartServer, seconds: int) -> None:
     server = start_server("--max-num-seqs", "8", "--max-queue-requests", "8")
     figures = await overload(server, concurrency=8, seconds=seconds, max_tokens=24)
@@ -32,7 +32,7 @@ async def test_more_load_than_it_can_carry(start_server: StartServer, seconds: i
     assert figures["admitted"] and figures["refused"]
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
 async def test_nonsense(start_server: StartServer, count: int) -> None:
     server = start_server()
     figures = await malformed(server, requests=count, concurrency=16, seed=count)

@@ -465,8 +465,7 @@ class TestPreemption:
 
 
 class TestChoices:
-    @pytest.mark.parametrize("caching", [False, True])
-    @pytest.mark.parametrize("max_tokens", [0, 1, 3])
+    @pytest.mark.parametrize(("caching", "max_tokens"), [(True, 0), (False, 1), (True, 3)])
     def test_a_prompt_is_computed_once_for_128(self, caching: bool, max_tokens: int) -> None:
         engine = FakeEngine(num_blocks=4096, block_size=16, caching=caching, max_num_seqs=32)
         prompt = [i % 7 for i in range(1000)]

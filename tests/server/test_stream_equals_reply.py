@@ -108,7 +108,7 @@ def check_choice(body: JsonDict, choice: JsonDict) -> None:
         assert not choice["calls"]
 
 
-@settings(BATCHES, max_examples=10)
+@settings(BATCHES, max_examples=6)
 @given(batch=st.lists(requests, min_size=BATCH, max_size=BATCH))
 def test_a_joined_stream_is_the_reply(server: ServerProcess, batch: list[JsonDict]) -> None:
     async def run() -> None:

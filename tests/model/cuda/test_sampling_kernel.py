@@ -55,8 +55,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("is_coarse", [False, True])
-@pytest.mark.parametrize(("vocab_size", "draw"), [(200, 0.2), (700, 0.77)])
+@pytest.mark.parametrize(("vocab_size", "draw", "is_coarse"), [(200, 0.2, False), (700, 0.77, True)])
 def test_filtered_draws(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, vocab_size: int, draw: float, is_coarse: bool
 ) -> None:
