@@ -54,7 +54,6 @@ class ForwardBatch:
     Attributes:
         spans: the sequences, in row order.
         token_ids: [T] int64.
-        positions: [T] int64.
         cos: [T, rotary_dim / 2] float32, likewise `sin`: of position times the request's inverse frequencies.
         query_scale: [T] float32, 1 / sqrt(head_dim) times LogN; multiplies the query in float32.
         slots: [T] int64, where each token's key and value go: block * block_size + offset.
@@ -65,7 +64,6 @@ class ForwardBatch:
 
     spans: AbstractSequence[SequenceSpan]
     token_ids: torch.Tensor
-    positions: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     query_scale: torch.Tensor
@@ -102,7 +100,6 @@ class ForwardBatch:
         return cls(
             spans=spans,
             token_ids=torch.tensor(token_ids, dtype=torch.int64).to(device, non_blocking=True),
-            positions=position_tensor.to(device, non_blocking=True),
             cos=angles.cos().to(device, non_blocking=True),
             sin=angles.sin().to(device, non_blocking=True),
             query_scale=scale.to(device, non_blocking=True),

@@ -65,23 +65,23 @@ def test_layout_of_random_steps(seed: int) -> None:
     spans = [random_span(rng, block_size) for _ in range(rng.randrange(1, 9))]
     batch = ForwardBatch.build(spans, config, block_size, CPU)
     row = 0
-    logit_rows = []
+    positions, logit_rows = [], []
     for span in spans:
         angles = published_angles(config, span.rope_alpha, 80)
         for i, token_id in enumerate(span.token_ids):
             position = span.start + i
+            positions.append(position)
             assert batch.token_ids[row] == token_id
-            assert batch.positions[row] == position
             assert batch.slots[row] == span.block_table[position // block_size] * block_size + position % block_size
             assert torch.equal(batch.cos.expand(len(batch.slots), -1)[row], angles[position].cos())
             assert torch.equal(batch.sin.expand(len(batch.slots), -1)[row], angles[position].sin())
             if i >= span.num_tokens - span.num_logit_rows:
                 logit_rows.append(row)
             row += 1
-    assert len(batch.token_ids) == len(batch.positions) == len(batch.slots) == len(batch.cos) == row
+    assert len(batch.token_ids) == len(batch.slots) == len(batch.cos) == row
     assert batch.query_scale.shape == (row,)
     assert batch.logit_rows.tolist() == logit_rows
-    assert torch.equal(batch.query_scale, query_scale(batch.positions, config))
+    assert torch.equal(batch.query_scale, query_scale(torch.tensor(positions), config))
 
 
 def test_a_batch_without_logits() -> None:

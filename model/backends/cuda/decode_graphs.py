@@ -214,7 +214,6 @@ class CapturedDecodes:
             ForwardBatch(
                 spans=(),
                 token_ids=inputs.token_ids,
-                positions=inputs.lengths,
                 cos=inputs.cos,
                 sin=inputs.sin,
                 query_scale=inputs.query_scale,
