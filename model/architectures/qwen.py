@@ -32,7 +32,8 @@ class QWenAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch, plan: Any) -> torch.Tensor:
         """Maps [T, hidden] to [T, hidden]; writes this layer's keys and values."""
-        out: torch.Tensor = self.c_proj(self._backend.attention(self.c_attn(x), self._layer, batch, plan))
+        mixed = self._backend.attention(self.c_attn(x, batch), self._layer, batch, plan)
+        out: torch.Tensor = self.c_proj(mixed, batch)
         return out
 
 
@@ -47,9 +48,10 @@ class QWenMLP(nn.Module):
         self.c_proj = make_linear(inner, config.hidden_size, bias=config.has_bias)
         self._backend = backend
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T, hidden] to [T, hidden]."""
-        out: torch.Tensor = self.c_proj(self._backend.silu_mul(self.w2(x), self.w1(x)))
+        inner = self._backend.silu_mul(self.w2(x, batch), self.w1(x, batch))
+        out: torch.Tensor = self.c_proj(inner, batch)
         return out
 
 
@@ -88,7 +90,7 @@ class QWenBlock(nn.Module):
         else:
             hidden, x = self.ln_1.add(delta, x)
         hidden, x = self.ln_2.add(self.attn(hidden, batch, plan), x)
-        return x, self.mlp(hidden)
+        return x, self.mlp(hidden, batch)
 
 
 class QWenModel(nn.Module):
@@ -142,5 +144,5 @@ class QWenLMHeadModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Maps [R, hidden_size] to [R, vocab_size] float32."""
-        out: torch.Tensor = self.lm_head(hidden)
+        out: torch.Tensor = self.lm_head(hidden, None)
         return out.float()

@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from model.backends.base import Backend, LinearKernel
+from model.execution.forward_batch import ForwardBatch
 
 
 class MakeLinear(Protocol):
     """Makes one linear layer of a block."""
 
     def __call__(self, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
-        """Returns a layer mapping [..., in_features] to [..., out_features], its tensors still without storage."""
+        """Returns a layer whose tensors have no storage yet.
+
+        It is called with x [T, in_features] and the step that its rows are of, and returns [T, out_features]. The step
+        is there for layers that treat rows differently, such as one with an adapter for some requests; a plain one
+        does not look at it.
+        """
         ...
 
 
@@ -69,7 +75,10 @@ class Linear(nn.Module):
         self._kernel = self._backend.prepare_linear(weight, bias, wide_results=self._wide_results)
         return num_bytes
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
+    def forward(self, x: torch.Tensor, batch: ForwardBatch | None) -> torch.Tensor:
+        """Maps [num_tokens, in_features] to [num_tokens, out_features]; see `MakeLinear`.
+
+        The output layer, whose rows are not a step's, is given no batch.
+        """
         assert self._kernel is not None, "forward before finish_loading"
         return self._kernel(x)

@@ -13,6 +13,7 @@ from torch import nn
 from model.backends.base import Backend, GPTQTensors, LinearKernel
 from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
+from model.execution.forward_batch import ForwardBatch
 from model.quantization.words import WORD_BITS, unpack_rows
 
 SUPPORTED_BITS = (4, 8)
@@ -114,8 +115,8 @@ class GPTQLinear(nn.Module):
         self._kernel = self._backend.prepare_linear(weight, kept_bias)
         return num_bytes
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [num_tokens, in_features] to [num_tokens, out_features]."""
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """Maps [num_tokens, in_features] to [num_tokens, out_features]; see `MakeLinear`."""
         assert self._kernel is not None, "forward before finish_loading"
         return self._kernel(x)
 
