@@ -16,7 +16,8 @@ from server.cli.command_line import SHELLS, Parser, command_names, completion
 from server.cli.published_flags import names_checkpoint, translate
 from server.hub_download import add_hub_arguments
 from server.logs import json_line
-from server.settings import Settings, TokensOrContext, flag_name, is_repeatable, load_settings, wished_log_format
+from server.settings import Settings, TokensOrContext, flag_name, is_repeatable
+from server.settings_sources import load_settings, wished_log_format
 from tools.bench import arguments as bench_arguments
 from tools.chat import arguments as chat_arguments
 from tools.doctor import command as doctor

@@ -20,6 +20,7 @@ from server.gates.admission import Admission, AdmissionMiddleware
 from server.gates.auth import AuthMiddleware
 from server.gates.browsers import BrowserGuardMiddleware
 from server.gates.callers import CallerMiddleware
+from server.gates.credentials import Credentials
 from server.gates.limits import BodyLimitMiddleware
 from server.gates.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
 from server.gates.rate_limits import RateLimiter, RateLimitMiddleware
@@ -27,8 +28,8 @@ from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
 from server.routes import chat, completions, health, models, page, tokenize
-from server.server_config import ServerConfig
 from server.services import Services
+from server.settings import Settings
 from server.tracing import Tracer, TracingMiddleware
 from server.version import server_version
 from server.wire.errors import install_error_handlers
@@ -36,36 +37,42 @@ from server.wire.openapi import install_openapi
 
 
 def create_app(
-    config: ServerConfig, tokenizer: Tokenizer, defaults: GenerationDefaults, engine: EngineClient
+    settings: Settings,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    engine: EngineClient,
+    credentials: Credentials | None = None,
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the engine.
 
     Args:
-        config: of the HTTP side.
+        settings: validated.
         tokenizer: of the checkpoint.
         defaults: of the checkpoint.
         engine: not started yet.
+        credentials: who may use the API; by default those that the settings name.
     """
+    credentials = settings.credentials() if credentials is None else credentials
     metrics = Metrics(
-        config.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
+        settings.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
     )
     engine.on_step(metrics.observe_step)
     watchdog = EventLoopWatchdog()
     metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
     grammars = GrammarChecker(tokenizer)
     converter = Converter(
-        PromptEncoder(tokenizer, defaults, config.chat_format, guards_results=config.guard_tool_results),
+        PromptEncoder(tokenizer, defaults, settings.chat_format, guards_results=settings.guard_tool_results),
         grammars,
-        config.max_request_tokens,
-        clamp_max_tokens=config.clamp_max_tokens,
-        default_max_tokens=_default_max_tokens(config, defaults),
-        truncation=config.truncation,
+        settings.max_request_tokens,
+        clamp_max_tokens=settings.clamp_max_tokens,
+        default_max_tokens=_default_max_tokens(settings, defaults),
+        truncation=settings.truncation,
     )
-    tracer = None if config.otel_endpoint is None else Tracer(config.otel_endpoint)
+    tracer = None if settings.otel_endpoint is None else Tracer(settings.otel_endpoint)
     admission = Admission(
-        engine, metrics, max_queue_requests=config.max_queue_requests, max_queue_tokens=config.max_queue_tokens
+        engine, metrics, max_queue_requests=settings.max_queue_requests, max_queue_tokens=settings.max_queue_tokens
     )
-    limiter = RateLimiter(config.max_requests_per_minute, config.max_tokens_per_minute)
+    limiter = RateLimiter(settings.max_requests_per_minute, settings.max_tokens_per_minute)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +99,8 @@ def create_app(
         strict_content_type=False,  # a body without a Content-Type is JSON
     )
     app.state.services = Services(
-        config=config,
+        settings=settings.without_secrets(),
+        credentials=credentials,
         tokenizer=tokenizer,
         converter=converter,
         engine=engine,
@@ -107,17 +115,17 @@ def create_app(
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     install_error_handlers(app, [route.path for route in routes])
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes, metrics=metrics)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
     app.add_middleware(AdmissionMiddleware, admission=admission)
     if limiter.has_limits:
         app.add_middleware(RateLimitMiddleware, limiter=limiter, metrics=metrics)
-    app.add_middleware(CallerMiddleware, credentials=config.credentials, trusted_proxies=config.trusted_proxies)
-    if config.credentials.required:
-        app.add_middleware(AuthMiddleware, credentials=config.credentials, metrics=metrics)
-    if config.cors_allow_origins:
+    app.add_middleware(CallerMiddleware, credentials=credentials, trusted_proxies=settings.trusted_proxy)
+    if credentials.required:
+        app.add_middleware(AuthMiddleware, credentials=credentials, metrics=metrics)
+    if settings.cors_allow_origin:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(config.cors_allow_origins),
+            allow_origins=list(settings.cors_allow_origin),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
@@ -125,21 +133,21 @@ def create_app(
     app.add_middleware(
         BrowserGuardMiddleware,
         metrics=metrics,
-        host=config.host,
-        allowed_hosts=config.allowed_hosts,
-        allowed_origins=config.cors_allow_origins,
+        host=settings.host,
+        allowed_hosts=settings.allowed_host,
+        allowed_origins=settings.cors_allow_origin,
     )
     if tracer is not None:
         app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(
         RequestContextMiddleware, metrics=metrics, is_leaving=lambda: engine.state is EngineState.DRAINING
     )
-    if config.root_path:
-        app.add_middleware(RootPathMiddleware, root_path=config.root_path)
+    if settings.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     return app
 
 
-def _default_max_tokens(config: ServerConfig, defaults: GenerationDefaults) -> int | None:
-    if config.default_max_tokens == "context":
+def _default_max_tokens(settings: Settings, defaults: GenerationDefaults) -> int | None:
+    if settings.default_max_tokens == "context":
         return None
-    return config.default_max_tokens or defaults.max_new_tokens
+    return settings.default_max_tokens or defaults.max_new_tokens

@@ -31,12 +31,14 @@ from server.demo import ABOUT, demo_name
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.gates.admission import Admission
+from server.gates.credentials import Credentials
 from server.gates.http_protocol import HttpProtocol
 from server.hub import local_folder, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
-from server.server_config import ServerConfig
 from server.settings import SECRETS, Settings, variable_name
+from server.tls import Tls
+from server.tracing import require_tracing
 from server.version import server_version
 
 logger = logging.getLogger(__name__)
@@ -138,15 +140,17 @@ def serve(settings: Settings) -> None:
     """
     _open_standard_files()
     _allow_many_connections()
-    config = settings.server_config()
+    credentials, tls = settings.credentials(), settings.tls()
+    if settings.otel_endpoint is not None:
+        require_tracing()
     settings = settings.without_secrets()
     for name in SECRETS:  # children and whoever dumps the environment need not know them
         os.environ.pop(variable_name(name), None)
-    configure_logging(config.log_level, config.log_format)
+    configure_logging(settings.log_level, settings.log_format)
     logger.info("qwen-server", extra={"fields": server_version()._asdict()})
-    if (demo := demo_name(local_folder(config.model))) is not None:
+    if (demo := demo_name(local_folder(settings.model))) is not None:
         logger.info("%s is %s", demo, ABOUT)
-    checkpoint = resolve_checkpoint(config.model, settings.hub, settings.revision)
+    checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
     tokenizer = _look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)
     for ids in defaults.stop_sequences:
@@ -160,45 +164,50 @@ def serve(settings: Settings) -> None:
 
     engine = EngineClient(
         settings.engine_config(checkpoint),
-        start_timeout_s=config.engine_start_timeout_s,
-        timeout_s=config.engine_timeout_s,
+        start_timeout_s=settings.engine_start_timeout_s,
+        timeout_s=settings.engine_timeout_s,
         on_fatal=on_fatal,
     )
-    server = draining_server(config, tokenizer, defaults, engine)
-    listeners = open_listeners(config.host, config.port, send_timeout_s=config.send_timeout_s)
+    server = draining_server(settings, tokenizer, defaults, engine, credentials, tls)
+    listeners = open_listeners(settings.host, settings.port, send_timeout_s=settings.send_timeout_s)
     with contextlib.ExitStack() as opened:
         for listener in listeners:
             opened.enter_context(listener)
-        scheme = "http" if config.tls is None else "https"
+        scheme = "http" if tls is None else "https"
         where = " and ".join(addresses_of(listeners, scheme))
-        logger.info("listening on %s (model %s)", where, ", ".join(config.served_names))
+        logger.info("listening on %s (model %s)", where, ", ".join(settings.served_names))
         url = address_to_open(listeners, scheme)
-        engine.on_first_ready(
-            lambda: logger.info("ready: chat at %s/ in a browser; the API is at %s/v1", url, url)
-        )
+        engine.on_first_ready(lambda: logger.info("ready: chat at %s/ in a browser; the API is at %s/v1", url, url))
         server.run(sockets=listeners)
     if fatal:
         raise StartupError(fatal[0])
 
 
 def draining_server(
-    config: ServerConfig, tokenizer: Tokenizer, defaults: GenerationDefaults, engine: EngineClient
+    settings: Settings,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    engine: EngineClient,
+    credentials: Credentials | None = None,
+    tls: Tls | None = None,
 ) -> DrainingServer:
     """Returns a server that is to be run on a socket that is bound.
 
     Args:
-        config: of the HTTP side.
+        settings: validated.
         tokenizer: of the checkpoint.
         defaults: of the checkpoint.
         engine: not started yet; the server starts and stops it.
+        credentials: who may use the API; by default those that the settings name.
+        tls: certificate and key, or None for plain HTTP.
     """
     # Streams end when they are finished or the drain is over, not because a signal came.
     AppStatus.enable_automatic_graceful_drain = False
-    app = create_app(config, tokenizer, defaults, engine)
+    app = create_app(settings, tokenizer, defaults, engine, credentials)
     return DrainingServer(
         uvicorn.Config(
             app,
-            http=partial(HttpProtocol, send_timeout_s=config.send_timeout_s),  # type: ignore[arg-type]
+            http=partial(HttpProtocol, send_timeout_s=settings.send_timeout_s),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
@@ -207,12 +216,12 @@ def draining_server(
             timeout_graceful_shutdown=_LAST_WORDS_S,
             lifespan="on",
             ws="none",
-            **({} if config.tls is None else config.tls.uvicorn_options()),
+            **({} if tls is None else tls.uvicorn_options()),
         ),
         engine,
         app.state.services.admission,
-        drain_delay_s=config.drain_delay_s,
-        shutdown_timeout_s=config.shutdown_timeout_s,
+        drain_delay_s=settings.drain_delay_s,
+        shutdown_timeout_s=settings.shutdown_timeout_s,
     )
 
 

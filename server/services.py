@@ -17,6 +17,7 @@ from server.conversion.generation_request import GenerationRequest
 from server.engine.client import EngineClient
 from server.gates.admission import Admission
 from server.gates.callers import Caller, caller_of
+from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
 from server.gates.request_context import request_id_var
 from server.gates.while_connected import while_connected
@@ -24,7 +25,7 @@ from server.metrics import Metrics
 from server.off_loop import OffLoop
 from server.replies.generation import Generation
 from server.routes.web_files import WebFile, load_web_files
-from server.server_config import ServerConfig
+from server.settings import Settings
 from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Services:
     """Everything a route may need.
 
     Attributes:
-        config: of the HTTP side.
+        settings: of the HTTP side, without secrets.
+        credentials: who may use the API.
         tokenizer: of the checkpoint.
         converter: understands requests.
         engine: generates.
@@ -48,7 +50,8 @@ class Services:
         web_files: of the chat page, by name.
     """
 
-    config: ServerConfig
+    settings: Settings
+    credentials: Credentials
     tokenizer: Tokenizer
     converter: Converter
     engine: EngineClient
@@ -69,10 +72,10 @@ class Services:
         Raises:
             ApiError: 404, no such model, naming those there are.
         """
-        names = self.config.served_names
+        names = self.settings.served_names
         if asked is None:
             return names[0]
-        if asked in names or self.config.accepts_any_name:
+        if asked in names or self.settings.accepts_any_name:
             return asked
         raise ApiError(
             404,
@@ -119,13 +122,13 @@ class Services:
             self.tokenizer,
             self.metrics,
             arrived=http.scope["state"]["arrived"],
-            timeout_s=self.config.request_timeout_s,
+            timeout_s=self.settings.request_timeout_s,
             on_tokens=charge,
         )
 
     def _cache_salt(self, caller: Caller, asked: str) -> str:
         """Says with whom cached prompt starts are shared: who finds one, or finds none, learns what others sent."""
-        owner = caller.name if caller.has_key and not self.config.share_prefix_cache else ""
+        owner = caller.name if caller.has_key and not self.settings.share_prefix_cache else ""
         return f"{owner}:{asked}" if owner or asked else ""
 
     async def prepare(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -146,7 +149,7 @@ class Services:
             work.close()
 
     def _log_prompts(self, request: GenerationRequest) -> None:
-        if self.config.log_prompts:
+        if self.settings.log_prompts:
             for prompt in request.prompts:
                 text = self.tokenizer.decode(list(prompt.ids), show_special_tokens=True)
                 logger.info("prompt", extra={"fields": {"text": text}})

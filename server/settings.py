@@ -1,42 +1,32 @@
-"""The one reader of flags, environment and configuration file; a flag beats a variable beats the file.
+"""The single list of settings.
 
-The fields below are the single list of settings: each is the flag `--its-name`, the variable
-`QWEN_SERVER_ITS_NAME` and the key `its_name` of the file. The result is two frozen dataclasses.
+Each field is the flag `--its-name`, the variable `QWEN_SERVER_ITS_NAME` and the key `its_name` of a configuration file.
+The HTTP side reads the object itself; what the engine shares of it stands in `EngineConfig` under the same names.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.contract.engine_config import EngineConfig
-from model.contract.errors import ConfigError
-from server.config_file import read_config_file, read_key_file
+from server.config_file import read_key_file
 from server.demo import DEMO
 from server.gates.credentials import Credentials
 from server.hub import served_names
 from server.hub_download import Hub
-from server.server_config import Network, ServerConfig
 from server.sizes import parse_size
-from server.tls import tls_from_files
-from server.tracing import require_tracing
+from server.tls import Tls, tls_from_files
 
 ENV_PREFIX = "QWEN_SERVER_"
-CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
-_SERVICE_LINK = re.compile(r"QWEN_SERVER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*)")
 ANY_NAME = "*"
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
-# What is given for these may be a secret by mistake.
-_SECRET_FILES = ("api_key_file", "ssl_keyfile")
-_LOG_FORMAT_KEYS = ("log_format", "log-format")
-# Of pydantic, where text was expected.
-_WRONG_KINDS = frozenset({"string_type", "tuple_type", "path_type"})
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
@@ -69,7 +59,7 @@ def _tokens_or_context(value: object) -> object:
 TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or_context)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Keys = Annotated[Texts, AfterValidator(_no_blank)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_one_or_more)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_one_or_more)]
 
 
 class Settings(BaseModel):
@@ -190,157 +180,54 @@ class Settings(BaseModel):
         None, pattern=r"^https?://", description="send traces to this OTLP/HTTP collector (needs the extra otel)"
     )
 
+    @cached_property
+    def served_names(self) -> tuple[str, ...]:
+        """What a request's `model` may be; the first is the one that replies carry if it names none."""
+        return served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME))
+
+    @property
+    def accepts_any_name(self) -> bool:
+        """Whether `model` may also be anything else."""
+        return ANY_NAME in self.served_model_name
+
     def engine_config(self, checkpoint: Path) -> EngineConfig:
         """Returns what the engine process is told.
 
         Args:
             checkpoint: the folder `model` stands for.
         """
+        alike = {field.name for field in fields(EngineConfig)} & type(self).model_fields.keys()
         return EngineConfig(
             checkpoint_path=str(checkpoint),
-            device=self.device,
-            kernels=self.kernels,
-            dtype=self.dtype,
-            kv_cache_dtype=self.kv_cache_dtype,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
             max_running_per_caller=self.max_running_per_key,
-            allow_priority=self.allow_priority,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=self.block_size,
             kv_cache_memory_bytes=self.kv_cache_memory,
-            gpu_memory_utilization=self.gpu_memory_utilization,
             cuda_graphs=not self.no_cuda_graphs,
             run_ahead=False if self.no_run_ahead else None,
             enable_prefix_caching=not self.no_prefix_caching,
             num_threads=self.threads,
-            seed=self.seed,
-            log_level=self.log_level,
-            log_format=self.log_format,
+            **{name: getattr(self, name) for name in alike},
         )
 
-    def server_config(self) -> ServerConfig:
-        """Returns what the HTTP side is told.
+    def credentials(self) -> Credentials:
+        """Returns who may use the API.
 
         Raises:
-            ConfigError: the key file cannot be read or is empty, or certificate or traces cannot be used.
+            ConfigError: the key file cannot be read or is empty.
         """
         keys = (*self.api_key, *(() if self.api_key_file is None else read_key_file(self.api_key_file)))
-        if self.otel_endpoint is not None:
-            require_tracing()
-        return ServerConfig(
-            model=self.model,
-            served_names=served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME)),
-            accepts_any_name=ANY_NAME in self.served_model_name,
-            host=self.host,
-            port=self.port,
-            root_path=self.root_path,
-            chat_format=self.chat_format,
-            guard_tool_results=self.guard_tool_results,
-            credentials=Credentials.from_secrets(keys, self.api_auth),
-            max_body_bytes=self.max_body_bytes,
-            max_queue_requests=self.max_queue_requests,
-            max_queue_tokens=self.max_queue_tokens,
-            max_request_tokens=self.max_request_tokens,
-            default_max_tokens=self.default_max_tokens,
-            truncation=self.truncation,
-            clamp_max_tokens=self.clamp_max_tokens,
-            max_requests_per_minute=self.max_requests_per_minute,
-            max_tokens_per_minute=self.max_tokens_per_minute,
-            trusted_proxies=self.trusted_proxy,
-            share_prefix_cache=self.share_prefix_cache,
-            send_timeout_s=self.send_timeout_s,
-            request_timeout_s=self.request_timeout_s,
-            drain_delay_s=self.drain_delay_s,
-            shutdown_timeout_s=self.shutdown_timeout_s,
-            engine_start_timeout_s=self.engine_start_timeout_s,
-            engine_timeout_s=self.engine_timeout_s,
-            ping_interval_s=self.ping_interval_s,
-            cors_allow_origins=self.cors_allow_origin,
-            allowed_hosts=self.allowed_host,
-            log_level=self.log_level,
-            log_format=self.log_format,
-            log_prompts=self.log_prompts,
-            tls=tls_from_files(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password),
-            otel_endpoint=self.otel_endpoint,
-        )
+        return Credentials.from_secrets(keys, self.api_auth)
+
+    def tls(self) -> Tls | None:
+        """Returns certificate and key, or None for plain HTTP.
+
+        Raises:
+            ConfigError: they cannot be used.
+        """
+        return tls_from_files(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
 
     def without_secrets(self) -> Settings:
         """A copy to keep while the server runs, when what lets callers in is known by its hashes."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in SECRETS})
-
-
-def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> Settings:
-    """Merges the sources and validates the result.
-
-    Args:
-        flags: only those given, by field name.
-        environ: the process environment.
-        config_file: of `--config`; the variable QWEN_SERVER_CONFIG stands in for it.
-
-    Raises:
-        ConfigError: an unknown key, a bad value or a missing one, naming where it came from.
-    """
-    return trace_settings(flags, environ, config_file)[0]
-
-
-def trace_settings(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
-) -> tuple[Settings, dict[str, str]]:
-    """Like `load_settings`; also tells where each setting that is not a default came from.
-
-    Args:
-        flags: as for `load_settings`.
-        environ: as for `load_settings`.
-        config_file: as for `load_settings`.
-
-    Raises:
-        ConfigError: as `load_settings`.
-    """
-    known = Settings.model_fields.keys()
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    path = config_file or environ.get(CONFIG_VARIABLE)
-    if path:
-        for key, value in read_config_file(Path(path)).items():
-            name = _known(key.replace("-", "_"), known, f"{path}: unknown setting {key!r}", str)
-            merged[name], origins[name] = value, f"{path}: {key}"
-    for variable, text in environ.items():
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE and not _is_service_link(variable, text):
-            name = _known(
-                variable.removeprefix(ENV_PREFIX).lower(), known, f"unknown variable {variable}", variable_name
-            )
-            merged[name], origins[name] = text, variable
-    for name, value in flags.items():
-        merged[name], origins[name] = value, "MODEL" if name == "model" else flag_name(name)
-    try:
-        return Settings.model_validate(merged), origins
-    except ValidationError as error:
-        raise ConfigError(_explain(error, origins)) from error
-
-
-def wished_log_format(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> object:
-    """Returns what `log_format` is set to, also where settings are wrong: for the line that says so.
-
-    Args:
-        flags: as for `load_settings`.
-        environ: as for `load_settings`.
-        config_file: as for `load_settings`.
-    """
-    path = config_file or environ.get(CONFIG_VARIABLE)
-    file: Mapping[str, Any] = {}
-    if path:
-        with contextlib.suppress(ConfigError):
-            file = read_config_file(Path(path))
-    wishes = (flags.get("log_format"), environ.get(variable_name("log_format")), *map(file.get, _LOG_FORMAT_KEYS))
-    return next(filter(None, wishes), None)
-
-
-def _is_service_link(variable: str, text: str) -> bool:
-    """Whether Kubernetes set the variable, for pods beside a service called qwen-server."""
-    if _SERVICE_LINK.fullmatch(variable):
-        return True
-    return variable == variable_name("port") and "://" in text
 
 
 def flag_name(field: str) -> str:
@@ -359,13 +246,6 @@ def variable_name(field: str) -> str:
     return ENV_PREFIX + field.upper()
 
 
-def _known(name: str, known: Iterable[str], complaint: str, show: Any) -> str:
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, list(known), n=1)
-    raise ConfigError(complaint + (f"; did you mean {show(near[0])}?" if near else ""))
-
-
 def shown(name: str, value: object) -> str:
     """Returns a setting's value as it may be printed and logged."""
     if name in SECRETS and value:
@@ -377,18 +257,3 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return str(first["msg"]).removeprefix("Value error, ")
-    name = str(first["loc"][0])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if first["type"] in _WRONG_KINDS:  # as of a file: all that variables and flags hold is text
-        message = "must be text; put it in quotes, for the file's syntax makes a number, a date or the like of it"
-    if name not in (*SECRETS, *_SECRET_FILES):
-        value = first["input"]
-        message += f", not {(shown(name, value) if isinstance(value, str) else value)!r}"
-    return f"{origins.get(name, name)}: {message}"

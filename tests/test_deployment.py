@@ -17,7 +17,8 @@ from model.contract.engine_config import EngineConfig
 from model.contract.messages import EngineReady, EngineStats
 from server.engine.client import EngineClient
 from server.metrics import Metrics
-from server.settings import ENV_PREFIX, Settings, load_settings
+from server.settings import ENV_PREFIX, Settings
+from server.settings_sources import load_settings
 from tests.support.server_process import ROOT, ServerProcess
 
 DOCKER = ROOT / "docker"
@@ -84,7 +85,7 @@ def test_compose_starts_a_server_that_takes_its_settings(name: str, profile: str
     server = compose()["services"][name]
     environ = {name: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", value) for name, value in server["environment"].items()}
     settings = load_settings({}, environ)
-    assert settings.server_config().credentials.required
+    assert settings.credentials().required
     longest = settings.drain_delay_s + settings.shutdown_timeout_s
     assert float(server["stop_grace_period"].removesuffix("s")) > longest + 5
     assert server["profiles"] == [profile], "never two of them on one port"

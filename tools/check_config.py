@@ -7,7 +7,9 @@ from typing import Any
 
 from model.contract.config import ModelConfig
 from server.hub import folder_here
-from server.settings import Settings, shown, trace_settings
+from server.settings import Settings, shown
+from server.settings_sources import trace_settings
+from server.tracing import require_tracing
 
 
 def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None) -> str:
@@ -25,7 +27,10 @@ def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
         ConfigError: they cannot be used; one line.
     """
     settings, origins = trace_settings(flags, environ, config_file)
-    config = settings.server_config()
+    credentials = settings.credentials()
+    settings.tls()
+    if settings.otel_endpoint is not None:
+        require_tracing()
     folder = folder_here(settings.model, settings.revision)
     if folder is not None:
         ModelConfig.from_folder(folder)
@@ -33,12 +38,11 @@ def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
     width = max(map(len, values))
     longest = max(map(len, values.values()))
     lines = [f"{name:<{width}}  {value:<{longest}}  {origins.get(name, 'default')}" for name, value in values.items()]
-    credentials = config.credentials
     guards = [f"{len(credentials.key_digests)} keys"] if credentials.key_digests else []
     guards += ["one user with a password"] if credentials.basic_digest is not None else []
     notes = [
         f"the checkpoint    {f'is {folder}' if folder else 'is not here: it is fetched from a hub at the start'}",
         f"callers need      {' or '.join(guards) or 'nothing: anyone who reaches the port is let in'}",
-        f"requests may name {', '.join(config.served_names)}",
+        f"requests may name {', '.join(settings.served_names)}",
     ]
     return "\n".join([*lines, "", *notes])

@@ -12,9 +12,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.gates.credentials import Credentials
-from server.server_config import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Whoever has one IPv6 address has all of its network.
 _IPV6_PREFIX = 64
@@ -86,7 +86,12 @@ class CallerMiddleware:
         trusted_proxies: whose `X-Forwarded-For` is believed; anybody could write one.
     """
 
-    def __init__(self, app: ASGIApp, credentials: Credentials, trusted_proxies: tuple[Network, ...]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        credentials: Credentials,
+        trusted_proxies: tuple[Network, ...],
+    ) -> None:
         self._app = app
         self._credentials = credentials
         self._trusted_proxies = trusted_proxies

@@ -42,4 +42,4 @@ async def create_chat_completion(
         request, lambda: services.converter.chat(body, services.engine.require_ready())
     )
     reply = ChatReply(generation.request, model, services.tokenizer)
-    return await respond(request, generation, reply, body, services.config.ping_interval_s)
+    return await respond(request, generation, reply, body, services.settings.ping_interval_s)

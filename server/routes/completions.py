@@ -42,4 +42,4 @@ async def create_completion(
         request, lambda: services.converter.completion(body, services.engine.require_ready())
     )
     reply = CompletionReply(generation.request, model, services.tokenizer)
-    return await respond(request, generation, reply, body, services.config.ping_interval_s)
+    return await respond(request, generation, reply, body, services.settings.ping_interval_s)

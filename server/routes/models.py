@@ -33,7 +33,7 @@ def _model(services: Services, name: str) -> dict[str, Any]:
 )
 async def list_models(services: ServicesDep) -> Response:
     """Lists the names a request's `model` may be."""
-    data = [_model(services, name) for name in services.config.served_names]
+    data = [_model(services, name) for name in services.settings.served_names]
     return JsonResponse({"object": "list", "data": data})
 
 

@@ -49,10 +49,10 @@ async def reference(request: Request, services: ServicesDep) -> Response:
 @router.api_route("/web/settings.json", methods=_METHODS)
 async def page_settings(services: ServicesDep) -> Response:
     """Says how to get in, and the real defaults and limits of sampling."""
-    credentials = services.config.credentials
+    credentials = services.credentials
     settings = {
         "version": server_version().version,
-        "demo": demo_name(local_folder(services.config.model)) is not None,
+        "demo": demo_name(local_folder(services.settings.model)) is not None,
         "auth": {"bearer": bool(credentials.key_digests), "basic": credentials.basic_digest is not None},
         "system": DEFAULT_SYSTEM,
         "defaults": _defaults(services),

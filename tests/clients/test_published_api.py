@@ -19,7 +19,8 @@ from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import PromptEncoder
 from server.gates.auth import AuthMiddleware
 from server.gates.credentials import Credentials
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 from server.wire.errors import ApiError
 from server.wire.requests import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
@@ -131,13 +132,13 @@ def _(wire: Wire) -> None:
 @row("`--api-auth user:password`")
 def _(wire: Wire) -> None:
     settings = load_settings({"model": "m", "api_auth": "user:password", "api_key": ("k",)}, {})
-    credentials = settings.server_config().credentials
+    credentials = settings.credentials()
     assert credentials.basic_digest is not None and credentials.caller("Bearer k") is not None
 
 
 @row("pages of any origin may call it")
 def _(wire: Wire) -> None:
-    assert load_settings({"model": "m", "cors_allow_origin": ("*",)}, {}).server_config().cors_allow_origins == ("*",)
+    assert load_settings({"model": "m", "cors_allow_origin": ("*",)}, {}).cors_allow_origin == ("*",)
 
 
 # -- routes and headers
@@ -150,7 +151,7 @@ TOKEN = base64.b64encode(b"user:password").decode()
 def _(wire: Wire) -> None:
     card = wire.http.get("/v1/models").json()["data"][0]
     assert card["object"] == "model" and {"id", "created", "owned_by", "max_model_len"} <= set(card)
-    names = load_settings({"model": "m", "served_model_name": ("gpt-3.5-turbo",)}, {}).server_config().served_names
+    names = load_settings({"model": "m", "served_model_name": ("gpt-3.5-turbo",)}, {}).served_names
     assert names == ("gpt-3.5-turbo",)
 
 

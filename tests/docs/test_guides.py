@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]
 
 from server.__main__ import build_parser
 from server.run_module import module_command
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tests.docs.guide import PAGES, Example, examples
 from tests.support.server_process import ROOT, ServerProcess
 from tools.chat.arguments import split_server_flags

@@ -31,7 +31,7 @@ from server.gates.limits import is_costly
 from server.gates.request_context import body_bytes_var
 from server.grammars import reply_grammar
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
-from server.server_config import ServerConfig
+from server.settings import Settings
 from server.wire.json_body import MAX_CONTAINERS, _count_containers
 from server.wire.requests import ChatCompletionRequest, CompletionRequest
 from tests.support.grammars import GRAMMARS
@@ -264,7 +264,7 @@ async def test_replies_of_too_many_logprobs_are_refused_unless_they_are_streamed
 def test_every_route_that_takes_work_passes_the_gates(demo_checkpoint: Path) -> None:
     engine = EngineClient(EngineConfig(checkpoint_path="none"))  # not started
     tokenizer = Tokenizer.from_folder(demo_checkpoint)
-    app = create_app(ServerConfig(model="m", served_names=("m",)), tokenizer, GenerationDefaults(), engine)
+    app = create_app(Settings(model="m"), tokenizer, GenerationDefaults(), engine)
     paths = [path for path, methods in app.openapi()["paths"].items() if "post" in methods]
     assert {"/tokenize", "/detokenize", "/v1/completions"} < set(paths)
     assert all(is_costly({"type": "http", "method": "POST", "path": path}) for path in paths)
@@ -274,7 +274,7 @@ async def test_tokenizing_has_a_queue_and_a_rate(demo_checkpoint: Path, monkeypa
     engine = EngineClient(EngineConfig(checkpoint_path="none"))
     monkeypatch.setattr(engine, "require_ready", lambda: READY)
     monkeypatch.setattr(engine, "require_open", lambda: None)
-    config = ServerConfig(model="m", served_names=("m",), max_queue_requests=1, max_requests_per_minute=4)
+    config = Settings(model="m", max_queue_requests=1, max_requests_per_minute=4)
     app = create_app(config, Tokenizer.from_folder(demo_checkpoint), GenerationDefaults(), engine)
     begun, finished = asyncio.Event(), asyncio.Event()
 

@@ -12,7 +12,7 @@ from model.contract.errors import CheckpointError
 from server.__main__ import main
 from server.conversion.defaults import GenerationDefaults
 from server.hub import describe_checkpoint, resolve_checkpoint, served_names
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tools.memory.report import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,10 +137,10 @@ def test_the_demo_is_what_is_served_without_a_model(tmp_path: Path, monkeypatch:
     (tmp_path / "qwen-demo").mkdir()
     monkeypatch.chdir(tmp_path)
     settings = load_settings({}, {})
-    assert settings.server_config().served_names == ("qwen-demo", "Qwen")
+    assert settings.served_names == ("qwen-demo", "Qwen")
     folder = resolve_checkpoint(settings.model)
     assert folder == ROOT / "demo" / "checkpoint"
     assert resolve_checkpoint("./qwen-demo") == tmp_path / "qwen-demo"
-    named = load_settings({"model": str(folder)}, {}).server_config().served_names
+    named = load_settings({"model": str(folder)}, {}).served_names
     assert named == ("qwen-demo", "Qwen")
     assert main(["check-config"]) == 0

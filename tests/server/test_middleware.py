@@ -20,12 +20,11 @@ from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.gates import limits
 from server.gates.callers import NOBODY, Caller
-from server.gates.credentials import Credentials
 from server.gates.limits import BodyBudget, BodyLimitMiddleware
 from server.gates.middleware import RequestContextMiddleware
 from server.gates.request_context import request_id_var, route_path
 from server.metrics import Metrics
-from server.server_config import ServerConfig
+from server.settings import Settings
 from server.wire.errors import ApiError
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -221,11 +220,9 @@ async def test_what_is_refused_on_its_way_has_its_route(
     path: str, body: str, key: str, status: int, route: str | None, demo_checkpoint: Path
 ) -> None:
     engine = EngineClient(EngineConfig(checkpoint_path="none"))  # not started
-    config = ServerConfig(
-        model="m", served_names=("m",), credentials=Credentials.from_secrets(("k",), None), max_body_bytes=50
-    )
+    settings = Settings(model="m", api_key=("k",), max_body_bytes=50)
     tokenizer = Tokenizer.from_folder(demo_checkpoint)
-    app = create_app(config, tokenizer, GenerationDefaults.from_folder(demo_checkpoint), engine)
+    app = create_app(settings, tokenizer, GenerationDefaults.from_folder(demo_checkpoint), engine)
     scopes: list[Scope] = []
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:

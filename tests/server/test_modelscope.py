@@ -16,7 +16,7 @@ import pytest
 from model.contract.errors import CheckpointError, ConfigError
 from server import hub_download
 from server.hub import describe_checkpoint, resolve_checkpoint
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tests.support.server_process import ROOT
 
 FILES = {

@@ -24,10 +24,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from model.contract.errors import ConfigError
 from server import tracing
 from server.__main__ import main
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from server.tls import tls_from_files
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server
+from tools.check_config import check_config
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SECRET_PROMPT = "a prompt like no other 8412"
@@ -267,14 +268,14 @@ def test_secrets_do_not_stay_in_settings() -> None:
     kept = settings.without_secrets()
     assert "s3cret" not in repr(kept)
     assert kept.model == "m"
-    assert not kept.server_config().credentials.required
-    assert settings.server_config().credentials.caller("Bearer s3cret")
+    assert not kept.credentials().required
+    assert settings.credentials().caller("Bearer s3cret")
 
 
 def test_traces_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"qwen-server\[otel\]"):
-        load_settings({"model": "m", "otel_endpoint": "http://x"}, {}).server_config()
+        check_config({"model": "m", "otel_endpoint": "http://x"}, {}, None)
 
 
 def test_without_traces_their_libraries_are_not_imported() -> None:

@@ -12,16 +12,15 @@ from model.contract.engine_config import EngineConfig
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
-from server.gates.credentials import Credentials
-from server.server_config import ServerConfig
-from server.settings import load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 from server.wire.missing_routes import missing_route
 from tests.support.vocabulary import byte_tokenizer
 
 
 def app_of(**config: Any) -> FastAPI:
     engine = EngineClient(EngineConfig(checkpoint_path="x"), start_timeout_s=1, timeout_s=1, on_fatal=print)
-    settings = ServerConfig(**{"model": "m", "served_names": ("m",), **config})
+    settings = Settings(**{"model": "m", **config})
     return create_app(settings, byte_tokenizer(), GenerationDefaults(), engine)
 
 
@@ -87,8 +86,7 @@ def test_nothing_is_guessed_where_nothing_is_near() -> None:
 
 
 async def test_behind_a_prefix_paths_work_with_and_without_it() -> None:
-    key = Credentials.from_secrets(("k",), None)
-    async with client_of(root_path="/a/qwen", credentials=key, max_queue_requests=1) as http:
+    async with client_of(root_path="/a/qwen", api_key=("k",), max_queue_requests=1) as http:
         for prefix in ("", "/a/qwen"):
             assert (await http.get(prefix + "/version")).status_code == 200
             assert (await http.get(prefix + "/")).status_code == 200
@@ -112,21 +110,21 @@ def test_a_prefix_is_a_path(text: str) -> None:
 
 
 async def test_a_star_accepts_every_name() -> None:
-    config = load_settings({"model": "Qwen/Qwen-7B-Chat", "served_model_name": ["*"]}, {}).server_config()
+    config = load_settings({"model": "Qwen/Qwen-7B-Chat", "served_model_name": ["*"]}, {})
     assert config.served_names == ("Qwen/Qwen-7B-Chat", "Qwen-7B-Chat", "Qwen")
-    named = load_settings({"model": "x/y", "served_model_name": ["*", "mine"]}, {}).server_config()
+    named = load_settings({"model": "x/y", "served_model_name": ["*", "mine"]}, {})
     assert (named.served_names, named.accepts_any_name) == (("mine",), True)
-    services = app_of(served_names=("mine",), accepts_any_name=True).state.services
+    services = app_of(served_model_name=("mine", "*")).state.services
     assert services.resolve_model("gpt-3.5-turbo") == "gpt-3.5-turbo"
     assert services.resolve_model(None) == "mine"
-    async with client_of(served_names=("mine",), accepts_any_name=True) as http:
+    async with client_of(served_model_name=("mine", "*")) as http:
         assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine"]
         assert (await http.get("/v1/models/any/name")).json()["id"] == "any/name"
-    async with client_of(served_names=("mine",)) as http:
+    async with client_of(served_model_name=("mine",)) as http:
         assert (await error_of(http, "GET", "/v1/models/any"))[0] == 404
 
 
 async def test_a_name_may_hold_slashes() -> None:
-    async with client_of(served_names=("Qwen/Qwen-7B-Chat",)) as http:
+    async with client_of(served_model_name=("Qwen/Qwen-7B-Chat",)) as http:
         assert (await http.get("/v1/models/Qwen/Qwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"
         assert (await http.get("/v1/models/Qwen%2FQwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"

@@ -14,7 +14,8 @@ from server.app import create_app
 from server.cli.flag_table import with_table
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
-from server.settings import Settings, flag_name, load_settings
+from server.settings import Settings, flag_name
+from server.settings_sources import load_settings
 from server.sizes import parse_size
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
@@ -35,7 +36,7 @@ def test_yaml_and_the_variable_that_names_the_file(tmp_path: Path) -> None:
     file.write_text("model: m\nserved_model_name: [a, b]\nkv_cache_memory: 2GB\nno_prefix_caching: true\n")
     settings = load_settings({}, {"QWEN_SERVER_CONFIG": str(file)})
     config = settings.engine_config(tmp_path)
-    assert settings.server_config().served_names == ("a", "b")
+    assert settings.served_names == ("a", "b")
     assert config.kv_cache_memory_bytes == 2_000_000_000
     assert config.enable_prefix_caching is False
 
@@ -93,9 +94,9 @@ def test_the_default_length_of_a_chat(flag: str | None, limit: int | str | None)
         with pytest.raises(ConfigError, match=f"--default-max-tokens: should be {limit}"):
             load_settings(flags, {})
         return
-    config = load_settings(flags, {}).server_config()
+    settings = load_settings(flags, {})
     engine = EngineClient(EngineConfig(checkpoint_path="x"), start_timeout_s=1, timeout_s=1, on_fatal=print)
-    app = create_app(config, byte_tokenizer(), GenerationDefaults(max_new_tokens=512), engine)
+    app = create_app(settings, byte_tokenizer(), GenerationDefaults(max_new_tokens=512), engine)
     assert app.state.services.converter.default_max_tokens == limit
 
 
@@ -173,10 +174,10 @@ def test_texts_that_yaml_makes_something_else_of(name: str, value: str, tmp_path
 @pytest.mark.parametrize("key", ["sk-4711", "/4711+base64==", "-----BEGIN PRIVATE KEY-----\n4711\n" * 200])
 def test_a_key_in_place_of_its_file_is_not_told(key: str) -> None:
     with pytest.raises(ConfigError, match=r"^--api-key-file: cannot read the key file") as caught:
-        load_settings({"model": "m", "api_key_file": key}, {}).server_config()
+        load_settings({"model": "m", "api_key_file": key}, {}).credentials()
     assert "4711" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^--ssl-keyfile: no such key file") as caught:
-        load_settings({"model": "m", "ssl_certfile": __file__, "ssl_keyfile": key}, {}).server_config()
+        load_settings({"model": "m", "ssl_certfile": __file__, "ssl_keyfile": key}, {}).tls()
     assert "4711" not in str(caught.value)
 
 
@@ -199,13 +200,14 @@ def refusal(endpoint: str) -> str:
 def test_keys_from_a_file(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# ours\nalpha\n\nbeta\n")
-    config = load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
-    assert config.credentials.caller("Bearer beta")
-    assert config.credentials.caller("Bearer # ours") is None
-    assert "alpha" not in repr(config)
+    settings = load_settings({"model": "m", "api_key_file": str(keys)}, {})
+    credentials = settings.credentials()
+    assert credentials.caller("Bearer beta")
+    assert credentials.caller("Bearer # ours") is None
+    assert "alpha" not in repr((settings, credentials))
     keys.write_text("\n")
     with pytest.raises(ConfigError, match="holds no key"):
-        load_settings({"model": "m", "api_key_file": str(keys)}, {}).server_config()
+        load_settings({"model": "m", "api_key_file": str(keys)}, {}).credentials()
 
 
 def test_a_service_of_the_same_name_in_kubernetes() -> None:
@@ -242,7 +244,7 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_names_of_a_model(tmp_path: Path) -> None:
     def names(model: str, *given: str) -> tuple[str, ...]:
-        return load_settings({"model": model, "served_model_name": list(given)}, {}).server_config().served_names
+        return load_settings({"model": model, "served_model_name": list(given)}, {}).served_names
 
     assert names("Qwen/Qwen-7B-Chat") == ("Qwen/Qwen-7B-Chat", "Qwen-7B-Chat", "Qwen")
     assert names("Qwen/Qwen-7B-Chat", "mine", "gpt", "mine") == ("mine", "gpt")
@@ -261,10 +263,10 @@ def test_who_shares_with_whom(tmp_path: Path) -> None:
         "allowed_host": ["a.example"],
     }
     settings = load_settings(given, {"QWEN_SERVER_TRUSTED_PROXY": "10.0.0.0/8, ::1"})
-    engine, server = settings.engine_config(tmp_path), settings.server_config()
+    engine = settings.engine_config(tmp_path)
     assert (engine.max_running_per_caller, engine.allow_priority) == (3, True)
-    assert [str(network) for network in server.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
-    assert (server.share_prefix_cache, server.guard_tool_results, server.allowed_hosts) == (True, True, ("a.example",))
+    assert [str(network) for network in settings.trusted_proxy] == ["10.0.0.0/8", "::1/128"]
+    assert settings.allowed_host == ("a.example",)
     for wrong in ("proxy", "10.0.0.1/8"):
         with pytest.raises(ConfigError, match=r"--trusted-proxy: .*network"):
             load_settings({"model": "m", "trusted_proxy": [wrong]}, {})

@@ -20,7 +20,7 @@ from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.serve import draining_server
-from server.server_config import ServerConfig
+from server.settings import Settings
 
 # Takes a completion of a few tokens; the engine answers with the prompt.
 ECHO = {"prompt": "echo", "max_tokens": 4}
@@ -59,7 +59,7 @@ class LightServer:
             engine_config = EngineConfig(checkpoint_path=str(self._script))
             self.engine = EngineClient(engine_config, module="tests.support.scripted_engine")
         self._server = draining_server(
-            ServerConfig(model="m", served_names=("Qwen",), **config),
+            Settings(model="m", served_model_name=("Qwen",), **config),
             Tokenizer.from_folder(checkpoint),
             GenerationDefaults.from_folder(checkpoint),
             self.engine,
