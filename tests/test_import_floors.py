@@ -14,7 +14,7 @@ TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "
 # orjson writes what crosses the pipe; tiktoken and llguidance know text and ids.
 CONTRACT_LIBRARIES = {"orjson", "tiktoken", "llguidance"}
 # What computes with tensors, and so must not know the loop.
-TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "backends")
+TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "adapters", "backends")
 # Of the tools: what only speaks to servers, and what only computes.
 CLIENTS = ("tools.chat", "tools.bench", "tools.evaluation")
 ENGINE_TOOLS = ("tools.quantize.run", "tools.quantize.options", "tools.doctor.__main__", "tools.doctor.facts",

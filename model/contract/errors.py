@@ -23,6 +23,10 @@ class CheckpointError(StartupError):
     """A checkpoint is missing, incomplete, corrupt or not of a kind we serve."""
 
 
+class AdapterError(CheckpointError):
+    """A LoRA adapter is missing, corrupt, of another base or of a kind that is not served."""
+
+
 class RestartNeededError(QwenServerError):
     """This process cannot go on, and another start will not meet what stopped it."""
 

@@ -1,0 +1,224 @@
+"""What a LoRA adapter says of itself: `adapter_config.json` as peft writes it.
+
+Pure. What an adapter asks for and this server does not compute is refused by name: served without it, the adapter would
+answer as nobody trained it to.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.contract.errors import AdapterError, CheckpointError
+from model.contract.json_file import read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+_MAX_CONFIG_BYTES = 1 << 20
+
+# What of an adapter may be trained as low-rank factors, by the last part of its name: the published spelling, and that
+# of the same weights in transformers' Qwen2 layout.
+TARGETS = ("c_attn", "c_proj", "w1", "w2", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What may be trained whole, and what it is called in the published spelling.
+SAVED_MODULES = {"wte": "transformer.wte", "embed_tokens": "transformer.wte", "lm_head": "lm_head"}
+
+# Initialisations that subtract from the base what they put into the adapter: it fits that base alone. peft can convert
+# them when it saves, and then writes another value here.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Kinds of adapters that compute something else, with what says so.
+_REFUSED = {
+    "use_dora": "DoRA (use_dora)",
+    "lora_bias": "biases of its own (lora_bias)",
+    "use_qalora": "QALoRA (use_qalora)",
+    "use_bdlora": "block-diagonal LoRA (use_bdlora)",
+    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
+    "arrow_config": "Arrow (arrow_config)",
+    "kasa_config": "KaSA (kasa_config)",
+    "velora_config": "VeLoRA (velora_config)",
+    "monteclora_config": "MonteCLoRA (monteclora_config)",
+    "layer_replication": "replicated layers (layer_replication)",
+    "target_parameters": "single parameters (target_parameters)",
+    "trainable_token_indices": "single rows of the embedding (trainable_token_indices)",
+}
+
+# Other models whose weights may have the very shapes of ours: a Qwen1.5 of 1.8B has those of the first generation.
+_OTHER_MODELS = re.compile(r"[\w.-]+/(?P<name>Qwen(?:1\.5|[2-9]|-VL|-Audio)[\w.-]*)")
+
+# Patterns of peft are regular expressions, and Python's take exponential time on some of them: those are refused.
+_MAX_PATTERNS = 16
+_MAX_PATTERN_CHARS = 200
+_MAX_QUANTIFIERS = 2
+_LITERAL = re.compile(r"(?:[\w-]|\\?\.)+")
+_COSTLY = re.compile(r"\)[*+{]|\(\?|\\[1-9]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """The numbers of an adapter.
+
+    Attributes:
+        path: of the file, for messages.
+        rank: of the factors, where no pattern says otherwise.
+        alpha: the product of the factors is multiplied by alpha / rank.
+        use_rslora: by alpha / sqrt(rank) instead.
+        rank_pattern: other ranks, by a pattern of the modules' names.
+        alpha_pattern: other alphas, likewise.
+        targets: last parts of the names of what was trained; None where the file has a pattern in their place.
+        saved_modules: what was trained whole, in the published spelling.
+        base_name: what the adapter was trained on, as its trainer called it.
+    """
+
+    path: Path
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, float]
+    alpha_pattern: Mapping[str, float]
+    targets: tuple[str, ...] | None = None
+    saved_modules: tuple[str, ...] = ()
+    base_name: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> AdapterConfig:
+        """Reads the `adapter_config.json` of an adapter's folder.
+
+        Raises:
+            AdapterError: it is missing or malformed, or asks for what this server does not compute.
+        """
+        folder = Path(folder)
+        path = folder / ADAPTER_CONFIG
+        if not path.is_file():
+            raise AdapterError(f"{folder}: holds no {ADAPTER_CONFIG}: not an adapter as peft saves it{_below(folder)}")
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise AdapterError(f"{path}: is larger than {_MAX_CONFIG_BYTES:,} bytes; no adapter's is")
+        try:
+            raw = read_json(path)
+        except CheckpointError as error:
+            raise AdapterError(str(error)) from error
+        _refuse_other_kinds(raw, path)
+        base_name = raw.get("base_model_name_or_path")
+        if isinstance(base_name, str) and (other := _OTHER_MODELS.fullmatch(base_name)) is not None:
+            raise AdapterError(f"{path}: the adapter was trained on {other['name']}, which is no first-generation Qwen")
+        return cls(
+            path=path,
+            rank=int(_number(raw.get("r"), "r", path, whole=True)),
+            alpha=_number(raw.get("lora_alpha", 8), "lora_alpha", path),
+            use_rslora=bool(raw.get("use_rslora", False)),
+            rank_pattern=_pattern(raw, "rank_pattern", path, whole=True),
+            alpha_pattern=_pattern(raw, "alpha_pattern", path),
+            targets=_targets(raw.get("target_modules"), path),
+            saved_modules=_saved_modules(raw.get("modules_to_save"), path),
+            base_name=base_name if isinstance(base_name, str) and base_name else None,
+        )
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank that any of its factors may have."""
+        return max([self.rank, *(int(rank) for rank in self.rank_pattern.values())])
+
+    def rank_of(self, module: str) -> int:
+        """Returns the rank of a module's factors; the module as the adapter calls it, without peft's prefix."""
+        return int(_matching(self.rank_pattern, module, self.rank))
+
+    def scaling_of(self, module: str) -> float:
+        """Returns what the product of a module's factors is multiplied by."""
+        rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def _below(folder: Path) -> str:
+    """Names the newest `checkpoint-N` of a trainer's folder, for a message; empty if there is none."""
+    steps = [path.parent for path in folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}")]
+    numbered = [path for path in steps if path.name.removeprefix("checkpoint-").isdecimal()]
+    newest = max(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return "" if newest is None else f"; {newest} is one"
+
+
+def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
+    kind = raw.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(f"{path}: peft_type is {kind!r}; LORA adapters are served")
+    for key, name in _REFUSED.items():
+        if raw.get(key):
+            raise AdapterError(f"{path}: {name} is not supported; plain LoRA is")
+    bias = raw.get("bias", "none")
+    if bias != "none":
+        raise AdapterError(f"{path}: trained biases (bias={bias!r}) are not supported; bias='none' is")
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGES_THE_BASE):
+        raise AdapterError(
+            f"{path}: init_lora_weights={start!r} changed the base model too; save the adapter converted to plain LoRA"
+            " (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    for key, value in raw.items():
+        if key.startswith("use_") and key != "use_rslora" and value:
+            raise AdapterError(f"{path}: {key} is not supported; plain LoRA and use_rslora are")
+
+
+def _number(value: object, what: str, path: Path, *, whole: bool = False) -> float:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e6:
+        kind = "whole number" if whole else "number"
+        raise AdapterError(f"{path}: {what} must be a positive {kind} below a million, not {str(value)[:80]}")
+    return float(value)
+
+
+def _pattern(raw: dict[str, Any], key: str, path: Path, *, whole: bool = False) -> dict[str, float]:
+    found = raw.get(key) or {}
+    if not isinstance(found, dict):
+        raise AdapterError(f"{path}: {key} must map names to numbers")
+    expressions = [pattern for pattern in found if not _LITERAL.fullmatch(pattern)]
+    if len(expressions) > _MAX_PATTERNS:
+        raise AdapterError(f"{path}: {key} has more than {_MAX_PATTERNS} regular expressions; give the names")
+    for pattern in expressions:
+        num_quantifiers = sum(pattern.count(sign) for sign in "*+{")
+        if len(pattern) > _MAX_PATTERN_CHARS or num_quantifiers > _MAX_QUANTIFIERS or _COSTLY.search(pattern):
+            raise AdapterError(f"{path}: {key}: {pattern[:80]!r} may take too long to match; give the modules' names")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise AdapterError(f"{path}: {key}: {pattern[:80]!r} is no regular expression ({error})") from error
+    return {name: _number(value, f"{key} of {name[:80]!r}", path, whole=whole) for name, value in found.items()}
+
+
+def _matching(pattern: Mapping[str, float], module: str, otherwise: float) -> float:
+    """The number of the first pattern that is the module's name, or what follows a dot in it; as peft looks it up."""
+    for key, number in pattern.items():
+        if _LITERAL.fullmatch(key):
+            name = key.replace("\\", "")
+            if module == name or module.endswith(f".{name}"):
+                return number
+        elif re.match(rf"(.*\.)?({key})$", module):
+            return number
+    return otherwise
+
+
+def _names(value: object, key: str, path: Path) -> Iterator[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise AdapterError(f"{path}: {key} must be a list of names")
+    yield from value
+
+
+def _targets(value: object, path: Path) -> tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return None  # a pattern, or "all-linear": the weights tell what it matched
+    targets = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in _names(value, "target_modules", path)))
+    for target in targets:
+        if target not in TARGETS:
+            raise AdapterError(f"{path}: target_modules names {target[:80]!r}; served are {', '.join(TARGETS)}")
+    return targets
+
+
+def _saved_modules(value: object, path: Path) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    modules = []
+    for name in _names(value, "modules_to_save", path):
+        module = SAVED_MODULES.get(name.rsplit(".", 1)[-1])
+        if module is None:
+            raise AdapterError(f"{path}: modules_to_save names {name[:80]!r}; served are wte and lm_head")
+        modules.append(module)
+    return tuple(dict.fromkeys(modules))
