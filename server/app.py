@@ -30,6 +30,7 @@ from server.metrics import Metrics
 from server.routes import chat, completions, health, models, page, tokenize
 from server.services import Services
 from server.settings import Settings
+from server.store.store import Store
 from server.tracing import Tracer, TracingMiddleware
 from server.version import server_version
 from server.wire.errors import install_error_handlers
@@ -73,9 +74,11 @@ def create_app(
         engine, metrics, max_queue_requests=settings.max_queue_requests, max_queue_tokens=settings.max_queue_tokens
     )
     limiter = RateLimiter(settings.max_requests_per_minute, settings.max_tokens_per_minute)
+    store = Store(settings.store, settings.store_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store.start()
         await engine.start()
         grammars.start()
         try:
@@ -85,6 +88,7 @@ def create_app(
             grammars.close()
             converter.encoder.off_loop.close()
             await engine.stop()
+            await asyncio.to_thread(store.close)
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
@@ -107,6 +111,7 @@ def create_app(
         admission=admission,
         limiter=limiter,
         metrics=metrics,
+        store=store,
     )
     install_openapi(app)
     routers = [module.router for module in (chat, completions, models, tokenize, health, page)]

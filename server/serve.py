@@ -204,6 +204,7 @@ def draining_server(
     # Streams end when they are finished or the drain is over, not because a signal came.
     AppStatus.enable_automatic_graceful_drain = False
     app = create_app(settings, tokenizer, defaults, engine, credentials)
+    app.state.services.store.open()  # what cannot be used stops the start, in one line
     return DrainingServer(
         uvicorn.Config(
             app,

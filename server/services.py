@@ -26,6 +26,7 @@ from server.off_loop import OffLoop
 from server.replies.generation import Generation
 from server.routes.web_files import WebFile, load_web_files
 from server.settings import Settings
+from server.store.store import Store
 from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Services:
         admission: decides who may wait for it.
         limiter: counts what each key asks for.
         metrics: counts.
+        store: keeps what outlives a request.
         created: Unix time of the start, for /v1/models.
         web_files: of the chat page, by name.
     """
@@ -58,6 +60,7 @@ class Services:
     admission: Admission
     limiter: RateLimiter
     metrics: Metrics
+    store: Store
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
 

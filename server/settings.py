@@ -27,6 +27,8 @@ from server.tls import Tls, tls_from_files
 ENV_PREFIX = "QWEN_SERVER_"
 ANY_NAME = "*"
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
+_MEMORY_STORE_BYTES = 256 << 20
+_FILE_STORE_BYTES = 16 << 30
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
@@ -179,11 +181,24 @@ class Settings(BaseModel):
     otel_endpoint: str | None = Field(
         None, pattern=r"^https?://", description="send traces to this OTLP/HTTP collector (needs the extra otel)"
     )
+    store: Path | None = Field(
+        None,
+        description="SQLite file for files, batches and stored responses (default: in memory, until the server ends)",
+    )
+    max_store_bytes: Size | None = Field(
+        None,
+        description="most that is stored, of which one key may fill half (default: 256MiB in memory, 16GiB in a file)",
+    )
 
     @cached_property
     def served_names(self) -> tuple[str, ...]:
         """What a request's `model` may be; the first is the one that replies carry if it names none."""
         return served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME))
+
+    @property
+    def store_bytes(self) -> int:
+        """The most that is stored."""
+        return self.max_store_bytes or (_MEMORY_STORE_BYTES if self.store is None else _FILE_STORE_BYTES)
 
     @property
     def accepts_any_name(self) -> bool:

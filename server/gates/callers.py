@@ -33,6 +33,11 @@ class Caller(NamedTuple):
     weight: int = 1
     has_key: bool = False
 
+    @property
+    def owner(self) -> str:
+        """Whose what it stores is: its key's; where no key is asked for, everybody's."""
+        return self.name if self.has_key else ""
+
 
 NOBODY = Caller("")
 

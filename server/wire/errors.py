@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
+from server.store.errors import StoreError, StoreFullError
 from server.wire.missing_routes import missing_route
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,10 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(400, error.message, code=error.code, param=error.param)
         case EngineUnavailableError():
             return engine_unavailable(str(error))
+        case StoreFullError():
+            return ApiError(507, str(error), code="storage_full", headers={"x-should-retry": "false"})
+        case StoreError():
+            return ApiError(503, str(error), type="server_error", code="storage_unavailable")
         case StarletteHTTPException():
             return _from_http_exception(error)
     return server_error()
@@ -251,5 +256,5 @@ def install_error_handlers(app: FastAPI, paths: Sequence[str]) -> None:
         return as_api_error(error).response()
 
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    for kind in (StarletteHTTPException, InvalidRequestError, EngineUnavailableError):
+    for kind in (StarletteHTTPException, InvalidRequestError, EngineUnavailableError, StoreError):
         app.add_exception_handler(kind, on_error)

@@ -1,0 +1,13 @@
+"""How the store fails, apart from it so that those who tell clients need not load it."""
+
+from __future__ import annotations
+
+from model.contract.errors import QwenServerError
+
+
+class StoreError(QwenServerError):
+    """The store cannot be read or written now; the message says why."""
+
+
+class StoreFullError(StoreError):
+    """There is no room for what was to be stored."""

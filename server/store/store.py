@@ -1,0 +1,226 @@
+"""The store as the rest of the server sees it: coroutines in front of one thread that owns the database.
+
+What waits together is committed together, and nobody is answered before that: whatever was acknowledged is on disk.
+Every look-up names the owner, so that nobody's id opens another's object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from model.contract.errors import ConfigError
+from server.store.database import open_database, reason
+from server.store.errors import StoreError, StoreFullError
+from server.store.records import Change, Entry, StoredObject
+from server.store.room import Room
+from server.store.tables import Tables
+
+logger = logging.getLogger(__name__)
+
+# So much of a list is read at once: it is all in memory, and others wait meanwhile.
+MAX_READ_BYTES = 4 << 20
+_MAX_JOBS_TOGETHER = 256
+
+T = TypeVar("T")
+
+
+class _Job(NamedTuple):
+    """Work for the thread: the future is told what comes of it, after the commit."""
+
+    work: Callable[[Tables], Any]
+    future: Future[Any]
+
+
+class Store:
+    """Objects and their lists; see `records`.
+
+    Args:
+        path: of the SQLite file, made where there is none; None keeps everything in memory.
+        max_bytes: the most that may be stored, of which one owner may fill half.
+    """
+
+    def __init__(self, path: Path | None = None, max_bytes: int = 256 << 20) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._connection: sqlite3.Connection | None = None
+        self._tables: Tables | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether what is stored is there after a restart."""
+        return self._path is not None
+
+    def open(self) -> None:
+        """Opens the file, before anything listens; `start` does it else.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        if self._connection is None:
+            self._connection = open_database(self._path)
+            try:
+                self._tables = Tables(self._connection, Room(self._connection, self._max_bytes))
+            except sqlite3.Error as error:
+                self._connection.close()
+                raise ConfigError(f"--store {self._path}: {reason(error)}") from error
+
+    def start(self) -> None:
+        """Begins to work.
+
+        Raises:
+            ConfigError: as `open`.
+        """
+        self.open()
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finishes what waits and gives the file back; later calls fail. It may take a moment: not for the loop."""
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        if self._connection is not None:
+            self._connection.close()
+
+    async def write(self, *changes: Change) -> None:
+        """Makes changes, all or none, and returns when they are durable.
+
+        Raises:
+            StoreFullError: there is no room for them.
+            StoreError: the database fails.
+        """
+        await self._do(lambda tables: tables.apply(changes))
+
+    async def get(self, owner: str, kind: str, id: str) -> StoredObject | None:
+        """Returns an object of an owner, or None where there is no such one."""
+        return await self._do(lambda tables: tables.get(owner, kind, id))
+
+    async def page(
+        self, owner: str, kind: str, *, limit: int, after: str | None = None, ascending: bool = False
+    ) -> list[StoredObject] | None:
+        """Returns objects of an owner in the order they were first stored, the newest first unless `ascending`.
+
+        Args:
+            owner: whose.
+            kind: of which.
+            limit: the most.
+            after: the id of the one they follow.
+            ascending: the oldest first.
+
+        Returns:
+            None where there is no object `after`.
+        """
+        return await self._do(lambda tables: tables.page(owner, kind, limit, after, ascending))
+
+    async def all_of(self, kind: str) -> list[StoredObject]:
+        """Returns the objects of every owner, the oldest first: for who goes on with them after a start."""
+        return await self._do(lambda tables: tables.all_of(kind))
+
+    async def entries(
+        self,
+        owner: str,
+        id: str,
+        list: str,
+        *,
+        limit: int,
+        after: int | None = None,
+        ascending: bool = True,
+        max_bytes: int = MAX_READ_BYTES,
+    ) -> list[Entry]:
+        """Returns entries of a list in their order; none where the object is not this owner's.
+
+        Args:
+            owner: of the object.
+            id: of the object.
+            list: its name.
+            limit: the most.
+            after: the number of the one they follow (or, descending, stand before).
+            ascending: the first one first.
+            max_bytes: reading ends with the entry that exceeds it; ask again for the rest.
+        """
+        return await self._do(lambda tables: tables.entries(owner, id, list, limit, after, ascending, max_bytes))
+
+    async def entry(self, owner: str, id: str, list: str, name: str) -> Entry | None:
+        """Returns the first entry of a name, or None."""
+        return await self._do(lambda tables: tables.entry(owner, id, list, name))
+
+    async def names(self, owner: str, id: str, list: str) -> list[str]:
+        """Returns the names of all entries of a list, in their order."""
+        return await self._do(lambda tables: tables.names(owner, id, list))
+
+    async def _do(self, work: Callable[[Tables], T]) -> T:
+        if self._thread is None or not self._thread.is_alive():
+            raise StoreError("The store is closed: the server is starting or shutting down.")
+        future: Future[T] = Future()
+        self._jobs.put(_Job(work, future))
+        return await asyncio.wrap_future(future)
+
+    def _serve(self) -> None:
+        """What the thread does, until `close`."""
+        assert self._tables is not None
+        while True:
+            job = self._jobs.get()
+            jobs = []
+            while job is not None:
+                if job.future.set_running_or_notify_cancel():
+                    jobs.append(job)
+                if len(jobs) >= _MAX_JOBS_TOGETHER:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if jobs:
+                self._do_together(self._tables, jobs)
+            if job is None:
+                break
+        self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.future.set_exception(StoreError("The store is closed: the server is shutting down."))
+
+    def _do_together(self, tables: Tables, jobs: list[_Job]) -> None:
+        """Does jobs in one transaction: one that fails is taken back alone, and a commit that fails fails them all."""
+        outcomes: list[tuple[Any, Exception | None]] = []
+        failure: Exception | None = None
+        try:
+            with tables.transaction():
+                for job in jobs:
+                    try:
+                        with tables.savepoint():
+                            outcomes.append((job.work(tables), None))
+                    except (sqlite3.Error, MemoryError):
+                        raise
+                    except Exception as error:
+                        if not isinstance(error, StoreError):
+                            logger.exception("the store failed")
+                        outcomes.append((None, error))
+        except Exception as error:
+            failure = self._explain(error)
+        for job, (result, refusal) in zip(jobs, [(None, failure)] * len(jobs) if failure else outcomes, strict=True):
+            if refusal is not None:
+                job.future.set_exception(refusal)
+            else:
+                job.future.set_result(result)
+
+    def _explain(self, error: Exception) -> Exception:
+        """What those are told whose work was lost."""
+        logger.error("the store (%s) failed: %s", self._path or "in memory", reason(error))
+        if isinstance(error, MemoryError) or "full" in str(error):
+            return StoreFullError("The server has no room to store this: its disk is full.")
+        return StoreError("The server could not read or write what it stores; its log has the reason.")
