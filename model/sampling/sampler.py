@@ -36,7 +36,7 @@ class SampledToken(NamedTuple):
     is_valid: bool
 
 
-class PendingSample:
+class SamplerOutput:
     """Rows that have been sampled on the device; the host has seen nothing of it yet.
 
     Args:
@@ -93,20 +93,13 @@ class Sampler:
         """Drops the histories of sequences that ended."""
         self._history.forget(seq_ids)
 
-    def sample(
-        self, logits: torch.Tensor, rows: AlignedList[SamplingRow], masks: torch.Tensor | None = None
-    ) -> list[SampledToken]:
-        """Picks a token for each row and waits for it; see `launch`."""
-        pending = self.launch(logits, rows, masks)
-        return pending.read(pending.tensors)
-
     def launch(
         self,
         logits: torch.Tensor,
         rows: AlignedList[SamplingRow],
         masks: torch.Tensor | None = None,
         last_ids: torch.Tensor | None = None,
-    ) -> PendingSample:
+    ) -> SamplerOutput:
         """Picks a token for each row; on a GPU nothing is waited for.
 
         Args:
@@ -122,7 +115,7 @@ class Sampler:
         self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
         _forbid_early_endings(logits, rows)
-        return PendingSample(*self._choose(logits, rows), reports)
+        return SamplerOutput(*self._choose(logits, rows), reports)
 
     def _logprob_reporter(self, logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> _LogprobReporter | None:
         counts = [row.sampling.num_logprobs for row in rows]

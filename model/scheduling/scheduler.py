@@ -29,8 +29,6 @@ from model.scheduling.sequence import (
     SequenceUpdate,
 )
 
-__all__ = ["ScheduledBatch", "ScheduledSequence", "Scheduler", "SequenceUpdate"]
-
 
 class _Plan:
     """A step as it is planned.
@@ -164,13 +162,6 @@ class Scheduler:
         self._num_step_tokens = batch.num_tokens
         return batch
 
-    def update(
-        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
-    ) -> list[SequenceUpdate]:
-        """Commits a step that has run: `advance` and `settle` in one."""
-        self.advance(batch)
-        return self.settle(batch, sampled, completed)
-
     def advance(self, batch: ScheduledBatch) -> None:
         """Takes note that a step was launched. At most two may be in flight.
 
@@ -178,10 +169,11 @@ class Scheduler:
             batch: from `schedule`, not aborted in between.
         """
         self._num_in_flight += 1
-        for seq, start, num_tokens, needs_sampling in batch.entries:
-            if seq.status is SequenceStatus.RUNNING:
-                seq.num_computed_tokens = start + num_tokens
-                if needs_sampling:
+        for entry in batch.entries:
+            seq = self.residents.sequences.get(entry.seq_id)
+            if seq is not None and seq.status is SequenceStatus.RUNNING:
+                seq.num_computed_tokens = entry.end
+                if entry.needs_sampling:
                     seq.token_ids.append(UNKNOWN_TOKEN)
 
     def settle(
@@ -199,11 +191,12 @@ class Scheduler:
         """
         self._num_in_flight -= 1
         updates: list[SequenceUpdate] = []
-        for (seq, start, num_tokens, needs_sampling), token_id in zip(batch.entries, sampled, strict=True):
-            if seq.status is SequenceStatus.FINISHED:
+        for entry, token_id in zip(batch.entries, sampled, strict=True):
+            seq = self.residents.sequences.get(entry.seq_id)
+            if seq is None:
                 continue
-            end = start + num_tokens
-            if needs_sampling:
+            end = entry.end
+            if entry.needs_sampling:
                 if token_id is None:
                     raise ValueError(f"no token was sampled for {seq}")
                 seq.token_ids[end] = token_id
@@ -212,7 +205,7 @@ class Scheduler:
                 self.block_manager.commit(seq)
                 if end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
-            if needs_sampling:
+            if entry.needs_sampling:
                 assert token_id is not None
                 update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
             elif end == seq.num_tokens:
@@ -220,10 +213,14 @@ class Scheduler:
             else:
                 continue
             if update.finish_reason is not None:
-                del seq.token_ids[end + needs_sampling :]
+                del seq.token_ids[end + entry.needs_sampling :]
                 self.residents.leave(seq)
             updates.append(update)
         return updates
+
+    def is_alive(self, seq_id: int) -> bool:
+        """Returns whether a sequence has not ended; ids are never reused."""
+        return seq_id in self.residents.sequences
 
     def has_work(self) -> bool:
         """Returns whether any sequence has not ended."""
@@ -301,8 +298,20 @@ class Scheduler:
         self._num_turns += 1
         seq.last_turn = self._num_turns
         start = seq.num_computed_tokens
-        needs_sampling = start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0
-        return ScheduledSequence(seq, start, num_tokens, needs_sampling)
+        return ScheduledSequence(
+            seq.seq_id,
+            seq.request_id,
+            start,
+            num_tokens,
+            needs_sampling=start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0,
+            needs_prompt_logits=seq.needs_prompt_logits,
+            token_ids=seq.token_ids,
+            num_prompt_tokens=seq.num_prompt_tokens,
+            block_table=seq.block_table,
+            rope_alpha=seq.rope_alpha,
+            sampling=seq.sampling,
+            choice_index=seq.choice_index,
+        )
 
     def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:
         is_ending = token_id in seq.sampling.ending_token_ids

@@ -1,7 +1,7 @@
 """The records the loop passes around: a sequence, what a step is to do to it, and what the step did.
 
-They exist so that the scheduler, the block manager and the model runner share one record of a sequence instead of
-three half-copies. They must not know tensors, text, or who asked: token ids, counters and block numbers.
+The scheduler and the block manager share one record of a sequence. Who runs a step sees a batch of plain data, so that
+it can be told to another process. None of them knows tensors or text: token ids, counters and block numbers.
 
 Pure: the standard library and `model.contract.sampling_params`.
 """
@@ -153,11 +153,6 @@ class Sequence:
         return self.token_ids[: self.num_prompt_tokens]
 
     @property
-    def output_ids(self) -> list[int]:
-        """A copy of the generated tokens."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
     def is_prefilling(self) -> bool:
         """Whether prompt positions, or several positions lost in a preemption, are still to be computed.
 
@@ -181,19 +176,42 @@ class Sequence:
 
 
 class ScheduledSequence(NamedTuple):
-    """A chunk of one sequence.
+    """A chunk of one sequence: all that a step needs to know of it.
+
+    The two lists are the sequence's own, good until the next step is planned: whoever keeps them longer copies them.
 
     Attributes:
-        seq: its block table holds all of its tokens.
+        seq_id: see `Sequence`, as of all that is not told here.
         start: position of the chunk's first token.
         num_tokens: length of the chunk.
         needs_sampling: the chunk reaches the last known token, so the next one is to be sampled.
+        needs_prompt_logits: the chunk's tokens are to be scored.
+        token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
+        block_table: of all of `token_ids`.
     """
 
-    seq: Sequence
+    seq_id: int
+    request_id: str
     start: int
     num_tokens: int
     needs_sampling: bool
+    needs_prompt_logits: bool
+    token_ids: list[int]
+    num_prompt_tokens: int
+    block_table: list[int]
+    rope_alpha: float
+    sampling: SamplingParams
+    choice_index: int
+
+    @property
+    def end(self) -> int:
+        """Position behind the chunk's last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def has_unknown_token(self) -> bool:
+        """Whether the chunk's last token is one that the step before is to sample."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN
 
 
 class ScheduledBatch:
