@@ -52,6 +52,7 @@ class AddRequest:
         weight: the caller's part when there is not enough for all.
         num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
         cache_salt: cached prompt starts are shared only where it is equal.
+        is_background: it takes what the others leave.
     """
 
     seq_ids: tuple[int, ...]
@@ -63,6 +64,7 @@ class AddRequest:
     weight: int = 1
     num_before: int = 0
     cache_salt: str = ""
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

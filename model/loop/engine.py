@@ -131,6 +131,7 @@ class Engine:
                 choice_index=index,
                 rope_alpha=alpha,
                 cache_salt=request.cache_salt,
+                is_background=request.is_background,
             )
             for index, seq_id in enumerate(request.seq_ids)
         ]

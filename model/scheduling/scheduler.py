@@ -29,6 +29,10 @@ from model.scheduling.sequence import (
     SequenceUpdate,
 )
 
+# The background's part of a step that others take part in, one of so many tokens: about what they would not notice, as
+# a step of few rows takes as long as one of a single row.
+_BACKGROUND_PART = 64
+
 
 class _Plan:
     """A step as it is planned.
@@ -40,10 +44,16 @@ class _Plan:
         bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
         late: ids of sequences that are left out.
         is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
+        num_left_background: of `num_left`, what may go to the background.
     """
 
     def __init__(
-        self, seqs: list[Sequence], max_num_tokens: int, preempted: list[Sequence], late: Collection[int]
+        self,
+        seqs: list[Sequence],
+        max_num_tokens: int,
+        preempted: list[Sequence],
+        late: Collection[int],
+        max_num_background: int,
     ) -> None:
         self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
         self.growing: dict[str, list[Sequence]] = {}
@@ -54,6 +64,7 @@ class _Plan:
         self.bereft = {seq.caller for seq in preempted}
         self.late = late
         self.is_blocked = False
+        self.num_left_background = max_num_background - sum(seq.is_background for seq in seqs)
 
     def give(self, seq: Sequence, at_most: int) -> int:
         """Lets a sequence compute more of its tokens; returns how many more."""
@@ -61,6 +72,8 @@ class _Plan:
         num_tokens = min(at_most, seq.num_uncomputed_tokens - planned)
         self.tokens[seq] = planned + num_tokens
         self.num_left -= num_tokens
+        if seq.is_background:
+            self.num_left_background -= num_tokens
         return num_tokens
 
     def lose(self, seq: Sequence) -> None:
@@ -148,9 +161,13 @@ class Scheduler:
         chosen = self._going_on()
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
+        max_num_background = self._max_num_background(chosen)
+        if sum(seq.is_background for seq in chosen) > max_num_background:
+            background = [seq for seq in chosen if seq.is_background]
+            chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
         if len(chosen) > self.max_num_batched_tokens:
             chosen = take_turns(chosen, self.max_num_batched_tokens)
-        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late)
+        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late, max_num_background)
         if plan.num_left:
             self._spend_rest(plan)
         decodes: list[ScheduledSequence] = []
@@ -247,6 +264,13 @@ class Scheduler:
         running = [seq for caller in self.residents.callers for seq in caller.running]
         return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
 
+    def _max_num_background(self, running: list[Sequence]) -> int:
+        """Tokens of a step that the background may have: while others are there few, so that they hardly notice."""
+        if all(caller.is_background for caller in self.residents.callers):
+            return self.max_num_batched_tokens
+        num_others = sum(not seq.is_background for seq in running)
+        return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
+
     def _spend_rest(self, plan: _Plan) -> None:
         """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
         plan.is_blocked = not self.residents.callers.can_admit(self.residents.num_running)
@@ -259,7 +283,9 @@ class Scheduler:
             for caller in callers:
                 self._spend(plan, caller, plan.num_left)
             return
-        parts = split(plan.num_left, {caller: self._wanted(plan, caller) for caller in callers})
+        first = [caller for caller in callers if not caller.is_background] or callers
+        parts = dict.fromkeys(callers, 0)
+        parts |= split(plan.num_left, {caller: self._wanted(plan, caller) for caller in first})
         callers = self.residents.callers.in_turn(callers)
         for caller in callers:
             self._spend(plan, caller, parts[caller])
@@ -278,11 +304,13 @@ class Scheduler:
 
     def _spend(self, plan: _Plan, caller: Caller, num_tokens: int) -> None:
         """Gives tokens to prompts of one caller: to those under way, then to newly admitted ones."""
+        if caller.is_background:
+            num_tokens = min(num_tokens, plan.num_left_background)
         growing = plan.growing.setdefault(caller.name, [])
         for seq in growing:
             if seq in plan.tokens:
                 num_tokens -= plan.give(seq, num_tokens)
-        while num_tokens and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
+        while num_tokens > 0 and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
             if self.max_running_per_caller is not None and len(caller.running) >= self.max_running_per_caller:
                 break
             first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)

@@ -41,6 +41,7 @@ class Sequence:
         priority: lower is served first among its caller's.
         round: sequences of one caller and priority take turns by it. At first how many of its request come before it;
             the scheduler counts on from the caller's own.
+        is_background: it takes what the others leave. All of a caller's are, or none is.
         arrival_index: breaks ties; given by the scheduler, kept through preemption.
         choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
         rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
@@ -66,6 +67,7 @@ class Sequence:
         "caller",
         "choice_index",
         "first_scheduled_time_s",
+        "is_background",
         "last_turn",
         "leader",
         "num_cached_tokens",
@@ -96,6 +98,7 @@ class Sequence:
         choice_index: int = 0,
         rope_alpha: float = 1.0,
         cache_salt: str = "",
+        is_background: bool = False,
         arrival_time_s: float | None = None,
     ) -> None:
         self.seq_id = seq_id
@@ -107,6 +110,7 @@ class Sequence:
         self.weight = weight
         self.priority = priority
         self.round = round
+        self.is_background = is_background
         self.arrival_index = 0
         self.choice_index = choice_index
         self.rope_alpha = rope_alpha

@@ -136,6 +136,7 @@ class FakeEngine:
                 choice_index=i,
                 rope_alpha=alpha,
                 cache_salt=salt,
+                is_background=caller.startswith("batch"),
             )
             for i in range(n)
         ]
@@ -634,7 +635,7 @@ def test_check_integrity_notices() -> None:
 REQUEST = st.fixed_dictionaries(
     {
         # Few prompts, so that they share beginnings; long ones, so that they fill small pools.
-        "caller": st.sampled_from(["a", "a", "b", "c"]),
+        "caller": st.sampled_from(["a", "a", "b", "batch"]),
         "weight": st.sampled_from([1, 1, 3]),
         "prompt": st.builds(
             lambda head, tail: [1, 2, 3, 4, 1, 1, 2, 1, 3, 2, 4, 4, 2, 3, 1, 4, 2, 2, 1, 3][:head] + tail,
