@@ -7,7 +7,6 @@ The HTTP side reads the object itself; what the engine shares of it stands in `E
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -211,7 +210,7 @@ class Settings(BaseModel):
         Args:
             checkpoint: the folder `model` stands for.
         """
-        alike = {field.name for field in fields(EngineConfig)} & type(self).model_fields.keys()
+        alike = type(self).model_fields.keys() & EngineConfig.__struct_fields__
         return EngineConfig(
             checkpoint_path=str(checkpoint),
             max_running_per_caller=self.max_running_per_key,

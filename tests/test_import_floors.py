@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "llvmlite"}
-# orjson writes what crosses the pipe; tiktoken and llguidance know text and ids.
-CONTRACT_LIBRARIES = {"orjson", "tiktoken", "llguidance"}
+# msgspec writes what crosses the pipe; orjson reads files; tiktoken and llguidance know text and ids.
+CONTRACT_LIBRARIES = {"msgspec", "orjson", "tiktoken", "llguidance"}
 # What computes with tensors, and so must not know the loop.
 TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "adapters", "backends")
 # Of the tools: what only speaks to servers, and what only computes.

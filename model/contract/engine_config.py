@@ -1,17 +1,14 @@
 """Everything the engine process is told at its start; built once by server/settings, never changed.
 
-Pure. It crosses to the engine process as JSON.
+It is the first message to the engine process.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
-import orjson
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="config"):
     """Settings of the engine.
 
     Attributes:
@@ -58,12 +55,3 @@ class EngineConfig:
     seed: int | None = None
     log_level: str = "info"
     log_format: str = "text"
-
-    def to_json(self) -> bytes:
-        """Returns the JSON that `from_json` reads back."""
-        return orjson.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: bytes) -> EngineConfig:
-        """Reads what `to_json` wrote."""
-        return cls(**orjson.loads(text))

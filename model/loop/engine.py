@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 
 import torch
+from msgspec.structs import replace
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import InvalidRequestError
@@ -202,7 +203,8 @@ class Engine:
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
         return StepOutputs(
             outputs,
-            stats._replace(
+            replace(
+                stats,
                 num_waiting=stats.num_waiting + num_compiling,
                 longest_blocked_s=self.watchdog.longest_s,
                 num_blocked_total=self.watchdog.num_blocked,

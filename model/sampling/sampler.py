@@ -15,6 +15,7 @@ from collections.abc import Sequence as AlignedList
 from typing import NamedTuple
 
 import torch
+from msgspec.structs import replace
 
 from model.contract.messages import MIN_LOGPROB, TokenLogprob
 from model.sampling.drawing import choose_tokens
@@ -137,7 +138,7 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: list[int], num_top: int) -> 
     ids = on_device(logits.device, next_ids)
     ranks: list[int] = (logits > logits.gather(1, ids[:, None])).sum(dim=1).add_(1).tolist()
     entries = reporter.entries(reporter.collect(ids))
-    return [entry._replace(rank=rank) for entry, rank in zip(entries, ranks, strict=True) if entry is not None]
+    return [replace(entry, rank=rank) for entry, rank in zip(entries, ranks, strict=True) if entry is not None]
 
 
 def unpack_bits(masks: torch.Tensor, vocab_size: int) -> torch.Tensor:

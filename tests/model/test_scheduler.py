@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from model.contract.errors import InvalidRequestError
 from model.contract.sampling_params import SamplingParams
@@ -609,8 +610,13 @@ def test_stats() -> None:
     engine.run()
     num_steps = engine.scheduler.stats().num_steps_total
     assert not engine.scheduler.schedule()
-    assert engine.scheduler.stats()._replace(num_free_blocks=0) == engine.scheduler.stats()._replace(
-        num_running=0, num_waiting=0, num_free_blocks=0, num_steps_total=num_steps, num_step_tokens=0
+    assert replace(engine.scheduler.stats(), num_free_blocks=0) == replace(
+        engine.scheduler.stats(),
+        num_running=0,
+        num_waiting=0,
+        num_free_blocks=0,
+        num_steps_total=num_steps,
+        num_step_tokens=0,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.contract.errors import EngineUnavailableError
 from model.contract.messages import EngineStats, SequenceOutput
@@ -182,7 +183,7 @@ def test_completion_stream_equals_unstreamed_reply_with_echo_and_scores() -> Non
     batches = []
     for index in range(4):
         first, *rest = outputs_of(list(b"abczz!"), index, "length", [1, 2, 1])
-        batches += [[first._replace(prompt_logprobs=[score(105)])], rest]
+        batches += [[replace(first, prompt_logprobs=[score(105)])], rest]
 
     async def both() -> None:
         chunks = await streamed(Script(request, batches), CompletionReply(request, "m", TOKENIZER))
