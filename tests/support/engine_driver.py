@@ -87,10 +87,11 @@ class Driver:
     def step(self) -> None:
         if self.engine.is_waiting_for_grammars():
             time.sleep(0.001)  # as the process does
-        outputs, self.stats = self.engine.step()
+        step = self.engine.step()
+        self.stats = step.stats
         if self.stats.num_steps_total % 4 == 0 or not self.engine.has_work():
             self.check_integrity()
-        for output in outputs:
+        for output in step.outputs:
             reply = self.replies[output.seq_id]
             assert reply.finish_reason is None, "an output after the last one"
             is_first = reply.num_cached_tokens is None
