@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from model.architectures.qwen import QWenLMHeadModel
+from model.architectures import make_model
 from model.backends import make_backend
 from model.backends.base import Backend, DecodeGraphs
 from model.backends.torch_backend import require_known_cache_dtype
@@ -76,13 +76,13 @@ class ModelRunner:
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
-            self.model = QWenLMHeadModel(
+            self.model = make_model(
                 self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
             )
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
             cache_dtype = self._cache_dtype(config)
-            self.backend.finish_loading(self.model_config, cache_dtype, config.block_size)
+            self.backend.finish_loading(self.model_config, self.dtype, cache_dtype, config.block_size)
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model.architectures.qwen import QWenLMHeadModel
+from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
@@ -34,7 +34,7 @@ class LoadedModel:
         self.backend = TorchBackend(torch.device("cpu"))
         self.dtype = dtype
         make_linear = linear_maker(self.config, self.backend, dtype)
-        self.model = QWenLMHeadModel(self.config, make_linear, self.backend, dtype)
+        self.model = make_model(self.config, make_linear, self.backend, dtype)
         with torch.inference_mode():
             self.num_bytes = load_weights(self.model, folder, self.backend.device)
 
