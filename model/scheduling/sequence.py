@@ -56,6 +56,8 @@ class Sequence:
         first_scheduled_time_s: the same when it first entered a batch, or None.
         last_turn: when the scheduler last chose it; who waited longest is next when tokens are too few for all.
         leader: the choice whose prompt blocks this one waits for or took; None for a leader and once admitted.
+        matched_blocks: its cached start as of the last look, when so many blocks had been evicted (`matched_at`); the
+            block manager's own.
     """
 
     __slots__ = (
@@ -70,6 +72,8 @@ class Sequence:
         "is_background",
         "last_turn",
         "leader",
+        "matched_at",
+        "matched_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -124,6 +128,8 @@ class Sequence:
         self.first_scheduled_time_s: float | None = None
         self.last_turn = 0
         self.leader: Sequence | None = None
+        self.matched_blocks: list[int] = []
+        self.matched_at = -1
 
     def __repr__(self) -> str:
         return (

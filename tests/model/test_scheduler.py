@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -479,6 +480,30 @@ class TestPreemption:
         while not batches or batches[-1].entries[-1].seq_id != scored.seq_id:
             batches.append(engine.step()[0])
         assert batches[-1].entries[-1].start > 0
+        engine.run()
+
+
+class TestBlockedAdmission:
+    def test_who_waits_for_room_is_looked_up_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = FakeEngine(num_blocks=33, block_size=4)
+        engine.add([1] * 60, max_tokens=1)
+        engine.run()
+        engine.add([2] * 50, max_tokens=40)
+        engine.step()
+        (blocked,) = engine.add([1] * 80, max_tokens=4)
+        num_lookups = 0
+
+        class Counting(dict[Any, int]):
+            def get(self, key: Any, default: Any = None) -> Any:
+                nonlocal num_lookups
+                num_lookups += key[0] == (1.0, "") and key[1] == (1, 1, 1, 1)  # where a walk begins
+                return super().get(key, default)
+
+        monkeypatch.setattr(engine.blocks, "_block_of_key", Counting(engine.blocks._block_of_key))
+        for _ in range(15):
+            engine.step()
+        assert blocked.status is SequenceStatus.WAITING
+        assert num_lookups == 1
         engine.run()
 
 
