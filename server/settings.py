@@ -106,6 +106,12 @@ class Settings(BaseModel):
     max_num_batched_tokens: int | None = Field(
         None, ge=1, description="most tokens in one step (default: 512 on a CPU, 4096 on a GPU)"
     )
+    max_step_ms: int | None = Field(
+        None,
+        ge=0,
+        description="how long a step may take that computes prompts while other requests wait for tokens; 0 is any time"
+        " (default: 250 on a CPU, 0 on a GPU)",
+    )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of the KV cache")
     kv_cache_memory: Size | None = Field(
         None, description="of the KV cache, such as 512MiB or 2GB (default: what is free)"

@@ -116,6 +116,10 @@ class Backend(Protocol):
         """A step's token budget when none is asked for."""
         ...
 
+    def default_max_step_ms(self) -> int:
+        """How long a step with prompts and decodes of others should take when nothing is asked for; 0 is any time."""
+        ...
+
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:

@@ -5,7 +5,8 @@ It exists so that the loop can plan and launch the next step in between. It must
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model.backends.base import HostCopy
@@ -45,6 +46,7 @@ class LaunchedStep:
         sampled: their tokens on the device, or None when none was sampled.
         copy: brings them to the host.
         grammars: walk on with the tokens.
+        launched_s: when, of `time.monotonic()`.
     """
 
     batch: ScheduledBatch
@@ -53,6 +55,7 @@ class LaunchedStep:
     sampled: SamplerOutput | None
     copy: HostCopy | None
     grammars: GrammarStates
+    launched_s: float = field(default_factory=time.monotonic)
 
     def wait(self) -> StepResult:
         """Waits for the device and returns what it made; to be called once."""

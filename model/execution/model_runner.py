@@ -74,6 +74,7 @@ class ModelRunner:
         if config.dtype == "auto" and declared not in (None, used):
             logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
+        self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
             self.model = make_model(

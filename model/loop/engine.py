@@ -67,6 +67,7 @@ class Engine:
             max_model_len=self._runner.max_model_len,
             max_running_per_caller=config.max_running_per_caller,
             allow_priority=config.allow_priority,
+            max_step_s=self._runner.max_step_ms / 1000,
         )
         self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
@@ -75,6 +76,7 @@ class Engine:
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
         self._in_flight: LaunchedStep | None = None
+        self._last_settled_s = 0.0
         self._is_idle = True
         self._adding = "-"
         self.watchdog = Watchdog("the engine's loop", MAX_BLOCKED_S, lambda: self._adding)
@@ -216,10 +218,13 @@ class Engine:
         batch = self._plan()
         if not batch:
             return []
+        started = time.monotonic()
         with self.watchdog.excused():
             result = self._guard.run(batch)
         if not result.batch:
             return []
+        if result.batch is batch and not result.failures:
+            self._note_time(result.batch, started)
         self._scheduler.advance(result.batch)
         return self._commit(result)
 
@@ -276,7 +281,13 @@ class Engine:
         with self.watchdog.excused():
             result = launched.wait()
         self._guard.note_success()
+        self._note_time(launched.batch, max(launched.launched_s, self._last_settled_s))
+        self._last_settled_s = time.monotonic()
         return self._commit(result)
+
+    def _note_time(self, batch: ScheduledBatch, started_s: float) -> None:
+        num_prompt_tokens = batch.num_tokens - batch.num_decodes
+        self._scheduler.prefill_budget.note(batch.num_decodes, num_prompt_tokens, time.monotonic() - started_s)
 
     def _commit(self, result: StepResult) -> list[SequenceOutput]:
         """Reports what a step did; it was advanced before."""

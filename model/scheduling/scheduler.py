@@ -19,6 +19,7 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineStats
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.callers import Caller, split, take_turns
+from model.scheduling.prefill_budget import PrefillBudget
 from model.scheduling.residents import Residents
 from model.scheduling.sequence import (
     UNKNOWN_TOKEN,
@@ -50,7 +51,7 @@ class _Plan:
     def __init__(
         self,
         seqs: list[Sequence],
-        max_num_tokens: int,
+        num_left: int,
         preempted: list[Sequence],
         late: Collection[int],
         max_num_background: int,
@@ -60,7 +61,7 @@ class _Plan:
         for seq in seqs:
             if seq.num_uncomputed_tokens > 1:
                 self.growing.setdefault(seq.caller, []).append(seq)
-        self.num_left = max_num_tokens - len(seqs)
+        self.num_left = num_left
         self.bereft = {seq.caller for seq in preempted}
         self.late = late
         self.is_blocked = False
@@ -92,6 +93,10 @@ class Scheduler:
         max_model_len: the most tokens in a sequence.
         max_running_per_caller: the most sequences of one caller that run; None is no limit.
         allow_priority: let priorities count between callers too.
+        max_step_s: how long a step with prompts and decodes of others should take; 0 is any time.
+
+    Attributes:
+        prefill_budget: learns how many prompt tokens that is.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Scheduler:
         max_model_len: int,
         max_running_per_caller: int | None = None,
         allow_priority: bool = False,
+        max_step_s: float = 0.0,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("limits of a scheduler are at least 1")
@@ -110,6 +116,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_running_per_caller = max_running_per_caller
+        self.prefill_budget = PrefillBudget(max_step_s)
         self._num_slots = block_manager.num_blocks * block_manager.block_size
         self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
@@ -159,6 +166,7 @@ class Scheduler:
         """
         preempted = self.residents.secure_blocks(self._going_on())
         chosen = self._going_on()
+        keeps_waiting = any(not seq.is_prefilling for seq in chosen)
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
         max_num_background = self._max_num_background(chosen)
@@ -167,7 +175,7 @@ class Scheduler:
             chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
         if len(chosen) > self.max_num_batched_tokens:
             chosen = take_turns(chosen, self.max_num_batched_tokens)
-        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late, max_num_background)
+        plan = _Plan(chosen, self._num_left(chosen, keeps_waiting), preempted, late, max_num_background)
         if plan.num_left:
             self._spend_rest(plan)
         decodes: list[ScheduledSequence] = []
@@ -270,6 +278,14 @@ class Scheduler:
             return self.max_num_batched_tokens
         num_others = sum(not seq.is_background for seq in running)
         return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
+    def _num_left(self, chosen: list[Sequence], keeps_waiting: bool) -> int:
+        """Tokens of a step that are left once each of these has one, fewer where a long step keeps decodes waiting."""
+        num_left = self.max_num_batched_tokens - len(chosen)
+        num_decodes = sum(not seq.is_prefilling for seq in chosen)
+        max_prompt_tokens = self.prefill_budget.max_tokens(num_decodes) if keeps_waiting else None
+        if max_prompt_tokens is None:
+            return num_left
+        return max(0, min(num_left, max_prompt_tokens - (len(chosen) - num_decodes)))
 
     def _spend_rest(self, plan: _Plan) -> None:
         """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
