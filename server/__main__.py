@@ -20,6 +20,7 @@ from server.settings import Settings, TokensOrContext, flag_name, is_repeatable
 from server.settings_sources import load_settings, wished_log_format
 from tools.bench import arguments as bench_arguments
 from tools.chat import arguments as chat_arguments
+from tools.convert import options as convert_options
 from tools.doctor import command as doctor
 from tools.evaluation import command as evaluation_command
 from tools.memory import command as memory_command
@@ -149,6 +150,15 @@ def _add_tools(subparsers: Any) -> None:
     quantize_options.add_arguments(quantize)
     add_hub_arguments(quantize)
     quantize.set_defaults(command=_quantize)
+    convert = subparsers.add_parser(
+        "convert",
+        help="write a checkpoint in transformers' Qwen2 layout, or back",
+        description="The same weights under the names that current tools know, a block at a time, with tokenizer files"
+        " that give the same ids; --to qwen is the way back.",
+    )
+    convert_options.add_arguments(convert)
+    add_hub_arguments(convert)
+    convert.set_defaults(command=_convert)
     shell = subparsers.add_parser(
         "completion",
         help="print what makes a shell complete this command's words",
@@ -227,6 +237,12 @@ def _check_config(arguments: dict[str, Any]) -> int:
 def _completion(arguments: dict[str, Any]) -> int:
     print(completion(build_parser(), arguments["shell"]), end="")
     return 0
+
+
+def _convert(arguments: dict[str, Any]) -> int:
+    from tools.convert.command import run
+
+    return run(arguments)
 
 
 def _quantize(arguments: dict[str, Any]) -> int:

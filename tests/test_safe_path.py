@@ -81,12 +81,13 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
         "bench": ["--base-url", server.url, "--num-requests", "1", "--max-tokens", "1"],
         "eval": ["chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1"],
         "quantize": [".", str(tmp_path / "int8"), "--bits", "8", *little],
+        "convert": [".", str(tmp_path / "qwen2"), "--to", "qwen2"],
         "doctor": [".", "--device", "cpu", "--json"],
         "completion": ["bash"],
     }
     assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
     for command, arguments in words.items():
-        assert run(hostile, command, *arguments) or command == "quantize"
+        assert run(hostile, command, *arguments) or command in ("quantize", "convert")
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

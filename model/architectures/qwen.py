@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.architectures.causal_lm import CausalLM
 from model.backends.base import Backend
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch
@@ -20,17 +19,14 @@ from model.layers.embedding import Embedding
 from model.layers.linear import Linear, MakeLinear
 from model.layers.norm import RMSNorm
 
-_SAVED_BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".logn_tensor")
-
 
 class QWenAttention(nn.Module):
     """Multi-head attention; q, k and v come from one projection with a bias."""
 
     def __init__(self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend) -> None:
         super().__init__()
-        sizes = config.attention_shape.qkv_sizes
-        self.c_attn = make_linear(config.hidden_size, sum(sizes), bias=True)
-        self.c_proj = make_linear(sizes[0], config.hidden_size, bias=config.has_bias)
+        self.c_attn = make_linear(config.hidden_size, 3 * config.hidden_size, bias=True)
+        self.c_proj = make_linear(config.hidden_size, config.hidden_size, bias=config.has_bias)
         self._layer = layer
         self._backend = backend
 
@@ -109,7 +105,7 @@ class QWenModel(nn.Module):
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
 
 
-class QWenLMHeadModel(CausalLM):
+class QWenLMHeadModel(nn.Module):
     """The whole checkpoint.
 
     Args:
@@ -127,12 +123,16 @@ class QWenLMHeadModel(CausalLM):
         )
         self._backend = backend
 
-    def parameter_name(self, checkpoint_name: str) -> str | None:
-        """See `CausalLM`. The names are the attributes' own; some releases saved buffers along, which are computed."""
-        return None if checkpoint_name.endswith(_SAVED_BUFFERS) else checkpoint_name
-
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
-        """See `CausalLM`."""
+        """Runs the step's new tokens.
+
+        Args:
+            batch: T new tokens.
+            cache: keys and values of everything before them; theirs are added.
+
+        Returns:
+            the final hidden states [T, hidden_size] of all new tokens, normalised.
+        """
         plan = self._backend.plan_attention(batch, cache)
         x: torch.Tensor = self.transformer.wte(batch.token_ids).float()
         delta: torch.Tensor | None = None
@@ -143,6 +143,6 @@ class QWenLMHeadModel(CausalLM):
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See `CausalLM`."""
+        """Maps [R, hidden_size] to [R, vocab_size] float32."""
         out: torch.Tensor = self.lm_head(hidden, None)
         return out.float()

@@ -1,27 +1,28 @@
 """What crosses the pipe between the HTTP process and the engine process, and how it is written down.
 
-Pure but for msgspec: no tensors and no pickle, so neither process can make the other execute anything, and what is
-read has the types below or is refused. A message is a MessagePack array whose first element names it; one
-`StepOutputs` a step carries the outputs of every sequence.
+Pure but for orjson: no tensors and no pickle, so neither process can make the other execute anything.
+A frame is a 4-byte little-endian length and a JSON array whose first element names the message.
+Outputs travel as arrays, not objects: one `StepOutputs` a step carries those of every sequence.
 """
 
 from __future__ import annotations
 
-import msgspec
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from model.contract.engine_config import EngineConfig
-from model.contract.framing import frame
+import orjson
+
 from model.contract.sampling_params import SamplingParams
+
+FRAME_HEADER = struct.Struct("<I")
+MAX_FRAME_BYTES = 1 << 30
 
 # JSON has no infinity; OpenAI's API reports this for an impossible token.
 MIN_LOGPROB = -9999.0
 
 
-class _Part(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """Of a message. Without cycles, so that the collector need not look at it."""
-
-
-class TokenLogprob(_Part, frozen=True):
+class TokenLogprob(NamedTuple):
     """One token's log-probability and the most likely alternatives, most likely first.
 
     Attributes:
@@ -37,7 +38,8 @@ class TokenLogprob(_Part, frozen=True):
     rank: int | None = None
 
 
-class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddRequest:
     """Generate `len(seq_ids)` independent continuations of one prompt (computed once).
 
     Attributes:
@@ -50,7 +52,6 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
         weight: the caller's part when there is not enough for all.
         num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
         cache_salt: cached prompt starts are shared only where it is equal.
-        is_background: it takes what the others leave.
     """
 
     seq_ids: tuple[int, ...]
@@ -62,24 +63,26 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
     weight: int = 1
     num_before: int = 0
     cache_salt: str = ""
-    is_background: bool = False
 
 
-class Abort(_Part, tag="abort", frozen=True):
+@dataclass(frozen=True, slots=True)
+class Abort:
     """Forget these sequences; unknown or finished ids are ignored. No further output comes for them."""
 
     seq_ids: tuple[int, ...]
 
 
-class Shutdown(_Part, tag="shutdown", frozen=True):
+@dataclass(frozen=True, slots=True)
+class Shutdown:
     """End the engine process now."""
 
 
-class Ping(_Part, tag="ping", frozen=True):
+@dataclass(frozen=True, slots=True)
+class Ping:
     """Say something: an engine between two steps answers with `StepOutputs`, as it does to every message."""
 
 
-class SequenceOutput(_Part, frozen=True):
+class SequenceOutput(NamedTuple):
     """What one step did for one sequence. The one with a `finish_reason` is its last message.
 
     Attributes:
@@ -106,7 +109,7 @@ class SequenceOutput(_Part, frozen=True):
     error: str | None = None
 
 
-class EngineStats(_Part, frozen=True):
+class EngineStats(NamedTuple):
     """State of the loop after a step; totals count since the engine started. Blocked: see `model.contract.watchdog`."""
 
     num_running: int = 0
@@ -123,14 +126,14 @@ class EngineStats(_Part, frozen=True):
     num_blocked_total: int = 0
 
 
-class StepOutputs(_Part, tag="step", frozen=True):
+class StepOutputs(NamedTuple):
     """All outputs of one step (possibly none) and the state after it."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats
 
 
-class EngineReady(_Part, tag="ready", frozen=True):
+class EngineReady(NamedTuple):
     """The checkpoint is loaded and the loop runs.
 
     Attributes:
@@ -155,7 +158,7 @@ class EngineReady(_Part, tag="ready", frozen=True):
     load_s: float
 
 
-class EngineFailed(_Part, tag="failed", frozen=True):
+class EngineFailed(NamedTuple):
     """The engine cannot go on (or start) and exits after this message.
 
     Attributes:
@@ -169,39 +172,79 @@ class EngineFailed(_Part, tag="failed", frozen=True):
     wants_restart: bool = False
 
 
-class LoadProgress(_Part, tag="progress", frozen=True):
+class LoadProgress(NamedTuple):
     """Bytes of the checkpoint read so far; sent now and then during a long load."""
 
     loaded_bytes: int
     total_bytes: int
 
 
-ToEngine = EngineConfig | AddRequest | Abort | Ping | Shutdown
+ToEngine = AddRequest | Abort | Ping | Shutdown
 FromEngine = StepOutputs | EngineReady | EngineFailed | LoadProgress
-
-_ENCODER = msgspec.msgpack.Encoder()
-_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
     """Returns the whole frame, length included."""
-    return frame(_ENCODER.encode(message))
+    body: list[object]
+    match message:
+        case StepOutputs(outputs, stats):
+            body = ["step", outputs, stats]
+        case AddRequest():
+            body = ["add", message]
+        case Abort():
+            body = ["abort", message.seq_ids]
+        case Ping():
+            body = ["ping"]
+        case Shutdown():
+            body = ["shutdown"]
+        case EngineReady():
+            body = ["ready", *message]
+        case EngineFailed():
+            body = ["failed", *message]
+        case LoadProgress():
+            body = ["progress", *message]
+    payload = orjson.dumps(body, default=tuple)  # named tuples are arrays here
+    return FRAME_HEADER.pack(len(payload)) + payload
 
 
-def decode_to_engine(payload: bytes) -> ToEngine:
-    """Reads a frame's payload.
+def decode(payload: bytes) -> ToEngine | FromEngine:
+    """Reads a frame's payload (without its length).
 
     Raises:
-        msgspec.MsgspecError: it is no message to an engine.
+        ValueError: it is not a message of ours.
     """
-    return _TO_ENGINE.decode(payload)
+    kind, *fields = orjson.loads(payload)
+    match kind:
+        case "step":
+            return StepOutputs([_sequence_output(o) for o in fields[0]], EngineStats(*fields[1]))
+        case "add":
+            (request,) = fields
+            sampling = request["sampling"]
+            for name in ("eos_token_ids", "stop_token_ids"):
+                sampling[name] = tuple(sampling[name])
+            sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
+            return AddRequest(
+                **request | {"seq_ids": tuple(request["seq_ids"]), "sampling": SamplingParams(**sampling)}
+            )
+        case "abort":
+            return Abort(tuple(fields[0]))
+        case "ping":
+            return Ping()
+        case "shutdown":
+            return Shutdown()
+        case "ready":
+            return EngineReady(*fields)
+        case "failed":
+            return EngineFailed(*fields)
+        case "progress":
+            return LoadProgress(*fields)
+    raise ValueError(f"unknown message kind {kind!r}")
 
 
-def decode_from_engine(payload: bytes) -> FromEngine:
-    """Reads a frame's payload.
-
-    Raises:
-        msgspec.MsgspecError: it is no message of an engine.
-    """
-    return _FROM_ENGINE.decode(payload)
+def _sequence_output(fields: list[object]) -> SequenceOutput:
+    output = SequenceOutput(*fields)  # type: ignore[arg-type]
+    if output.logprobs is not None:
+        output = output._replace(logprobs=[TokenLogprob(*t) for t in output.logprobs])
+    if output.prompt_logprobs is not None:
+        output = output._replace(prompt_logprobs=[TokenLogprob(*t) for t in output.prompt_logprobs])
+    return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,15 +18,40 @@ from model.contract.errors import ConfigError
 
 _MAX_SHARD_BYTES = 512 << 20  # also what waits in memory to be written, twice: safetensors copies it
 _METADATA = {"format": "pt"}
-_COPIED = ("*.tiktoken", "*.json", "*.py", "LICENSE*", "NOTICE*")
+LICENCES = ("LICENSE*", "NOTICE*")
+OTHER_FILES = ("*.tiktoken", "*.json", "*.py", *LICENCES)  # vocabulary, generation settings, what the files came with
 _NOT_COPIED = ("config.json", "quantize_config.json")
+
+
+def check_target(target: Path, needed_bytes: int) -> None:
+    """Finds out before the work that its result could not be written.
+
+    Args:
+        target: the folder to make; an empty one may stand there.
+        needed_bytes: of everything that will be written.
+
+    Raises:
+        ConfigError: something is there, or the disk has too little space.
+    """
+    try:
+        is_free = not (target.exists() or target.is_symlink()) or (target.is_dir() and not any(target.iterdir()))
+    except OSError as e:
+        raise ConfigError(f"{target}: {e.strerror}") from e
+    if not is_free:
+        raise ConfigError(f"{target}: exists already; name a new folder, or an empty one")
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise ConfigError(f"{target}: {needed_bytes / 1e9:.2f} GB are needed there, {free / 1e9:.2f} GB are free")
 
 
 class CheckpointWriter:
     """A context that makes `target`; leaving it by an exception leaves nothing.
 
     Args:
-        target: must not exist.
+        target: must not exist, or be an empty folder.
     """
 
     def __init__(self, target: Path) -> None:
@@ -61,12 +87,15 @@ class CheckpointWriter:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a file beside the weights."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file beside the weights."""
         (self._folder / name).write_text(text, encoding="utf-8")
 
-    def copy_others(self, source: Path) -> None:
-        """Copies vocabulary, generation settings and licences of another checkpoint, but no weights and no config."""
-        for pattern in _COPIED:
+    def copy(self, source: Path, patterns: Iterable[str] = OTHER_FILES) -> None:
+        """Copies files of another checkpoint, but no weights and no config."""
+        for pattern in patterns:
             for path in source.glob(pattern):
                 if path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, self._folder / path.name)

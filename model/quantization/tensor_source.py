@@ -20,26 +20,37 @@ class TensorSource:
 
     Args:
         folder: of a checkpoint.
+        is_quantized: its linears are packed integers.
 
     Raises:
         CheckpointError: there are no weights, or a file is broken.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_quantized: bool = False) -> None:
         self._folder = folder
         self._file_of: dict[str, Path] = {}
         for path in find_weight_files(folder):
             names = _names(path)
-            if told := next(filter(None, map(told_by_name, names)), None):
+            told = None if is_quantized else next(filter(None, map(told_by_name, names)), None)
+            if told:
                 raise CheckpointError(f"{path}: {told}")
             self._file_of |= dict.fromkeys(names, path)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all tensors."""
+        return self._file_of.keys()
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
         return name in self._file_of
 
-    def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+    def read(self, names: Collection[str], *, allow_integers: bool = False) -> dict[str, torch.Tensor]:
         """Reads tensors in their stored dtype; they may be views of the file, whose pages go when they do.
+
+        Args:
+            names: of the tensors.
+            allow_integers: some of them may be whole numbers.
 
         Raises:
             CheckpointError: one is missing, or holds infinities or NaN.
@@ -52,6 +63,8 @@ class TensorSource:
             wanted = {name for name in names if self._file_of[name] == path}
             tensors |= _read(path, wanted)
         for name, tensor in tensors.items():
+            if allow_integers and not tensor.is_floating_point():
+                continue
             if not tensor.is_floating_point() or not all_finite(tensor):
                 raise CheckpointError(f"{self._folder}: tensor {name!r} holds infinities, NaN or no fractions")
         return tensors

@@ -14,11 +14,8 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from model.contract.engine_config import EngineConfig
-from model.contract.framing import FrameSplitter, FramingError
-from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
+from model.contract.messages import FRAME_HEADER, MAX_FRAME_BYTES, FromEngine, Shutdown, ToEngine, decode, encode
 from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ class FrameReader(asyncio.Protocol):
     def __init__(self, on_message: Callable[[FromEngine], None], on_close: Callable[[Exception | None], None]) -> None:
         self._on_message = on_message
         self._on_close = on_close
-        self._splitter = FrameSplitter()
+        self._buffer = bytearray()
         self._transport: asyncio.BaseTransport | None = None
         self._error: Exception | None = None
 
@@ -63,20 +60,30 @@ class FrameReader(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Decodes the messages that are complete."""
+        """Decodes the frames that are complete."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
         try:
-            messages = [decode_from_engine(payload) for payload in self._splitter.push(data)]
-        except (FramingError, msgspec.MsgspecError) as error:  # nothing after it can be trusted
+            while len(buffer) - start >= FRAME_HEADER.size:
+                (length,) = FRAME_HEADER.unpack_from(buffer, start)
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(f"a frame of {length} bytes")
+                end = start + FRAME_HEADER.size + length
+                if len(buffer) < end:
+                    break
+                message = decode(bytes(memoryview(buffer)[start + FRAME_HEADER.size : end]))
+                start = end
+                self._on_message(message)  # type: ignore[arg-type]  # an engine only sends FromEngine
+        except Exception as error:  # a broken frame: nothing after it can be trusted
             logger.exception("cannot read a message of the engine")
             self._error = error
+            buffer.clear()
             if self._transport is not None:
                 self._transport.close()
             return
-        for message in messages:
-            try:
-                self._on_message(message)
-            except Exception:  # a fault of ours: the engine has said nothing wrong
-                logger.exception("a message of the engine was not dealt with")
+        if start:
+            del buffer[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Reports the end once."""
@@ -163,7 +170,8 @@ class EngineLink:
         except BaseException:
             ours.close()  # the engine, should it run already, sees this and ends
             raise
-        transport.write(encode(config))
+        payload = config.to_json()
+        transport.write(FRAME_HEADER.pack(len(payload)) + payload)
         assert process.stderr is not None
         return cls(process, transport, closed, StderrRelay(process.stderr))
 

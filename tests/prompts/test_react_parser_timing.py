@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompts.react.parser import ReActParser
-from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Thought, fold
+from prompts.react.parser import CallArguments, CallEnd, CallStart, Content, ReActParser, Thought, fold
 
 
 def test_a_named_call_starts_with_the_first_piece() -> None:

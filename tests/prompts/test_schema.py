@@ -11,7 +11,6 @@ from llguidance import LLMatcher, LLTokenizer
 
 from model.contract.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
 from model.contract.tokenizer import Tokenizer
-from prompts.react.grammar import tool_call_grammar
 from prompts.react.line_format import Place
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.schema import (
@@ -20,6 +19,7 @@ from prompts.schemas.schema import (
     choice_rule,
     json_rule,
     regex_rule,
+    tool_call_grammar,
     whole_grammar,
 )
 

@@ -8,7 +8,6 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,12 +18,10 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message
-from prompts.react.tool_format import ReActFormat
+from prompts.react import render as react
 from server.app import create_app
 from server.conversion import converter as conversion
 from server.conversion.budget import MAX_REPLY_LOGPROBS
-from server.conversion.chat_reader import read_chat
-from server.conversion.completion_reader import read_completion
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
@@ -32,12 +29,11 @@ from server.conversion.prompt_encoding import MAX_CALLS, PromptEncoder
 from server.engine.client import EngineClient
 from server.gates.limits import is_costly
 from server.gates.request_context import body_bytes_var
+from server.grammars import reply_grammar
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
-from server.services import Services
 from server.settings import Settings
 from server.wire.json_body import MAX_CONTAINERS, _count_containers
 from server.wire.requests import ChatCompletionRequest, CompletionRequest
-from server.wire.unsupported import UnknownFields
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
@@ -56,12 +52,11 @@ def converter(**limits: Any) -> Converter:
 
 async def chat(ours: Converter | None = None, **body: Any) -> GenerationRequest:
     request = ChatCompletionRequest.model_validate({"messages": HI, **body})
-    return await (ours or converter()).chat(read_chat(request), READY)
+    return await (ours or converter()).chat(request, READY)
 
 
 async def completion(ours: Converter | None = None, **body: Any) -> GenerationRequest:
-    request = CompletionRequest.model_validate({"prompt": "hi", **body})
-    return await (ours or converter()).completion(read_completion(request), READY)
+    return await (ours or converter()).completion(CompletionRequest.model_validate({"prompt": "hi", **body}), READY)
 
 
 # --- bodies
@@ -138,7 +133,7 @@ async def test_who_came_first_is_finished_first() -> None:
 
 
 async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading, rendering, encoding, decoding and writing grammars: whatever the size is due to."""
+    """Reading tools, rendering, encoding, decoding and writing grammars: whatever the size is due to."""
     ours = converter()
     here = threading.get_ident()
     elsewhere: dict[str, bool] = {}
@@ -150,21 +145,20 @@ async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch:
 
         return noting
 
-    monkeypatch.setattr(conversion, "check_ids", note("check_ids", conversion.check_ids))
-    for name in ("grammar", "render"):
-        monkeypatch.setattr(ReActFormat, name, note(name, getattr(ReActFormat, name)))
+    for name in ("read_function_calling", "read_answer_format", "check_ids"):
+        monkeypatch.setattr(conversion, name, note(name, getattr(conversion, name)))
+    grammar = reply_grammar.tool_call_grammar
+    monkeypatch.setattr(reply_grammar, "tool_call_grammar", note("tool_call_grammar", grammar))
+    monkeypatch.setattr(react, "render", note("render", react.render))
     for name in ("encode", "decode"):
         monkeypatch.setattr(ours.encoder.tokenizer, name, note(name, getattr(ours.encoder.tokenizer, name)))
     token = body_bytes_var.set(SMALL_BYTES + 1)
-    services: Any = SimpleNamespace(off_loop=OffLoop(), unknown_fields=UnknownFields())
-    body = ChatCompletionRequest.model_validate({"messages": HI})
-    assert (await Services.read(services, body, note("reading", read_chat))).messages
     await chat(ours, tools=[{"type": "function", "function": {"name": "f"}}])
     await completion(ours, prompt=[[1, 2], [3]], echo=True)
     body_bytes_var.reset(token)
     del elsewhere["check_ids"]  # of the stop ids comes last
     assert set(elsewhere.values()) == {True}, elsewhere
-    assert len(elsewhere) == 5
+    assert len(elsewhere) == 6
 
 
 # --- prompts
@@ -174,7 +168,7 @@ def test_rendering_is_linear_in_calls() -> None:
     """16 MB of calls in one turn: joined one by one they would be copied two thousand times."""
     call = FunctionCall("f", "x" * 4000)
     started = time.process_time()
-    prompt = ReActFormat().render([Message("user", "hi"), Message("assistant", "", calls=(call,) * 4096)])
+    prompt = react.render([Message("user", "hi"), Message("assistant", "", calls=(call,) * 4096)])
     assert time.process_time() - started < 2
     assert sum(len(segment.text) for segment in prompt.segments if hasattr(segment, "text")) > 4096 * 4000
 

@@ -190,7 +190,7 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(CheckpointError, match="is quantised already"):
         quantize(options(tmp_path / "x", source=GOLDEN / "gptq_int8"))
     with pytest.raises(ConfigError, match="exists already"):
-        quantize(options(tmp_path))
+        quantize(options(SOURCE))
     broken = tmp_path / "broken"
     shutil.copytree(SOURCE, broken)
     tensors = load_file(SOURCE / "model.safetensors")
@@ -245,7 +245,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert divergence(target) < 1e-2
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 1
-    assert again.stderr == f"qwen-server: {target}: exists already; name a new folder\n"
+    assert again.stderr == f"qwen-server: {target}: exists already; name a new folder, or an empty one\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,29 +10,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import shutil
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from tqdm import tqdm
 
 from model.backends import find_device
+from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig, QuantizationConfig
-from model.contract.errors import CheckpointError, ConfigError, StartupError
+from model.contract.errors import CheckpointError
 from model.contract.json_file import read_json
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.quantization.block_stages import STAGES, CalibrationRun, Weights
 from model.quantization.calibration import calibration_samples
-from model.quantization.checkpoint_writer import CheckpointWriter
+from model.quantization.checkpoint_writer import CheckpointWriter, check_target
 from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
 from model.quantization.packing import check_shape, pack_linear
 from model.quantization.tensor_source import TensorSource, all_finite
+from tools.process import run_work
 from tools.quantize.options import QuantizeOptions, add_arguments, read_options
 
 logger = logging.getLogger(__name__)
@@ -131,16 +130,8 @@ def _quantize_block(
 
 
 def _check_block(stored: dict[str, torch.Tensor], prefix: str, config: ModelConfig) -> None:
-    hidden, inner = config.hidden_size, config.intermediate_size // 2
-    shapes = {
-        "attn.c_attn": (3 * hidden, hidden),
-        "attn.c_proj": (hidden, hidden),
-        "mlp.w1": (inner, hidden),
-        "mlp.w2": (inner, hidden),
-        "mlp.c_proj": (hidden, inner),
-    }
-    for name, shape in shapes.items():
-        found = tuple(stored[f"{prefix}{name}.weight"].shape)
+    for name, (num_inputs, num_outputs) in linear_shapes(config).items():
+        found, shape = tuple(stored[f"{prefix}{name}.weight"].shape), (num_outputs, num_inputs)
         if found != shape:
             raise CheckpointError(f"{prefix}{name}.weight has shape {found}, but config.json asks for {shape}")
 
@@ -167,19 +158,11 @@ def _check_source(options: QuantizeOptions) -> ModelConfig:
 
 
 def _check_target(options: QuantizeOptions, config: ModelConfig) -> None:
-    target = options.target
-    if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target}: exists already; name a new folder")
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
     kind = QuantizationConfig(
         quant_method="gptq", bits=options.bits, group_size=options.group_size, desc_act=options.act_order, sym=True
     )
-    needed = int(plan_memory(replace(config, quantization=kind), dtype="float16").weights_bytes * _DISK_MARGIN)
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ConfigError(f"{target}: {needed / 1e9:.2f} GB are needed there, {free / 1e9:.2f} GB are free")
+    weights = plan_memory(replace(config, quantization=kind), dtype="float16").weights_bytes
+    check_target(options.target, int(weights * _DISK_MARGIN))
 
 
 def _write_configs(options: QuantizeOptions, writer: CheckpointWriter) -> None:
@@ -197,7 +180,7 @@ def _write_configs(options: QuantizeOptions, writer: CheckpointWriter) -> None:
     raw = read_json(options.source / "config.json")
     raw |= {"bf16": False, "fp16": True, "fp32": False, "torch_dtype": "float16"}
     raw["quantization_config"] = {**settings, "quant_method": "gptq"}
-    writer.copy_others(options.source)
+    writer.copy(options.source)
     writer.write_json("config.json", raw)
     writer.write_json("quantize_config.json", settings)
 
@@ -222,32 +205,13 @@ def _run(options: QuantizeOptions) -> None:
     logger.info("wrote %s, %.2f GB", options.target, size / 1e9)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
-    """The process: returns 0, 1 after one line on stderr, or 130 when interrupted."""
+    """The process: returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.quantize.run", description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        _run(read_options(arguments, Path(arguments.source)))
-    except StartupError as e:
-        print(f"qwen-server: {' '.join(str(e).split())}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as e:
-        print(f"qwen-server: out of device memory ({str(e).splitlines()[0]}); try --num-samples 16", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"qwen-server: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("qwen-server: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    options = read_options(arguments, Path(arguments.source))
+    return run_work(lambda: _run(options), out_of_memory="try --num-samples 16")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""Tests of what both processes live by."""

@@ -1,0 +1,1 @@
+"""`convert`, `merge` and `finetune`: what transformers and peft make of our checkpoints, and we of theirs."""

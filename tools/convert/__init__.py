@@ -1,0 +1,1 @@
+"""`qwen-server convert`: a checkpoint in transformers' Qwen2 layout, and back."""

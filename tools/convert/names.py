@@ -1,0 +1,46 @@
+"""Which tensor of the published layout is which of transformers' Qwen2 layout.
+
+Pure: names and shapes. The two compute the same within the trained length; what differs is that c_attn holds q, k and v
+in one tensor, and what things are called.
+"""
+
+from __future__ import annotations
+
+# Of a block: a linear of the published layout, and its parts in the other, which lie one behind the other in its rows.
+LINEARS = {
+    "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.c_proj": ("self_attn.o_proj",),
+    "mlp.w1": ("mlp.up_proj",),
+    "mlp.w2": ("mlp.gate_proj",),
+    "mlp.c_proj": ("mlp.down_proj",),
+}
+NORMS = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
+# The only linear that has a bias in either.
+BIASED = "attn.c_attn"
+# Outside of the blocks, in the order in which they are computed.
+FIRST = {"transformer.wte.weight": "model.embed_tokens.weight"}
+LAST = {"transformer.ln_f.weight": "model.norm.weight", "lm_head.weight": "lm_head.weight"}
+
+
+def published_block(layer: int) -> str:
+    """What the names of a block begin with in the published layout."""
+    return f"transformer.h.{layer}."
+
+
+def qwen2_block(layer: int) -> str:
+    """What the names of a block begin with in the Qwen2 layout."""
+    return f"model.layers.{layer}."
+
+
+def qwen2_targets(published: str) -> list[str]:
+    """The linears of the Qwen2 layout that a published name means, such as c_proj for those of both halves of a block.
+
+    A name of that layout means itself; an unknown one nothing.
+    """
+    parts = [
+        part.rsplit(".", 1)[-1]
+        for name, parts in LINEARS.items()
+        for part in parts
+        if published in (name, name.rsplit(".", 1)[-1], part.rsplit(".", 1)[-1])
+    ]
+    return list(dict.fromkeys(parts))

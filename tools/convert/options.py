@@ -1,0 +1,57 @@
+"""What `qwen-server convert` can be told; one list for the command and for the process that does the work."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+LAYOUTS = ("qwen2", "qwen")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """A conversion.
+
+    Attributes:
+        source: folder of a checkpoint.
+        target: folder to write; missing or empty.
+        to: the layout to write, of LAYOUTS.
+        dtype: of the weights; "auto" leaves them as they are, and takes that of the embedding for expanded ones.
+    """
+
+    source: Path
+    target: Path
+    to: str
+    dtype: str = "auto"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags; `read_options` understands what they parse to."""
+    parser.add_argument("source", metavar="MODEL", help="checkpoint in the other layout")
+    parser.add_argument("target", metavar="OUT", type=Path, help="folder to write; missing or empty")
+    parser.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        required=True,
+        help="qwen2: transformers' Qwen2 layout, which every current tool opens; qwen: the published layout",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are; GPTQ is expanded)"
+    )
+
+
+def read_options(arguments: argparse.Namespace, source: Path) -> ConvertOptions:
+    """Builds the options.
+
+    Args:
+        arguments: parsed by what `add_arguments` added.
+        source: folder of the checkpoint.
+    """
+    return ConvertOptions(**{**vars(arguments), "source": source})
+
+
+def to_argv(options: ConvertOptions) -> list[str]:
+    """The arguments that parse to these options."""
+    return [str(options.source), str(options.target), f"--to={options.to}", f"--dtype={options.dtype}"]

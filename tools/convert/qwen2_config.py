@@ -1,0 +1,230 @@
+"""`config.json` and `generation_config.json` of transformers' Qwen2 for a published checkpoint, and the way back.
+
+Pure. What that layout has no word for (the trained length beside the context, dynamic NTK, LogN, the chat format) goes
+along under one key of its own, which transformers keeps when it saves the model again, so that the way back finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.contract.config import ModelConfig
+from model.contract.errors import CheckpointError
+from model.contract.json_file import read_json
+
+ORIGINAL = "first_generation_qwen"
+
+_DTYPE_FLAGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_NOT_KEPT = ("auto_map", "quantization_config", "transformers_version", "torch_dtype", "dtype")
+# Of generation_config.json: what both know. Without sampling the last ones mean nothing, and transformers says so.
+_SHARED = ("do_sample", "max_new_tokens", "repetition_penalty")
+_SAMPLING = ("top_p", "top_k", "temperature")
+
+
+def qwen2_config(
+    config: ModelConfig, raw: Mapping[str, Any], generation: Mapping[str, Any], *, dtype: str, ids: Mapping[str, int]
+) -> dict[str, Any]:
+    """`config.json` in the Qwen2 layout.
+
+    Args:
+        config: of the checkpoint.
+        raw: its config.json.
+        generation: its generation_config.json.
+        dtype: of the weights.
+        ids: of the tokens "endoftext" and "end", which ends a reply.
+
+    Raises:
+        CheckpointError: the layout cannot say what the checkpoint is.
+    """
+    if config.rotary_dim != config.head_dim:
+        raise CheckpointError(
+            f"rotates {config.rotary_dim} of {config.head_dim} dimensions (rotary_pct); transformers' Qwen2 rotates all"
+        )
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size // 2,
+        "hidden_act": "silu",
+        # Beyond the trained length the original has NTK and LogN, and this layout has neither.
+        "max_position_embeddings": config.seq_length,
+        "rms_norm_eps": config.layer_norm_epsilon,
+        "rope_theta": config.rotary_base,
+        "attention_dropout": 0.0,
+        "initializer_range": raw.get("initializer_range", 0.02),
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+        "torch_dtype": dtype,
+        "bos_token_id": ids["endoftext"],
+        "eos_token_id": ids["end"],
+        "pad_token_id": ids["endoftext"],
+        ORIGINAL: {
+            "config": {key: value for key, value in raw.items() if key not in _NOT_KEPT},
+            "generation_config": dict(generation),
+        },
+    }
+
+
+def qwen2_generation_config(generation: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """`generation_config.json` in the Qwen2 layout.
+
+    Args:
+        generation: the published one.
+        ids: as for `qwen2_config`.
+    """
+    kept = _SHARED + (_SAMPLING if generation.get("do_sample") else ())
+    return {
+        "bos_token_id": ids["endoftext"],
+        "pad_token_id": ids["endoftext"],
+        "eos_token_id": list(dict.fromkeys((ids["end"], ids["endoftext"]))),
+        **{key: generation[key] for key in kept if generation.get(key) is not None},
+    }
+
+
+class Qwen2Source:
+    """The configuration of a checkpoint in the Qwen2 layout, read for the way back.
+
+    Args:
+        folder: of the checkpoint.
+
+    Attributes:
+        config: as the published layout will have it.
+        is_tied: the output layer is the embedding.
+
+    Raises:
+        CheckpointError: it is none, or computes what a first-generation checkpoint cannot.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "config.json"
+        self._raw = read_json(self._path)
+        self._refuse_other_models()
+        original = self._raw.get(ORIGINAL)
+        original = original if isinstance(original, dict) else {}
+        self._original: dict[str, Any] = original.get("config") or {}
+        self._original_generation: dict[str, Any] = original.get("generation_config") or {}
+        self._generation: dict[str, Any] = {}
+        if (folder / "generation_config.json").exists():
+            self._generation = read_json(folder / "generation_config.json")
+        self.is_tied = bool(self._raw.get("tie_word_embeddings", False))
+
+    @property
+    def num_layers(self) -> int:
+        """Of the model."""
+        return self._int("num_hidden_layers")
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the model."""
+        return self._int("hidden_size")
+
+    def published(self, *, vocab_size: int, dtype: str) -> dict[str, Any]:
+        """`config.json` in the published layout.
+
+        Args:
+            vocab_size: rows of the embedding.
+            dtype: of the weights.
+        """
+        trained = self._int("max_position_embeddings")
+        rope = self._raw.get("rope_parameters") or {}
+        base = self._raw.get("rope_theta") or rope.get("rope_theta") or 10000.0
+        defaults = {
+            "seq_length": trained,
+            "max_position_embeddings": trained,
+            "use_dynamic_ntk": False,
+            "use_logn_attn": False,
+            "rotary_pct": 1.0,
+            "no_bias": True,
+            "scale_attn_weights": True,
+            "use_cache": True,
+            "initializer_range": self._raw.get("initializer_range", 0.02),
+        }
+        # Both spellings of a size must not stand side by side.
+        first_release = ("n_embd", "n_layer", "n_head", "ffn_hidden_size")
+        kept = {key: value for key, value in self._original.items() if key not in first_release}
+        if "n_positions" in kept:
+            kept["max_position_embeddings"] = kept.pop("n_positions")
+        kept.pop("padded_vocab_size", None)
+        return {
+            **defaults,
+            **kept,
+            "architectures": ["QWenLMHeadModel"],
+            "model_type": "qwen",
+            "tokenizer_class": "QWenTokenizer",
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self._int("num_attention_heads"),
+            "kv_channels": self.hidden_size // self._int("num_attention_heads"),
+            "intermediate_size": 2 * self._int("intermediate_size"),
+            "rotary_emb_base": base,
+            "layer_norm_epsilon": self._raw.get("rms_norm_eps", 1e-6),
+            "vocab_size": vocab_size,
+            "tie_word_embeddings": False,
+            **{flag: name == dtype for name, flag in _DTYPE_FLAGS.items()},
+        }
+
+    def published_generation(self, ids: Mapping[str, int]) -> dict[str, Any]:
+        """`generation_config.json` in the published layout.
+
+        Args:
+            ids: of the tokens "endoftext" and "im_end".
+        """
+        ends = self._generation.get("eos_token_id", self._raw.get("eos_token_id"))
+        chats = ids["im_end"] in (ends if isinstance(ends, list) else [ends])
+        found = {key: self._generation[key] for key in (*_SHARED, *_SAMPLING) if self._generation.get(key) is not None}
+        defaults = {
+            "chat_format": "chatml" if chats else "raw",
+            "eos_token_id": ids["im_end"] if chats else ids["endoftext"],
+            "pad_token_id": ids["endoftext"],
+        }
+        return {**defaults, **self._original_generation, **found}
+
+    def _refuse_other_models(self) -> None:
+        raw = self._raw
+        if raw.get("model_type") != "qwen2":
+            raise CheckpointError(
+                f"{self._path}: model_type is {raw.get('model_type')!r}; what `--to qwen` takes is transformers' Qwen2"
+            )
+        heads, scaling = self._int("num_attention_heads"), raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+        reason = None
+        if raw.get("num_key_value_heads", heads) != heads:
+            reason = "it groups queries (num_key_value_heads), so it is of a later generation"
+        elif raw.get("quantization_config") is not None:
+            reason = "it is quantised; start from the unquantised model"
+        elif raw.get("use_sliding_window"):
+            reason = "it attends within a sliding window"
+        elif scaling.get("rope_type", scaling.get("type", "default")) != "default":
+            reason = "it scales its positions (rope_scaling)"
+        elif raw.get("hidden_act", "silu") != "silu" or self.hidden_size % heads:
+            reason = "its numbers are none of this architecture"
+        elif raw.get("head_dim", self.hidden_size // heads) not in (None, self.hidden_size // heads):
+            reason = "its heads do not add up to hidden_size"
+        if reason:
+            raise CheckpointError(f"{self._path}: the published layout cannot say this model: {reason}")
+
+    def _int(self, name: str) -> int:
+        value = self._raw.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise CheckpointError(f"{self._path}: {name!r} must be a positive whole number, not {value!r}")
+        return value
+
+
+def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and generation_config.json of a published checkpoint; the second may be absent.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the checkpoint; what it corrects in a misspelt file is told.
+    """
+    raw = read_json(folder / "config.json")
+    raw |= {"use_dynamic_ntk": config.use_dynamic_ntk, "use_logn_attn": config.use_logn_attn}
+    path = folder / "generation_config.json"
+    return raw, read_json(path) if path.exists() else {}
+

@@ -1,0 +1,214 @@
+"""Writes a checkpoint in the other layout: `python -m tools.convert.run MODEL OUT --to qwen2|qwen`.
+
+`qwen-server convert` is this module in the place of its own process. A block at a time: what is in memory is one block,
+expanded if it was quantised, and up to a shard of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from model.contract.config import ModelConfig
+from model.contract.errors import CheckpointError
+from model.contract.tokenizer import Tokenizer
+from model.contract.vocabulary import VOCABULARY_FILE, read_vocabulary
+from model.contract.weight_files import find_weight_files
+from model.quantization.checkpoint_writer import LICENCES, CheckpointWriter, check_target
+from model.quantization.dense_weights import DenseWeights
+from model.quantization.tensor_source import TensorSource
+from tools.convert import names
+from tools.convert.options import ConvertOptions, add_arguments, read_options
+from tools.convert.qwen2_config import Qwen2Source, published_raw, qwen2_config, qwen2_generation_config
+from tools.convert.tokenizer_files import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    read_tokenizer_files,
+    tiktoken_file,
+    tokenizer_config,
+    tokenizer_json,
+)
+from tools.process import run_work
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+
+_DISK_MARGIN = 1.02
+
+
+def convert(options: ConvertOptions) -> None:
+    """Converts a checkpoint.
+
+    Raises:
+        StartupError: source or target cannot be used; nothing is left behind.
+    """
+    (_to_qwen2 if options.to == "qwen2" else _to_qwen)(options)
+
+
+def _to_qwen2(options: ConvertOptions) -> None:
+    weights = DenseWeights(options.source)
+    config = weights.config
+    dtype = _dtype(options, weights.dtype)
+    ranks = read_vocabulary(options.source)
+    tokenizer = Tokenizer(ranks)
+    raw, generation = published_raw(options.source, config)
+    chats = generation.get("chat_format") != "raw"
+    ids = {"endoftext": tokenizer.endoftext_id, "end": tokenizer.im_end_id if chats else tokenizer.endoftext_id}
+    written = qwen2_config(config, raw, generation, dtype=_name(dtype), ids=ids)
+    check_target(options.target, int(_num_weights(config) * dtype.itemsize * _DISK_MARGIN))
+    with CheckpointWriter(options.target) as writer, torch.inference_mode():
+        for tensors in _watched(weights.groups(), config.num_layers):
+            writer.add(_cast(qwen2_tensors(tensors), dtype))
+        writer.write_json("config.json", written)
+        writer.write_json("generation_config.json", qwen2_generation_config(generation, ids))
+        writer.write_text(TOKENIZER_FILE, json.dumps(tokenizer_json(ranks), ensure_ascii=False))
+        writer.write_json(TOKENIZER_CONFIG, tokenizer_config(config.seq_length, chats=chats))
+        writer.copy(options.source, LICENCES)
+    if weights.is_expanded:
+        logger.info("the quantised weights were expanded to %s", _name(dtype))
+    lost = [name for name, used in (("NTK", config.use_dynamic_ntk), ("LogN", config.use_logn_attn)) if used]
+    if lost:
+        logger.info(
+            "this layout has no dynamic %s: beyond %d tokens what opens it is not the original",
+            " and no ".join(lost),
+            config.seq_length,
+        )
+
+
+def qwen2_tensors(published: Tensors) -> Tensors:
+    """Names and cuts a group of published tensors as the Qwen2 layout has them.
+
+    Args:
+        published: as `DenseWeights.groups` yields them.
+
+    Raises:
+        CheckpointError: a bias that the layout has no place for.
+    """
+    found: Tensors = {}
+    outer = names.FIRST | names.LAST
+    for name, tensor in published.items():
+        if name in outer:
+            found[outer[name]] = tensor
+            continue
+        _, _, layer, half, kind, *rest = name.split(".")
+        block = names.qwen2_block(int(layer))
+        if half in names.NORMS:
+            found[f"{block}{names.NORMS[half]}.{kind}"] = tensor
+            continue
+        linear = f"{half}.{kind}"
+        if rest == ["bias"] and linear != names.BIASED:
+            raise CheckpointError(f"tensor {name!r} is not zero, and transformers' Qwen2 has no such bias")
+        parts = names.LINEARS[linear]
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            found[f"{block}{part}.{rest[0]}"] = rows
+    return found
+
+
+def _to_qwen(options: ConvertOptions) -> None:
+    source = Qwen2Source(options.source)
+    ranks = read_tokenizer_files(options.source)
+    tokenizer = Tokenizer(ranks)
+    weights = TensorSource(options.source)
+    (embedding,) = names.FIRST.values()
+    first = weights.read([embedding])[embedding]
+    dtype = _dtype(options, first.dtype)
+    raw = source.published(vocab_size=len(first), dtype=_name(dtype))
+    generation = source.published_generation({"endoftext": tokenizer.endoftext_id, "im_end": tokenizer.im_end_id})
+    if tokenizer.num_rows_needed > len(first):
+        raise CheckpointError(f"{options.source}: the vocabulary has more tokens than the embedding has rows")
+    size = sum(path.stat().st_size for path in find_weight_files(options.source))
+    check_target(options.target, int(size / first.itemsize * dtype.itemsize * _DISK_MARGIN))
+    with CheckpointWriter(options.target) as writer, torch.inference_mode():
+        for tensors in _watched(_groups_of_qwen2(weights, source), source.num_layers):
+            writer.add(_cast(tensors, dtype))
+        writer.write_json("config.json", raw)
+        writer.write_json("generation_config.json", generation)
+        writer.write_text(VOCABULARY_FILE, tiktoken_file(ranks))
+        writer.write_json(
+            TOKENIZER_CONFIG, {"tokenizer_class": "QWenTokenizer", "model_max_length": raw["seq_length"]}
+        )
+        writer.copy(options.source, LICENCES)
+
+
+def _groups_of_qwen2(weights: TensorSource, source: Qwen2Source) -> Iterator[Tensors]:
+    """Yields the tensors under their published names, as `DenseWeights.groups` does."""
+    known = set()
+
+    def read(name: str) -> torch.Tensor:
+        known.add(name)
+        return weights.read([name])[name]
+
+    for published, name in names.FIRST.items():
+        yield {published: read(name)}
+    for layer in range(source.num_layers):
+        ours, theirs = names.published_block(layer), names.qwen2_block(layer)
+        tensors = {f"{ours}{norm}.weight": read(f"{theirs}{name}.weight") for norm, name in names.NORMS.items()}
+        for linear, parts in names.LINEARS.items():
+            for kind in ("weight", "bias") if linear == names.BIASED else ("weight",):
+                tensors[f"{ours}{linear}.{kind}"] = torch.cat([read(f"{theirs}{part}.{kind}") for part in parts])
+        yield tensors
+    for published, name in names.LAST.items():
+        is_embedding = source.is_tied and name not in weights
+        yield {published: read(next(iter(names.FIRST.values())) if is_embedding else name)}
+    left = [name for name in weights.names if name not in known and not name.endswith(".inv_freq")]
+    if left:
+        raise CheckpointError(f"unexpected tensor {left[0]!r}: the published layout has no place for it")
+
+
+def _watched(groups: Iterator[Tensors], num_layers: int) -> Iterator[Tensors]:
+    """Shows how far it is: blocks, and the three tensors outside of them."""
+    yield from tqdm(groups, total=num_layers + 3, desc="converting", unit="part", disable=None)
+
+
+def _num_weights(config: ModelConfig) -> int:
+    """Numbers of a checkpoint, all but the norms and biases."""
+    per_block = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size // 2
+    return config.num_layers * per_block + 2 * config.vocab_size * config.hidden_size
+
+
+def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """Tensors of their own, in the dtype to be written: views of one tensor or of a file cannot be saved.
+
+    Raises:
+        CheckpointError: a value is beyond what the dtype holds.
+    """
+    cast = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in cast.items():
+        if not bool(tensor.sum(dtype=torch.float32).isfinite()):
+            raise CheckpointError(f"tensor {name!r} has values beyond {_name(dtype)}; try another --dtype")
+    return cast
+
+
+def _dtype(options: ConvertOptions, stored: torch.dtype) -> torch.dtype:
+    return stored if options.dtype == "auto" else getattr(torch, options.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main() -> int:
+    """The process: returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.convert.run", description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    options = read_options(arguments, Path(arguments.source))
+
+    def work() -> None:
+        convert(options)
+        size = sum(path.stat().st_size for path in options.target.iterdir())
+        logger.info("wrote %s, %.2f GB", options.target, size / 1e9)
+
+    return run_work(work, out_of_memory="use a machine with more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
