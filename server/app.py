@@ -16,14 +16,13 @@ from server.conversion.defaults import GenerationDefaults
 from server.conversion.prompt_encoding import PromptEncoder
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
-from server.gates.admission import Admission, AdmissionMiddleware
-from server.gates.auth import AuthMiddleware
+from server.gates.admission import Admission
 from server.gates.browsers import BrowserGuardMiddleware
-from server.gates.callers import CallerMiddleware
 from server.gates.credentials import Credentials
+from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.limits import BodyLimitMiddleware
 from server.gates.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
-from server.gates.rate_limits import RateLimiter, RateLimitMiddleware
+from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
@@ -121,12 +120,15 @@ def create_app(
     install_error_handlers(app, [route.path for route in routes])
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
-    app.add_middleware(AdmissionMiddleware, admission=admission)
-    if limiter.has_limits:
-        app.add_middleware(RateLimitMiddleware, limiter=limiter, metrics=metrics)
-    app.add_middleware(CallerMiddleware, credentials=credentials, trusted_proxies=settings.trusted_proxy)
-    if credentials.required:
-        app.add_middleware(AuthMiddleware, credentials=credentials, metrics=metrics)
+    app.add_middleware(
+        GateMiddleware,
+        credentials=credentials,
+        trusted_proxies=settings.trusted_proxy,
+        limiter=limiter,
+        admission=admission,
+        work=WorkRoutes(routes),
+        metrics=metrics,
+    )
     if settings.cors_allow_origin:
         app.add_middleware(
             CORSMiddleware,

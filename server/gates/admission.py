@@ -13,20 +13,13 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from contextlib import contextmanager
 
 from model.contract.errors import EngineUnavailableError
 from server.engine.client import EngineClient
-from server.gates.callers import Caller, Waiting, caller_of
-from server.gates.limits import is_costly
+from server.gates.callers import Caller, Waiting
 from server.metrics import Metrics
-from server.wire.errors import ENGINE_UNAVAILABLE, ApiError, as_api_error, server_overloaded
-
-# Bytes of a request's body a token of its prompt takes, rather too many: what is refused for it would be refused later.
-_BYTES_PER_TOKEN = 6
+from server.wire.errors import ENGINE_UNAVAILABLE, server_overloaded
 
 _RATE_WINDOW_S = 60.0
 _RETRY_AFTER_UNKNOWN_S = 5
@@ -173,31 +166,3 @@ class Admission:
         self._preparing[caller] += change
         if not self._preparing[caller]:
             del self._preparing[caller]
-
-
-class AdmissionMiddleware:
-    """Refuses generating requests that could not wait, before their body is read.
-
-    Args:
-        app: what is protected.
-        admission: decides.
-    """
-
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self._app = app
-        self._admission = admission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through or answers it."""
-        if not is_costly(scope):
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        num_bytes = int(declared[:19]) if declared.isdecimal() else 0
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._admission.enter(caller_of(scope), num_bytes // _BYTES_PER_TOKEN))
-            except (ApiError, EngineUnavailableError) as error:
-                await as_api_error(error).response()(scope, receive, send)
-                return
-            await self._app(scope, receive, send)

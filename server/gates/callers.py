@@ -9,7 +9,7 @@ import ipaddress
 from typing import NamedTuple
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from server.gates.credentials import Credentials
 
@@ -82,53 +82,38 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
-class CallerMiddleware:
-    """Finds out who sent a request; auth has looked at its key before.
+def find_caller(
+    scope: Scope, key: str | None, credentials: Credentials, trusted_proxies: tuple[Network, ...]
+) -> Caller:
+    """Finds out who sends a request.
 
     Args:
-        app: everything inside.
+        scope: of the request.
+        key: the name of the key that lets it in.
         credentials: know the weights of keys.
         trusted_proxies: whose `X-Forwarded-For` is believed; anybody could write one.
     """
+    if key is not None:
+        return Caller(key, credentials.weight_of(key), has_key=True)
+    client = scope.get("client")
+    peer = _address(client[0]) if client else None
+    if peer is None:
+        return NOBODY
+    forwarded = Headers(scope=scope).getlist("x-forwarded-for")
+    return Caller(_name(_sender(peer, ",".join(forwarded), trusted_proxies)))
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        credentials: Credentials,
-        trusted_proxies: tuple[Network, ...],
-    ) -> None:
-        self._app = app
-        self._credentials = credentials
-        self._trusted_proxies = trusted_proxies
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
-        if scope["type"] == "http":
-            scope.setdefault("state", {})["caller"] = self._caller(scope)
-        await self._app(scope, receive, send)
-
-    def _caller(self, scope: Scope) -> Caller:
-        key: str | None = scope["state"].get("key")
-        if key is not None:
-            return Caller(key, self._credentials.weight_of(key), has_key=True)
-        client = scope.get("client")
-        peer = _address(client[0]) if client else None
-        if peer is None:
-            return NOBODY
-        forwarded = Headers(scope=scope).getlist("x-forwarded-for")
-        return Caller(_name(self._sender(peer, ",".join(forwarded))))
-
-    def _sender(self, peer: Address, forwarded: str) -> Address:
-        """Returns the nearest address that is no trusted proxy's: anybody may have written what stands left of it."""
-        sender = peer
-        for entry in reversed(forwarded.split(",")):
-            if not any(sender in network for network in self._trusted_proxies):
-                break
-            address = _address(entry.strip())
-            if address is None:
-                break
-            sender = address
-        return sender
+def _sender(peer: Address, forwarded: str, trusted_proxies: tuple[Network, ...]) -> Address:
+    """Returns the nearest address that is no trusted proxy's: anybody may have written what stands left of it."""
+    sender = peer
+    for entry in reversed(forwarded.split(",")):
+        if not any(sender in network for network in trusted_proxies):
+            break
+        address = _address(entry.strip())
+        if address is None:
+            break
+        sender = address
+    return sender
 
 
 def _address(text: str) -> Address | None:

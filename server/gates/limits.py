@@ -29,13 +29,6 @@ _MAX_LARGEST_BODIES = 32
 _SMALL_BODY_BYTES = 64 << 10
 _RETRY_AFTER_S = 5
 
-_COSTLY_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
-
-
-def is_costly(scope: Scope) -> bool:
-    """Whether a request asks for work: it passes every gate that there is."""
-    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _COSTLY_PATHS
-
 
 class BodyBudget:
     """What all bodies together may take, from their first byte to the end of their requests.

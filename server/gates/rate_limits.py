@@ -11,12 +11,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from server.gates.callers import caller_of
-from server.gates.limits import is_costly
-from server.metrics import Metrics
-from server.wire.errors import ApiError, rate_limited
+from server.wire.errors import rate_limited
 
 _MINUTE_S = 60.0
 _MAX_CALLERS = 10_000
@@ -100,29 +95,3 @@ class RateLimiter:
                 del self._callers[caller]
         for caller in list(self._callers)[: max(0, len(self._callers) - _MAX_CALLERS + 1)]:
             del self._callers[caller]
-
-
-class RateLimitMiddleware:
-    """Answers 429 to callers who have used up what they may have.
-
-    Args:
-        app: what is protected.
-        limiter: counts.
-        metrics: told of those refused.
-    """
-
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, metrics: Metrics) -> None:
-        self._app = app
-        self._limiter = limiter
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through or answers it."""
-        if is_costly(scope):
-            try:
-                self._limiter.admit(caller_of(scope).name)
-            except ApiError as error:
-                self._metrics.count_rejected(error.code or "")
-                await error.response()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)

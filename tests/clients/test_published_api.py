@@ -17,11 +17,10 @@ from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import PromptEncoder
-from server.gates.auth import AuthMiddleware
+from server.gates.auth import refusal
 from server.gates.credentials import Credentials
 from server.settings import Settings
 from server.settings_sources import load_settings
-from server.wire.errors import ApiError
 from server.wire.requests import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
@@ -177,11 +176,7 @@ def _(wire: Wire) -> None:
 
 @row("401 with no body, `WWW-Authenticate: Basic`")
 def _(wire: Wire) -> None:
-    refusal = AuthMiddleware.__new__(AuthMiddleware)
-    refusal._credentials = OPEN
-    error = refusal._refusal(None)
-    assert isinstance(error, ApiError)
-    response = error.response()
+    response = refusal(OPEN, None).response()
     assert response.status_code == 401 and response.headers["www-authenticate"].startswith("Basic")
     assert b'"invalid_api_key"' in bytes(response.body)
 

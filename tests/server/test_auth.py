@@ -7,8 +7,9 @@ import base64
 import pytest
 
 from model.contract.messages import EngineStats
-from server.gates.auth import AuthMiddleware
 from server.gates.credentials import Credentials
+from server.gates.gate import GateMiddleware, WorkRoutes
+from server.gates.rate_limits import RateLimiter
 from server.metrics import Metrics
 
 BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")
@@ -93,6 +94,15 @@ async def test_only_named_routes_are_open(path: str, status: int) -> None:
 
     metrics = Metrics("m", EngineStats, lambda: 0)
     scope = {"type": "http", "path": path, "headers": [], "method": "GET"}
-    await AuthMiddleware(app, BOTH, metrics)(scope, None, send)  # type: ignore[arg-type]
+    gate = GateMiddleware(
+        app,
+        credentials=BOTH,
+        trusted_proxies=(),
+        limiter=RateLimiter(None, None),
+        admission=None,  # type: ignore[arg-type]  # it is about work, of which there is none here
+        work=WorkRoutes([]),
+        metrics=metrics,
+    )
+    await gate(scope, None, send)  # type: ignore[arg-type]
     assert statuses == [status]
     assert ("invalid_api_key" in metrics.render().decode()) == (status == 401)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import InvalidRequestError
@@ -27,12 +28,12 @@ from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import MAX_CALLS, PromptEncoder
 from server.engine.client import EngineClient
-from server.gates.limits import is_costly
+from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.request_context import body_bytes_var
 from server.grammars import reply_grammar
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
 from server.settings import Settings
-from server.wire.json_body import MAX_CONTAINERS, _count_containers
+from server.wire.json_body import MAX_CONTAINERS, JsonBodyRoute, _count_containers
 from server.wire.requests import ChatCompletionRequest, CompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
@@ -265,9 +266,22 @@ def test_every_route_that_takes_work_passes_the_gates(demo_checkpoint: Path) -> 
     engine = EngineClient(EngineConfig(checkpoint_path="none"))  # not started
     tokenizer = Tokenizer.from_folder(demo_checkpoint)
     app = create_app(Settings(model="m"), tokenizer, GenerationDefaults(), engine)
-    paths = [path for path, methods in app.openapi()["paths"].items() if "post" in methods]
+    bodies = {path: methods.get("post", {}).get("requestBody", {}) for path, methods in app.openapi()["paths"].items()}
+    paths = [path for path, body in bodies.items() if "application/json" in body.get("content", {})]
     assert {"/tokenize", "/detokenize", "/v1/completions"} < set(paths)
-    assert all(is_costly({"type": "http", "method": "POST", "path": path}) for path in paths)
+    (gate,) = (entry for entry in app.user_middleware if entry.cls is GateMiddleware)
+    work = gate.kwargs["work"]
+    assert [path for path in paths if {"type": "http", "method": "POST", "path": path} not in work] == []
+    assert {"type": "http", "method": "GET", "path": "/v1/completions"} not in work
+    assert {"type": "http", "method": "POST", "path": "/v1/embeddings"} not in work
+
+
+def test_work_at_paths_with_parameters_is_known() -> None:
+    router = APIRouter(route_class=JsonBodyRoute)
+    router.add_api_route("/v1/threads/{name}/runs", lambda name: None, methods=["POST"])
+    work = WorkRoutes(router.routes)
+    assert {"type": "http", "method": "POST", "path": "/v1/threads/a/runs"} in work
+    assert {"type": "http", "method": "POST", "path": "/v1/threads/a"} not in work
 
 
 async def test_tokenizing_has_a_queue_and_a_rate(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

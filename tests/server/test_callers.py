@@ -8,27 +8,20 @@ from typing import Any
 import pytest
 
 from model.contract.errors import ConfigError
-from server.gates.callers import Caller, CallerMiddleware, WaitingLine, caller_of
+from server.gates.callers import Caller, WaitingLine, find_caller
 from server.gates.credentials import Credentials
 
 PROXIES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::1/128")))
 
 
-async def caller(client: str | None, *forwarded: str, key: str | None = None, **options: Any) -> Caller:
-    seen = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(caller_of(scope))
-
+def caller(client: str | None, *forwarded: str, key: str | None = None, **options: Any) -> Caller:
     scope = {
         "type": "http",
         "headers": [(b"x-forwarded-for", value.encode()) for value in forwarded],
         "client": client and (client, 5),
-        "state": {} if key is None else {"key": key},
     }
     options = {"credentials": Credentials(), "trusted_proxies": PROXIES, **options}
-    await CallerMiddleware(app, **options)(scope, None, None)  # type: ignore[arg-type]
-    return seen[0]
+    return find_caller(scope, key, **options)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +49,14 @@ async def caller(client: str | None, *forwarded: str, key: str | None = None, **
     ],
 )
 async def test_an_address(client: str | None, forwarded: tuple[str, ...], name: str) -> None:
-    assert await caller(client, *forwarded) == Caller(name)
+    assert caller(client, *forwarded) == Caller(name)
 
 
 async def test_a_key_that_was_checked_comes_before_any_address() -> None:
     credentials = Credentials.from_secrets(("a", "b  weight=3"), "user:x")
     names = {secret: str(credentials.caller(f"Bearer {secret}")) for secret in "ab"}
     for secret, weight in (("a", 1), ("b", 3)):
-        found = await caller("10.1.1.1", "203.0.113.9", key=names[secret], credentials=credentials)
+        found = caller("10.1.1.1", "203.0.113.9", key=names[secret], credentials=credentials)
         assert found == Caller(names[secret], weight, has_key=True)
     assert credentials.weight_of("nobody") == 1
 
