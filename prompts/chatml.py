@@ -1,7 +1,7 @@
 """The chat format of these models: turns between `<|im_start|>` and `<|im_end|>`.
 
 It exists to write conversations of plain turns as segments, and to drop the oldest of them when
-they do not fit. It must not know tools (react.py folds those into plain turns first) nor any
+they do not fit. It must not know tools (react/ folds those into plain turns first) nor any
 vocabulary: where tokens are counted, the caller brings the counter.
 """
 

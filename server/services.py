@@ -28,10 +28,13 @@ from server.routes.web_files import WebFile, load_web_files
 from server.settings import Settings
 from server.store.store import Store
 from server.wire.errors import ApiError
+from server.wire.requests import RequestBody
+from server.wire.unsupported import UnknownFields
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Sent = TypeVar("Sent", bound=RequestBody)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Services:
         limiter: counts what each key asks for.
         metrics: counts.
         store: keeps what outlives a request.
+        unknown_fields: told of each request, for the log.
         created: Unix time of the start, for /v1/models.
         web_files: of the chat page, by name.
     """
@@ -61,6 +65,7 @@ class Services:
     limiter: RateLimiter
     metrics: Metrics
     store: Store
+    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
 
@@ -86,6 +91,17 @@ class Services:
             code="model_not_found",
             param="model",
         )
+
+    async def read(self, body: Sent, reader: Callable[[Sent], T]) -> T:
+        """Returns a request in neutral form.
+
+        Args:
+            body: as it came over the wire.
+            reader: of its API; what it raises is raised.
+        """
+        neutral = await self.off_loop.run(lambda: reader(body))
+        self.unknown_fields.note(body)
+        return neutral
 
     async def generate(
         self, http: Request, understand: Callable[[], Coroutine[Any, Any, GenerationRequest]]

@@ -7,7 +7,6 @@ The HTTP side reads the object itself; what the engine shares of it stands in `E
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -106,6 +105,12 @@ class Settings(BaseModel):
     allow_priority: bool = Field(False, description="let priority count between keys, not only among a key's own")
     max_num_batched_tokens: int | None = Field(
         None, ge=1, description="most tokens in one step (default: 512 on a CPU, 4096 on a GPU)"
+    )
+    max_step_ms: int | None = Field(
+        None,
+        ge=0,
+        description="how long a step may take that computes prompts while other requests wait for tokens; 0 is any time"
+        " (default: 250 on a CPU, 0 on a GPU)",
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of the KV cache")
     kv_cache_memory: Size | None = Field(
@@ -211,7 +216,7 @@ class Settings(BaseModel):
         Args:
             checkpoint: the folder `model` stands for.
         """
-        alike = {field.name for field in fields(EngineConfig)} & type(self).model_fields.keys()
+        alike = type(self).model_fields.keys() & EngineConfig.__struct_fields__
         return EngineConfig(
             checkpoint_path=str(checkpoint),
             max_running_per_caller=self.max_running_per_key,

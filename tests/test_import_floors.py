@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "llvmlite"}
-# orjson writes what crosses the pipe; tiktoken and llguidance know text and ids.
-CONTRACT_LIBRARIES = {"orjson", "tiktoken", "llguidance"}
+# msgspec writes what crosses the pipe; orjson reads files; tiktoken and llguidance know text and ids.
+CONTRACT_LIBRARIES = {"msgspec", "orjson", "tiktoken", "llguidance"}
 # What computes with tensors, and so must not know the loop.
 TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "adapters", "backends")
 # Of the tools: what only speaks to servers, and what only computes.
@@ -21,6 +22,8 @@ ENGINE_TOOLS = (
     "tools.process", "tools.convert.run", "tools.quantize.run", "tools.quantize.options", "tools.doctor.__main__",
     "tools.doctor.facts", "tools.doctor.advice", "tools.doctor.limits", "tools.doctor.text",
 )  # fmt: skip
+# Of conversion: from the wire types of an API to a neutral request.
+READERS = ("chat_reader", "completion_reader", "formats")
 
 
 def _modules(package: str) -> list[Path]:
@@ -90,6 +93,12 @@ def test_server_never_touches_tensors(path: Path) -> None:
     imports = _imports(path)
     assert not {m.split(".")[0] for m in imports} & TENSOR_LIBRARIES
     assert all(m == "model" or _ours(m, "model.contract") for m in imports if _ours(m, "model"))
+    assert not {m for m in imports if _ours(m, "prompts.react")}, "the interface of tool formats only"
+
+
+@pytest.mark.parametrize("path", [p for p in _modules("server/conversion") if p.stem not in READERS], ids=_name)
+def test_conversion_knows_no_wire_but_in_its_readers(path: Path) -> None:
+    assert not {m for m in _imports(path) if _ours(m, "server.wire")}
 
 
 @pytest.mark.parametrize("path", _modules("tools"), ids=_name)
@@ -110,3 +119,11 @@ def test_importing_the_app_does_not_load_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_shapes_of_requests_and_tokens_are_where_the_readme_says() -> None:
+    section = (ROOT / "README.md").read_text().partition("| a request is | made by |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([A-Z]\w+)`[^|]*\| `([\w/]+\.py)`", section)
+    assert len(named) == 8 + 3
+    for name, path in named:
+        assert f"class {name}" in (ROOT / path).read_text(), (name, path)

@@ -1,1 +1,32 @@
-"""One file an architecture."""
+"""One file an architecture, and the registry of them by the class that checkpoints name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from model.architectures.causal_lm import CausalLM
+from model.architectures.qwen import QWenLMHeadModel
+from model.backends.base import Backend
+from model.contract.config import PUBLISHED_CLASS, ModelConfig
+from model.layers.linear import MakeLinear
+
+MakeModel = Callable[[ModelConfig, MakeLinear, Backend, torch.dtype], CausalLM]
+
+ARCHITECTURES: dict[str, MakeModel] = {PUBLISHED_CLASS: QWenLMHeadModel}
+
+
+def make_model(config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> CausalLM:
+    """Builds the model of a checkpoint, its tensors still without storage.
+
+    A class that is not registered is a fork's of the published one: no other architecture has such a `config.json`.
+
+    Args:
+        config: the checkpoint's numbers.
+        make_linear: makes the linears of its blocks.
+        backend: does the device work.
+        dtype: of activations and unquantised weights.
+    """
+    make = ARCHITECTURES.get(config.architecture, ARCHITECTURES[PUBLISHED_CLASS])
+    return make(config, make_linear, backend, dtype)

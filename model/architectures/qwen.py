@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.architectures.causal_lm import CausalLM
 from model.backends.base import Backend
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch
@@ -19,14 +20,22 @@ from model.layers.embedding import Embedding
 from model.layers.linear import Linear, MakeLinear
 from model.layers.norm import RMSNorm
 
+_SAVED_BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".logn_tensor")
+
+
+def is_saved_buffer(name: str) -> bool:
+    """Whether a stored tensor is a buffer that some releases saved along, and no weight."""
+    return name.endswith(_SAVED_BUFFERS)
+
 
 class QWenAttention(nn.Module):
     """Multi-head attention; q, k and v come from one projection with a bias."""
 
     def __init__(self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend) -> None:
         super().__init__()
-        self.c_attn = make_linear(config.hidden_size, 3 * config.hidden_size, bias=True)
-        self.c_proj = make_linear(config.hidden_size, config.hidden_size, bias=config.has_bias)
+        sizes = config.attention_shape.qkv_sizes
+        self.c_attn = make_linear(config.hidden_size, sum(sizes), bias=True)
+        self.c_proj = make_linear(sizes[0], config.hidden_size, bias=config.has_bias)
         self._layer = layer
         self._backend = backend
 
@@ -105,7 +114,7 @@ class QWenModel(nn.Module):
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
 
 
-class QWenLMHeadModel(nn.Module):
+class QWenLMHeadModel(CausalLM):
     """The whole checkpoint.
 
     Args:
@@ -123,16 +132,12 @@ class QWenLMHeadModel(nn.Module):
         )
         self._backend = backend
 
+    def parameter_name(self, checkpoint_name: str) -> str | None:
+        """See `CausalLM`. The names are the attributes' own; some releases saved buffers along, which are computed."""
+        return None if is_saved_buffer(checkpoint_name) else checkpoint_name
+
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
-        """Runs the step's new tokens.
-
-        Args:
-            batch: T new tokens.
-            cache: keys and values of everything before them; theirs are added.
-
-        Returns:
-            the final hidden states [T, hidden_size] of all new tokens, normalised.
-        """
+        """See `CausalLM`."""
         plan = self._backend.plan_attention(batch, cache)
         x: torch.Tensor = self.transformer.wte(batch.token_ids).float()
         delta: torch.Tensor | None = None
@@ -143,6 +148,6 @@ class QWenLMHeadModel(nn.Module):
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps [R, hidden_size] to [R, vocab_size] float32."""
+        """See `CausalLM`."""
         out: torch.Tensor = self.lm_head(hidden, None)
         return out.float()

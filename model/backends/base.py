@@ -116,6 +116,10 @@ class Backend(Protocol):
         """A step's token budget when none is asked for."""
         ...
 
+    def default_max_step_ms(self) -> int:
+        """How long a step with prompts and decodes of others should take when nothing is asked for; 0 is any time."""
+        ...
+
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
@@ -146,11 +150,14 @@ class Backend(Protocol):
         """
         ...
 
-    def finish_loading(self, config: ModelConfig, cache_dtype: torch.dtype, block_size: int) -> None:
+    def finish_loading(
+        self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int
+    ) -> None:
         """Called once when all weights are placed: whatever must be proved or settled before the first step.
 
         Args:
             config: of the checkpoint.
+            dtype: of the activations.
             cache_dtype: of keys and values.
             block_size: tokens in a block of the cache.
 
@@ -186,7 +193,8 @@ class Backend(Protocol):
         """Rotates queries and keys, writes keys and values to the cache, attends causally.
 
         Args:
-            qkv: [T, 3 * num_heads * head_dim], q, k and v side by side.
+            qkv: [T, sum(qkv_sizes)] of the checkpoint's `AttentionShape`, q, k and v side by side; backends so far
+                serve as many heads of keys and values as of queries.
             layer: whose cache.
             batch: the step.
             plan: of `plan_attention` for this batch.

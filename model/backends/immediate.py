@@ -26,7 +26,9 @@ class ImmediateSteps:
     def release_memory(self) -> None:
         """See `Backend`. Nothing is kept."""
 
-    def finish_loading(self, config: ModelConfig, cache_dtype: torch.dtype, block_size: int) -> None:
+    def finish_loading(
+        self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int
+    ) -> None:
         """See `Backend`. Nothing is left to be settled."""
 
     def capture_decode(

@@ -78,6 +78,10 @@ class TorchBackend(ImmediateSteps):
         """See `Backend`. A CPU prefills 512 tokens in seconds; more would stall the streams beside it."""
         return 512
 
+    def default_max_step_ms(self) -> int:
+        """See `Backend`. Text that comes in quarters of a second still reads as a stream."""
+        return 250
+
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:

@@ -125,6 +125,10 @@ class TorchDeviceBackend(TorchBackend):
         """See `Backend`."""
         return _MAX_NUM_BATCHED_TOKENS
 
+    def default_max_step_ms(self) -> int:
+        """See `Backend`. The largest step is short enough."""
+        return 0
+
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:

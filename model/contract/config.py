@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.contract.checkpoint_folder import require_checkpoint
 from model.contract.errors import CheckpointError
@@ -17,6 +17,8 @@ from model.contract.json_file import read_json
 from model.contract.weight_files import rows_of_embedding
 
 MAX_DEFAULT_MODEL_LEN = 32768
+
+PUBLISHED_CLASS = "QWenLMHeadModel"
 
 # A layer of a model is built before its weights are missed: far beyond any model, and quick to be built.
 _MAX_LAYERS = 1024
@@ -56,6 +58,20 @@ class QuantizationConfig:
     zero_offset: int = 1
 
 
+class AttentionShape(NamedTuple):
+    """Heads of attention: queries have `num_heads` of `head_dim` numbers, keys and values `num_kv_heads`."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Numbers of a token's query, key and value, which lie side by side."""
+        kv_size = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, kv_size, kv_size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The architecture's numbers.
@@ -70,6 +86,7 @@ class ModelConfig:
         max_positions: `max_position_embeddings`: how long sequences may become; 0 where the file does not say.
         int8_kv_cache: `use_cache_quantization`: the file asks for keys and values in int8.
         remarks: what in the file is odd, and how it was understood, a sentence each.
+        architecture: the class of the published code, as the file names it.
     """
 
     vocab_size: int
@@ -90,6 +107,7 @@ class ModelConfig:
     max_positions: int = 0
     int8_kv_cache: bool = False
     remarks: tuple[str, ...] = ()
+    architecture: str = PUBLISHED_CLASS
 
     @classmethod
     def from_folder(
@@ -137,6 +155,11 @@ class ModelConfig:
         if not self.use_dynamic_ntk or num_prompt_tokens <= self.seq_length:
             return 1.0
         return max(1.0, float(2 ** math.ceil(math.log2(num_prompt_tokens / self.seq_length) + 1) - 1))
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Every head of these checkpoints has keys and values of its own."""
+        return AttentionShape(self.num_heads, self.num_heads, self.head_dim)
 
     @property
     def default_max_model_len(self) -> int:
@@ -211,7 +234,14 @@ def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
         quantization=_quantization(quantization, fields.path),
         int8_kv_cache=fields.get("use_cache_quantization") is True,
         remarks=(*_dtype_remarks(fields), *_cache_remarks(fields)),
+        architecture=_architecture(fields),
     )
+
+
+def _architecture(fields: _Fields) -> str:
+    """The first of `architectures`; files of tools that leave it out are of the published class."""
+    named = fields.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else PUBLISHED_CLASS
 
 
 def _read_misspelt(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,17 +1,14 @@
 """Everything the engine process is told at its start; built once by server/settings, never changed.
 
-Pure. It crosses to the engine process as JSON.
+It is the first message to the engine process.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
-import orjson
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="config"):
     """Settings of the engine.
 
     Attributes:
@@ -26,6 +23,8 @@ class EngineConfig:
         allow_priority: let a request's priority count between callers, not only among its caller's own.
         max_num_batched_tokens: the most tokens in one step (prefill chunks and decodes together);
             None chooses by device (512 on a CPU, 4096 on a GPU).
+        max_step_ms: how long a step should take that carries decodes beside prompts; 0 is any time,
+            None chooses by device (250 on a CPU, any time on a GPU).
         block_size: tokens in a KV cache block.
         kv_cache_memory_bytes: None takes what is free (`gpu_memory_utilization` on a GPU).
         gpu_memory_utilization: share of a GPU's memory that weights, activations and cache may take.
@@ -48,6 +47,7 @@ class EngineConfig:
     max_running_per_caller: int | None = None
     allow_priority: bool = False
     max_num_batched_tokens: int | None = None
+    max_step_ms: int | None = None
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.90
@@ -58,12 +58,3 @@ class EngineConfig:
     seed: int | None = None
     log_level: str = "info"
     log_format: str = "text"
-
-    def to_json(self) -> bytes:
-        """Returns the JSON that `from_json` reads back."""
-        return orjson.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: bytes) -> EngineConfig:
-        """Reads what `to_json` wrote."""
-        return cls(**orjson.loads(text))

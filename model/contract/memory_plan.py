@@ -71,8 +71,9 @@ class MemoryPlan:
     def kv_token_bytes(self) -> int:
         """Of the keys and values of one token in all layers."""
         config = self.config
-        head = config.head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
-        return 2 * config.num_layers * config.num_heads * head
+        _, num_kv_heads, head_dim = config.attention_shape
+        head = head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
+        return 2 * config.num_layers * num_kv_heads * head
 
     @property
     def kv_block_bytes(self) -> int:

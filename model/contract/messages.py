@@ -1,28 +1,27 @@
 """What crosses the pipe between the HTTP process and the engine process, and how it is written down.
 
-Pure but for orjson: no tensors and no pickle, so neither process can make the other execute anything.
-A frame is a 4-byte little-endian length and a JSON array whose first element names the message.
-Outputs travel as arrays, not objects: one `StepOutputs` a step carries those of every sequence.
+Pure but for msgspec: no tensors and no pickle, so neither process can make the other execute anything, and what is
+read has the types below or is refused. A message is a MessagePack array whose first element names it; one
+`StepOutputs` a step carries the outputs of every sequence.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
-from typing import NamedTuple
+import msgspec
 
-import orjson
-
+from model.contract.engine_config import EngineConfig
+from model.contract.framing import frame
 from model.contract.sampling_params import SamplingParams
-
-FRAME_HEADER = struct.Struct("<I")
-MAX_FRAME_BYTES = 1 << 30
 
 # JSON has no infinity; OpenAI's API reports this for an impossible token.
 MIN_LOGPROB = -9999.0
 
 
-class TokenLogprob(NamedTuple):
+class _Part(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """Of a message. Without cycles, so that the collector need not look at it."""
+
+
+class TokenLogprob(_Part, frozen=True):
     """One token's log-probability and the most likely alternatives, most likely first.
 
     Attributes:
@@ -38,8 +37,7 @@ class TokenLogprob(NamedTuple):
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddRequest:
+class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
     """Generate `len(seq_ids)` independent continuations of one prompt (computed once).
 
     Attributes:
@@ -52,6 +50,7 @@ class AddRequest:
         weight: the caller's part when there is not enough for all.
         num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
         cache_salt: cached prompt starts are shared only where it is equal.
+        is_background: it takes what the others leave.
     """
 
     seq_ids: tuple[int, ...]
@@ -63,26 +62,24 @@ class AddRequest:
     weight: int = 1
     num_before: int = 0
     cache_salt: str = ""
+    is_background: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(_Part, tag="abort", frozen=True):
     """Forget these sequences; unknown or finished ids are ignored. No further output comes for them."""
 
     seq_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(_Part, tag="shutdown", frozen=True):
     """End the engine process now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(_Part, tag="ping", frozen=True):
     """Say something: an engine between two steps answers with `StepOutputs`, as it does to every message."""
 
 
-class SequenceOutput(NamedTuple):
+class SequenceOutput(_Part, frozen=True):
     """What one step did for one sequence. The one with a `finish_reason` is its last message.
 
     Attributes:
@@ -109,7 +106,7 @@ class SequenceOutput(NamedTuple):
     error: str | None = None
 
 
-class EngineStats(NamedTuple):
+class EngineStats(_Part, frozen=True):
     """State of the loop after a step; totals count since the engine started. Blocked: see `model.contract.watchdog`."""
 
     num_running: int = 0
@@ -126,14 +123,14 @@ class EngineStats(NamedTuple):
     num_blocked_total: int = 0
 
 
-class StepOutputs(NamedTuple):
+class StepOutputs(_Part, tag="step", frozen=True):
     """All outputs of one step (possibly none) and the state after it."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats
 
 
-class EngineReady(NamedTuple):
+class EngineReady(_Part, tag="ready", frozen=True):
     """The checkpoint is loaded and the loop runs.
 
     Attributes:
@@ -158,7 +155,7 @@ class EngineReady(NamedTuple):
     load_s: float
 
 
-class EngineFailed(NamedTuple):
+class EngineFailed(_Part, tag="failed", frozen=True):
     """The engine cannot go on (or start) and exits after this message.
 
     Attributes:
@@ -172,79 +169,39 @@ class EngineFailed(NamedTuple):
     wants_restart: bool = False
 
 
-class LoadProgress(NamedTuple):
+class LoadProgress(_Part, tag="progress", frozen=True):
     """Bytes of the checkpoint read so far; sent now and then during a long load."""
 
     loaded_bytes: int
     total_bytes: int
 
 
-ToEngine = AddRequest | Abort | Ping | Shutdown
+ToEngine = EngineConfig | AddRequest | Abort | Ping | Shutdown
 FromEngine = StepOutputs | EngineReady | EngineFailed | LoadProgress
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
     """Returns the whole frame, length included."""
-    body: list[object]
-    match message:
-        case StepOutputs(outputs, stats):
-            body = ["step", outputs, stats]
-        case AddRequest():
-            body = ["add", message]
-        case Abort():
-            body = ["abort", message.seq_ids]
-        case Ping():
-            body = ["ping"]
-        case Shutdown():
-            body = ["shutdown"]
-        case EngineReady():
-            body = ["ready", *message]
-        case EngineFailed():
-            body = ["failed", *message]
-        case LoadProgress():
-            body = ["progress", *message]
-    payload = orjson.dumps(body, default=tuple)  # named tuples are arrays here
-    return FRAME_HEADER.pack(len(payload)) + payload
+    return frame(_ENCODER.encode(message))
 
 
-def decode(payload: bytes) -> ToEngine | FromEngine:
-    """Reads a frame's payload (without its length).
+def decode_to_engine(payload: bytes) -> ToEngine:
+    """Reads a frame's payload.
 
     Raises:
-        ValueError: it is not a message of ours.
+        msgspec.MsgspecError: it is no message to an engine.
     """
-    kind, *fields = orjson.loads(payload)
-    match kind:
-        case "step":
-            return StepOutputs([_sequence_output(o) for o in fields[0]], EngineStats(*fields[1]))
-        case "add":
-            (request,) = fields
-            sampling = request["sampling"]
-            for name in ("eos_token_ids", "stop_token_ids"):
-                sampling[name] = tuple(sampling[name])
-            sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
-            return AddRequest(
-                **request | {"seq_ids": tuple(request["seq_ids"]), "sampling": SamplingParams(**sampling)}
-            )
-        case "abort":
-            return Abort(tuple(fields[0]))
-        case "ping":
-            return Ping()
-        case "shutdown":
-            return Shutdown()
-        case "ready":
-            return EngineReady(*fields)
-        case "failed":
-            return EngineFailed(*fields)
-        case "progress":
-            return LoadProgress(*fields)
-    raise ValueError(f"unknown message kind {kind!r}")
+    return _TO_ENGINE.decode(payload)
 
 
-def _sequence_output(fields: list[object]) -> SequenceOutput:
-    output = SequenceOutput(*fields)  # type: ignore[arg-type]
-    if output.logprobs is not None:
-        output = output._replace(logprobs=[TokenLogprob(*t) for t in output.logprobs])
-    if output.prompt_logprobs is not None:
-        output = output._replace(prompt_logprobs=[TokenLogprob(*t) for t in output.prompt_logprobs])
-    return output
+def decode_from_engine(payload: bytes) -> FromEngine:
+    """Reads a frame's payload.
+
+    Raises:
+        msgspec.MsgspecError: it is no message of an engine.
+    """
+    return _FROM_ENGINE.decode(payload)

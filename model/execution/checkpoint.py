@@ -16,13 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from model.architectures.causal_lm import CausalLM
 from model.contract.errors import CheckpointError
 from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
 
 logger = logging.getLogger(__name__)
-
-# Buffers that some releases saved along; all of them are computed, none is a weight.
-_STRAY_SUFFIXES = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".logn_tensor")
 
 _QUANTIZED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx")
 
@@ -130,7 +128,7 @@ def _load_order(name: str) -> tuple[str, ...]:
 
 
 def load_weights(
-    model: nn.Module, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
+    model: CausalLM, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
 ) -> int:
     """Fills a model whose tensors have no storage yet.
 
@@ -139,7 +137,7 @@ def load_weights(
     it holds then; those it lists in `optional_tensors` may be absent.
 
     Args:
-        model: built on the meta device, attributes named as the checkpoint's keys.
+        model: built on the meta device; it says what the checkpoint's tensors are called in it.
         folder: of the checkpoint.
         device: where the tensors go.
         on_progress: called with (bytes read, bytes in all).
@@ -165,11 +163,6 @@ def load_weights(
     return target.num_bytes
 
 
-def is_stray(name: str) -> bool:
-    """Whether a tensor is a buffer that some releases saved along, and no weight."""
-    return name.endswith(_STRAY_SUFFIXES)
-
-
 def told_by_name(name: str) -> str | None:
     """Says what the name of a tensor that no model has tells about the checkpoint, if anything."""
     if name.endswith(_QUANTIZED_SUFFIXES):
@@ -187,7 +180,8 @@ def told_by_name(name: str) -> str | None:
 class _Target:
     """The model being filled: which tensors it still waits for."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, device: torch.device) -> None:
+        self._model = model
         self._device = device
         self._waiting: dict[str, tuple[nn.Module, str]] = {}
         self._missing_of: dict[nn.Module, int] = {}
@@ -201,11 +195,12 @@ class _Target:
                 self._missing_of[module] = len(tensors)
 
     def put(self, name: str, tensor: torch.Tensor, path: Path) -> None:
-        if name not in self._waiting:
-            if name in self._loaded:
+        parameter = self._model.parameter_name(name)
+        if parameter is None:
+            return
+        if parameter not in self._waiting:
+            if parameter in self._loaded:
                 raise CheckpointError(f"{path}: tensor {name!r} is stored twice")
-            if is_stray(name):
-                return
             raise CheckpointError(
                 f"{path}: "
                 + (
@@ -213,8 +208,8 @@ class _Target:
                     or f"unexpected tensor {name!r} {list(tensor.shape)}; config.json describes another architecture"
                 )
             )
-        module, attribute = self._waiting.pop(name)
-        self._loaded.add(name)
+        module, attribute = self._waiting.pop(parameter)
+        self._loaded.add(parameter)
         placeholder: torch.Tensor = getattr(module, attribute)
         if placeholder.shape != tensor.shape:
             raise CheckpointError(

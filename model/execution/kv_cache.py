@@ -1,6 +1,6 @@
 """The paged KV cache: one allocation, addressed by slot.
 
-Layout [num_layers, 2, num_heads, num_slots, head_dim]: the slots of a head lie next to each other, so the keys of
+Layout [num_layers, 2, num_kv_heads, num_slots, head_dim]: the slots of a head lie next to each other, so the keys of
 consecutive blocks are one strided view and attention reads them in place. (Gathering 16-token pages into a
 contiguous copy first costs seven to ten times the attention itself on a CPU.)
 """
@@ -19,9 +19,9 @@ class KVCache:
     """Keys (after rotation) and values of every block.
 
     Attributes:
-        data: [num_layers, 2, num_heads, num_blocks * block_size, head_dim]; index 0 of dim 1 is keys, 1 values.
+        data: [num_layers, 2, num_kv_heads, num_blocks * block_size, head_dim]; index 0 of dim 1 is keys, 1 values.
         block_size: tokens in a block.
-        scales: of int8 data, [num_layers, 2, num_heads, num_slots] float32: a value is its integer times its scale.
+        scales: of int8 data, [num_layers, 2, num_kv_heads, num_slots] float32: a value is its integer times its scale.
             None where the data are numbers as they are.
     """
 
@@ -42,15 +42,17 @@ class KVCache:
 
 def kv_cache_block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers; int8 has a float32 scale for each token, head, key and value."""
-    vector_bytes = config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
-    return config.num_layers * 2 * config.num_heads * block_size * vector_bytes
+    _, num_kv_heads, head_dim = config.attention_shape
+    vector_bytes = head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+    return config.num_layers * 2 * num_kv_heads * block_size * vector_bytes
 
 
 def allocate_kv_cache(
     config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
     """Reserves the pool. On a CPU its pages are only taken as they are first written."""
-    shape = (config.num_layers, 2, config.num_heads, num_blocks * block_size, config.head_dim)
+    _, num_kv_heads, head_dim = config.attention_shape
+    shape = (config.num_layers, 2, num_kv_heads, num_blocks * block_size, head_dim)
     scales = torch.empty(shape[:-1], dtype=torch.float32, device=device) if dtype == torch.int8 else None
     return KVCache(torch.empty(shape, dtype=dtype, device=device), block_size, scales)
 

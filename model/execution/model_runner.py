@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from model.architectures.qwen import QWenLMHeadModel
+from model.architectures import make_model
 from model.backends import make_backend
 from model.backends.base import Backend, DecodeGraphs
 from model.backends.torch_backend import require_known_cache_dtype
@@ -24,14 +24,13 @@ from model.contract.sampling_params import SamplingParams
 from model.execution.checkpoint import ProgressCallback, load_weights, stored_rows
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
-from model.execution.launched_step import PendingStep, StepResult
+from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.overflow import require_finite
 from model.quantization import linear_maker
 from model.sampling.grammar_states import GrammarStates
-from model.sampling.sampler import PendingSample, Sampler, prompt_logprobs
+from model.sampling.sampler import Sampler, SamplerOutput, prompt_logprobs
 from model.sampling.sampling_row import SamplingRow, stream_key
-from model.scheduling.scheduler import ScheduledBatch, ScheduledSequence
-from model.scheduling.sequence import Sequence
+from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +74,16 @@ class ModelRunner:
         if config.dtype == "auto" and declared not in (None, used):
             logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
+        self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
-            self.model = QWenLMHeadModel(
+            self.model = make_model(
                 self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
             )
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
             cache_dtype = self._cache_dtype(config)
-            self.backend.finish_loading(self.model_config, cache_dtype, config.block_size)
+            self.backend.finish_loading(self.model_config, self.dtype, cache_dtype, config.block_size)
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
@@ -247,7 +247,7 @@ class ModelRunner:
         return self.launch(batch).wait()
 
     @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> PendingStep:
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
         """Starts one step, whose sequences may have a token that only the step before knows.
 
         Args:
@@ -255,9 +255,9 @@ class ModelRunner:
         """
         entries = batch.entries
         spans = [_span(entry) for entry in entries]
-        sources = [self._source(entry.seq) for entry in entries]
+        sources = [self._source(entry) for entry in entries]
         scores: list[list[TokenLogprob] | None] = [None] * len(entries)
-        sample: PendingSample | None = None
+        sample: SamplerOutput | None = None
         graphs = self._graphs
         if graphs is not None and len(entries) == batch.num_decodes <= graphs.max_num_rows:
             sampled = list(range(len(entries)))
@@ -267,7 +267,7 @@ class ModelRunner:
             sampled, sampled_rows = [], []
             row = 0
             for index, (entry, span) in enumerate(zip(entries, spans, strict=True)):
-                if entry.seq.needs_prompt_logits:
+                if entry.needs_prompt_logits:
                     scores[index] = self._score(hidden[row : row + span.num_logit_rows], entry)
                 row += span.num_logit_rows
                 if entry.needs_sampling:
@@ -277,16 +277,16 @@ class ModelRunner:
                 chosen = hidden if len(sampled_rows) == len(hidden) else hidden[self._to_device(sampled_rows)]
                 logits = self.model.logits(chosen)
                 sample = self._sample(logits, [entries[i] for i in sampled], [sources[i] for i in sampled])
-        self._row_of_seq = {entries[index].seq.seq_id: row for row, index in enumerate(sampled)}
+        self._row_of_seq = {entries[index].seq_id: row for row, index in enumerate(sampled)}
         copy = None
         if sample is not None:
             if self.runs_ahead or graphs is not None:
                 self._last_ids[: len(sampled)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
-        return PendingStep(batch, scores, sampled, sample, copy, self.grammars)
+        return LaunchedStep(batch, scores, sampled, sample, copy, self.grammars)
 
-    def _source(self, seq: Sequence) -> int:
-        return self._row_of_seq[seq.seq_id] if seq.has_unknown_token else -1
+    def _source(self, entry: ScheduledSequence) -> int:
+        return self._row_of_seq[entry.seq_id] if entry.has_unknown_token else -1
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.tensor(numbers).to(self.backend.device, non_blocking=True)
@@ -303,24 +303,23 @@ class ModelRunner:
 
     def _sample(
         self, logits: torch.Tensor, entries: list[ScheduledSequence], sources: list[int]
-    ) -> PendingSample:
+    ) -> SamplerOutput:
         rows = [self._sampling_row(entry, source) for entry, source in zip(entries, sources, strict=True)]
         masks = self.grammars.masks([row.seq_id for row in rows])
         return self._sampler.launch(logits, rows, masks, self._last_ids)
 
     def _sampling_row(self, entry: ScheduledSequence, source: int) -> SamplingRow:
-        seq = entry.seq
+        sampling = entry.sampling
         key = 0
-        if seq.sampling.temperature > 0:
-            seed = stream_key(self._seed, seq.seq_id) if seq.sampling.seed is None else seq.sampling.seed
-            key = stream_key(seed, seq.choice_index)
-        return SamplingRow(seq.seq_id, seq.sampling, seq.token_ids, seq.num_prompt_tokens, key, source)
+        if sampling.temperature > 0:
+            seed = stream_key(self._seed, entry.seq_id) if sampling.seed is None else sampling.seed
+            key = stream_key(seed, entry.choice_index)
+        return SamplingRow(entry.seq_id, sampling, entry.token_ids, entry.num_prompt_tokens, key, source)
 
     def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that follow the chunk's positions."""
-        seq = entry.seq
-        num_top = seq.sampling.num_prompt_logprobs or 0
-        next_ids = seq.token_ids[entry.start + 1 : entry.start + 1 + entry.num_tokens]
+        num_top = entry.sampling.num_prompt_logprobs or 0
+        next_ids = entry.token_ids[entry.start + 1 : entry.end + 1]
         scores: list[TokenLogprob] = []
         for low in range(0, len(next_ids), _LOGIT_ROWS_PER_PASS):
             ids = next_ids[low : low + _LOGIT_ROWS_PER_PASS]
@@ -335,15 +334,10 @@ def _ends(spans: list[SequenceSpan]) -> list[int]:
 
 
 def _span(entry: ScheduledSequence) -> SequenceSpan:
-    seq = entry.seq
-    if seq.needs_prompt_logits:
-        num_logit_rows = entry.num_tokens
-    else:
-        num_logit_rows = int(entry.needs_sampling)
     return SequenceSpan(
-        token_ids=seq.token_ids[entry.start : entry.start + entry.num_tokens],
+        token_ids=entry.token_ids[entry.start : entry.end],
         start=entry.start,
-        rope_alpha=seq.rope_alpha,
-        block_table=seq.block_table,
-        num_logit_rows=num_logit_rows,
+        rope_alpha=entry.rope_alpha,
+        block_table=entry.block_table,
+        num_logit_rows=entry.num_tokens if entry.needs_prompt_logits else int(entry.needs_sampling),
     )

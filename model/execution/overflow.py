@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import nn
 
-from model.architectures.qwen import QWenLMHeadModel
+from model.architectures.causal_lm import CausalLM
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -20,7 +20,7 @@ from model.execution.kv_cache import KVCache
 _PROBE_TOKENS = 64
 
 
-def require_finite(model: QWenLMHeadModel, config: ModelConfig, cache: KVCache, device: torch.device) -> None:
+def require_finite(model: CausalLM, config: ModelConfig, cache: KVCache, device: torch.device) -> None:
     """Runs a step of tokens from all over the vocabulary and looks at what every layer makes of them.
 
     Args:

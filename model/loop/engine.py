@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 
 import torch
+from msgspec.structs import replace
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import InvalidRequestError
@@ -20,13 +21,13 @@ from model.contract.grammar_compiler import GrammarAccount, GrammarError
 from model.contract.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
 from model.contract.watchdog import Watchdog
 from model.execution.checkpoint import ProgressCallback
-from model.execution.launched_step import PendingStep, StepResult
+from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.model_runner import ModelRunner
-from model.loop.step_guard import GuardedStep, StepGuard
+from model.loop.step_guard import OUT_OF_MEMORY, StepGuard
 from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler
 from model.scheduling.block_manager import BlockManager
-from model.scheduling.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
-from model.scheduling.sequence import Sequence, SequenceStatus
+from model.scheduling.scheduler import Scheduler
+from model.scheduling.sequence import ScheduledBatch, Sequence, SequenceUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Engine:
             max_model_len=self._runner.max_model_len,
             max_running_per_caller=config.max_running_per_caller,
             allow_priority=config.allow_priority,
+            max_step_s=self._runner.max_step_ms / 1000,
         )
         self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
@@ -73,7 +75,8 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
-        self._in_flight: PendingStep | None = None
+        self._in_flight: LaunchedStep | None = None
+        self._last_settled_s = 0.0
         self._is_idle = True
         self._adding = "-"
         self.watchdog = Watchdog("the engine's loop", MAX_BLOCKED_S, lambda: self._adding)
@@ -131,6 +134,7 @@ class Engine:
                 choice_index=index,
                 rope_alpha=alpha,
                 cache_salt=request.cache_salt,
+                is_background=request.is_background,
             )
             for index, seq_id in enumerate(request.seq_ids)
         ]
@@ -201,7 +205,8 @@ class Engine:
         num_compiling = sum(len(sequences) for _, sequences in self._compiling)
         return StepOutputs(
             outputs,
-            stats._replace(
+            replace(
+                stats,
                 num_waiting=stats.num_waiting + num_compiling,
                 longest_blocked_s=self.watchdog.longest_s,
                 num_blocked_total=self.watchdog.num_blocked,
@@ -213,12 +218,15 @@ class Engine:
         batch = self._plan()
         if not batch:
             return []
+        started = time.monotonic()
         with self.watchdog.excused():
-            step = self._guard.run(batch)
-        if step.result is None:
+            result = self._guard.run(batch)
+        if not result.batch:
             return []
-        self._scheduler.advance(batch)
-        return self._commit(batch, step.result, step)
+        if result.batch is batch and not result.failures:
+            self._note_time(result.batch, started)
+        self._scheduler.advance(result.batch)
+        return self._commit(result)
 
     def _plan(self, left_out: Collection[int] = ()) -> ScheduledBatch:
         self._scheduler.max_num_batched_tokens = self._guard.token_budget
@@ -251,17 +259,17 @@ class Engine:
         """
         if self._in_flight is None:
             return set()
-        sampled = [entry.seq for entry in self._in_flight.batch.entries if entry.needs_sampling]
-        return {seq.seq_id for seq in sampled if seq.sampling.grammar is not None}
+        sampled = [entry for entry in self._in_flight.batch if entry.needs_sampling]
+        return {entry.seq_id for entry in sampled if entry.sampling.grammar is not None}
 
-    def _launch(self, batch: ScheduledBatch) -> PendingStep | Exception:
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep | Exception:
         """Starts a step, or returns why it cannot be started."""
         try:
             launched = self._runner.launch(batch)
         except torch.AcceleratorError:
             raise  # nothing on this device works from here on
         except Exception as error:
-            self._runner.undo([entry.seq.seq_id for entry in batch.entries])
+            self._runner.undo([entry.seq_id for entry in batch])
             return error.with_traceback(None)  # which would hold on to the step's tensors
         self._scheduler.advance(batch)
         return launched
@@ -269,21 +277,27 @@ class Engine:
     def _settle(self) -> list[SequenceOutput]:
         """Waits for the step in flight and reports what it did."""
         assert self._in_flight is not None
-        pending, self._in_flight = self._in_flight, None
+        launched, self._in_flight = self._in_flight, None
         with self.watchdog.excused():
-            result = pending.wait()
+            result = launched.wait()
         self._guard.note_success()
-        return self._commit(pending.batch, result, GuardedStep(result, {}))
+        self._note_time(launched.batch, max(launched.launched_s, self._last_settled_s))
+        self._last_settled_s = time.monotonic()
+        return self._commit(result)
 
-    def _commit(self, batch: ScheduledBatch, result: StepResult, step: GuardedStep) -> list[SequenceOutput]:
+    def _note_time(self, batch: ScheduledBatch, started_s: float) -> None:
+        num_prompt_tokens = batch.num_tokens - batch.num_decodes
+        self._scheduler.prefill_budget.note(batch.num_decodes, num_prompt_tokens, time.monotonic() - started_s)
+
+    def _commit(self, result: StepResult) -> list[SequenceOutput]:
         """Reports what a step did; it was advanced before."""
         outputs: list[SequenceOutput] = []
         tokens = {}
-        broken = dict(step.failures)
-        for entry, token, scores in zip(batch.entries, result.tokens, result.prompt_logprobs, strict=True):
-            if entry.seq.status is SequenceStatus.FINISHED:
+        broken = dict(result.failures)
+        for entry, token, scores in zip(result.batch, result.tokens, result.prompt_logprobs, strict=True):
+            seq_id = entry.seq_id
+            if not self._scheduler.is_alive(seq_id):
                 continue  # it had ended by the time this was launched, or was aborted since
-            seq_id = entry.seq.seq_id
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
                 if any(math.isnan(score.logprob) for score in scores):
@@ -292,17 +306,15 @@ class Engine:
                 tokens[seq_id] = token
                 if not token.is_valid:
                     broken[seq_id] = _NOT_NUMBERS
-        reason = "abort" if step.is_out_of_memory else "error"
         unfollowed = {seq_id: message for seq_id, message in result.ended.items() if message is not None}
         for seq in self._scheduler.abort(broken | unfollowed):
             message = broken.get(seq.seq_id) or unfollowed[seq.seq_id]
             logger.error("request %s: %s", seq.request_id, message)
-            outputs.append(
-                SequenceOutput(seq.seq_id, [], reason if seq.seq_id in broken else "invalid", error=message)
-            )
+            reason = "abort" if message == OUT_OF_MEMORY else "error" if seq.seq_id in broken else "invalid"
+            outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
             self._forget([seq.seq_id])
         sampled = [None if token is None else token.token_id for token in result.tokens]
-        for update in self._scheduler.settle(batch, sampled, result.ended):
+        for update in self._scheduler.settle(result.batch, sampled, result.ended):
             token = tokens.get(update.seq.seq_id)
             logprob = None if token is None or token.logprob is None else [token.logprob]
             outputs.append(self._output(update, logprob))

@@ -1,8 +1,8 @@
 """The engine as a process of its own: reads messages from a socket, steps, writes what happened.
 
 Started by the server as `python -m model.loop.process --fd N` with one end of a socket pair. The first frame is an
-`EngineConfig`; then messages of model/messages both ways. It ends when it is told to, or when the other end closes:
-an engine without a server is of no use to anyone.
+`EngineConfig`; then messages of model/contract/messages both ways. It ends when it is told to, or when the other
+end closes: an engine without a server is of no use to anyone.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import orjson
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import RestartNeededError, StartupError
+from model.contract.framing import FrameSplitter, FramingError
 from model.contract.log_text import with_indented_lines
 from model.contract.messages import (
-    FRAME_HEADER,
-    MAX_FRAME_BYTES,
     Abort,
     AddRequest,
     EngineFailed,
@@ -37,7 +37,7 @@ from model.contract.messages import (
     Ping,
     Shutdown,
     ToEngine,
-    decode,
+    decode_to_engine,
     encode,
 )
 
@@ -52,58 +52,62 @@ _PR_SET_PDEATHSIG = 1
 _GRAMMAR_POLL_S = 0.001
 
 
+Message = TypeVar("Message")
+
+
 class ConnectionClosed(Exception):
     """The other end went away."""
 
 
-class Connection:
+class Connection(Generic[Message]):
     """Framed messages over a stream socket.
 
     Args:
         sock: connected; owned from here on.
+        decode: reads what the other end writes.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, decode: Callable[[bytes], Message]) -> None:
         self._socket = sock
         self._poller = select.poll()  # not select(): a server with many clients hands down a descriptor above 1023
         self._poller.register(sock, select.POLLIN)
-        self._buffer = bytearray()
-        self._frames: deque[bytes] = deque()
+        self._splitter = FrameSplitter()
+        self._decode = decode
+        self._messages: list[Message] = []
 
-    def receive_frame(self) -> bytes:
-        """Waits for one frame and returns its payload.
+    def receive(self) -> Message:
+        """Waits for one message.
 
         Raises:
             ConnectionClosed: the other end went away.
         """
-        while not self._frames:
+        while not self._messages:
             self._read()
-        return self._frames.popleft()
+        return self._messages.pop(0)
 
-    def receive_all(self, *, block: bool) -> list[ToEngine | FromEngine]:
+    def receive_all(self, *, block: bool) -> list[Message]:
         """Returns all messages that have arrived, after waiting for one if `block` is set.
 
         Raises:
             ConnectionClosed: the other end went away.
         """
         try:
-            while block and not self._frames:
+            while block and not self._messages:
                 self._read()
             while self._poller.poll(0):
                 self._read()
         except ConnectionClosed:
-            if not self._frames:  # else what came before the end counts, and the next call tells of it
+            if not self._messages:  # else what came before the end counts, and the next call tells of it
                 raise
-        messages = [decode(frame) for frame in self._frames]
-        self._frames.clear()
+        messages, self._messages = self._messages, []
         return messages
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Returns when something has arrived, or after the timeout."""
-        if not self._frames:
+        if not self._messages:
             self._poller.poll(None if timeout_s is None else timeout_s * 1000)
 
-    def send(self, message: FromEngine) -> None:
+    def send(self, message: ToEngine | FromEngine) -> None:
         """Writes one message, waiting while the other end is behind.
 
         Raises:
@@ -121,28 +125,21 @@ class Connection:
             raise ConnectionClosed from e
         if not data:
             raise ConnectionClosed
-        buffer = self._buffer
-        buffer += data
-        offset = 0
-        while len(buffer) - offset >= FRAME_HEADER.size:
-            (length,) = FRAME_HEADER.unpack_from(buffer, offset)
-            if length > MAX_FRAME_BYTES:
-                raise ConnectionClosed
-            end = offset + FRAME_HEADER.size + length
-            if len(buffer) < end:
-                break
-            self._frames.append(bytes(buffer[offset + FRAME_HEADER.size : end]))
-            offset = end
-        del buffer[:offset]
+        try:
+            payloads = self._splitter.push(data)
+        except FramingError as e:
+            raise ConnectionClosed from e
+        self._messages += map(self._decode, payloads)
 
 
-def run(connection: Connection) -> int:
+def run(connection: Connection[ToEngine]) -> int:
     """Loads the checkpoint and steps until told to end.
 
     Returns:
         The exit status of the process.
     """
-    config = EngineConfig.from_json(connection.receive_frame())
+    config = connection.receive()
+    assert isinstance(config, EngineConfig)
     _configure_logging(config)
     last_progress = 0.0
 
@@ -252,7 +249,7 @@ def main() -> None:
     _die_with_the_server()
     faulthandler.enable()  # the last words of a crash, which the server repeats
     faulthandler.register(signal.SIGUSR1)  # sent before a hung engine is ended, so that the log says where it hung
-    connection = Connection(socket.socket(fileno=arguments.fd))
+    connection = Connection(socket.socket(fileno=arguments.fd), decode_to_engine)
     try:
         status = run(connection)
     except ConnectionClosed:

@@ -8,13 +8,12 @@ It must not know requests, outputs or how the loop plans.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import torch
 
 from model.execution.launched_step import StepResult
-from model.scheduling.sequence import ScheduledBatch
+from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +24,6 @@ STEP_FAILED = "The engine failed on this request; the server's log has the detai
 _STEPS_UNTIL_REGROWTH = 64
 # A sequence that fails alone may be to blame; so many of them one after another are not.
 _MAX_LONELY_FAILURES = 3
-
-
-class GuardedStep(NamedTuple):
-    """What came of a step.
-
-    Attributes:
-        result: of the batch; None when nothing was computed, and the step is to be planned again.
-        failures: messages for sequences that cannot go on, by id.
-        is_out_of_memory: whether those failed for want of memory, and would do elsewhere or later.
-    """
-
-    result: StepResult | None
-    failures: dict[int, str]
-    is_out_of_memory: bool = False
 
 
 class StepGuard:
@@ -66,24 +51,35 @@ class StepGuard:
         self._num_lonely_failures = 0
         self.token_budget = max_num_batched_tokens
 
-    def run(self, batch: ScheduledBatch) -> GuardedStep:
-        """Runs a batch; what cannot be computed is left out.
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        """Runs a batch.
+
+        Returns:
+            what came of it. Its batch lacks those for whom there was no memory: they are to be planned again, smaller.
 
         Raises:
             Exception: the device or the code is broken for everybody.
         """
-        try:
-            result = self._execute(batch)
-        except Exception as error:
-            self._undo([entry.seq.seq_id for entry in batch])
-            if not is_out_of_memory(error):
-                return self._isolate(batch, error)
-            reason = _one_line(error)
-        else:
+        result = self._try(batch)
+        if isinstance(result, StepResult):
             self.note_success()
-            return GuardedStep(result, {})
-        # Outside of the handler: the traceback holds on to the step's tensors until here.
-        return self._shrink(batch, reason)
+            return result
+        if is_out_of_memory(result):
+            return self._shrink(batch, result)
+        return self._isolate(batch, result)
+
+    def _try(self, batch: ScheduledBatch) -> StepResult | Exception:
+        """Runs a batch, or returns why that cannot be: without the traceback, which holds on to the step's tensors."""
+        try:
+            return self._execute(batch)
+        except torch.AcceleratorError:
+            raise  # nothing on this device works from here on
+        except Exception as error:
+            if not is_out_of_memory(error):
+                logger.error("a step of %d sequences failed", len(batch), exc_info=error)
+            failure = error.with_traceback(None)
+        self._undo([entry.seq_id for entry in batch])
+        return failure
 
     def note_success(self) -> None:
         """Takes note of a step that went well; after some of them a lowered budget grows again."""
@@ -112,7 +108,7 @@ class StepGuard:
 
     def _lower_budget(self, num_tokens: int, reason: str) -> None:
         self._num_good_steps = 0
-        self.token_budget = num_tokens // 2
+        self.token_budget = min(self.token_budget, max(1, num_tokens // 2))
         logger.error(
             "out of memory in a step of %d tokens; the next ones have at most %d (%s)",
             num_tokens,
@@ -120,57 +116,57 @@ class StepGuard:
             reason,
         )
 
-    def _shrink(self, batch: ScheduledBatch, reason: str) -> GuardedStep:
-        if batch.num_tokens > 1:
-            self._lower_budget(batch.num_tokens, reason)
-            return GuardedStep(None, {})
-        seq = batch.entries[0].seq
-        logger.error("out of memory in a step of one token; giving request %s up (%s)", seq.request_id, reason)
-        return GuardedStep(_empty(batch), {seq.seq_id: OUT_OF_MEMORY}, is_out_of_memory=True)
+    def _shrink(self, batch: ScheduledBatch, error: Exception) -> StepResult:
+        if self.shrink_for(batch.num_tokens, error):
+            return _empty(ScheduledBatch([], []))
+        result = _empty(batch)
+        self._give_up(batch.entries[0], result, OUT_OF_MEMORY)
+        return result
 
-    def _isolate(self, batch: ScheduledBatch, error: Exception) -> GuardedStep:
+    def _give_up(self, entry: ScheduledSequence, result: StepResult, message: str) -> None:
+        logger.error("request %s cannot go on: %s", entry.request_id, message)
+        result.failures[entry.seq_id] = message
+
+    def _isolate(self, batch: ScheduledBatch, error: Exception) -> StepResult:
         """Finds the sequences a step fails on; the others get what they would have got without them."""
-        if isinstance(error, torch.AcceleratorError):
-            raise error  # nothing on this device works from here on
-        logger.error("a step of %d sequences failed; looking for whose fault it is", len(batch), exc_info=error)
-        result, failures = _empty(batch), {}
+        result = _empty(batch)
         if len(batch) == 1:
             self._num_lonely_failures += 1
-            failures[batch.entries[0].seq.seq_id] = STEP_FAILED
+            self._give_up(batch.entries[0], result, STEP_FAILED)
             if self._num_lonely_failures >= _MAX_LONELY_FAILURES:
                 raise error
-            return GuardedStep(result, failures)
+            return result
+        logger.error("looking for whose fault it is")
+        left_out: set[int] = set()
         pending = _halves(range(len(batch)))
         while pending:
             indices = pending.pop()
-            if self._run_part(batch, indices, result):
+            failure = self._run_part(batch, indices, result)
+            if failure is None:
                 continue
             if len(indices) > 1:
                 pending += _halves(indices)
+                continue
+            entry = batch.entries[indices[0]]
+            if self.shrink_for(entry.num_tokens, failure):
+                left_out.add(indices[0])
             else:
-                seq = batch.entries[indices[0]].seq
-                logger.error("request %s cannot go on: it makes the step fail", seq.request_id)
-                failures[seq.seq_id] = STEP_FAILED
-        if len(failures) == len(batch):
-            raise error  # everybody's fault is nobody's
+                self._give_up(entry, result, OUT_OF_MEMORY if is_out_of_memory(failure) else STEP_FAILED)
+        if list(result.failures.values()).count(STEP_FAILED) == len(batch):
+            raise error  # no single sequence is to blame
         self._num_lonely_failures = 0
-        return GuardedStep(result, failures)
+        return _take(result, [i for i in range(len(batch)) if i not in left_out])
 
-    def _run_part(self, batch: ScheduledBatch, indices: range, result: StepResult) -> bool:
-        """Runs some entries and puts what came of them into the result; returns whether it could."""
-        part = _part(batch, indices)
-        try:
-            some = self._execute(part)
-        except Exception as error:
-            self._undo([entry.seq.seq_id for entry in part])
-            if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
-                raise
-            return False
+    def _run_part(self, batch: ScheduledBatch, indices: range, result: StepResult) -> Exception | None:
+        """Runs some entries and puts what came of them into the result; returns why it could not."""
+        some = self._try(_part(batch, indices))
+        if not isinstance(some, StepResult):
+            return some
         for position, index in enumerate(indices):
             result.tokens[index] = some.tokens[position]
             result.prompt_logprobs[index] = some.prompt_logprobs[position]
         result.ended.update(some.ended)
-        return True
+        return None
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -186,13 +182,25 @@ def _halves(indices: range) -> list[range]:
     return [indices[:middle], indices[middle:]]
 
 
-def _part(batch: ScheduledBatch, indices: range) -> ScheduledBatch:
-    decodes = [batch.entries[i] for i in indices if i < batch.num_decodes]
-    return ScheduledBatch(decodes, [batch.entries[i] for i in indices if i >= batch.num_decodes])
+def _part(batch: ScheduledBatch, indices: Iterable[int]) -> ScheduledBatch:
+    decodes: list[ScheduledSequence] = []
+    chunks: list[ScheduledSequence] = []
+    for i in indices:
+        (decodes if i < batch.num_decodes else chunks).append(batch.entries[i])
+    return ScheduledBatch(decodes, chunks)
+
+
+def _take(result: StepResult, indices: list[int]) -> StepResult:
+    """What came of some of the entries, in their order."""
+    return result._replace(
+        batch=_part(result.batch, indices),
+        tokens=[result.tokens[i] for i in indices],
+        prompt_logprobs=[result.prompt_logprobs[i] for i in indices],
+    )
 
 
 def _empty(batch: ScheduledBatch) -> StepResult:
-    return StepResult([None] * len(batch), [None] * len(batch), {})
+    return StepResult(batch, [None] * len(batch), [None] * len(batch), {}, {})
 
 
 def _one_line(error: Exception) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from model.architectures.qwen import is_saved_buffer
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.torch_backend import TorchBackend
 from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.weight_files import EMBEDDING
-from model.execution.checkpoint import is_stray, stored_rows
+from model.execution.checkpoint import stored_rows
 from model.quantization import linear_maker
 from model.quantization.tensor_source import TensorSource
 
@@ -113,7 +114,7 @@ class DenseWeights:
             for name, (num_inputs, num_outputs) in linear_shapes(self.config).items():
                 linear = self._make_linear(num_inputs, num_outputs, bias=name == "attn.c_attn" or self.config.has_bias)
                 known |= {f"transformer.h.{layer}.{name}.{key}" for key, _ in linear.named_parameters()}
-        unexpected = [name for name in self._source.names if name not in known and not is_stray(name)]
+        unexpected = [name for name in self._source.names if name not in known and not is_saved_buffer(name)]
         if unexpected:
             raise CheckpointError(
                 f"{self._folder}: unexpected tensor {unexpected[0]!r}; config.json describes another architecture"

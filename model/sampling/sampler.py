@@ -15,6 +15,7 @@ from collections.abc import Sequence as AlignedList
 from typing import NamedTuple
 
 import torch
+from msgspec.structs import replace
 
 from model.contract.messages import MIN_LOGPROB, TokenLogprob
 from model.sampling.drawing import choose_tokens
@@ -36,7 +37,7 @@ class SampledToken(NamedTuple):
     is_valid: bool
 
 
-class PendingSample:
+class SamplerOutput:
     """Rows that have been sampled on the device; the host has seen nothing of it yet.
 
     Args:
@@ -93,20 +94,13 @@ class Sampler:
         """Drops the histories of sequences that ended."""
         self._history.forget(seq_ids)
 
-    def sample(
-        self, logits: torch.Tensor, rows: AlignedList[SamplingRow], masks: torch.Tensor | None = None
-    ) -> list[SampledToken]:
-        """Picks a token for each row and waits for it; see `launch`."""
-        pending = self.launch(logits, rows, masks)
-        return pending.read(pending.tensors)
-
     def launch(
         self,
         logits: torch.Tensor,
         rows: AlignedList[SamplingRow],
         masks: torch.Tensor | None = None,
         last_ids: torch.Tensor | None = None,
-    ) -> PendingSample:
+    ) -> SamplerOutput:
         """Picks a token for each row; on a GPU nothing is waited for.
 
         Args:
@@ -122,7 +116,7 @@ class Sampler:
         self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
         _forbid_early_endings(logits, rows)
-        return PendingSample(*self._choose(logits, rows), reports)
+        return SamplerOutput(*self._choose(logits, rows), reports)
 
     def _logprob_reporter(self, logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> _LogprobReporter | None:
         counts = [row.sampling.num_logprobs for row in rows]
@@ -144,7 +138,7 @@ def prompt_logprobs(logits: torch.Tensor, next_ids: list[int], num_top: int) -> 
     ids = on_device(logits.device, next_ids)
     ranks: list[int] = (logits > logits.gather(1, ids[:, None])).sum(dim=1).add_(1).tolist()
     entries = reporter.entries(reporter.collect(ids))
-    return [entry._replace(rank=rank) for entry, rank in zip(entries, ranks, strict=True) if entry is not None]
+    return [replace(entry, rank=rank) for entry, rank in zip(entries, ranks, strict=True) if entry is not None]
 
 
 def unpack_bits(masks: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -51,6 +51,7 @@ class BlockManager:
         self._key_of_block: dict[int, BlockKey] = {}
         self._node_of_block: dict[int, int] = {}
         self._num_nodes = 0
+        self._num_evictions = 0
         # A sequence that must start a new run soon wants more; evicting for one block at a time scatters it.
         self._growth_room = max(1, min(16, num_blocks // 64))
 
@@ -69,16 +70,21 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def match_prefix(self, seq: Sequence) -> list[int]:
-        """Looks up the longest cached start of a sequence; changes nothing.
+        """Looks up the longest cached start of a sequence.
+
+        One that waits for room is asked about at every step: while nothing is evicted, it goes on where it ended.
 
         Returns:
             The blocks, at most (num_tokens - 1) // block_size so that one token is left to compute.
         """
-        blocks: list[int] = []
         if not self.enable_prefix_caching:
-            return blocks
-        parent: Parent = (seq.rope_alpha, seq.cache_salt)
-        for start in range(0, seq.num_tokens - self.block_size, self.block_size):
+            return []
+        if seq.matched_at != self._num_evictions:
+            seq.matched_at = self._num_evictions
+            seq.matched_blocks = []
+        blocks = seq.matched_blocks
+        parent: Parent = self._node_of_block[blocks[-1]] if blocks else (seq.rope_alpha, seq.cache_salt)
+        for start in range(len(blocks) * self.block_size, seq.num_tokens - self.block_size, self.block_size):
             block = self._block_of_key.get((parent, tuple(seq.token_ids[start : start + self.block_size])))
             if block is None:
                 break
@@ -196,6 +202,7 @@ class BlockManager:
             start, end = self._evict(block)
 
     def _evict(self, block: int) -> tuple[int, int]:
+        self._num_evictions += 1
         del self._evictable[block]
         del self._block_of_key[self._key_of_block.pop(block)]
         del self._node_of_block[block]

@@ -40,6 +40,7 @@ class Caller:
     Attributes:
         name: callers are told apart by it.
         weight: its part when there is not enough for all.
+        is_background: it takes what those who are not leave, and gives back what they want.
         waiting: sequences that could be admitted.
         running: sequences that have blocks for all their tokens.
         num_sequences: that have not ended; those that wait for their leader are in neither queue.
@@ -47,11 +48,12 @@ class Caller:
         last_turn: when that was, in admissions of all callers.
     """
 
-    __slots__ = ("last_turn", "name", "num_sequences", "round", "running", "waiting", "weight")
+    __slots__ = ("is_background", "last_turn", "name", "num_sequences", "round", "running", "waiting", "weight")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.weight = 1
+        self.is_background = False
         self.waiting = SequenceQueue()
         self.running = SequenceQueue()
         self.num_sequences = 0
@@ -98,7 +100,8 @@ class FairShare:
 
     A caller holds the larger of two parts: of the slots for running sequences, and of the blocks of the KV cache. Its
     due is its weight's part of both, and only up to that may it take from those who hold more than theirs. So what it
-    took is never taken back for the same reason, and nothing is preempted to and fro.
+    took is never taken back for the same reason, and nothing is preempted to and fro. Who is in the background counts
+    for nothing while somebody else is there: nothing is its due, and all it holds may be taken.
 
     Args:
         block_manager: of the KV cache.
@@ -124,6 +127,7 @@ class FairShare:
         if caller is None:
             caller = self._callers[seq.caller] = Caller(seq.caller)
         caller.weight = seq.weight
+        caller.is_background = seq.is_background
         caller.num_sequences += 1
         seq.round += caller.round + 1
 
@@ -152,20 +156,21 @@ class FairShare:
         """Whether a slot is free, or somebody who waits has fewer than its due: a look before all that costs more."""
         if num_running < self.max_num_seqs:
             return True
-        due = self.max_num_seqs / self._total_weight()
-        return any(caller.waiting and len(caller.running) + 1 <= due * caller.weight for caller in self)
+        return any(
+            caller.waiting and len(caller.running) + 1 <= self._due(caller) * caller.weight * self.max_num_seqs
+            for caller in self
+        )
 
     def is_due(self, seq: Sequence) -> bool:
         """Whether a caller who has another sequence running holds no more than its due."""
         caller = self.of(seq)
         num_blocks = self._num_blocks(caller) + self._blocks.num_blocks_for(seq.num_tokens) - len(seq.block_table)
-        due = caller.weight / self._total_weight()
+        due = caller.weight * self._due(caller)
         return len(caller.running) + 1 <= due * self.max_num_seqs and num_blocks <= due * self._blocks.num_blocks
 
     def above_due(self) -> list[Caller]:
         """Returns the callers who hold more than their due."""
-        due = 1 / self._total_weight()
-        return [caller for caller in self if self._held(caller) > due]
+        return [caller for caller in self if self._held(caller) > self._due(caller)]
 
     def victim(self, callers: Iterable[Caller]) -> Sequence | None:
         """Returns whom of these callers to preempt: the least important sequence of the one who holds most.
@@ -180,11 +185,15 @@ class FairShare:
             return lasts[0] if lasts else None
         return max(lasts, key=lambda seq: (self._urgency(seq), self._held(self.of(seq)), seq.arrival_index))
 
-    def _total_weight(self) -> int:
-        return sum(caller.weight for caller in self)
+    def _due(self, caller: Caller) -> float:
+        """A caller's part of all there is, for its weight."""
+        foreground = sum(other.weight for other in self if not other.is_background)
+        if foreground:
+            return 0.0 if caller.is_background else 1 / foreground
+        return 1 / sum(other.weight for other in self)
 
-    def _urgency(self, seq: Sequence) -> int:
-        return seq.priority if self._allow_priority else 0
+    def _urgency(self, seq: Sequence) -> tuple[bool, int]:
+        return seq.is_background, seq.priority if self._allow_priority else 0
 
     def _num_blocks(self, caller: Caller) -> int:
         """Blocks its sequences hold, each counted once; those that wait hold some where their leader computed them."""

@@ -19,6 +19,7 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineStats
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.callers import Caller, split, take_turns
+from model.scheduling.prefill_budget import PrefillBudget
 from model.scheduling.residents import Residents
 from model.scheduling.sequence import (
     UNKNOWN_TOKEN,
@@ -29,7 +30,9 @@ from model.scheduling.sequence import (
     SequenceUpdate,
 )
 
-__all__ = ["ScheduledBatch", "ScheduledSequence", "Scheduler", "SequenceUpdate"]
+# The background's part of a step that others take part in, one of so many tokens: about what they would not notice, as
+# a step of few rows takes as long as one of a single row.
+_BACKGROUND_PART = 64
 
 
 class _Plan:
@@ -42,20 +45,27 @@ class _Plan:
         bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
         late: ids of sequences that are left out.
         is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
+        num_left_background: of `num_left`, what may go to the background.
     """
 
     def __init__(
-        self, seqs: list[Sequence], max_num_tokens: int, preempted: list[Sequence], late: Collection[int]
+        self,
+        seqs: list[Sequence],
+        num_left: int,
+        preempted: list[Sequence],
+        late: Collection[int],
+        max_num_background: int,
     ) -> None:
         self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
         self.growing: dict[str, list[Sequence]] = {}
         for seq in seqs:
             if seq.num_uncomputed_tokens > 1:
                 self.growing.setdefault(seq.caller, []).append(seq)
-        self.num_left = max_num_tokens - len(seqs)
+        self.num_left = num_left
         self.bereft = {seq.caller for seq in preempted}
         self.late = late
         self.is_blocked = False
+        self.num_left_background = max_num_background - sum(seq.is_background for seq in seqs)
 
     def give(self, seq: Sequence, at_most: int) -> int:
         """Lets a sequence compute more of its tokens; returns how many more."""
@@ -63,6 +73,8 @@ class _Plan:
         num_tokens = min(at_most, seq.num_uncomputed_tokens - planned)
         self.tokens[seq] = planned + num_tokens
         self.num_left -= num_tokens
+        if seq.is_background:
+            self.num_left_background -= num_tokens
         return num_tokens
 
     def lose(self, seq: Sequence) -> None:
@@ -81,6 +93,10 @@ class Scheduler:
         max_model_len: the most tokens in a sequence.
         max_running_per_caller: the most sequences of one caller that run; None is no limit.
         allow_priority: let priorities count between callers too.
+        max_step_s: how long a step with prompts and decodes of others should take; 0 is any time.
+
+    Attributes:
+        prefill_budget: learns how many prompt tokens that is.
     """
 
     def __init__(
@@ -92,6 +108,7 @@ class Scheduler:
         max_model_len: int,
         max_running_per_caller: int | None = None,
         allow_priority: bool = False,
+        max_step_s: float = 0.0,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("limits of a scheduler are at least 1")
@@ -99,6 +116,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_running_per_caller = max_running_per_caller
+        self.prefill_budget = PrefillBudget(max_step_s)
         self._num_slots = block_manager.num_blocks * block_manager.block_size
         self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
@@ -148,11 +166,16 @@ class Scheduler:
         """
         preempted = self.residents.secure_blocks(self._going_on())
         chosen = self._going_on()
+        keeps_waiting = any(not seq.is_prefilling for seq in chosen)
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
+        max_num_background = self._max_num_background(chosen)
+        if sum(seq.is_background for seq in chosen) > max_num_background:
+            background = [seq for seq in chosen if seq.is_background]
+            chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
         if len(chosen) > self.max_num_batched_tokens:
             chosen = take_turns(chosen, self.max_num_batched_tokens)
-        plan = _Plan(chosen, self.max_num_batched_tokens, preempted, late)
+        plan = _Plan(chosen, self._num_left(chosen, keeps_waiting), preempted, late, max_num_background)
         if plan.num_left:
             self._spend_rest(plan)
         decodes: list[ScheduledSequence] = []
@@ -164,13 +187,6 @@ class Scheduler:
         self._num_step_tokens = batch.num_tokens
         return batch
 
-    def update(
-        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
-    ) -> list[SequenceUpdate]:
-        """Commits a step that has run: `advance` and `settle` in one."""
-        self.advance(batch)
-        return self.settle(batch, sampled, completed)
-
     def advance(self, batch: ScheduledBatch) -> None:
         """Takes note that a step was launched. At most two may be in flight.
 
@@ -178,10 +194,11 @@ class Scheduler:
             batch: from `schedule`, not aborted in between.
         """
         self._num_in_flight += 1
-        for seq, start, num_tokens, needs_sampling in batch.entries:
-            if seq.status is SequenceStatus.RUNNING:
-                seq.num_computed_tokens = start + num_tokens
-                if needs_sampling:
+        for entry in batch.entries:
+            seq = self.residents.sequences.get(entry.seq_id)
+            if seq is not None and seq.status is SequenceStatus.RUNNING:
+                seq.num_computed_tokens = entry.end
+                if entry.needs_sampling:
                     seq.token_ids.append(UNKNOWN_TOKEN)
 
     def settle(
@@ -199,11 +216,12 @@ class Scheduler:
         """
         self._num_in_flight -= 1
         updates: list[SequenceUpdate] = []
-        for (seq, start, num_tokens, needs_sampling), token_id in zip(batch.entries, sampled, strict=True):
-            if seq.status is SequenceStatus.FINISHED:
+        for entry, token_id in zip(batch.entries, sampled, strict=True):
+            seq = self.residents.sequences.get(entry.seq_id)
+            if seq is None:
                 continue
-            end = start + num_tokens
-            if needs_sampling:
+            end = entry.end
+            if entry.needs_sampling:
                 if token_id is None:
                     raise ValueError(f"no token was sampled for {seq}")
                 seq.token_ids[end] = token_id
@@ -212,7 +230,7 @@ class Scheduler:
                 self.block_manager.commit(seq)
                 if end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
-            if needs_sampling:
+            if entry.needs_sampling:
                 assert token_id is not None
                 update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
             elif end == seq.num_tokens:
@@ -220,10 +238,14 @@ class Scheduler:
             else:
                 continue
             if update.finish_reason is not None:
-                del seq.token_ids[end + needs_sampling :]
+                del seq.token_ids[end + entry.needs_sampling :]
                 self.residents.leave(seq)
             updates.append(update)
         return updates
+
+    def is_alive(self, seq_id: int) -> bool:
+        """Returns whether a sequence has not ended; ids are never reused."""
+        return seq_id in self.residents.sequences
 
     def has_work(self) -> bool:
         """Returns whether any sequence has not ended."""
@@ -250,6 +272,21 @@ class Scheduler:
         running = [seq for caller in self.residents.callers for seq in caller.running]
         return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
 
+    def _max_num_background(self, running: list[Sequence]) -> int:
+        """Tokens of a step that the background may have: while others are there few, so that they hardly notice."""
+        if all(caller.is_background for caller in self.residents.callers):
+            return self.max_num_batched_tokens
+        num_others = sum(not seq.is_background for seq in running)
+        return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
+    def _num_left(self, chosen: list[Sequence], keeps_waiting: bool) -> int:
+        """Tokens of a step that are left once each of these has one, fewer where a long step keeps decodes waiting."""
+        num_left = self.max_num_batched_tokens - len(chosen)
+        num_decodes = sum(not seq.is_prefilling for seq in chosen)
+        max_prompt_tokens = self.prefill_budget.max_tokens(num_decodes) if keeps_waiting else None
+        if max_prompt_tokens is None:
+            return num_left
+        return max(0, min(num_left, max_prompt_tokens - (len(chosen) - num_decodes)))
+
     def _spend_rest(self, plan: _Plan) -> None:
         """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
         plan.is_blocked = not self.residents.callers.can_admit(self.residents.num_running)
@@ -262,7 +299,9 @@ class Scheduler:
             for caller in callers:
                 self._spend(plan, caller, plan.num_left)
             return
-        parts = split(plan.num_left, {caller: self._wanted(plan, caller) for caller in callers})
+        first = [caller for caller in callers if not caller.is_background] or callers
+        parts = dict.fromkeys(callers, 0)
+        parts |= split(plan.num_left, {caller: self._wanted(plan, caller) for caller in first})
         callers = self.residents.callers.in_turn(callers)
         for caller in callers:
             self._spend(plan, caller, parts[caller])
@@ -281,11 +320,13 @@ class Scheduler:
 
     def _spend(self, plan: _Plan, caller: Caller, num_tokens: int) -> None:
         """Gives tokens to prompts of one caller: to those under way, then to newly admitted ones."""
+        if caller.is_background:
+            num_tokens = min(num_tokens, plan.num_left_background)
         growing = plan.growing.setdefault(caller.name, [])
         for seq in growing:
             if seq in plan.tokens:
                 num_tokens -= plan.give(seq, num_tokens)
-        while num_tokens and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
+        while num_tokens > 0 and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
             if self.max_running_per_caller is not None and len(caller.running) >= self.max_running_per_caller:
                 break
             first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)
@@ -301,8 +342,20 @@ class Scheduler:
         self._num_turns += 1
         seq.last_turn = self._num_turns
         start = seq.num_computed_tokens
-        needs_sampling = start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0
-        return ScheduledSequence(seq, start, num_tokens, needs_sampling)
+        return ScheduledSequence(
+            seq.seq_id,
+            seq.request_id,
+            start,
+            num_tokens,
+            needs_sampling=start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0,
+            needs_prompt_logits=seq.needs_prompt_logits,
+            token_ids=seq.token_ids,
+            num_prompt_tokens=seq.num_prompt_tokens,
+            block_table=seq.block_table,
+            rope_alpha=seq.rope_alpha,
+            sampling=seq.sampling,
+            choice_index=seq.choice_index,
+        )
 
     def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:
         is_ending = token_id in seq.sampling.ending_token_ids

@@ -1,7 +1,7 @@
 """The records the loop passes around: a sequence, what a step is to do to it, and what the step did.
 
-They exist so that the scheduler, the block manager and the model runner share one record of a sequence instead of
-three half-copies. They must not know tensors, text, or who asked: token ids, counters and block numbers.
+The scheduler and the block manager share one record of a sequence. Who runs a step sees a batch of plain data, so that
+it can be told to another process. None of them knows tensors or text: token ids, counters and block numbers.
 
 Pure: the standard library and `model.contract.sampling_params`.
 """
@@ -41,6 +41,7 @@ class Sequence:
         priority: lower is served first among its caller's.
         round: sequences of one caller and priority take turns by it. At first how many of its request come before it;
             the scheduler counts on from the caller's own.
+        is_background: it takes what the others leave. All of a caller's are, or none is.
         arrival_index: breaks ties; given by the scheduler, kept through preemption.
         choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
         rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
@@ -55,6 +56,8 @@ class Sequence:
         first_scheduled_time_s: the same when it first entered a batch, or None.
         last_turn: when the scheduler last chose it; who waited longest is next when tokens are too few for all.
         leader: the choice whose prompt blocks this one waits for or took; None for a leader and once admitted.
+        matched_blocks: its cached start as of the last look, when so many blocks had been evicted (`matched_at`); the
+            block manager's own.
     """
 
     __slots__ = (
@@ -66,8 +69,11 @@ class Sequence:
         "caller",
         "choice_index",
         "first_scheduled_time_s",
+        "is_background",
         "last_turn",
         "leader",
+        "matched_at",
+        "matched_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -96,6 +102,7 @@ class Sequence:
         choice_index: int = 0,
         rope_alpha: float = 1.0,
         cache_salt: str = "",
+        is_background: bool = False,
         arrival_time_s: float | None = None,
     ) -> None:
         self.seq_id = seq_id
@@ -107,6 +114,7 @@ class Sequence:
         self.weight = weight
         self.priority = priority
         self.round = round
+        self.is_background = is_background
         self.arrival_index = 0
         self.choice_index = choice_index
         self.rope_alpha = rope_alpha
@@ -120,6 +128,8 @@ class Sequence:
         self.first_scheduled_time_s: float | None = None
         self.last_turn = 0
         self.leader: Sequence | None = None
+        self.matched_blocks: list[int] = []
+        self.matched_at = -1
 
     def __repr__(self) -> str:
         return (
@@ -153,11 +163,6 @@ class Sequence:
         return self.token_ids[: self.num_prompt_tokens]
 
     @property
-    def output_ids(self) -> list[int]:
-        """A copy of the generated tokens."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
     def is_prefilling(self) -> bool:
         """Whether prompt positions, or several positions lost in a preemption, are still to be computed.
 
@@ -181,19 +186,42 @@ class Sequence:
 
 
 class ScheduledSequence(NamedTuple):
-    """A chunk of one sequence.
+    """A chunk of one sequence: all that a step needs to know of it.
+
+    The two lists are the sequence's own, good until the next step is planned: whoever keeps them longer copies them.
 
     Attributes:
-        seq: its block table holds all of its tokens.
+        seq_id: see `Sequence`, as of all that is not told here.
         start: position of the chunk's first token.
         num_tokens: length of the chunk.
         needs_sampling: the chunk reaches the last known token, so the next one is to be sampled.
+        needs_prompt_logits: the chunk's tokens are to be scored.
+        token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
+        block_table: of all of `token_ids`.
     """
 
-    seq: Sequence
+    seq_id: int
+    request_id: str
     start: int
     num_tokens: int
     needs_sampling: bool
+    needs_prompt_logits: bool
+    token_ids: list[int]
+    num_prompt_tokens: int
+    block_table: list[int]
+    rope_alpha: float
+    sampling: SamplingParams
+    choice_index: int
+
+    @property
+    def end(self) -> int:
+        """Position behind the chunk's last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def has_unknown_token(self) -> bool:
+        """Whether the chunk's last token is one that the step before is to sample."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN
 
 
 class ScheduledBatch:

@@ -1,7 +1,7 @@
 """Cuts scaffolding into labels and text, and trims text, both piece by piece.
 
 It exists to keep the one question "can this still become a label?" apart from what labels mean, which
-is react_parser.py's business.
+is parser.py's business.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The words of the ReAct format, and the one rule of where they mean something.
 
-The rule, by which the reader of replies (react_parser.py) and the grammar of replies (schema.py) decide:
+The rule, by which the reader of replies (parser.py) and the grammar of replies (grammar.py) decide:
 
 - A turn is scaffolding from its first word on, or not at all. It is if the server opened it so, or if after white
   space it begins with one of `openings`: a thought, or a call of a tool that is offered, as the model was shown calls.

@@ -1,68 +1,19 @@
 """Reads a reply in ReAct form while it is being generated.
 
 It exists so that a client sees calls and answers, never the scaffolding (`Thought:`, `Action:`,
-`Action Input:`, `Observation:`, `Final Answer:`), streamed or not: the unstreamed reply is `fold` of
+`Action Input:`, `Observation:`, `Final Answer:`), streamed or not: the unstreamed reply is the fold of
 the same events. It knows text only: no tokens, no wire, and of tools no more than their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
 from enum import Enum, auto
 
-from prompts.messages import FunctionCall, is_json
+from prompts.messages import is_json
 from prompts.react.lexer import Label, Lexer, Trimmer
 from prompts.react.line_format import ACTION, ACTION_INPUT, FINAL_ANSWER, OBSERVATION, SPACE, THOUGHT, openings
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Text for the client."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """The thought before a final answer, whole; not for the client."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A call begins."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """A piece of the call's arguments."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
-    """The call's arguments are complete, or the reply is over."""
-
-
-Event = Content | Thought | CallStart | CallArguments | CallEnd
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedReply:
-    """A whole reply.
-
-    Args:
-        content: None if the reply is a call with no text at all; "" if it is simply empty.
-        calls: at most one from these models.
-    """
-
-    content: str | None
-    calls: tuple[FunctionCall, ...]
+from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Event, Thought
 
 
 class _State(Enum):
@@ -75,7 +26,7 @@ class _State(Enum):
 
 
 class ReActParser:
-    """Turns a reply into events, piece by piece, by the rule of react_format.py.
+    """Turns a reply into events, piece by piece, by the rule of line_format.py.
 
     A reply that is no scaffolding is content to the letter, as is what follows `Final Answer:` and white space. Where
     the published reader of whole texts is sane, the folded events are what it returns. They differ in this:
@@ -93,8 +44,8 @@ class ReActParser:
     (a call follows) or not shown (a final answer does).
 
     Args:
-        opening: what of the step stands in the prompt already (`ReActPrompt.opening`). Its text is not content of the
-            reply; a call it begins is a call of the reply, and comes with the first push.
+        opening: what of the step stands in the prompt already (`RenderedPrompt.opening`). Its text is not content of
+            the reply; a call it begins is a call of the reply, and comes with the first push.
         tool_names: of the tools that may be called.
         text_tools: those among them whose input is text or code, not JSON: it ends at an `Observation:` alone, and may
             be empty.
@@ -268,17 +219,3 @@ class ReActParser:
             event = type(event)(last.text + event.text)
             self._events.pop()
         self._events.append(event)
-
-
-def fold(events: Iterable[Event]) -> ParsedReply:
-    """Joins events, of any pieces, to the whole reply."""
-    content = ""
-    calls: list[FunctionCall] = []
-    for event in events:
-        if isinstance(event, Content):
-            content += event.text
-        elif isinstance(event, CallStart):
-            calls.append(FunctionCall(event.name, ""))
-        elif isinstance(event, CallArguments):
-            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + event.text)
-    return ParsedReply(None if calls and not content else content, tuple(calls))

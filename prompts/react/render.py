@@ -2,12 +2,12 @@
 
 It exists to write tools, calls and their results into the prompt, and to open the assistant's turn so
 that a call must follow where the client demands one. It must not know the wire's tool_choice objects
-(the server maps them) nor tokens. How a reply is read back is react_parser.py.
+(the server maps them) nor tokens. How a reply is read back is parser.py.
 
 What the published API server accepts is rendered as it renders it. What it refuses is rendered too:
 messages keep their places in any order; a tool's result with no assistant's turn before it opens one;
 the results of several calls stand each behind its own call, as if the calls had been made one after the
-other (call_results.py); a call at the very end that nobody answered gets an empty Observation; and where
+other (prompts/call_results.py); a call at the very end that nobody answered gets an empty Observation; and where
 results are at hand but no tool is offered any more, the turn goes on with the final answer.
 """
 
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prompts import chatml
+from prompts.call_results import Step, in_steps
 from prompts.messages import Message, ToolSpec, strip_content
-from prompts.react.call_results import Step, in_steps
 from prompts.react.line_format import ACTION, FINAL_ANSWER, OBSERVATION, THOUGHT, Place, name_to_input
-from prompts.segments import Segment
+from prompts.tool_format import Named, RenderedPrompt, ToolChoice
 
 _ANSWER_STEP = f"{THOUGHT} I now know the final answer.\n{FINAL_ANSWER}"
 
@@ -45,32 +45,6 @@ Thought: I now know the final answer
 Final Answer: the final answer to the original input question
 
 Begin!"""
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A tool choice: this tool must be called."""
-
-    name: str
-
-
-ToolChoice = Literal["auto", "none", "required"] | Named
-
-
-@dataclass(frozen=True, slots=True)
-class ReActPrompt:
-    """A rendered conversation, and how the reply to it is to be read.
-
-    Args:
-        segments: the prompt.
-        place: where it leaves off.
-        opening: what the server itself wrote of the step that the model goes on with; that of `ReActParser`. Besides
-            an answer that is continued it is scaffolding only, whatever text users and tools sent.
-    """
-
-    segments: list[Segment]
-    place: Place
-    opening: str = ""
 
 
 @dataclass(slots=True)
@@ -105,7 +79,7 @@ def render(
     default_system: str | None = chatml.DEFAULT_SYSTEM,
     open_turn: bool = True,
     continue_final: bool = True,
-) -> ReActPrompt:
+) -> RenderedPrompt:
     """Renders a conversation with or without tools: the way in for every chat request.
 
     Contents are stripped as the published API server does it (`Message.stripped`). The instruction that
@@ -139,7 +113,13 @@ def render(
     # The published server strips all turns once more where it continues a text, but not where it answers a user.
     keeps_space = last is not None and last.role == "user"
     plain = [Message(turn.role, _stripped(turn.text, keeps_space=keeps_space)) for turn in turns]
-    return ReActPrompt(chatml.render(plain, default_system=default_system, open_turn=open_turn), place, opening)
+    return RenderedPrompt(
+        chatml.render(plain, default_system=default_system, open_turn=open_turn),
+        opening,
+        place,
+        can_call=place not in ("answer", "text"),
+        is_plain=place == "text",
+    )
 
 
 def _stripped(text: str, *, keeps_space: bool) -> str:

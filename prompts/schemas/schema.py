@@ -1,11 +1,8 @@
-"""Grammars of what a reply may be: a tool call whose arguments fit the tool's schema, or a format that was asked for.
+"""Grammars of what a reply or a tool's input may be: a value of a JSON schema, or another format that was asked for.
 
 It exists so that "valid by construction" is one text handed to the engine. A grammar is written in llguidance's Lark
 dialect; this file only writes it, and knows neither that library nor tokens. Schemas are embedded, not interpreted:
 whether one makes sense is found out by whoever compiles the grammar.
-
-Free text stays free: in a reply with tools the grammar begins where the model begins a call, by the rule of
-react_format.py, so thoughts, plain replies and final answers are not touched.
 """
 
 from __future__ import annotations
@@ -14,10 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from prompts.react.line_format import ACTION, FINAL_ANSWER, SPACE, THOUGHT, Place, call_opening, name_to_input
-
-_SPACES = f"[{SPACE}]*".encode("unicode_escape").decode()
 
 # JSON on one line, as these models saw it in training (a space after a comma or a colon, or none). White space that
 # JSON would allow without end is a place where models lose themselves.
@@ -39,55 +32,13 @@ class TextInput:
 ToolInput = Mapping[str, Any] | TextInput
 
 
-def tool_call_grammar(
-    tools: Sequence[tuple[str, ToolInput]],
-    *,
-    place: Place = "turn",
-    answer: str | None = None,
-) -> str:
-    """The grammar of a reply that may call tools.
-
-    Args:
-        tools: (name, its input) of each tool that may be called; at least one.
-        place: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:` (a call
-            must follow), or after `Action Input:` (of the only tool).
-        answer: rule body that an answer must match, be it a final answer or the whole reply; None leaves both free.
-
-    Returns:
-        Lark text; the grammar ends with the arguments of a call.
-    """
-    if place == "arguments":
-        return arguments_grammar(tools[0][1])
-    rules = [f"arguments_{index}: {_arguments(schema)}" for index, (_, schema) in enumerate(tools)]
-    named = [f"{_literal(name_to_input(name))} arguments_{index}" for index, (name, _) in enumerate(tools)]
-    if place == "action":
-        return whole_grammar("\n".join([" | ".join(named), *rules]))
-    # What matches first of these lazy words is it, so that free text ends where one of them is complete.
-    before = "" if place == "thought" else f"{_SPACES}{THOUGHT}"
-    rules += [
-        rf"to_name[lazy]: /{before}(.|\n)*\n{ACTION}/",
-        rf"to_answer[lazy]: /{before}(.|\n)*\n{FINAL_ANSWER}/",
-    ]
-    starts = [f"to_name ({' | '.join(named)})", "to_answer " + ("TEXT" if answer is None else '" " answer')]
-    if place == "turn":
-        for index, (name, _) in enumerate(tools):
-            rules.append(f"call_{index}[lazy]: /{_SPACES}/ {_literal(call_opening(name))}")
-            starts.append(f"call_{index} arguments_{index}")
-    if answer is None:
-        starts.append("TEXT")
-        rules.append(r"TEXT: /(.|\n)*/")
-    else:
-        starts += ["answer"] * (place == "turn")
-        rules.append(f"answer: {answer}")
-    return whole_grammar("\n".join([" | ".join(starts), *rules]))
-
-
 def arguments_grammar(tool_input: ToolInput) -> str:
-    """The grammar of what follows `Action Input:`."""
-    return whole_grammar(_arguments(tool_input))
+    """The grammar of a tool's input on its own, as it follows a label."""
+    return whole_grammar(input_rule(tool_input))
 
 
-def _arguments(tool_input: ToolInput) -> str:
+def input_rule(tool_input: ToolInput) -> str:
+    """A rule body: a tool's input, after a space where it is not free text."""
     if not isinstance(tool_input, TextInput):
         return f'" " {json_rule(tool_input, is_lenient=True)}'
     return r"/(.|\n)*/" if tool_input.rule is None else f'" " {tool_input.rule}'
@@ -131,7 +82,7 @@ def lark_rule(grammar: str) -> str:
 
 def choice_rule(choices: Sequence[str]) -> str:
     """A rule body: one of some texts."""
-    return "(" + " | ".join(map(_literal, choices)) + ")"
+    return "(" + " | ".join(map(literal, choices)) + ")"
 
 
 def arguments_schema(parameters: Any) -> Mapping[str, Any]:
@@ -196,6 +147,6 @@ def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
     return closed
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A Lark string: JSON's escapes are a subset of its own."""
     return json.dumps(text, ensure_ascii=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -15,7 +14,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from model.contract.errors import InvalidRequestError
 from model.contract.grammar_compiler import MAX_GRAMMAR_CHARS
 from prompts.schemas.check import has_finite_value
-from prompts.schemas.schema import choice_rule, json_rule, regex_rule, whole_grammar
+from prompts.schemas.schema import choice_rule, json_rule, regex_rule
+from server.conversion.neutral_request import AnswerFormat
 from server.wire.requests import MAX_CHOICE_TEXTS, SamplingFields
 
 _MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
@@ -33,32 +33,6 @@ PEER_NAMES = {
     "grammar": "grammar",
     "ebnf": "grammar",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFormat:
-    """What an answer must look like.
-
-    Attributes:
-        rule: body of a grammar rule; None when a whole grammar is given.
-        grammar: a whole grammar of the client's own; None when there is a rule.
-        param: the field that asked for it.
-        schema: the JSON schema of the rule, if that is what it is of.
-        place: of the schema in the request.
-    """
-
-    rule: str | None
-    grammar: str | None
-    param: str
-    schema: Mapping[str, Any] | None = None
-    place: str = ""
-
-    def as_grammar(self) -> str:
-        """The grammar of a reply that is nothing but the answer."""
-        if self.grammar is not None:
-            return self.grammar
-        assert self.rule is not None, "one of the two is given"
-        return whole_grammar(self.rule)
 
 
 def read_answer_format(request: SamplingFields) -> AnswerFormat | None:

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from prompts.tool_format import ReplyParser
 from server.engine.client import Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyReading:
-    """How a chat reply in ReAct form is read.
-
-    Attributes:
-        opening: what of the reply's first step stands in the prompt already.
-        tool_names: of those that may be called.
-        is_legacy: write a call as `function_call`, not `tool_calls`.
-        text_tools: those among them whose input is text, not JSON.
-        custom_tools: those whose calls are OpenAI's of type `custom`.
-    """
-
-    opening: str = ""
-    tool_names: tuple[str, ...] = ()
-    is_legacy: bool = False
-    text_tools: frozenset[str] = frozenset()
-    custom_tools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +24,10 @@ class GenerationRequest:
         num_prompt_logprobs: alternatives to report a token of the prompts; None reports none of them.
         names_are_ids: in log-probabilities, name tokens by their ids.
         return_token_ids: report ids too.
-        speaks_functions: the client spoke the older form of tools, `functions` and `function_call`.
         show_special_tokens: control tokens are part of the text, by name.
         echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
-        reading: how replies are read for calls; None shows them as they are.
+        new_parser: makes the reader of a choice's calls; None shows replies as they are.
+        custom_tools: names of the tools whose calls are OpenAI's of type `custom`.
     """
 
     prompts: tuple[Prompt, ...]
@@ -59,8 +42,8 @@ class GenerationRequest:
     return_token_ids: bool = False
     show_special_tokens: bool = False
     echo_texts: tuple[str, ...] = ()
-    speaks_functions: bool = False
-    reading: ReplyReading | None = None
+    new_parser: Callable[[], ReplyParser] | None = None
+    custom_tools: frozenset[str] = frozenset()
 
     @property
     def num_choices(self) -> int:

@@ -7,31 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from model.contract.errors import InvalidRequestError
 from model.contract.tokenizer import Tokenizer
-from prompts import chatml, segments
-from prompts.messages import Message, Role
-from prompts.react import render as react
-from prompts.react.line_format import quote_steps
-from prompts.react.render import ReActPrompt
+from prompts import chatml, segments, tool_formats
+from prompts.messages import Message
 from prompts.segments import Segment
+from prompts.tool_format import RenderedPrompt, ToolFormat
 from server.conversion.defaults import CHATML, GenerationDefaults
-from server.conversion.tools import FunctionCalling, match_results, read_calls
+from server.conversion.neutral_request import ChatRequest
+from server.conversion.tools import FunctionCalling
 from server.off_loop import OffLoop
-from server.wire.requests import ChatMessage, CompletionRequest, TokenizeRequest
 
 # Of a conversation; each is read, matched with its results and rendered.
 MAX_CALLS = 4096
-
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +30,11 @@ class ChatPrompt:
 
     Attributes:
         ids: the prompt.
-        react: how it was rendered, and how the reply is to be read.
+        rendered: the same in segments, and how the reply is to be read.
     """
 
     ids: list[int]
-    react: ReActPrompt
+    rendered: RenderedPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +47,7 @@ class PromptEncoder:
         chat_format: "auto", "chatml" or "raw", as configured.
         guards_results: quote what in tools' results looks like a step of the assistant, unless told otherwise.
         off_loop: where large requests are worked on.
+        tool_format: that the model learned.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +55,7 @@ class PromptEncoder:
     chat_format: str = "auto"
     guards_results: bool = False
     off_loop: OffLoop = field(default_factory=OffLoop)
+    tool_format: ToolFormat = tool_formats.REACT
 
     @property
     def speaks_chatml(self) -> bool:
@@ -80,69 +72,64 @@ class PromptEncoder:
         texts = (decode(ids) for ids in self.defaults.stop_sequences if not any(map(self.tokenizer.is_special, ids)))
         return tuple(text for text in texts if text)
 
-    async def chat(
-        self,
-        messages: Sequence[ChatMessage],
-        calling: FunctionCalling,
-        *,
-        continue_final: bool | None = None,
-        open_turn: bool = True,
-        window: int | None = None,
-        guards_results: bool | None = None,
-    ) -> ChatPrompt:
+    async def chat(self, chat: ChatRequest, *, window: int | None = None) -> ChatPrompt:
         """Returns what the model sees for a conversation.
 
         Args:
-            messages: at least one.
-            calling: tools, and the choice among them.
-            continue_final: whether a last message of the assistant is continued; None is yes.
-            open_turn: end with the assistant's turn open.
+            chat: the conversation, its tools, and how it is to be continued.
             window: drop whole oldest turns until the prompt has at most this many tokens; None keeps all.
-            guards_results: quote what in tools' results looks like a step; None does as configured.
 
         Raises:
-            InvalidRequestError: a base model, or a message that cannot be rendered.
+            InvalidRequestError: a base model, or a conversation that cannot be rendered.
         """
         if not self.speaks_chatml:
             raise InvalidRequestError(
                 "This is a base model and does not chat: use /v1/completions, or start the server with"
                 " --chat-format chatml.",
-                param="messages",
+                param=chat.messages_param,
             )
-        if continue_final and messages[-1].role != "assistant":
+        if chat.continue_final and chat.messages[-1].role != "assistant":
             raise InvalidRequestError(
                 "'continue_final_message' needs a last message of role assistant.", param="continue_final_message"
             )
-
-        def render(kept: Sequence[Message]) -> ChatPrompt:
-            prompt = react.render(
-                kept,
-                calling.tools,
-                tool_choice=calling.choice,
-                open_turn=open_turn,
-                continue_final=continue_final is not False,
-            )
-            return ChatPrompt(self._encode(prompt.segments), prompt)
-
-        num_calls = sum(len(message.tool_calls or ()) for message in messages)
+        num_calls = sum(len(message.calls) for message in chat.messages)
         if num_calls > MAX_CALLS:
             raise InvalidRequestError(
                 f"A conversation may hold at most {MAX_CALLS} tool calls, not {num_calls}; leave out old turns.",
-                param="messages",
+                param=chat.messages_param,
             )
+        self._check_names(chat.calling)
+
+        def render(kept: Sequence[Message]) -> ChatPrompt:
+            rendered = self.tool_format.render(
+                kept,
+                chat.calling.specs,
+                tool_choice=chat.calling.choice,
+                open_turn=chat.open_turn,
+                continue_final=chat.continue_final is not False,
+            )
+            return ChatPrompt(self._encode(rendered.segments), rendered)
 
         def work() -> ChatPrompt:
-            turns = [read_message(message, index) for index, message in enumerate(messages)]
-            turns = match_results(turns, messages, must_be_answered=open_turn)
-            if self.guards_results if guards_results is None else guards_results:
-                turns = [
-                    replace(turn, content=quote_steps(turn.content)) if turn.role == "tool" else turn for turn in turns
-                ]
+            turns = list(chat.messages)
+            if self.guards_results if chat.guards_results is None else chat.guards_results:
+                quote = self.tool_format.quote
+                turns = [replace(t, content=quote(t.content)) if t.role == "tool" else t for t in turns]
             if window is not None:
                 turns = self._newest_turns(turns, window, lambda some: len(render(some).ids))
             return render(turns)
 
         return await self.off_loop.run(work)
+
+    def _check_names(self, calling: FunctionCalling) -> None:
+        words = self.tool_format.reserved_words
+        for tool in calling.tools:
+            if tool.name.startswith(words):
+                raise InvalidRequestError(
+                    f"'{tool.where}.name' must not begin with one of the words that structure a reply:"
+                    f" {', '.join(words)}",
+                    param=f"{tool.where}.name",
+                )
 
     def _encode(self, rendered: Sequence[Segment]) -> list[int]:
         return segments.encode(rendered, self.tokenizer.encode, self.tokenizer.special_id)
@@ -159,19 +146,19 @@ class PromptEncoder:
             )
         return chatml.keep_newest_turns(turns, lambda kept: count(kept) <= window)
 
-    def special_names(self, request: CompletionRequest | TokenizeRequest) -> frozenset[str]:
-        """Names of the control tokens that a request's text may hold as tokens.
+    def special_names(self, allowed: Literal["all"] | Sequence[str] | None, add_special_tokens: bool) -> frozenset[str]:
+        """Names of the control tokens that a text may hold as tokens.
+
+        Args:
+            allowed: names of some, or "all"; None goes by the next.
+            add_special_tokens: all of them.
 
         Raises:
             InvalidRequestError: it names one that there is not.
         """
         known = self.tokenizer.special_names
-        allowed = request.allowed_special
-        if isinstance(request, TokenizeRequest) and allowed is None and request.add_special_tokens is False:
-            # Evaluation harnesses learn the id of the end token so: a prompt that is nothing but its name.
-            return known & {request.prompt or ""}
         if allowed is None or allowed == "all":
-            return known if allowed == "all" or request.add_special_tokens else frozenset()
+            return known if allowed == "all" or add_special_tokens else frozenset()
         for name in allowed:
             if name not in known:
                 raise InvalidRequestError(
@@ -198,54 +185,15 @@ class PromptEncoder:
         return await self.off_loop.run(lambda: [encode(text) or [start] for text in texts])
 
 
-def rendered_texts(messages: Sequence[ChatMessage], calling: FunctionCalling) -> Iterator[str]:
+def rendered_texts(chat: ChatRequest) -> Iterator[str]:
     """Yields the texts of a request that become its prompt."""
-    for message in messages:
-        if isinstance(message.content, str):
-            yield message.content
-        else:
-            yield from (part.text or part.refusal or "" for part in message.content or ())
-        for call in message.tool_calls or ():
-            if call.function is not None:
-                yield from (call.function.name, call.function.arguments or "")
-            if call.custom is not None:
-                yield from (call.custom.name, call.custom.input or "")
-    if calling.choice != "none":
-        for tool in calling.tools:
+    for message in chat.messages:
+        yield message.content
+        for call in message.calls:
+            yield from (call.name, call.arguments)
+    if chat.calling.choice != "none":
+        for tool in chat.calling.specs:
             yield from (tool.name_for_model, tool.description, tool.parameters_json, tool.args_format)
-
-
-def read_message(message: ChatMessage, index: int) -> Message:
-    """Reads one message of a request.
-
-    Raises:
-        InvalidRequestError: content that is missing or is not text.
-    """
-    where = f"messages[{index}]"
-    content = message.content
-    if content is None:
-        if message.role != "assistant" or not (message.tool_calls or message.function_call):
-            raise InvalidRequestError(
-                f"'{where}.content' is missing: the {message.role} message needs a text or a list of text parts.",
-                param=f"{where}.content",
-            )
-        content = ""
-    if not isinstance(content, str):
-        parts = []
-        for number, part in enumerate(content):
-            text = part.text if part.type in ("text", "input_text", "output_text") else None
-            if part.type == "refusal":
-                text = part.refusal
-            if text is None:
-                raise InvalidRequestError(
-                    f"'{where}.content[{number}]' of type {part.type[:40]!r} cannot be read: these models read text"
-                    ' only; send parts of the form {"type": "text", "text": "..."}.',
-                    param=f"{where}.content[{number}]",
-                )
-            parts.append(text)
-        content = "\n".join(parts)
-    calls = read_calls(message, index)
-    return Message(_ROLES[message.role], content, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:

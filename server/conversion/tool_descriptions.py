@@ -12,7 +12,6 @@ from typing import Any
 
 from model.contract.errors import InvalidRequestError
 from prompts.messages import ToolSpec
-from prompts.react.line_format import LABELS
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.schema import TextInput, ToolInput, arguments_schema
 from server.conversion.custom_tools import described_custom, read_custom_input
@@ -98,11 +97,6 @@ def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
     if len(name) > MAX_NAME_CHARS or name != name.strip() or not name.isprintable():
         raise InvalidRequestError(
             f"'{where}.name' must be at most {MAX_NAME_CHARS} characters on one line, without spaces around.",
-            param=f"{where}.name",
-        )
-    if name.startswith(LABELS):
-        raise InvalidRequestError(
-            f"'{where}.name' must not begin with one of the words that structure a reply: {', '.join(LABELS)}",
             param=f"{where}.name",
         )
     return spec

@@ -14,8 +14,11 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import FRAME_HEADER, MAX_FRAME_BYTES, FromEngine, Shutdown, ToEngine, decode, encode
+from model.contract.framing import FrameSplitter, FramingError
+from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
 from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class FrameReader(asyncio.Protocol):
     def __init__(self, on_message: Callable[[FromEngine], None], on_close: Callable[[Exception | None], None]) -> None:
         self._on_message = on_message
         self._on_close = on_close
-        self._buffer = bytearray()
+        self._splitter = FrameSplitter()
         self._transport: asyncio.BaseTransport | None = None
         self._error: Exception | None = None
 
@@ -60,30 +63,20 @@ class FrameReader(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Decodes the frames that are complete."""
-        buffer = self._buffer
-        buffer += data
-        start = 0
+        """Decodes the messages that are complete."""
         try:
-            while len(buffer) - start >= FRAME_HEADER.size:
-                (length,) = FRAME_HEADER.unpack_from(buffer, start)
-                if length > MAX_FRAME_BYTES:
-                    raise ValueError(f"a frame of {length} bytes")
-                end = start + FRAME_HEADER.size + length
-                if len(buffer) < end:
-                    break
-                message = decode(bytes(memoryview(buffer)[start + FRAME_HEADER.size : end]))
-                start = end
-                self._on_message(message)  # type: ignore[arg-type]  # an engine only sends FromEngine
-        except Exception as error:  # a broken frame: nothing after it can be trusted
+            messages = [decode_from_engine(payload) for payload in self._splitter.push(data)]
+        except (FramingError, msgspec.MsgspecError) as error:  # nothing after it can be trusted
             logger.exception("cannot read a message of the engine")
             self._error = error
-            buffer.clear()
             if self._transport is not None:
                 self._transport.close()
             return
-        if start:
-            del buffer[:start]
+        for message in messages:
+            try:
+                self._on_message(message)
+            except Exception:  # a fault of ours: the engine has said nothing wrong
+                logger.exception("a message of the engine was not dealt with")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Reports the end once."""
@@ -170,8 +163,7 @@ class EngineLink:
         except BaseException:
             ours.close()  # the engine, should it run already, sees this and ends
             raise
-        payload = config.to_json()
-        transport.write(FRAME_HEADER.pack(len(payload)) + payload)
+        transport.write(encode(config))
         assert process.stderr is not None
         return cls(process, transport, closed, StderrRelay(process.stderr))
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import EngineFailed, EngineReady, FromEngine, LoadProgress, Ping, StepOutputs, ToEngine
 from server.engine.link import EngineLink
@@ -229,7 +231,7 @@ class EngineSupervisor:
                 self.ready = message
                 self._is_ready = True
                 self.state = EngineState.READY
-                logger.info("engine ready", extra={"fields": message._asdict()})
+                logger.info("engine ready", extra={"fields": msgspec.structs.asdict(message)})
                 self._on_ready()
             case EngineFailed():
                 self._failed = message

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model.contract.errors import InvalidRequestError
-from prompts.react.line_format import Place
-from prompts.react.render import Named
-from prompts.schemas.schema import TextInput, ToolInput, arguments_grammar, json_rule, tool_call_grammar
-from server.conversion.formats import AnswerFormat
+from prompts.schemas.schema import TextInput, ToolInput, arguments_grammar, json_rule
+from prompts.tool_format import Named, RenderedPrompt, ToolFormat
+from server.conversion.neutral_request import AnswerFormat
 from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.conversion.tools import FunctionCalling
 from server.grammars.check import GrammarChecker
@@ -21,21 +20,23 @@ class ReplyGrammars:
     Args:
         grammars: tries them out.
         off_loop: does what takes long with large ones.
+        tool_format: writes those of replies that may call tools.
     """
 
-    def __init__(self, grammars: GrammarChecker, off_loop: OffLoop) -> None:
+    def __init__(self, grammars: GrammarChecker, off_loop: OffLoop, tool_format: ToolFormat) -> None:
         self._grammars = grammars
+        self._tool_format = tool_format
         self._off_loop = off_loop
         self._schemas = SchemaEnforcer(grammars, off_loop)
 
     async def of_chat(
-        self, calling: FunctionCalling, place: Place, answer: AnswerFormat | None, num_choices: int
+        self, calling: FunctionCalling, prompt: RenderedPrompt, answer: AnswerFormat | None, num_choices: int
     ) -> str | None:
         """Returns the grammar of a chat's reply; None is free text.
 
         Args:
             calling: the tools, and the choice among them.
-            place: where the prompt leaves off.
+            prompt: the reply is to.
             answer: what answers must look like.
             num_choices: of the request; each follows the grammar on its own.
 
@@ -43,7 +44,7 @@ class ReplyGrammars:
             InvalidRequestError: something of it cannot be enforced.
             EngineUnavailableError: too many grammars are being tried out.
         """
-        if place in ("answer", "text"):
+        if not prompt.can_call:
             return await self.of_answer(answer, num_choices)
         if answer is not None and answer.rule is None:
             raise InvalidRequestError(
@@ -51,14 +52,14 @@ class ReplyGrammars:
                 param=answer.param,
             )
         answer = await self._enforced_format(answer)
-        param = "functions" if calling.is_legacy else "tools"
-        enforced = await self._enforced_inputs(calling, param)
+        param = calling.param
+        enforced = await self._enforced_inputs(calling)
         inputs = enforced
         if isinstance(calling.choice, Named):
             inputs = tuple(entry for entry in inputs if entry[0] == calling.choice.name)
 
         def write() -> tuple[str, dict[str, str]]:
-            whole = tool_call_grammar(inputs, place=place, answer=None if answer is None else answer.rule)
+            whole = self._tool_format.grammar(inputs, prompt, answer=None if answer is None else answer.rule)
             # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
             return whole, {
                 arguments_grammar(tool_input): f"The schema of {name!r} in '{param}'" for name, tool_input in enforced
@@ -86,15 +87,15 @@ class ReplyGrammars:
         await self._grammars.check({grammar: f"'{answer.param}'"}, param=answer.param, num_choices=num_choices)
         return grammar
 
-    async def _enforced_inputs(self, calling: FunctionCalling, param: str) -> tuple[tuple[str, ToolInput], ...]:
+    async def _enforced_inputs(self, calling: FunctionCalling) -> tuple[tuple[str, ToolInput], ...]:
         """Returns of the tools' schemas what can be enforced; all of those that are strict."""
         schemas = {
-            name: EnforcedSchema(calling.places[name], schema, is_strict=name in calling.strict, name=name)
-            for name, schema in calling.schemas
-            if not isinstance(schema, TextInput)
+            tool.name: EnforcedSchema(tool.input_place, tool.input, is_strict=tool.is_strict, name=tool.name)
+            for tool in calling.tools
+            if not isinstance(tool.input, TextInput)
         }
-        await self._schemas.enforce([*schemas.values()], param=param)
-        return tuple((name, schemas[name].schema if name in schemas else sent) for name, sent in calling.schemas)
+        await self._schemas.enforce([*schemas.values()], param=calling.param)
+        return tuple((t.name, schemas[t.name].schema if t.name in schemas else t.input) for t in calling.tools)
 
     async def _enforced_format(self, answer: AnswerFormat | None) -> AnswerFormat | None:
         """Returns a format as it is enforced; the whole of its schema is."""

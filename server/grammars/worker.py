@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 import array
-import base64
 import contextlib
 import json
 import os
 import resource
 import signal
 import socket
-import struct
 import time
 from typing import NoReturn
 
+import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
+from model.contract.framing import HEADER_BYTES, frame
 from model.contract.grammar_compiler import ACCOUNT_S, GrammarAccount, GrammarError, compile_grammar, make_ll_tokenizer
 from model.contract.tokenizer import Tokenizer
 
@@ -33,8 +33,6 @@ TIME_LIMIT_S = 1.0
 WAIT_LIMIT_S = 10.0
 # Once a child has said this, silence means that it was ended.
 STARTED = b"S"
-FRAME_HEADER = struct.Struct("!Q")
-
 _MAX_EXTRA_MEMORY_BYTES = 1 << 30
 # Grammars that compile can still be too large to be walked; most show it with the first few tokens.
 _NUM_PROBE_TOKENS = 8
@@ -68,15 +66,15 @@ def main() -> None:
 
 def send_ranks(control: socket.socket, tokenizer: Tokenizer) -> None:
     """Sends the vocabulary, as a worker expects it first."""
-    tokens = [base64.b64encode(tokenizer.token_bytes(i)).decode() for i in range(tokenizer.num_tokens)]
-    data = json.dumps(tokens).encode()
-    control.sendall(FRAME_HEADER.pack(len(data)) + data)
+    tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)]
+    control.sendall(frame(msgspec.msgpack.encode(tokens)))
 
 
 def _read_ranks(control: socket.socket) -> dict[bytes, int]:
-    (length,) = FRAME_HEADER.unpack(_receive_exactly(control, FRAME_HEADER.size))
-    tokens = json.loads(_receive_exactly(control, length))
-    return {base64.b64decode(token): rank for rank, token in enumerate(tokens) if token}  # control tokens have no text
+    # Not a byte more: what comes next brings a descriptor along.
+    length = int.from_bytes(_receive_exactly(control, HEADER_BYTES), "little")
+    tokens = msgspec.msgpack.decode(_receive_exactly(control, length), type=list[bytes])
+    return {token: rank for rank, token in enumerate(tokens) if token}  # control tokens have no text
 
 
 def _receive_exactly(sock: socket.socket, length: int) -> bytes:

@@ -5,44 +5,48 @@ Objects are plain dicts built by hand: thousands of them are made a second.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from model.contract.tokenizer import Tokenizer
-from prompts.react.parser import CallArguments, CallStart, Content
+from prompts.reply_events import CallArguments, CallStart, Content
 from server.conversion.generation_request import GenerationRequest
+from server.replies.chunk_reply import ChunkReply, JsonDict
 from server.replies.output_processor import TOOL_CALLS, ChoiceDelta
 from server.replies.prompt_scores import prompt_logprobs
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
 
-JsonDict = dict[str, Any]
 
-
-class ChatReply:
+class ChatReply(ChunkReply):
     """The reply to one chat request.
 
     Args:
         request: it answers.
         model: the name the request asked for.
         tokenizer: names tokens in log-probabilities.
+        is_legacy: write a call as `function_call`, not `tool_calls`.
+        speaks_functions: the client is of the age of `function_call`, whether or not this request has functions.
+        options: of `ChunkReply`.
     """
 
-    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
-        self._request = request
-        self._tokenizer = tokenizer
-        self._head: JsonDict = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._is_legacy = request.reading is not None and request.reading.is_legacy
-        self._custom_tools = frozenset() if request.reading is None else request.reading.custom_tools
+    _id_prefix = "chatcmpl"
+    _chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: str,
+        tokenizer: Tokenizer,
+        *,
+        is_legacy: bool = False,
+        speaks_functions: bool = False,
+        **options: bool,
+    ) -> None:
+        super().__init__(request, model, tokenizer, **options)
+        self._is_legacy = is_legacy
+        self._speaks_functions = speaks_functions
         self._calls_custom = [False] * request.num_choices
-        self._begun = [False] * request.num_choices
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
         self._contents: list[list[str]] = [[] for _ in self._choices]
         self._logprobs_of = [JsonList() for _ in self._choices]
@@ -95,7 +99,7 @@ class ChatReply:
                     else:
                         pieces.append({"content": text})
                 case CallStart(name):
-                    self._calls_custom[delta.index] = name in self._custom_tools
+                    self._calls_custom[delta.index] = name in self._request.custom_tools
                     pieces.append(self._call(delta.index, name, ""))
                 case CallArguments(text):
                     pieces.append(self._call(delta.index, None, text))
@@ -112,10 +116,6 @@ class ChatReply:
 
     def _finish_reason(self, reason: str) -> str:
         return "function_call" if reason == TOOL_CALLS and self._is_legacy else reason
-
-    def usage_chunk(self, usage: JsonDict) -> JsonDict:
-        """Returns the chunk that ends a stream whose request asked for the usage."""
-        return {**self._head, "choices": [], "usage": usage}
 
     def _chunk(self, index: int, delta: JsonDict, finish_reason: str | None = None) -> JsonDict:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -148,7 +148,7 @@ class ChatReply:
     def _name(self, token_id: int) -> str:
         return f"token_id:{token_id}" if self._request.names_are_ids else self._tokenizer.token_name(token_id)
 
-    def add(self, chunk: JsonDict) -> None:
+    def add_chunk(self, chunk: JsonDict) -> None:
         """Takes the next chunk of the stream into the reply that is not streamed."""
         for key in ("prompt_token_ids", "prompt_logprobs"):
             if key in chunk:
@@ -173,7 +173,7 @@ class ChatReply:
                 choice["logprobs"]["content"] = logprobs.whole()
             message = choice["message"]
             text = "".join(content)
-            if self._request.speaks_functions:
+            if self._speaks_functions:
                 # Clients of that age look for both without asking whether they are there.
                 message.setdefault("function_call", None)
                 message["content"] = text

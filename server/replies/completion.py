@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import codecs
-import time
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from model.contract.messages import TokenLogprob
 from model.contract.tokenizer import Tokenizer
 from server.conversion.generation_request import GenerationRequest
+from server.replies.chunk_reply import ChunkReply, JsonDict
 from server.replies.output_processor import ChoiceDelta
 from server.replies.prompt_scores import prompt_logprobs
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
 
-JsonDict = dict[str, Any]
 _Utf8 = codecs.getincrementaldecoder("utf-8")  # a character may come in several tokens
 
 
-class CompletionReply:
-    """The reply to one completion request.
+class CompletionReply(ChunkReply):
+    """The reply to one completion request; takes what `ChunkReply` takes."""
 
-    Args:
-        request: it answers.
-        model: the name the request asked for.
-        tokenizer: names tokens in log-probabilities.
-    """
+    _id_prefix = "cmpl"
+    _chunk_object = "text_completion"
 
-    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer) -> None:
-        self._request = request
-        self._tokenizer = tokenizer
-        self._head: JsonDict = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._begun = [False] * request.num_choices
+    def __init__(self, request: GenerationRequest, model: str, tokenizer: Tokenizer, **options: bool) -> None:
+        super().__init__(request, model, tokenizer, **options)
         self._num_chars = [0] * request.num_choices
         self._utf8 = [_Utf8(errors="replace") for _ in range(request.num_choices)]
         self._choices = [self._new_choice(index) for index in range(request.num_choices)]
@@ -79,10 +65,6 @@ class CompletionReply:
             choice["prompt_logprobs"] = prompt_logprobs(ids, scores, request.num_prompt_logprobs, self._tokenizer)
         yield {**self._head, "choices": [choice]}
 
-    def usage_chunk(self, usage: JsonDict) -> JsonDict:
-        """Returns the chunk that ends a stream whose request asked for the usage."""
-        return {**self._head, "choices": [], "usage": usage}
-
     def _add_prompt(self, logprobs: JsonDict, index: int, scores: list[TokenLogprob]) -> None:
         """Reports the prompt's tokens; nothing comes before the first, so it has no log-probability."""
         ids = self._request.prompt_of(index).ids
@@ -122,7 +104,7 @@ class CompletionReply:
             return _text_or_bytes(token_bytes)
         return self._tokenizer.token_name(token_id) or f"token_id:{token_id}"
 
-    def add(self, chunk: JsonDict) -> None:
+    def add_chunk(self, chunk: JsonDict) -> None:
         """Takes the next chunk of the stream into the reply that is not streamed."""
         piece = chunk["choices"][0]
         choice = self._choices[piece["index"]]

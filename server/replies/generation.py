@@ -9,14 +9,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import NamedTuple
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.messages import SequenceOutput
 from model.contract.tokenizer import Tokenizer
-from prompts.react.parser import ReActParser
 from prompts.stop import StopStrings
-from server.conversion.generation_request import GenerationRequest, ReplyReading
+from server.conversion.generation_request import GenerationRequest
 from server.engine.handle import RequestHandle
 from server.gates.request_context import request_figures_var
 from server.metrics import Metrics
@@ -27,6 +26,20 @@ logger = logging.getLogger(__name__)
 
 # Ten milliseconds' worth: a request of thousands of choices, or one that was not read for a while, has more.
 _MAX_SCORES_AT_ONCE = 4096
+
+
+class TokenUsage(NamedTuple):
+    """Tokens of a request.
+
+    Attributes:
+        num_prompt: of all prompts.
+        num_completion: of all choices.
+        num_cached: of the prompts, found in the prefix cache.
+    """
+
+    num_prompt: int
+    num_completion: int
+    num_cached: int
 
 
 class Generation:
@@ -85,7 +98,7 @@ class Generation:
             stop_token_ids=sampling.stop_token_ids,
             with_logprobs=request.num_top_logprobs is not None,
             show_special_tokens=request.show_special_tokens,
-            parser=None if request.reading is None else _parser(request.reading),
+            parser=None if request.new_parser is None else request.new_parser(),
         )
 
     @property
@@ -93,15 +106,9 @@ class Generation:
         """Of all choices so far; tokens after a stop string do not count."""
         return sum(processor.num_tokens for processor in self._processors)
 
-    def usage(self) -> dict[str, Any]:
-        """Returns the wire object, complete once `deltas` has ended."""
-        num_prompt, num_completion = self.request.num_prompt_tokens, self.num_completion_tokens
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
-        }
+    def usage(self) -> TokenUsage:
+        """Returns the tokens so far, which are all once `deltas` has ended."""
+        return TokenUsage(self.request.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)
 
     async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Yields what is new, at most one delta a choice at a time, until every choice has finished.
@@ -251,7 +258,3 @@ class Generation:
         figures = request_figures_var.get()
         if figures is not None:
             figures.update(fields)
-
-
-def _parser(reading: ReplyReading) -> ReActParser:
-    return ReActParser(reading.opening, reading.tool_names, reading.text_tools)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from model.contract.detokenizer import Detokenizer
 from model.contract.messages import SequenceOutput, TokenLogprob
 from model.contract.tokenizer import Tokenizer
-from prompts.react.parser import CallStart, Content, Event, ReActParser
+from prompts.reply_events import CallStart, Content, Event
 from prompts.stop import StopMatcher, StopStrings
+from prompts.tool_format import ReplyParser
 from server.replies.token_text import TokenAligner, TokenEntry
 
 STOP = "stop"
@@ -87,7 +88,7 @@ class ChoiceProcessor:
         stop_token_ids: tuple[int, ...] = (),
         with_logprobs: bool = False,
         show_special_tokens: bool = False,
-        parser: ReActParser | None = None,
+        parser: ReplyParser | None = None,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer

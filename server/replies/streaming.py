@@ -1,4 +1,4 @@
-"""A generation as a reply: server-sent events, or one JSON object folded from the same chunks.
+"""A generation as a reply: server-sent events, or one JSON object folded from the same deltas.
 
 Both free the engine at once when the client goes away, whatever the request was doing.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -18,33 +19,42 @@ from starlette.types import Receive, Scope, Send
 
 from server.gates.request_context import name_task, request_id_var
 from server.gates.while_connected import while_connected
-from server.replies.generation import Generation
+from server.replies.generation import Generation, TokenUsage
 from server.replies.output_processor import ChoiceDelta
-from server.wire.errors import JsonResponse, as_api_error, dump_json
-from server.wire.requests import SamplingFields
+from server.wire.errors import ApiError, as_api_error
 
 logger = logging.getLogger(__name__)
 
-DONE_EVENT = b"data: [DONE]\n\n"
 _MANY_SCORES = 512
 
 T = TypeVar("T")
 
 
 class Reply(Protocol):
-    """How one route writes its replies."""
+    """How one API writes the reply to a request: as events of a stream, or whole."""
 
-    def chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Yields the stream's chunks of one delta."""
+    def beginning(self) -> bytes:
+        """Returns the events before the first delta."""
 
-    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the chunk with the usage."""
+    def events(self, deltas: Sequence[ChoiceDelta], usage: Callable[[], TokenUsage]) -> bytes:
+        """Returns the events of some deltas.
 
-    def add(self, chunk: dict[str, Any]) -> None:
-        """Takes the next chunk into the unstreamed reply."""
+        Args:
+            deltas: what is new.
+            usage: returns the tokens so far.
+        """
 
-    def result(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the unstreamed reply."""
+    def ending(self, usage: TokenUsage) -> bytes:
+        """Returns the events after the last delta."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the events that a broken stream ends with."""
+
+    def add(self, deltas: Sequence[ChoiceDelta]) -> None:
+        """Takes deltas into the reply that is not streamed."""
+
+    def whole(self, usage: TokenUsage) -> bytes:
+        """Returns the reply that is not streamed, a JSON text."""
 
 
 class GenerationEventResponse(EventSourceResponse):
@@ -52,23 +62,13 @@ class GenerationEventResponse(EventSourceResponse):
 
     Args:
         generation: already submitted.
-        reply: writes the chunks.
-        include_usage: end with a chunk of usage.
-        usage_so_far: and let every chunk have it.
+        reply: writes the events.
         ping_interval_s: between comments while nothing else is sent; 0 sends none.
     """
 
-    def __init__(
-        self,
-        generation: Generation,
-        reply: Reply,
-        *,
-        include_usage: bool,
-        usage_so_far: bool,
-        ping_interval_s: float,
-    ) -> None:
+    def __init__(self, generation: Generation, reply: Reply, *, ping_interval_s: float) -> None:
         super().__init__(
-            stream_events(generation, reply, include_usage=include_usage, usage_so_far=usage_so_far),
+            stream_events(generation, reply),
             sep="\n",
             ping=ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
@@ -86,37 +86,22 @@ class GenerationEventResponse(EventSourceResponse):
             self._generation.close()  # also if the client left before the first event was asked for
 
 
-async def stream_events(
-    generation: Generation, reply: Reply, *, include_usage: bool, usage_so_far: bool = False
-) -> AsyncGenerator[bytes, None]:
+async def stream_events(generation: Generation, reply: Reply) -> AsyncGenerator[bytes, None]:
     """Yields the events of a stream, as bytes; what is ready together is yielded together."""
     name_task(request_id_var.get())
     try:
+        if beginning := reply.beginning():
+            yield beginning
         async with aclosing(generation.deltas()) as all_deltas:
             async for deltas in all_deltas:
-                usage = generation.usage() if usage_so_far else None
-
-                def write(deltas: list[ChoiceDelta] = deltas, usage: dict[str, Any] | None = usage) -> bytes:
-                    chunks = [chunk for delta in deltas for chunk in reply.chunks(delta)]
-                    if include_usage:
-                        for chunk in chunks:
-                            chunk["usage"] = usage
-                    return b"".join(map(_event, chunks))
-
-                if events := await _off_loop_if_long(deltas, write):
+                if events := await _off_loop_if_long(deltas, partial(reply.events, deltas, generation.usage)):
                     yield events
-        if include_usage:
-            yield _event(reply.usage_chunk(generation.usage()))
-        yield DONE_EVENT
+        yield reply.ending(generation.usage())
     except Exception as error:
         api_error = as_api_error(error)
         if api_error.status_code == 500:
             logger.exception("a stream broke")
-        yield b"data: " + dump_json(api_error.body()) + b"\n\n"
-
-
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + dump_json(chunk) + b"\n\n"
+        yield reply.failure(api_error)
 
 
 async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) -> T:
@@ -126,51 +111,29 @@ async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) ->
 
 
 async def respond(
-    request: Request, generation: Generation, reply: Reply, wishes: SamplingFields, ping_interval_s: float
+    request: Request, generation: Generation, reply: Reply, *, stream: bool, ping_interval_s: float
 ) -> Response:
-    """Answers a generating request in the way it asks for.
+    """Answers a generating request.
 
     Args:
         request: whose body has been read.
         generation: already submitted.
-        reply: writes the chunks.
-        wishes: whether to stream, and with what options.
+        reply: writes it.
+        stream: as events; else whole.
         ping_interval_s: between comments while a stream is idle; 0 sends none.
     """
-    if not wishes.stream:
-        return await whole_reply(request, generation, reply)
-    options = wishes.stream_options
-    return GenerationEventResponse(
-        generation,
-        reply,
-        include_usage=options is not None and bool(options.include_usage),
-        usage_so_far=options is not None and bool(options.continuous_usage_stats),
-        ping_interval_s=ping_interval_s,
-    )
-
-
-async def whole_reply(request: Request, generation: Generation, reply: Reply) -> Response:
-    """Waits for the end of a generation, or for its client to leave.
-
-    Args:
-        request: whose body has been read.
-        generation: already submitted.
-        reply: writes the chunks that are folded.
-    """
+    if stream:
+        return GenerationEventResponse(generation, reply, ping_interval_s=ping_interval_s)
     try:
-        return JsonResponse(await while_connected(request.receive, _fold(generation, reply)))
+        body = await while_connected(request.receive, whole_reply(generation, reply))
+        return Response(body, media_type="application/json")
     finally:
         generation.close()
 
 
-async def _fold(generation: Generation, reply: Reply) -> dict[str, Any]:
+async def whole_reply(generation: Generation, reply: Reply) -> bytes:
+    """Waits for the end of a generation and returns its reply, a JSON text."""
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
-
-            def add(deltas: list[ChoiceDelta] = deltas) -> None:
-                for delta in deltas:
-                    for chunk in reply.chunks(delta):
-                        reply.add(chunk)
-
-            await _off_loop_if_long(deltas, add)
-    return reply.result(generation.usage())
+            await _off_loop_if_long(deltas, partial(reply.add, deltas))
+    return reply.whole(generation.usage())

@@ -7,7 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
+from server.conversion.chat_reader import read_chat, speaks_functions
+from server.conversion.generation_request import GenerationRequest
 from server.replies.chat import ChatReply
+from server.replies.chunk_reply import usage_options
 from server.replies.streaming import respond
 from server.services import ServicesDep
 from server.wire import examples
@@ -38,8 +41,19 @@ async def create_chat_completion(
 ) -> Response:
     """Answers a conversation with one or more choices."""
     model = services.resolve_model(body.model)
-    generation = await services.generate(
-        request, lambda: services.converter.chat(body, services.engine.require_ready())
+
+    async def understand() -> GenerationRequest:
+        engine = services.engine.require_ready()
+        return await services.converter.chat(await services.read(body, read_chat), engine)
+
+    generation = await services.generate(request, understand)
+    reply = ChatReply(
+        generation.request,
+        model,
+        services.tokenizer,
+        is_legacy=bool(body.functions),
+        speaks_functions=speaks_functions(body),
+        **usage_options(body),
     )
-    reply = ChatReply(generation.request, model, services.tokenizer)
-    return await respond(request, generation, reply, body, services.settings.ping_interval_s)
+    ping_interval_s = services.settings.ping_interval_s
+    return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)

@@ -7,6 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
+from server.conversion.completion_reader import read_completion
+from server.conversion.generation_request import GenerationRequest
+from server.replies.chunk_reply import usage_options
 from server.replies.completion import CompletionReply
 from server.replies.streaming import respond
 from server.services import ServicesDep
@@ -38,8 +41,14 @@ async def create_completion(
 ) -> Response:
     """Continues one or more prompts, each with one or more choices."""
     model = services.resolve_model(body.model)
-    generation = await services.generate(
-        request, lambda: services.converter.completion(body, services.engine.require_ready())
-    )
-    reply = CompletionReply(generation.request, model, services.tokenizer)
-    return await respond(request, generation, reply, body, services.settings.ping_interval_s)
+
+    async def understand() -> GenerationRequest:
+        engine = services.engine.require_ready()
+        text = await services.read(body, read_completion)
+        services.unknown_fields.note_written_chatml(body)
+        return await services.converter.completion(text, engine)
+
+    generation = await services.generate(request, understand)
+    reply = CompletionReply(generation.request, model, services.tokenizer, **usage_options(body))
+    ping_interval_s = services.settings.ping_interval_s
+    return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)

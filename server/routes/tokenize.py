@@ -10,8 +10,8 @@ from starlette.responses import Response
 from model.contract.errors import InvalidRequestError
 from model.contract.tokenizer import ENDOFTEXT
 from prompts.chatml import JINJA_TEMPLATE
-from server.conversion.prompt_encoding import check_ids
-from server.conversion.tools import read_function_calling
+from server.conversion.chat_reader import read_tokenize_chat
+from server.conversion.prompt_encoding import PromptEncoder, check_ids
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import JsonResponse, dump_json
@@ -44,7 +44,7 @@ async def tokenize(
 ) -> Response:
     """Returns the ids the model would see."""
     services.resolve_model(body.model)
-    services.converter.unknown_fields.note(body)
+    services.unknown_fields.note(body)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
     return Response(await services.prepare(request, _tokenized(body, services)), media_type="application/json")
@@ -53,16 +53,9 @@ async def tokenize(
 async def _tokenized(body: TokenizeRequest, services: Services) -> bytes:
     encoder = services.converter.encoder
     if body.messages is not None:
-        prompt = await encoder.chat(
-            body.messages,
-            await services.off_loop.run(lambda: read_function_calling(body)),
-            continue_final=body.continue_final_message,
-            # A last message that is continued leaves its turn open, whether or not a new one would be.
-            open_turn=body.add_generation_prompt is not False or body.continue_final_message is True,
-        )
-        ids = prompt.ids
+        ids = (await encoder.chat(await services.off_loop.run(lambda: read_tokenize_chat(body)))).ids
     elif body.prompt:
-        (ids,) = await encoder.texts([body.prompt], encoder.special_names(body))
+        (ids,) = await encoder.texts([body.prompt], _special_names(body, encoder))
     else:
         ids = []
     max_model_len = services.engine.require_ready().max_model_len
@@ -74,6 +67,13 @@ async def _tokenized(body: TokenizeRequest, services: Services) -> bytes:
         return dump_json(reply)
 
     return await services.off_loop.run(write)
+
+
+def _special_names(body: TokenizeRequest, encoder: PromptEncoder) -> frozenset[str]:
+    if body.allowed_special is None and body.add_special_tokens is False:
+        # Evaluation harnesses learn the id of the end token so: a prompt that is nothing but its name.
+        return encoder.tokenizer.special_names & {body.prompt or ""}
+    return encoder.special_names(body.allowed_special, bool(body.add_special_tokens))
 
 
 @router.get(
@@ -116,7 +116,7 @@ async def detokenize(
 ) -> Response:
     """Returns the text of the ids, control tokens shown by name; those of padding rows add nothing."""
     services.resolve_model(body.model)
-    services.converter.unknown_fields.note(body)
+    services.unknown_fields.note(body)
     vocab_size = services.engine.require_ready().vocab_size
 
     def work() -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from model.contract.errors import InvalidRequestError
@@ -136,12 +135,15 @@ class UnknownFields:
                 self._logged.add(name)
                 logger.warning("requests have a field %s, which is not known here and is ignored", ascii(name))
 
-    def note_written_chatml(self, prompts: Sequence[str]) -> None:
-        """Takes text prompts in which names of control tokens are text; tells once what to send where they are meant.
+    def note_written_chatml(self, request: CompletionRequest) -> None:
+        """Takes a request in whose prompts names of control tokens may be text; tells once what to send instead.
 
         ChatML written by hand is a habit of the published tokenizer's users, whose default reads the names as tokens.
         """
-        if not self._told_of_chatml and any("<|im_start|>" in prompt for prompt in prompts):
+        if self._told_of_chatml or request.add_special_tokens or request.allowed_special is not None:
+            return
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt or ()
+        if any(isinstance(prompt, str) and "<|im_start|>" in prompt for prompt in prompts):
             self._told_of_chatml = True
             logger.warning(
                 "a prompt of /v1/completions holds <|im_start|>, which is plain text there; use /v1/chat/completions,"

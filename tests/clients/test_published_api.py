@@ -13,6 +13,7 @@ import pytest
 from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from server.cli.published_flags import translate
+from server.conversion.chat_reader import read_chat
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
@@ -77,7 +78,7 @@ def ask(wire: Wire, *messages: JsonDict, **body: Any) -> JsonDict:
 async def convert(*messages: JsonDict, converter: Converter | None = None, **body: Any) -> GenerationRequest:
     converter = converter or Converter(PromptEncoder(byte_tokenizer(), DEFAULTS), GRAMMARS, default_max_tokens=77)
     request = ChatCompletionRequest.model_validate({"messages": [*messages] or [USER], **body})
-    return await converter.chat(request, ENGINE)
+    return await converter.chat(read_chat(request), ENGINE)
 
 
 def sampling(**body: Any) -> Any:

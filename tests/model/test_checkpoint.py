@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
+from model.architectures.causal_lm import CausalLM
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError
@@ -461,7 +462,7 @@ def test_load_weights_leaves_nothing_on_the_meta_device(tiny_checkpoint: Path) -
 
 
 def test_buffers_are_filled_as_well(tmp_path: Path) -> None:
-    module = torch.nn.Module()
+    module = CausalLM()
     module.register_buffer("table", torch.empty(3, dtype=torch.int32, device="meta"))
     save_file({"table": torch.arange(3, dtype=torch.int32)}, tmp_path / "model.safetensors")
     assert load_weights(module, tmp_path, torch.device("cpu")) == 12

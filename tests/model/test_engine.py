@@ -12,26 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
 from model.contract.messages import (
-    FRAME_HEADER,
-    Abort,
     AddRequest,
-    EngineFailed,
     EngineReady,
     EngineStats,
-    LoadProgress,
-    SequenceOutput,
-    Shutdown,
-    StepOutputs,
-    TokenLogprob,
-    decode,
-    encode,
 )
 from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
@@ -584,86 +572,3 @@ def test_a_crowd_that_comes_and_goes(tiny_checkpoint: Path, seed: int) -> None:
     replies = driver.finish()
     finished = {seq_id for seq_id, reply in replies.items() if reply.finish_reason is not None}
     assert alive <= finished
-
-
-# --- messages
-
-_ids = st.integers(0, 2**40)
-_tokens = st.lists(st.integers(0, 152_063), max_size=20)
-_floats = st.floats(allow_nan=False, allow_infinity=False)
-_logprob = st.builds(TokenLogprob, _floats, _tokens, st.lists(_floats, max_size=5), _ids)
-_sampling = st.builds(
-    SamplingParams,
-    max_tokens=st.integers(0, 10**6),
-    min_tokens=st.integers(0, 100),
-    temperature=_floats,
-    top_p=_floats,
-    top_k=st.integers(0, 200_000),
-    min_p=_floats,
-    presence_penalty=_floats,
-    frequency_penalty=_floats,
-    repetition_penalty=_floats,
-    logit_bias=st.lists(st.tuples(st.integers(0, 200_000), _floats), max_size=4).map(tuple),
-    seed=st.none() | st.integers(-(2**63), 2**64 - 1),
-    num_logprobs=st.none() | st.integers(0, 20),
-    num_prompt_logprobs=st.none() | st.integers(0, 20),
-    eos_token_ids=_tokens.map(tuple),
-    stop_token_ids=_tokens.map(tuple),
-    ignore_eos=st.booleans(),
-    grammar=st.none() | st.text(st.characters(codec="utf-8")),
-)
-_text = st.text(st.characters(codec="utf-8"), max_size=20)
-_output = st.builds(
-    SequenceOutput,
-    seq_id=_ids,
-    token_ids=_tokens,
-    finish_reason=st.none() | st.sampled_from(["stop", "length", "abort", "error"]),
-    stop_token_id=st.none() | _ids,
-    logprobs=st.none() | st.lists(_logprob, max_size=3),
-    num_cached_tokens=st.none() | _ids,
-    prompt_logprobs=st.none() | st.lists(_logprob, max_size=3),
-    queue_time_s=st.none() | _floats,
-    error=st.none() | _text,
-)
-_stats = st.builds(EngineStats, *[_ids] * len(EngineStats._fields))
-_message = st.one_of(
-    st.builds(StepOutputs, st.lists(_output, max_size=4), _stats),
-    st.builds(
-        AddRequest,
-        seq_ids=st.lists(_ids, min_size=1, max_size=4).map(tuple),
-        request_id=_text,
-        prompt_ids=_tokens,
-        sampling=_sampling,
-        priority=st.integers(-100, 100),
-    ),
-    st.builds(Abort, st.lists(_ids, max_size=4).map(tuple)),
-    st.just(Shutdown()),
-    st.builds(EngineReady, _ids, _ids, _ids, _ids, _ids, _ids, _text, _text, _floats),
-    st.builds(EngineFailed, _text, st.booleans(), st.booleans()),
-    st.builds(LoadProgress, _ids, _ids),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(_message)
-def test_messages_come_back_as_they_were(message: Any) -> None:
-    frame = encode(message)
-    (length,) = FRAME_HEADER.unpack_from(frame)
-    payload = frame[FRAME_HEADER.size :]
-    assert len(payload) == length
-    back = decode(payload)
-    assert back == message
-    assert type(back) is type(message)
-    assert repr(back) == repr(message), "down to the types of what is inside"
-
-
-@pytest.mark.parametrize("payload", [b'["hello"]', b"[1]", b'["step"]', b"{}", b"nonsense", b"[]"])
-def test_what_is_no_message_is_refused(payload: bytes) -> None:
-    with pytest.raises((ValueError, IndexError)):
-        decode(payload)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.builds(EngineConfig, checkpoint_path=_text, seed=st.none() | st.integers(0, 2**63), block_size=_ids))
-def test_engine_config_comes_back_as_it_was(config: EngineConfig) -> None:
-    assert EngineConfig.from_json(config.to_json()) == config

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -19,9 +20,8 @@ import pytest
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import RestartNeededError
+from model.contract.framing import MAX_FRAME_BYTES, frame
 from model.contract.messages import (
-    FRAME_HEADER,
-    MAX_FRAME_BYTES,
     Abort,
     AddRequest,
     EngineFailed,
@@ -32,6 +32,8 @@ from model.contract.messages import (
     SequenceOutput,
     Shutdown,
     StepOutputs,
+    decode_from_engine,
+    decode_to_engine,
     encode,
 )
 from model.contract.sampling_params import SamplingParams
@@ -52,17 +54,13 @@ def request(seq_id: int, prompt: list[int], **sampling: Any) -> AddRequest:
     return AddRequest(seq_ids=(seq_id,), request_id=str(seq_id), prompt_ids=prompt, sampling=params)
 
 
-def frame(payload: bytes) -> bytes:
-    return FRAME_HEADER.pack(len(payload)) + payload
-
-
 class Peer:
     """The server's end of the pipe."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(60)
         self.socket = sock
-        self._connection = Connection(sock)
+        self._connection = Connection(sock, decode_from_engine)
         self._messages: list[Any] = []
 
     def send(self, *messages: Any) -> None:
@@ -113,7 +111,7 @@ class EngineProcess(Peer):
                 text=True,
             )
         super().__init__(ours)
-        self.socket.sendall(frame(config.to_json()))
+        self.socket.sendall(encode(config))
 
     def __enter__(self) -> EngineProcess:
         return self
@@ -188,12 +186,12 @@ class EngineThread(Peer):
         self.result: int | type[BaseException] | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        self.socket.sendall(frame(config.to_json()))
+        self.socket.sendall(encode(config))
 
     def _run(self) -> None:
         with self._theirs:
             try:
-                self.result = run(Connection(self._theirs))
+                self.result = run(Connection(self._theirs, decode_to_engine))
             except ConnectionClosed:
                 self.result = ConnectionClosed
 
@@ -269,7 +267,7 @@ def test_a_server_that_goes_away_while_it_is_idle(engine: EngineThread) -> None:
     assert engine.result is ConnectionClosed
 
 
-@pytest.mark.parametrize("data", [frame(b'["nonsense"]'), frame(b"nonsense")])
+@pytest.mark.parametrize("data", [frame(b"\x91\xa8nonsense"), frame(b"nonsense")])
 def test_a_message_that_is_none_ends_the_engine_with_a_word(engine: EngineThread, data: bytes) -> None:
     engine.socket.sendall(data)
     failed = engine.receive()
@@ -281,7 +279,7 @@ def test_a_message_that_is_none_ends_the_engine_with_a_word(engine: EngineThread
 
 
 def test_a_length_that_cannot_be_ends_the_connection(engine: EngineThread) -> None:
-    engine.socket.sendall(FRAME_HEADER.pack(MAX_FRAME_BYTES + 1))
+    engine.socket.sendall(struct.pack("<I", MAX_FRAME_BYTES + 1))
     engine.thread.join(timeout=10)
     assert engine.result is ConnectionClosed
 
@@ -325,7 +323,7 @@ def test_a_start_that_another_one_would_not_need(tiny_checkpoint: Path, monkeypa
 def test_an_idle_engine_sends_nothing_for_half_a_frame() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = Connection(theirs)
+        connection = Connection(theirs, decode_to_engine)
         received: list[Any] = []
         thread = threading.Thread(target=lambda: received.extend(connection.receive_all(block=True)))
         thread.start()
@@ -342,8 +340,8 @@ def test_many_frames_in_one_read_keep_their_order() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(b"".join(encode(Abort((i,))) for i in range(500)))
-        assert Connection(theirs).receive_all(block=True) == [Abort((i,)) for i in range(500)]
-        assert Connection(theirs).receive_all(block=False) == []
+        assert Connection(theirs, decode_to_engine).receive_all(block=True) == [Abort((i,)) for i in range(500)]
+        assert Connection(theirs, decode_to_engine).receive_all(block=False) == []
 
 
 def test_a_descriptor_beyond_what_select_can_watch() -> None:
@@ -356,7 +354,7 @@ def test_a_descriptor_beyond_what_select_can_watch() -> None:
     try:
         number = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 1500)
         with socket.socket(fileno=number) as high:
-            connection = Connection(high)
+            connection = Connection(high, decode_to_engine)
             ours.sendall(encode(Shutdown()))
             connection.wait(1)
             assert connection.receive_all(block=False) == [Shutdown()]
@@ -371,7 +369,7 @@ def test_what_was_said_before_the_end_is_heard() -> None:
     with theirs:
         ours.sendall(encode(Abort((1,))) + encode(Shutdown()))
         ours.close()
-        connection = Connection(theirs)
+        connection = Connection(theirs, decode_to_engine)
         assert connection.receive_all(block=True) == [Abort((1,)), Shutdown()]
         for block in (True, False):
             with pytest.raises(ConnectionClosed):
@@ -383,7 +381,7 @@ def test_sending_to_nobody() -> None:
     ours.close()
     with theirs, pytest.raises(ConnectionClosed):
         for _ in range(3):
-            Connection(theirs).send(StepOutputs([], EngineStats()))
+            Connection(theirs, decode_to_engine).send(StepOutputs([], EngineStats()))
 
 
 def test_no_descriptor_no_engine() -> None:

@@ -20,7 +20,7 @@ def num_tokens(engine: FakeEngine, num_steps: int) -> Counter[str]:
     for _ in range(num_steps):
         batch, _ = engine.step()
         for entry in batch:
-            counts[entry.seq.caller] += entry.num_tokens
+            counts[engine.callers[entry.seq_id]] += entry.num_tokens
     return counts
 
 

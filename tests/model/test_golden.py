@@ -16,7 +16,7 @@ from model.backends.torch_attention import slot_runs
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.execution.model_runner import _span
-from model.scheduling.scheduler import ScheduledSequence
+from model.scheduling.sequence import ScheduledSequence
 from tests.support.engine_driver import Driver, LoadedModel, Reply, make_driver
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

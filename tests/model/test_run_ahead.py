@@ -12,7 +12,7 @@ import torch
 
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.scheduling.scheduler import ScheduledBatch
+from model.scheduling.sequence import ScheduledBatch
 from tests.support.engine_driver import Driver, Reply, make_driver
 
 GRAMMAR = 'start: "a" "b"+'
@@ -102,7 +102,7 @@ def count_launches(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[int]
     original = driver.engine._runner.launch
 
     def launch(batch: ScheduledBatch) -> Any:
-        launched.extend(entry.seq.seq_id for entry in batch)
+        launched.extend(entry.seq_id for entry in batch)
         return original(batch)
 
     monkeypatch.setattr(driver.engine._runner, "launch", launch)
@@ -195,7 +195,7 @@ def test_a_grammar_waits_for_each_token_and_others_do_not(
     original = driver.engine._runner.launch
 
     def launch(batch: ScheduledBatch) -> Any:
-        steps.append(({entry.seq.seq_id for entry in batch}, driver.engine._in_flight is not None))
+        steps.append(({entry.seq_id for entry in batch}, driver.engine._in_flight is not None))
         return original(batch)
 
     monkeypatch.setattr(driver.engine._runner, "launch", launch)

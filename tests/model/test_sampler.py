@@ -37,8 +37,16 @@ def make_sampler(vocab_size: int, max_num_seqs: int = 64, max_model_len: int = 6
     return Sampler(vocab_size, CPU, max_num_seqs, max_model_len)
 
 
+def launch(
+    sampler: Sampler, logits: torch.Tensor, rows: list[SamplingRow], masks: torch.Tensor | None = None
+) -> list[SampledToken]:
+    """Picks tokens and waits for them."""
+    output = sampler.launch(logits, rows, masks)
+    return output.read(output.tensors)
+
+
 def sample(logits: torch.Tensor, rows: list[SamplingRow], masks: torch.Tensor | None = None) -> list[SampledToken]:
-    return make_sampler(logits.shape[-1], max(64, len(rows))).sample(logits.clone(), rows, masks)
+    return launch(make_sampler(logits.shape[-1], max(64, len(rows))), logits.clone(), rows, masks)
 
 
 def sample_ids(logits: torch.Tensor, rows: list[SamplingRow], masks: torch.Tensor | None = None) -> list[int]:
@@ -51,7 +59,7 @@ def processed(logits: torch.Tensor, rows: list[SamplingRow], sampler: Sampler | 
     """What is left of the logits when a greedy row's largest is sought in them."""
     assert all(row.sampling.temperature == 0 for row in rows)
     logits = logits.clone()
-    (sampler or make_sampler(logits.shape[-1])).sample(logits, rows)
+    launch(sampler or make_sampler(logits.shape[-1]), logits, rows)
     return logits
 
 
@@ -486,7 +494,7 @@ def test_a_seed_gives_the_same_reply_whatever_else_runs() -> None:
             )
             rows = [*others[:3], mine, *others[3:]]
             logits = torch.stack([logits_of[step]] * len(rows))
-            output.append(sampler.sample(logits, rows)[len(others[:3])].token_id)
+            output.append(launch(sampler, logits, rows)[len(others[:3])].token_id)
             sampler.forget(row.seq_id for row in others)
         return output
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from model.contract.errors import InvalidRequestError
 from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
-from model.scheduling.scheduler import ScheduledBatch, Scheduler, SequenceUpdate
-from model.scheduling.sequence import Sequence, SequenceStatus
+from model.scheduling.scheduler import Scheduler
+from model.scheduling.sequence import ScheduledBatch, Sequence, SequenceStatus, SequenceUpdate
 
 EOS = 0
 VOCAB_SIZE = 5
@@ -57,6 +59,18 @@ def alone(seq: Sequence, scheduler: Scheduler) -> tuple[list[int], str]:
             return output, "length"
 
 
+def update(
+    scheduler: Scheduler, batch: ScheduledBatch, sampled: list[int | None], completed: Collection[int] = ()
+) -> list[SequenceUpdate]:
+    """Commits a step that has run."""
+    scheduler.advance(batch)
+    return scheduler.settle(batch, sampled, completed)
+
+
+def output_ids(seq: Sequence) -> list[int]:
+    return seq.token_ids[seq.num_prompt_tokens :]
+
+
 class FakeEngine:
     """Steps a scheduler, checks all that a step may not do, and remembers what came out."""
 
@@ -83,6 +97,7 @@ class FakeEngine:
         )
         self.memory: dict[int, Content] = {}
         self.live: dict[int, Sequence] = {}
+        self.callers: dict[int, str] = {}
         self.finished: dict[int, tuple[list[int], str]] = {}
         self.unscored: dict[int, set[int]] = {}
         self.num_computed_tokens = 0
@@ -123,6 +138,7 @@ class FakeEngine:
                 choice_index=i,
                 rope_alpha=alpha,
                 cache_salt=salt,
+                is_background=caller.startswith("batch"),
             )
             for i in range(n)
         ]
@@ -130,6 +146,7 @@ class FakeEngine:
         self.num_made += n
         for seq in seqs:
             self.live[seq.seq_id] = seq
+            self.callers[seq.seq_id] = caller
             if num_prompt_logprobs is not None:
                 self.unscored[seq.seq_id] = set(range(seq.num_prompt_tokens))
         return seqs
@@ -154,13 +171,14 @@ class FakeEngine:
         """Reads all contexts, then writes all chunks, as a layer of a real model might in any order."""
         read: set[int] = set()
         written: dict[int, Content] = {}
-        for seq, start, num_tokens, _ in batch:
+        for entry in batch:
+            seq = self.live[entry.seq_id]
             content = self.content(seq)
-            for position in range(start):
+            for position in range(entry.start):
                 slot = self.slot(seq, position)
                 assert self.memory[slot] == content[position], f"{seq} reads another's key at {position}"
                 read.add(slot)
-            for position in range(start, start + num_tokens):
+            for position in range(entry.start, entry.end):
                 slot = self.slot(seq, position)
                 assert slot not in written, f"{seq} and another one write the same slot"
                 written[slot] = content[position]
@@ -174,15 +192,16 @@ class FakeEngine:
         assert bool(batch) == bool(self.live), "an idle step while there is work"
         assert batch.num_tokens <= scheduler.max_num_batched_tokens
         assert len(batch) <= scheduler.residents.callers.max_num_seqs
-        assert len({entry.seq.seq_id for entry in batch}) == len(batch)
+        assert len({entry.seq_id for entry in batch}) == len(batch)
         limit = scheduler.max_running_per_caller
-        assert limit is None or max(Counter(entry.seq.caller for entry in batch).values(), default=0) <= limit
-        for index, (seq, start, num_tokens, needs_sampling) in enumerate(batch):
-            assert start == seq.num_computed_tokens
-            assert 1 <= num_tokens <= seq.num_tokens - start
-            assert len(seq.block_table) * self.blocks.block_size >= start + num_tokens
-            reaches_end = start + num_tokens == seq.num_tokens
-            assert needs_sampling == (reaches_end and seq.sampling.max_tokens > 0)
+        assert limit is None or max(Counter(self.callers[entry.seq_id] for entry in batch).values(), default=0) <= limit
+        for index, entry in enumerate(batch):
+            seq = self.live[entry.seq_id]
+            assert entry.start == seq.num_computed_tokens
+            assert 1 <= entry.num_tokens <= seq.num_tokens - entry.start
+            assert len(seq.block_table) * self.blocks.block_size >= entry.end
+            assert entry.needs_sampling == (entry.end == seq.num_tokens and seq.sampling.max_tokens > 0)
+            assert entry.needs_prompt_logits == seq.needs_prompt_logits
             assert seq.is_prefilling == (index >= batch.num_decodes)
 
     def step(self, abort: Iterable[int] = ()) -> tuple[ScheduledBatch, list[SequenceUpdate]]:
@@ -191,15 +210,15 @@ class FakeEngine:
         batch = self.scheduler.schedule()
         self.scheduler.check_integrity()
         self.check_batch(batch)
-        for seq, start, _, _ in batch:
-            assert start == running.get(seq.seq_id, start), f"{seq} was preempted for nothing"
+        for entry in batch:
+            assert entry.start == running.get(entry.seq_id, entry.start), f"{entry.seq_id} was preempted for nothing"
         self.compute(batch)
         sampled = [
-            sample(seq.token_ids, seq.choice_index, seq.rope_alpha) if needs_sampling else None
-            for seq, _, _, needs_sampling in batch
+            sample(entry.token_ids, entry.choice_index, entry.rope_alpha) if entry.needs_sampling else None
+            for entry in batch
         ]
         self.abort(abort)
-        updates = self.scheduler.update(batch, sampled)
+        updates = update(self.scheduler, batch, sampled)
         self.scheduler.check_integrity()
         for seq, token_id, finish_reason, stop_token_id in updates:
             assert not self.unscored.pop(seq.seq_id, None), f"{seq} skipped prompt positions it must score"
@@ -207,7 +226,7 @@ class FakeEngine:
             assert (stop_token_id is not None) == (finish_reason == "stop")
             if finish_reason is not None:
                 del self.live[seq.seq_id]
-                self.finished[seq.seq_id] = (seq.output_ids, finish_reason)
+                self.finished[seq.seq_id] = (output_ids(seq), finish_reason)
                 assert self.finished[seq.seq_id] == alone(seq, self.scheduler)
         return batch, updates
 
@@ -240,8 +259,8 @@ class TestEndings:
         (seq,) = engine.add([1, 2, 3], max_tokens=500, eos_token_ids=(EOS,))
         engine.run()
         assert engine.finished[seq.seq_id][1] == "stop"
-        assert seq.output_ids[-1] == EOS
-        assert EOS not in seq.output_ids[:-1]
+        assert output_ids(seq)[-1] == EOS
+        assert EOS not in output_ids(seq)[:-1]
 
     def test_it_is_reported_with_the_reason(self) -> None:
         engine = FakeEngine()
@@ -255,7 +274,7 @@ class TestEndings:
         (seq,) = engine.add([1, 2, 3], max_tokens=60, eos_token_ids=(EOS,), ignore_eos=True)
         engine.run()
         assert seq.num_output_tokens == 60
-        assert EOS in seq.output_ids
+        assert EOS in output_ids(seq)
 
     def test_max_model_len(self) -> None:
         engine = FakeEngine(max_model_len=10)
@@ -282,13 +301,13 @@ class TestEndings:
         scheduler = FakeEngine().scheduler
         scheduler.add([Sequence(1, "request", [1], SamplingParams(max_tokens=1))])
         with pytest.raises(ValueError, match="no token"):
-            scheduler.update(scheduler.schedule(), [None])
+            update(scheduler, scheduler.schedule(), [None])
 
     def test_a_complete_grammar_ends_it_whatever_the_token(self) -> None:
         engine = FakeEngine()
         (seq,) = engine.add([1])
-        (update,) = engine.scheduler.update(engine.scheduler.schedule(), [3], completed={seq.seq_id})
-        assert (update.token_id, update.finish_reason, update.stop_token_id) == (3, "stop", None)
+        (end,) = update(engine.scheduler, engine.scheduler.schedule(), [3], completed={seq.seq_id})
+        assert (end.token_id, end.finish_reason, end.stop_token_id) == (3, "stop", None)
 
     def test_who_is_late_is_left_out_and_holds_nobody_up(self) -> None:
         """Running or preempted: the others of the step go on, and those behind it are admitted."""
@@ -296,11 +315,11 @@ class TestEndings:
         seqs = [Sequence(i, "request", [i], SamplingParams(max_tokens=4)) for i in range(3)]
         for seq in seqs:
             scheduler.add([seq])
-        scheduler.update(scheduler.schedule(), [7, 7])
-        assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1]]
+        update(scheduler, scheduler.schedule(), [7, 7])
+        assert [entry.seq_id for entry in scheduler.schedule({0})] == [1]
         assert not scheduler.schedule({0, 1})
         scheduler.residents._preempt(seqs[0])
-        assert [entry.seq for entry in scheduler.schedule({0})] == [seqs[1], seqs[2]]
+        assert [entry.seq_id for entry in scheduler.schedule({0})] == [1, 2]
         scheduler.check_integrity()
 
 
@@ -339,7 +358,7 @@ class TestOrder:
         engine.step()
         engine.add([4] * 30)
         batch, _ = engine.step()
-        assert [(entry.seq.seq_id, entry.num_tokens) for entry in batch] == [
+        assert [(entry.seq_id, entry.num_tokens) for entry in batch] == [
             (first[0].seq_id, 1),
             (second[0].seq_id, 1),
             (2, 8),
@@ -458,9 +477,33 @@ class TestPreemption:
         engine.step_until(lambda: engine.scheduler.stats().num_preemptions_total == 1)
         assert scored.num_output_tokens > 0
         batches: list[ScheduledBatch] = []
-        while not batches or batches[-1].entries[-1].seq is not scored:
+        while not batches or batches[-1].entries[-1].seq_id != scored.seq_id:
             batches.append(engine.step()[0])
         assert batches[-1].entries[-1].start > 0
+        engine.run()
+
+
+class TestBlockedAdmission:
+    def test_who_waits_for_room_is_looked_up_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = FakeEngine(num_blocks=33, block_size=4)
+        engine.add([1] * 60, max_tokens=1)
+        engine.run()
+        engine.add([2] * 50, max_tokens=40)
+        engine.step()
+        (blocked,) = engine.add([1] * 80, max_tokens=4)
+        num_lookups = 0
+
+        class Counting(dict[Any, int]):
+            def get(self, key: Any, default: Any = None) -> Any:
+                nonlocal num_lookups
+                num_lookups += key[0] == (1.0, "") and key[1] == (1, 1, 1, 1)  # where a walk begins
+                return super().get(key, default)
+
+        monkeypatch.setattr(engine.blocks, "_block_of_key", Counting(engine.blocks._block_of_key))
+        for _ in range(15):
+            engine.step()
+        assert blocked.status is SequenceStatus.WAITING
+        assert num_lookups == 1
         engine.run()
 
 
@@ -592,8 +635,13 @@ def test_stats() -> None:
     engine.run()
     num_steps = engine.scheduler.stats().num_steps_total
     assert not engine.scheduler.schedule()
-    assert engine.scheduler.stats()._replace(num_free_blocks=0) == engine.scheduler.stats()._replace(
-        num_running=0, num_waiting=0, num_free_blocks=0, num_steps_total=num_steps, num_step_tokens=0
+    assert replace(engine.scheduler.stats(), num_free_blocks=0) == replace(
+        engine.scheduler.stats(),
+        num_running=0,
+        num_waiting=0,
+        num_free_blocks=0,
+        num_steps_total=num_steps,
+        num_step_tokens=0,
     )
 
 
@@ -618,7 +666,7 @@ def test_check_integrity_notices() -> None:
 REQUEST = st.fixed_dictionaries(
     {
         # Few prompts, so that they share beginnings; long ones, so that they fill small pools.
-        "caller": st.sampled_from(["a", "a", "b", "c"]),
+        "caller": st.sampled_from(["a", "a", "b", "batch"]),
         "weight": st.sampled_from([1, 1, 3]),
         "prompt": st.builds(
             lambda head, tail: [1, 2, 3, 4, 1, 1, 2, 1, 3, 2, 4, 4, 2, 3, 1, 4, 2, 2, 1, 3][:head] + tail,

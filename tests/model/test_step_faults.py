@@ -15,7 +15,8 @@ from model.contract import grammar_compiler
 from model.contract.grammar_compiler import GrammarAccount
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.execution.model_runner import ModelRunner, StepResult
+from model.execution.launched_step import StepResult
+from model.execution.model_runner import ModelRunner
 from model.loop import step_guard
 from model.loop.step_guard import OUT_OF_MEMORY, STEP_FAILED
 from model.sampling import grammar_states as grammar
@@ -59,7 +60,7 @@ def test_one_sequence_that_breaks_steps_ends_alone(driver: Driver, monkeypatch: 
     expected = driver.run(requests(9, **penalties))
 
     def fault(batch: ScheduledBatch) -> None:
-        if any(entry.seq.seq_id == 5 and entry.seq.num_output_tokens >= 3 for entry in batch):
+        if any(e.seq_id == 5 and len(e.token_ids) - e.num_prompt_tokens >= 3 for e in batch):
             raise ValueError("an unlucky number")
 
     break_steps(driver, monkeypatch, fault)
@@ -74,7 +75,7 @@ def test_one_sequence_that_breaks_steps_ends_alone(driver: Driver, monkeypatch: 
 
 def test_a_sequence_alone_that_breaks_steps(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(batch: ScheduledBatch) -> None:
-        if batch.entries[0].seq.seq_id == 0:
+        if batch.entries[0].seq_id == 0:
             raise ValueError
 
     break_steps(driver, monkeypatch, fault)
@@ -141,7 +142,7 @@ def test_out_of_memory_makes_steps_smaller(driver: Driver, monkeypatch: pytest.M
 
 def test_a_request_that_never_fits_is_given_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(batch: ScheduledBatch) -> None:
-        if any(entry.seq.seq_id == 3 for entry in batch):
+        if any(entry.seq_id == 3 for entry in batch):
             raise MemoryError
 
     break_steps(driver, monkeypatch, fault)
@@ -149,6 +150,29 @@ def test_a_request_that_never_fits_is_given_up(driver: Driver, monkeypatch: pyte
     given_up = replies.pop(3)
     assert (given_up.finish_reason, given_up.error) == ("abort", OUT_OF_MEMORY)
     assert {reply.finish_reason for reply in replies.values()} <= {"length", "stop"}
+
+
+@pytest.mark.parametrize("limit", [1, 6])
+def test_memory_that_runs_out_while_a_culprit_is_looked_for(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Steps become smaller; who is to blame ends, the others get what they would have got."""
+    expected = driver.run(requests(9, repetition_penalty=1.2))
+    is_full = False
+
+    def fault(batch: ScheduledBatch) -> None:
+        nonlocal is_full
+        if any(entry.seq_id == 5 for entry in batch):
+            is_full = len(batch) > 1  # from here on
+            raise ValueError("an unlucky number")
+        if is_full and batch.num_tokens > limit:
+            raise MemoryError
+
+    break_steps(driver, monkeypatch, fault)
+    replies = driver.run(requests(9, repetition_penalty=1.2))
+    assert (replies[5].finish_reason, replies[5].error) == ("error", STEP_FAILED)
+    for seq_id in {*range(9)} - {5}:
+        assert replies[seq_id] == expected[seq_id]
 
 
 def test_ids_that_do_not_exist_never_reach_the_device(driver: Driver) -> None:

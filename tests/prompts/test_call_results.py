@@ -1,4 +1,4 @@
-"""prompts/react/call_results.py: which call a result answers, and each call with its results behind it."""
+"""prompts/call_results.py: which call a result answers, and each call with its results behind it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from prompts.call_results import OpenCalls, Step, in_steps
 from prompts.messages import FunctionCall, Message
-from prompts.react.call_results import OpenCalls, Step, in_steps
 from prompts.react.render import render
 from prompts.segments import display
 

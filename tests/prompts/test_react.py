@@ -9,8 +9,9 @@ import pytest
 
 from prompts.messages import FunctionCall, Message, Role, ToolSpec
 from prompts.react.line_format import quote_steps
-from prompts.react.render import Named, ToolChoice, forced_opening, render
+from prompts.react.render import forced_opening, render
 from prompts.segments import Text, display
+from prompts.tool_format import Named, ToolChoice
 
 PING = ToolSpec.from_dict({"name": "ping", "description": "d"})
 PONG = ToolSpec.from_dict({"name": "pong"})

@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompts.messages import FunctionCall
-from prompts.react.parser import (
-    CallArguments,
-    CallEnd,
-    CallStart,
-    Content,
-    Event,
-    ParsedReply,
-    ReActParser,
-    fold,
-)
+from prompts.react.parser import ReActParser
+from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Event, ParsedReply, fold
 
 LABELS = ("Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:")
 NAMES = ("f", "g", "get_weather")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompts.react.parser import CallArguments, CallEnd, CallStart, Content, ReActParser, Thought, fold
+from prompts.react.parser import ReActParser
+from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Thought, fold
 
 
 def test_a_named_call_starts_with_the_first_piece() -> None:

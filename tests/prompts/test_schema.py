@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from model.contract.grammar_compiler import GrammarError, compile_grammar, make_ll_tokenizer
 from model.contract.tokenizer import Tokenizer
+from prompts.react.grammar import tool_call_grammar
 from prompts.react.line_format import Place
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.schema import (
@@ -19,7 +20,6 @@ from prompts.schemas.schema import (
     choice_rule,
     json_rule,
     regex_rule,
-    tool_call_grammar,
     whole_grammar,
 )
 

@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,10 +20,12 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message
-from prompts.react import render as react
+from prompts.react.tool_format import ReActFormat
 from server.app import create_app
 from server.conversion import converter as conversion
 from server.conversion.budget import MAX_REPLY_LOGPROBS
+from server.conversion.chat_reader import read_chat
+from server.conversion.completion_reader import read_completion
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
@@ -30,11 +33,12 @@ from server.conversion.prompt_encoding import MAX_CALLS, PromptEncoder
 from server.engine.client import EngineClient
 from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.request_context import body_bytes_var
-from server.grammars import reply_grammar
 from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
+from server.services import Services
 from server.settings import Settings
 from server.wire.json_body import MAX_CONTAINERS, JsonBodyRoute, _count_containers
 from server.wire.requests import ChatCompletionRequest, CompletionRequest
+from server.wire.unsupported import UnknownFields
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
@@ -53,11 +57,12 @@ def converter(**limits: Any) -> Converter:
 
 async def chat(ours: Converter | None = None, **body: Any) -> GenerationRequest:
     request = ChatCompletionRequest.model_validate({"messages": HI, **body})
-    return await (ours or converter()).chat(request, READY)
+    return await (ours or converter()).chat(read_chat(request), READY)
 
 
 async def completion(ours: Converter | None = None, **body: Any) -> GenerationRequest:
-    return await (ours or converter()).completion(CompletionRequest.model_validate({"prompt": "hi", **body}), READY)
+    request = CompletionRequest.model_validate({"prompt": "hi", **body})
+    return await (ours or converter()).completion(read_completion(request), READY)
 
 
 # --- bodies
@@ -134,7 +139,7 @@ async def test_who_came_first_is_finished_first() -> None:
 
 
 async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading tools, rendering, encoding, decoding and writing grammars: whatever the size is due to."""
+    """Reading, rendering, encoding, decoding and writing grammars: whatever the size is due to."""
     ours = converter()
     here = threading.get_ident()
     elsewhere: dict[str, bool] = {}
@@ -146,20 +151,21 @@ async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch:
 
         return noting
 
-    for name in ("read_function_calling", "read_answer_format", "check_ids"):
-        monkeypatch.setattr(conversion, name, note(name, getattr(conversion, name)))
-    grammar = reply_grammar.tool_call_grammar
-    monkeypatch.setattr(reply_grammar, "tool_call_grammar", note("tool_call_grammar", grammar))
-    monkeypatch.setattr(react, "render", note("render", react.render))
+    monkeypatch.setattr(conversion, "check_ids", note("check_ids", conversion.check_ids))
+    for name in ("grammar", "render"):
+        monkeypatch.setattr(ReActFormat, name, note(name, getattr(ReActFormat, name)))
     for name in ("encode", "decode"):
         monkeypatch.setattr(ours.encoder.tokenizer, name, note(name, getattr(ours.encoder.tokenizer, name)))
     token = body_bytes_var.set(SMALL_BYTES + 1)
+    services: Any = SimpleNamespace(off_loop=OffLoop(), unknown_fields=UnknownFields())
+    body = ChatCompletionRequest.model_validate({"messages": HI})
+    assert (await Services.read(services, body, note("reading", read_chat))).messages
     await chat(ours, tools=[{"type": "function", "function": {"name": "f"}}])
     await completion(ours, prompt=[[1, 2], [3]], echo=True)
     body_bytes_var.reset(token)
     del elsewhere["check_ids"]  # of the stop ids comes last
     assert set(elsewhere.values()) == {True}, elsewhere
-    assert len(elsewhere) == 6
+    assert len(elsewhere) == 5
 
 
 # --- prompts
@@ -169,7 +175,7 @@ def test_rendering_is_linear_in_calls() -> None:
     """16 MB of calls in one turn: joined one by one they would be copied two thousand times."""
     call = FunctionCall("f", "x" * 4000)
     started = time.process_time()
-    prompt = react.render([Message("user", "hi"), Message("assistant", "", calls=(call,) * 4096)])
+    prompt = ReActFormat().render([Message("user", "hi"), Message("assistant", "", calls=(call,) * 4096)])
     assert time.process_time() - started < 2
     assert sum(len(segment.text) for segment in prompt.segments if hasattr(segment, "text")) > 4096 * 4000
 

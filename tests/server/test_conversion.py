@@ -11,12 +11,14 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from model.contract.sampling_params import SamplingParams
 from server.conversion.budget import budget, refuse_hopeless_length
+from server.conversion.chat_reader import read_chat
+from server.conversion.completion_reader import read_completion
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import PromptEncoder
-from server.conversion.tools import read_function_calling
 from server.wire.requests import ChatCompletionRequest, CompletionRequest
+from server.wire.unsupported import UnknownFields
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 
@@ -35,11 +37,13 @@ def converter(chat_format: str = "auto", defaults: GenerationDefaults = DEFAULTS
 
 
 async def chat(**body: Any) -> GenerationRequest:
-    return await converter().chat(ChatCompletionRequest.model_validate({"messages": HI, **body}), ENGINE)
+    return await converter().chat(read_chat(ChatCompletionRequest.model_validate({"messages": HI, **body})), ENGINE)
 
 
 async def completion(**body: Any) -> GenerationRequest:
-    return await converter().completion(CompletionRequest.model_validate({"prompt": "hi", **body}), ENGINE)
+    return await converter().completion(
+        read_completion(CompletionRequest.model_validate({"prompt": "hi", **body})), ENGINE
+    )
 
 
 async def sampling(**body: Any) -> SamplingParams:
@@ -70,18 +74,19 @@ async def test_control_tokens_are_read_only_where_they_are_allowed() -> None:
         await specials(allowed_special=["<|x|>"])
 
 
-async def test_chatml_written_by_hand_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    ours = converter()
+def test_chatml_written_by_hand_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    fields = UnknownFields()
 
-    async def send(**body: Any) -> None:
-        await ours.completion(CompletionRequest.model_validate({"prompt": "<|im_start|>user", **body}), ENGINE)
+    def send(**body: Any) -> None:
+        fields.note_written_chatml(CompletionRequest.model_validate({"prompt": "<|im_start|>user", **body}))
 
-    await send(add_special_tokens=True)
-    await send(allowed_special=[])
-    await send(prompt="im_start")
+    send(add_special_tokens=True)
+    send(allowed_special=[])
+    send(prompt="im_start")
+    send(prompt=[1, 2])
     assert not caplog.records
-    await send()
-    await send(prompt=["a", "<|im_start|>"])
+    send()
+    send(prompt=["a", "<|im_start|>"])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert '"add_special_tokens": true' in caplog.text and "/v1/chat/completions" in caplog.text
 
@@ -93,7 +98,7 @@ async def test_the_server_s_truncation_is_for_requests_that_name_none() -> None:
         ours = Converter(PromptEncoder(TOKENIZER, DEFAULTS), GRAMMARS, truncation=server)
         request = ChatCompletionRequest.model_validate({"messages": messages, **body})
         try:
-            return len((await ours.chat(request, ENGINE)).prompts[0].ids) < ENGINE.max_model_len
+            return len((await ours.chat(read_chat(request), ENGINE)).prompts[0].ids) < ENGINE.max_model_len
         except InvalidRequestError as error:
             assert error.code == "context_length_exceeded"
             return False
@@ -112,20 +117,20 @@ async def test_temperatures_as_the_published_server_took_them() -> None:
 async def test_a_checkpoint_s_top_p_of_zero_is_the_likeliest_token() -> None:
     ours = converter(defaults=GenerationDefaults(top_p=0.0))
     asked = ChatCompletionRequest.model_validate({"messages": HI})
-    assert (await ours.chat(asked, ENGINE)).prompts[0].sampling.temperature == 0
+    assert (await ours.chat(read_chat(asked), ENGINE)).prompts[0].sampling.temperature == 0
     asked = ChatCompletionRequest.model_validate({"messages": HI, "top_p": 0.5})
-    assert (await ours.chat(asked, ENGINE)).prompts[0].sampling.temperature == 1
+    assert (await ours.chat(read_chat(asked), ENGINE)).prompts[0].sampling.temperature == 1
 
 
 async def test_the_checkpoint_s_stop_words_of_several_tokens_end_every_reply() -> None:
     defaults = GenerationDefaults(stop_sequences=((ord("E"), ord("N"), ord("D")), (ord("a"), 258)))
     ours = converter(defaults=defaults)
     chat_request = ChatCompletionRequest.model_validate({"messages": HI, "stop": "x"})
-    assert (await ours.chat(chat_request, ENGINE)).stops == ("x", "END")
+    assert (await ours.chat(read_chat(chat_request), ENGINE)).stops == ("x", "END")
     text_request = CompletionRequest.model_validate({"prompt": "hi"})
-    assert (await ours.completion(text_request, ENGINE)).stops == ("END",)
+    assert (await ours.completion(read_completion(text_request), ENGINE)).stops == ("END",)
     endless = CompletionRequest.model_validate({"prompt": "hi", "ignore_eos": True, "stop": ["y"]})
-    assert (await ours.completion(endless, ENGINE)).stops == ("y",)
+    assert (await ours.completion(read_completion(endless), ENGINE)).stops == ("y",)
 
 
 async def test_budget_is_what_is_left() -> None:
@@ -151,9 +156,9 @@ async def test_budget_is_what_is_left() -> None:
 )
 async def test_a_chat_that_names_no_limit_has_the_default(default: int, body: dict[str, Any], max_tokens: int) -> None:
     limited = replace(converter(), default_max_tokens=default)
-    request = await limited.chat(ChatCompletionRequest.model_validate({"messages": HI, **body}), ENGINE)
+    request = await limited.chat(read_chat(ChatCompletionRequest.model_validate({"messages": HI, **body})), ENGINE)
     assert request.prompts[0].sampling.max_tokens == max_tokens
-    (prompt,) = (await limited.completion(CompletionRequest(prompt="hi"), ENGINE)).prompts
+    (prompt,) = (await limited.completion(read_completion(CompletionRequest(prompt="hi")), ENGINE)).prompts
     assert prompt.sampling.max_tokens == 16
 
 
@@ -174,14 +179,14 @@ async def test_what_does_not_fit_is_refused_with_numbers(body: dict[str, Any], p
 async def test_what_does_not_fit_is_cut_where_the_operator_says_so() -> None:
     clamping = replace(converter(), clamp_max_tokens=True)
     asked = ChatCompletionRequest.model_validate({"messages": HI, "max_tokens": 10_000, "truncation": "auto"})
-    (prompt,) = (await clamping.chat(asked, ENGINE)).prompts
+    (prompt,) = (await clamping.chat(read_chat(asked), ENGINE)).prompts
     assert len(prompt.ids) + prompt.sampling.max_tokens == ENGINE.max_model_len
     assert prompt.ids == (await chat()).prompts[0].ids
     for body, left in (({"prompt": "x" * 150, "max_tokens": 51}, 50), ({"prompt": "x", "max_tokens": 3}, 3)):
         request = CompletionRequest.model_validate(body)
-        assert (await clamping.completion(request, ENGINE)).prompts[0].sampling.max_tokens == left
+        assert (await clamping.completion(read_completion(request), ENGINE)).prompts[0].sampling.max_tokens == left
     with pytest.raises(InvalidRequestError, match="maximum context length is 200"):
-        await clamping.completion(CompletionRequest(prompt="x" * 200, max_tokens=1), ENGINE)
+        await clamping.completion(read_completion(CompletionRequest(prompt="x" * 200, max_tokens=1)), ENGINE)
 
 
 def test_a_full_prompt_can_still_be_scored() -> None:
@@ -192,7 +197,7 @@ async def test_ends_of_replies() -> None:
     ids = (await sampling()).eos_token_ids
     assert set(ids) == {TOKENIZER.endoftext_id, TOKENIZER.im_end_id, TOKENIZER.im_start_id, 256, 300}
     raw = converter(defaults=GenerationDefaults(chat_format="raw", eos_token_ids=(300, 99999)))
-    request = await raw.completion(CompletionRequest(prompt="x"), ENGINE)
+    request = await raw.completion(read_completion(CompletionRequest(prompt="x")), ENGINE)
     assert request.prompts[0].sampling.eos_token_ids == (TOKENIZER.endoftext_id, 300)
 
 
@@ -200,10 +205,10 @@ async def test_base_models_do_not_chat_unless_told_to() -> None:
     base = GenerationDefaults(chat_format="raw")
     request = ChatCompletionRequest.model_validate({"messages": HI})
     with pytest.raises(InvalidRequestError, match="--chat-format chatml"):
-        await converter(defaults=base).chat(request, ENGINE)
-    assert await converter("chatml", base).chat(request, ENGINE)
+        await converter(defaults=base).chat(read_chat(request), ENGINE)
+    assert await converter("chatml", base).chat(read_chat(request), ENGINE)
     with pytest.raises(InvalidRequestError, match="base model"):
-        await converter("raw").chat(request, ENGINE)
+        await converter("raw").chat(read_chat(request), ENGINE)
 
 
 async def test_user_text_never_becomes_a_control_token() -> None:
@@ -290,7 +295,7 @@ CLOCK = {"name": "clock"}
     ],
 )
 def test_none_in_the_other_spelling_gives_way_to_the_choice_among_the_tools(body: dict[str, Any], calls: bool) -> None:
-    calling = read_function_calling(ChatCompletionRequest.model_validate({"messages": HI, **body}))
+    calling = read_chat(ChatCompletionRequest.model_validate({"messages": HI, **body})).calling
     assert calling.choice == ("auto" if calls else "none")
 
 

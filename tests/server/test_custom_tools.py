@@ -11,10 +11,12 @@ import pytest
 from model.contract.errors import InvalidRequestError
 from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
+from prompts.react.grammar import tool_call_grammar
 from prompts.react.parser import ReActParser
-from prompts.schemas.schema import TextInput, tool_call_grammar
-from server.conversion.generation_request import GenerationRequest, ReplyReading
-from server.conversion.tools import FunctionCalling, read_function_calling
+from prompts.schemas.schema import TextInput
+from server.conversion.chat_reader import read_chat
+from server.conversion.generation_request import GenerationRequest
+from server.conversion.tools import FunctionCalling
 from server.engine.client import Prompt
 from server.replies.chat import ChatReply
 from server.replies.output_processor import ChoiceProcessor
@@ -42,7 +44,7 @@ def regex(definition: str) -> JsonDict:
 
 
 def read(**body: Any) -> FunctionCalling:
-    return read_function_calling(ChatCompletionRequest.model_validate({"messages": HI, **body}))
+    return read_chat(ChatCompletionRequest.model_validate({"messages": HI, **body})).calling
 
 
 def forced(name: str = "calc") -> JsonDict:
@@ -128,17 +130,15 @@ def test_a_tool_that_asks_for_code_gets_no_json(function: JsonDict) -> None:
     calling = read(functions=[function, {"name": "f"}])
     assert calling.text_tools == {"py"} and calling.custom_tools == frozenset()
     assert read(tools=[{"type": "function", "function": function}]).text_tools == {"py"}
-    grammar = tool_call_grammar(calling.schemas, place="arguments")
-    assert "%json" not in grammar
-    assert tool_call_grammar(calling.schemas).count("%json") == 1
+    inputs = [(tool.name, tool.input) for tool in calling.tools]
+    assert "%json" not in tool_call_grammar(inputs, place="arguments")
+    assert tool_call_grammar(inputs).count("%json") == 1
 
 
 def test_other_tools_still_take_json() -> None:
     assert not read(functions=[{"name": "code_interpreter", "args_format": "json"}]).text_tools
-    assert read(tools=[custom(), custom("other", type="text")]).schemas == (
-        ("calc", TextInput()),
-        ("other", TextInput()),
-    )
+    tools = read(tools=[custom(), custom("other", type="text")]).tools
+    assert [(tool.name, tool.input) for tool in tools] == [("calc", TextInput()), ("other", TextInput())]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_choices_among_custom_tools() -> None:
     tools = [custom(), custom("other")]
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [forced("other")]}}
     chosen = read(tools=tools, tool_choice=allowed)
-    assert [tool.name_for_model for tool in chosen.tools] == ["other"]
+    assert chosen.names == ("other",)
     with pytest.raises(InvalidRequestError, match="names 'none'"):
         read(tools=tools, tool_choice=forced("none"))
 
@@ -180,11 +180,10 @@ def replied(
 ) -> tuple[JsonDict, list[JsonDict]]:
     """The reply to a model that says a text: whole, and in chunks."""
     tokenizer = byte_tokenizer()
-    reading = ReplyReading("", ("py",), is_legacy, frozenset({"py"}), custom_tools)
     prompts = (Prompt([1], SamplingParams(max_tokens=999)),)
-    request = GenerationRequest(prompts=prompts, reading=reading, speaks_functions=is_legacy)
-    processor = ChoiceProcessor(0, tokenizer, parser=ReActParser("", reading.tool_names, reading.text_tools))
-    reply = ChatReply(request, "m", tokenizer)
+    request = GenerationRequest(prompts=prompts, custom_tools=custom_tools)
+    processor = ChoiceProcessor(0, tokenizer, parser=ReActParser("", ["py"], ["py"]))
+    reply = ChatReply(request, "m", tokenizer, is_legacy=is_legacy, speaks_functions=is_legacy)
     chunks = []
     for number, byte in enumerate(data := text.encode()):
         if processor.finished:
@@ -192,7 +191,7 @@ def replied(
         reason = "stop" if number == len(data) - 1 else None
         chunks += list(reply.chunks(processor.push(SequenceOutput(1, [byte], reason))))
     for chunk in chunks:
-        reply.add(chunk)
+        reply.add_chunk(chunk)
     (choice,) = reply.result({})["choices"]
     return choice, [chunk["choices"][0]["delta"] for chunk in chunks]
 

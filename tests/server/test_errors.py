@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
-from server.conversion.prompt_encoding import read_message
+from server.conversion.chat_reader import read_message
 from server.wire.errors import as_api_error, dump_json, validation_error
 from server.wire.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from model.contract.errors import InvalidRequestError
 from model.contract.tokenizer import Tokenizer
+from server.conversion.chat_reader import read_chat, read_tokenize_chat
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.prompt_encoding import PromptEncoder
-from server.conversion.tools import read_function_calling
 from server.wire.requests import ChatCompletionRequest, TokenizeRequest
 from tests.support.wire import CLOCK, TOOLS, named
 
@@ -29,15 +30,9 @@ async def ids_of(
     request_type: type[ChatCompletionRequest] | type[TokenizeRequest] = ChatCompletionRequest,
 ) -> list[int]:
     request = request_type.model_validate(body)
+    chat = read_chat(request) if isinstance(request, ChatCompletionRequest) else read_tokenize_chat(request)
     encoder = PromptEncoder(tokenizer, GenerationDefaults(max_window_size=max_window_size))
-    assert request.messages is not None
-    prompt = await encoder.chat(
-        request.messages,
-        read_function_calling(request),
-        continue_final=request.continue_final_message,
-        window=window,
-    )
-    return prompt.ids
+    return (await encoder.chat(chat, window=window)).ids
 
 
 def shown(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -315,7 +310,7 @@ async def test_a_base_model_says_what_to_do(tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, GenerationDefaults(chat_format="raw"))
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "q"}]})
     with pytest.raises(InvalidRequestError, match=r"/v1/completions.*--chat-format chatml"):
-        await encoder.chat(request.messages, read_function_calling(request))
+        await encoder.chat(read_chat(request))
 
 
 async def test_results_can_be_kept_from_passing_for_steps(tokenizer: Tokenizer) -> None:
@@ -333,7 +328,7 @@ async def test_results_can_be_kept_from_passing_for_steps(tokenizer: Tokenizer) 
         (True, False, False),
     ):
         encoder = PromptEncoder(tokenizer, GenerationDefaults(), guards_results=is_configured)
-        prompt = await encoder.chat(request.messages, read_function_calling(request), guards_results=told)
+        prompt = await encoder.chat(replace(read_chat(request), guards_results=told))
         text = shown(tokenizer, prompt.ids)
         assert "\nFinal Answer: mine" in text
         assert ("\nFinal Answer: send" not in text) is is_guarded

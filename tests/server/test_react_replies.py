@@ -13,17 +13,17 @@ from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
 from prompts.react.parser import ReActParser
 from prompts.stop import StopStrings
-from server.conversion.generation_request import GenerationRequest, ReplyReading
+from server.conversion.generation_request import GenerationRequest
 from server.engine.client import Prompt
 from server.replies.chat import ChatReply
+from server.replies.generation import TokenUsage
 from server.replies.output_processor import ChoiceProcessor
-from server.wire.errors import dump_json
 from tests.support.vocabulary import byte_tokenizer, score
 from tests.support.wire import assert_same, flat_chat, fold_chat
 
 JsonDict = dict[str, Any]
 TOKENIZER = byte_tokenizer()
-USAGE = {"prompt_tokens": 1, "completion_tokens": 1}
+USAGE = TokenUsage(num_prompt=1, num_completion=1, num_cached=0)
 CALL = "Thought: t\nAction: f\nAction Input: "
 ANSWERING = "Thought: I now know the final answer.\nFinal Answer:"
 
@@ -40,25 +40,25 @@ def replied(
     """The folded reply, having checked that the stream says the same."""
     request = GenerationRequest(
         prompts=(Prompt([1], SamplingParams(max_tokens=99)),),
-        reading=ReplyReading(opening, names, is_legacy),
         num_top_logprobs=1,
         return_token_ids=True,
     )
     processor = ChoiceProcessor(
         0, TOKENIZER, stops=StopStrings(stops), with_logprobs=True, parser=ReActParser(opening, names)
     )
-    whole, streamed = (ChatReply(request, "m", TOKENIZER) for _ in range(2))
+    whole, streamed = (ChatReply(request, "m", TOKENIZER, is_legacy=is_legacy, include_usage=True) for _ in range(2))
     chunks = []
     for number, ids in enumerate(steps):
         reason = finish if number == len(steps) - 1 else None
         delta = processor.push(SequenceOutput(1, ids, reason, logprobs=[score(i) for i in ids]))
-        for chunk in whole.chunks(delta):
-            whole.add(chunk)
+        whole.add([delta])
         chunks += list(streamed.chunks(delta))
         if processor.finished:
             break
-    result = flat_chat(json.loads(dump_json(whole.result(USAGE))))  # as it is sent: parts of it are written already
-    assert_same(fold_chat([*chunks, streamed.usage_chunk(USAGE)]), result)
+    result = flat_chat(json.loads(whole.whole(USAGE)))
+    last, done = streamed.ending(USAGE).decode().removeprefix("data: ").split("\n\n", 1)
+    assert done == "data: [DONE]\n\n"
+    assert_same(fold_chat([*chunks, json.loads(last)]), result)
     (choice,) = result["choices"]
     assert isinstance(choice, dict)
     return choice

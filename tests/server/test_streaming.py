@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.contract.errors import EngineUnavailableError
 from model.contract.messages import EngineStats, SequenceOutput
@@ -27,7 +28,7 @@ from server.replies.chat import ChatReply
 from server.replies.completion import CompletionReply
 from server.replies.generation import Generation
 from server.replies.output_processor import ChoiceDelta
-from server.replies.streaming import Reply, _fold, stream_events
+from server.replies.streaming import Reply, stream_events, whole_reply
 from server.wire.errors import dump_json
 from server.wire.json_list import JsonList
 from tests.support.vocabulary import byte_tokenizer, score
@@ -59,7 +60,7 @@ def request_for(n: int = 1, **wishes: Any) -> GenerationRequest:
 
 async def streamed(script: Script, reply: Reply) -> list[dict[str, Any]]:
     playing = asyncio.create_task(script.play())
-    data = b"".join([piece async for piece in stream_events(script.generation, reply, include_usage=True)])
+    data = b"".join([piece async for piece in stream_events(script.generation, reply)])
     await playing
     events = data.decode().split("\n\n")
     assert events.pop() == ""
@@ -71,7 +72,7 @@ async def streamed(script: Script, reply: Reply) -> list[dict[str, Any]]:
 
 async def whole(script: Script, reply: Reply) -> dict[str, Any]:
     playing = asyncio.create_task(script.play())
-    result = await _fold(script.generation, reply)
+    result = json.loads(await whole_reply(script.generation, reply))
     await playing
     return json.loads(dump_json(result))
 
@@ -101,7 +102,7 @@ def check_chat(n: int, batches: list[list[SequenceOutput]], **wishes: Any) -> No
     request = request_for(n, num_top_logprobs=1, return_token_ids=True, **wishes)
 
     async def both() -> None:
-        chunks = await streamed(Script(request, batches), ChatReply(request, "m", TOKENIZER))
+        chunks = await streamed(Script(request, batches), ChatReply(request, "m", TOKENIZER, include_usage=True))
         reply = await whole(Script(request, batches), ChatReply(request, "m", TOKENIZER))
         *rest, last = chunks
         assert last["choices"] == []
@@ -182,10 +183,10 @@ def test_completion_stream_equals_unstreamed_reply_with_echo_and_scores() -> Non
     batches = []
     for index in range(4):
         first, *rest = outputs_of(list(b"abczz!"), index, "length", [1, 2, 1])
-        batches += [[first._replace(prompt_logprobs=[score(105)])], rest]
+        batches += [[replace(first, prompt_logprobs=[score(105)])], rest]
 
     async def both() -> None:
-        chunks = await streamed(Script(request, batches), CompletionReply(request, "m", TOKENIZER))
+        chunks = await streamed(Script(request, batches), CompletionReply(request, "m", TOKENIZER, include_usage=True))
         reply = await whole(Script(request, batches), CompletionReply(request, "m", TOKENIZER))
         assert chunks.pop()["usage"] == reply["usage"]
         assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
@@ -223,9 +224,7 @@ async def test_a_failure_in_a_stream_is_its_last_event() -> None:
         script.handle.fail(EngineUnavailableError("gone"))
 
     failing = asyncio.create_task(fail_later())
-    data = b"".join(
-        [e async for e in stream_events(script.generation, ChatReply(request, "m", TOKENIZER), include_usage=False)]
-    )
+    data = b"".join([e async for e in stream_events(script.generation, ChatReply(request, "m", TOKENIZER))])
     await failing
     *_, last = data.decode().strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"] == {
@@ -329,13 +328,13 @@ async def test_the_scores_of_a_long_prompt_are_written_on_a_thread() -> None:
             return super().chunks(delta)
 
     for length in (3, 2000):
-        for whole_reply in (False, True):
+        for is_whole in (False, True):
             prompt = Prompt([65] * length, SamplingParams(max_tokens=1, num_prompt_logprobs=0))
             request = GenerationRequest(prompts=(prompt,), num_top_logprobs=0, echo_texts=("A" * length,))
             output = SequenceOutput(0, [], "length", prompt_logprobs=[score(65)] * (length - 1))
             script = Script(request, [[output]])
             reply = Noting(request, "m", TOKENIZER)
-            if whole_reply:
+            if is_whole:
                 assert len((await whole(script, reply))["choices"][0]["logprobs"]["tokens"]) == length
             else:
                 assert len((await streamed(script, reply))[0]["choices"][0]["logprobs"]["tokens"]) == length

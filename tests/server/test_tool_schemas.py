@@ -18,6 +18,7 @@ from prompts.schemas.check import has_finite_value
 from prompts.schemas.faults import FORMATS, UNENFORCED, constraints, examine, patterns
 from prompts.schemas.places import find, pointer, without
 from prompts.schemas.schema import arguments_schema
+from server.conversion.chat_reader import read_chat
 from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop
 from server.wire.requests import ChatCompletionRequest
@@ -128,7 +129,7 @@ async def test_a_strict_tool_and_a_format_are_refused_with_path_and_reason(kind:
 async def refused_before_the_engine(body: JsonDict) -> None:
     """Reads a request for a context that is long enough for tools."""
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **body})
-    await converter().chat(request, ENGINE._replace(max_model_len=20_000))
+    await converter().chat(read_chat(request), ENGINE._replace(max_model_len=20_000))
 
 
 async def test_the_whole_reason_is_given() -> None:

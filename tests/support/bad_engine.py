@@ -6,13 +6,14 @@ import argparse
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
 
 from model.contract.engine_config import EngineConfig
+from model.contract.framing import frame
 from model.contract.messages import (
-    FRAME_HEADER,
     Abort,
     AddRequest,
     EngineFailed,
@@ -22,13 +23,13 @@ from model.contract.messages import (
     SequenceOutput,
     Shutdown,
     StepOutputs,
-    decode,
+    decode_to_engine,
     encode,
 )
 
 
 def read_frame(sock: socket.socket) -> bytes:
-    (length,) = FRAME_HEADER.unpack(sock.recv(FRAME_HEADER.size, socket.MSG_WAITALL))
+    (length,) = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
     return sock.recv(length, socket.MSG_WAITALL)
 
 
@@ -38,7 +39,7 @@ def serve_in_the_last_life(sock: socket.socket, lives: Path, num_deaths: int) ->
         file.write("x")
     is_mortal = len(lives.read_text()) <= num_deaths
     while True:
-        message = decode(read_frame(sock))
+        message = decode_to_engine(read_frame(sock))
         match message:
             case Shutdown():
                 return
@@ -58,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int)
     sock = socket.socket(fileno=parser.parse_args().fd)
-    config = EngineConfig.from_json(read_frame(sock))
+    config = decode_to_engine(read_frame(sock))
+    assert isinstance(config, EngineConfig)
     mode, _, number = config.device.partition(":")
     ready = encode(EngineReady(100, 512, 1, 16, 1, 1, "float32", "none", 0.0))
     if mode == "silent":
@@ -92,7 +94,7 @@ def main() -> None:
     elif mode == "garbage":
         sock.sendall(ready)
         read_frame(sock)
-        sock.sendall(FRAME_HEADER.pack(5) + b"[nope")
+        sock.sendall(frame(b"[nope"))
         while sock.recv(1024):
             pass
     elif mode == "half":

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model.architectures.qwen import QWenLMHeadModel
+from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
@@ -34,7 +34,7 @@ class LoadedModel:
         self.backend = TorchBackend(torch.device("cpu"))
         self.dtype = dtype
         make_linear = linear_maker(self.config, self.backend, dtype)
-        self.model = QWenLMHeadModel(self.config, make_linear, self.backend, dtype)
+        self.model = make_model(self.config, make_linear, self.backend, dtype)
         with torch.inference_mode():
             self.num_bytes = load_weights(self.model, folder, self.backend.device)
 
@@ -87,10 +87,11 @@ class Driver:
     def step(self) -> None:
         if self.engine.is_waiting_for_grammars():
             time.sleep(0.001)  # as the process does
-        outputs, self.stats = self.engine.step()
+        step = self.engine.step()
+        self.stats = step.stats
         if self.stats.num_steps_total % 4 == 0 or not self.engine.has_work():
             self.check_integrity()
-        for output in outputs:
+        for output in step.outputs:
             reply = self.replies[output.seq_id]
             assert reply.finish_reason is None, "an output after the last one"
             is_first = reply.num_cached_tokens is None

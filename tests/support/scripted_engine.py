@@ -20,7 +20,7 @@ from model.contract.messages import (
     SequenceOutput,
     Shutdown,
     StepOutputs,
-    decode,
+    decode_to_engine,
     encode,
 )
 from tests.support.bad_engine import read_frame
@@ -33,11 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int)
     sock = socket.socket(fileno=parser.parse_args().fd)
-    script = Path(EngineConfig.from_json(read_frame(sock)).checkpoint_path)
+    config = decode_to_engine(read_frame(sock))
+    assert isinstance(config, EngineConfig)
+    script = Path(config.checkpoint_path)
     replies = json.loads(script.read_text())
     sock.sendall(encode(EngineReady(MAX_MODEL_LEN, 512, 1, 16, 1, 1, "float32", "none", 0.0)))
     while True:
-        message = decode(read_frame(sock))
+        message = decode_to_engine(read_frame(sock))
         match message:
             case Shutdown():
                 return

@@ -78,8 +78,7 @@ class CudaBackend:
         name = requested if requested != "auto" else declared or "bfloat16"
         if name not in _DTYPES:
             raise ConfigError(f"unknown dtype {name!r}; use one of {', '.join(_DTYPES)}")
-        self._dtype = _DTYPES[name]
-        return self._dtype
+        return _DTYPES[name]
 
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
         """See `Backend`."""
@@ -100,6 +99,10 @@ class CudaBackend:
     def default_max_num_batched_tokens(self) -> int:
         """See `Backend`."""
         return _MAX_NUM_BATCHED_TOKENS
+
+    def default_max_step_ms(self) -> int:
+        """See `Backend`. The largest step is short enough."""
+        return 0
 
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
@@ -127,9 +130,12 @@ class CudaBackend:
         out: torch.Tensor = self.operations[name](x, weight, bias)
         return out
 
-    def finish_loading(self, config: ModelConfig, cache_dtype: torch.dtype, block_size: int) -> None:
+    def finish_loading(
+        self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int
+    ) -> None:
         """See `Backend`. Every kernel is tried, and what of them to use is settled."""
-        shape = KernelShape.of(config, self.device, self._dtype, cache_dtype, block_size)
+        self._dtype = dtype
+        shape = KernelShape.of(config, self.device, dtype, cache_dtype, block_size)
         check_kernels(self.operations, shape, self._notes, must_pass=self._must_pass)
         if self._linears is not None and "row_matmul" not in self.operations.replaced:
             self._linears.decide()

@@ -44,7 +44,7 @@ def test_random_mixes(seed: int) -> None:
     rng = random.Random(seed)
     dtype = [torch.float32, torch.bfloat16, torch.float16][seed]
     backend = CudaBackend(CPU)
-    backend.resolve_dtype(str(dtype).removeprefix("torch."), None)
+    backend._dtype = dtype
     config = dataclasses.replace(CONFIG, rotary_dim=rng.choice([16, 8]), seq_length=rng.choice([5, 20]))
     block_size = rng.choice([1, 4, 16])
     lengths = [rng.choice([1, 2, rng.randrange(1, 40)]) for _ in range(3)]
@@ -68,7 +68,7 @@ def test_an_int8_cache_as_the_reference_keeps_it(dtype: torch.dtype) -> None:
     """Chunks, then a decode and a chunk behind a prefix: the same integers, scales and outputs."""
     torch.manual_seed(0)
     backends = (TorchBackend(CPU), CudaBackend(CPU))
-    backends[1].resolve_dtype(str(dtype).removeprefix("torch."), None)
+    backends[1]._dtype = dtype
     caches = [
         allocate_kv_cache(CONFIG, num_blocks=12, block_size=4, dtype=torch.int8, device=CPU) for _ in backends
     ]

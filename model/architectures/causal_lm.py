@@ -1,0 +1,33 @@
+"""What the engine asks of a model, whatever its architecture."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.execution.forward_batch import ForwardBatch
+from model.execution.kv_cache import KVCache
+
+
+class CausalLM(nn.Module):
+    """A decoder over a flat token batch; made without storage, then filled by `load_weights`."""
+
+    def parameter_name(self, checkpoint_name: str) -> str | None:
+        """Returns what a stored tensor is called in the model, or None for one that is no weight."""
+        return checkpoint_name
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Runs the step's new tokens.
+
+        Args:
+            batch: T new tokens.
+            cache: keys and values of everything before them; theirs are added.
+
+        Returns:
+            the final hidden states [T, hidden_size] of all new tokens, normalised.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Maps [R, hidden_size] to [R, vocab_size] float32."""
+        raise NotImplementedError

@@ -1,0 +1,136 @@
+"""A request as conversion takes it, whichever API it came by: messages, tools and options, and no wire types.
+
+A second API is a reader that makes one of these, a route, and a reply. Errors name fields of the request as it was
+sent, so the few names that differ are told here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+from prompts.messages import Message
+from prompts.schemas.schema import whole_grammar
+from server.conversion.tools import FunctionCalling
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """What an answer must look like.
+
+    Attributes:
+        rule: body of a grammar rule; None when a whole grammar is given.
+        grammar: a whole grammar of the client's own; None when there is a rule.
+        param: the field that asked for it.
+        schema: the JSON schema of the rule, if that is what it is of.
+        place: of the schema in the request.
+    """
+
+    rule: str | None
+    grammar: str | None
+    param: str
+    schema: Mapping[str, Any] | None = None
+    place: str = ""
+
+    def as_grammar(self) -> str:
+        """The grammar of a reply that is nothing but the answer."""
+        if self.grammar is not None:
+            return self.grammar
+        assert self.rule is not None, "one of the two is given"
+        return whole_grammar(self.rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyOptions:
+    """How replies are to be: every name is the wire's, and means there what it means here.
+
+    Attributes:
+        num_logprobs: alternatives to report a token; None reports no log-probabilities.
+        answer: what answers are held to; None is free text.
+        max_tokens_param: the field that `max_tokens` came from.
+    """
+
+    n: int = 1
+    stream: bool = False
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+    return_token_ids: bool = False
+    prompt_logprobs: int | None = None
+    return_tokens_as_token_ids: bool = False
+    skip_special_tokens: bool = True
+    num_logprobs: int | None = None
+    answer: AnswerFormat | None = None
+    max_tokens_param: str = "max_tokens"
+
+    @classmethod
+    def from_fields(cls, source: object, **own: Any) -> Self:
+        """Takes the fields of a request that are called as here; one that is absent or null is the default.
+
+        Args:
+            source: a request with these fields, or with some of them.
+            own: what the reader of the request says itself.
+        """
+        sent = ((one.name, getattr(source, one.name, None)) for one in fields(cls))
+        return cls(**{name: value for name, value in sent if value is not None} | own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A conversation to go on with.
+
+    Attributes:
+        messages: at least one; results of tools name calls that were made before them.
+        calling: tools, and the choice among them.
+        options: of the reply.
+        continue_final: whether a last message of the assistant is continued; None is yes.
+        open_turn: end the prompt with the assistant's turn open.
+        guards_results: quote what in tools' results looks like the assistant's words; None does as configured.
+        truncation: "auto" drops oldest turns that do not fit, "disabled" refuses them; None does as configured.
+        max_length: most tokens of prompt and reply together, as a wish that never keeps a reply from its first token.
+        messages_param: the field that the messages stand in.
+    """
+
+    messages: Sequence[Message]
+    calling: FunctionCalling = field(default_factory=FunctionCalling)
+    options: ReplyOptions = field(default_factory=ReplyOptions)
+    continue_final: bool | None = None
+    open_turn: bool = True
+    guards_results: bool | None = None
+    truncation: str | None = None
+    max_length: int | None = None
+    messages_param: str = "messages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """Texts to go on with.
+
+    Attributes:
+        prompts: each a text, or each a list of token ids; at least one.
+        options: of the replies.
+        echo: repeat the prompts in front of the replies, and report their log-probabilities too.
+        allowed_special: names of the control tokens that texts may hold as tokens, or "all"; None goes by the next.
+        add_special_tokens: they may hold all.
+    """
+
+    prompts: Sequence[str] | Sequence[Sequence[int]]
+    options: ReplyOptions = field(default_factory=ReplyOptions)
+    echo: bool = False
+    allowed_special: Literal["all"] | Sequence[str] | None = None
+    add_special_tokens: bool = False

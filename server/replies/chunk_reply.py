@@ -1,0 +1,124 @@
+"""What chat and completions have in common on the wire: chunks in server-sent events, and a reply folded from them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from model.contract.tokenizer import Tokenizer
+from server.conversion.generation_request import GenerationRequest
+from server.replies.generation import TokenUsage
+from server.replies.output_processor import ChoiceDelta
+from server.wire.errors import ApiError, dump_json
+from server.wire.requests import SamplingFields
+
+JsonDict = dict[str, Any]
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+class ChunkReply(ABC):
+    """The reply to one request, as chunks.
+
+    Args:
+        request: it answers.
+        model: the name the request asked for.
+        tokenizer: names tokens in log-probabilities.
+        include_usage: end the stream with a chunk of usage.
+        usage_so_far: and let every chunk have it.
+    """
+
+    _id_prefix: str
+    _chunk_object: str
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: str,
+        tokenizer: Tokenizer,
+        *,
+        include_usage: bool = False,
+        usage_so_far: bool = False,
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._include_usage = include_usage
+        self._usage_so_far = include_usage and usage_so_far
+        self._head: JsonDict = {
+            "id": f"{self._id_prefix}-{uuid.uuid4().hex}",
+            "object": self._chunk_object,
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._begun = [False] * request.num_choices
+
+    @abstractmethod
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+        """Yields the stream's chunks of one delta."""
+
+    @abstractmethod
+    def add_chunk(self, chunk: JsonDict) -> None:
+        """Takes the next chunk into the reply that is not streamed."""
+
+    @abstractmethod
+    def result(self, usage: JsonDict) -> JsonDict:
+        """Returns the reply that is not streamed, once all chunks were added."""
+
+    def beginning(self) -> bytes:
+        """Returns the events before the first delta: there are none."""
+        return b""
+
+    def events(self, deltas: Sequence[ChoiceDelta], usage: Callable[[], TokenUsage]) -> bytes:
+        """Returns the events of some deltas."""
+        chunks = [chunk for delta in deltas for chunk in self.chunks(delta)]
+        if self._include_usage:
+            so_far = usage_object(usage()) if self._usage_so_far else None
+            for chunk in chunks:
+                chunk["usage"] = so_far
+        return b"".join(map(_event, chunks))
+
+    def ending(self, usage: TokenUsage) -> bytes:
+        """Returns the events after the last delta."""
+        if not self._include_usage:
+            return DONE_EVENT
+        return _event({**self._head, "choices": [], "usage": usage_object(usage)}) + DONE_EVENT
+
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the event that a broken stream ends with."""
+        return _event(error.body())
+
+    def add(self, deltas: Sequence[ChoiceDelta]) -> None:
+        """Takes deltas into the reply that is not streamed."""
+        for delta in deltas:
+            for chunk in self.chunks(delta):
+                self.add_chunk(chunk)
+
+    def whole(self, usage: TokenUsage) -> bytes:
+        """Returns the reply that is not streamed."""
+        return dump_json(self.result(usage_object(usage)))
+
+
+def usage_object(usage: TokenUsage) -> JsonDict:
+    """Returns the wire object."""
+    return {
+        "prompt_tokens": usage.num_prompt,
+        "completion_tokens": usage.num_completion,
+        "total_tokens": usage.num_prompt + usage.num_completion,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached},
+    }
+
+
+def usage_options(request: SamplingFields) -> dict[str, bool]:
+    """Returns what a request says about usage in its stream, as the options of a `ChunkReply`."""
+    options = request.stream_options
+    return {
+        "include_usage": options is not None and bool(options.include_usage),
+        "usage_so_far": options is not None and bool(options.continuous_usage_stats),
+    }
+
+
+def _event(chunk: JsonDict) -> bytes:
+    return b"data: " + dump_json(chunk) + b"\n\n"
