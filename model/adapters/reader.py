@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from model.adapters.low_rank import LowRankUpdate
 from model.contract.adapter_config import AdapterConfig
 from model.contract.adapter_tensors import AdapterTensor, check_shape, identify, linear_shapes
 from model.contract.config import ModelConfig
@@ -24,31 +24,6 @@ WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Of a file beside its numbers: names, offsets, and what pickles have of them.
 _MAX_OVERHEAD_BYTES = 16 << 20
-
-
-class LowRankUpdate(NamedTuple):
-    """What an adapter adds to some outputs of a linear layer: `weight[first : first + n] += scaling * B @ A`.
-
-    Attributes:
-        first_output: of those it adds to.
-        a: [rank, K], as stored.
-        b: [n, rank], as stored.
-        scaling: of the product.
-    """
-
-    first_output: int
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float
-
-    @property
-    def outputs(self) -> slice:
-        """The outputs that it adds to."""
-        return slice(self.first_output, self.first_output + self.b.shape[0])
-
-    def delta(self) -> torch.Tensor:
-        """Returns what it adds to the weight's rows: [n, K] float32."""
-        return (self.b.float() * self.scaling) @ self.a.float()
 
 
 @dataclass(frozen=True, slots=True)

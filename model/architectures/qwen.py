@@ -139,7 +139,7 @@ class QWenLMHeadModel(CausalLM):
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """See `CausalLM`."""
         plan = self._backend.plan_attention(batch, cache)
-        x: torch.Tensor = self.transformer.wte(batch.token_ids).float()
+        x: torch.Tensor = self.transformer.wte(batch.token_ids, batch).float()
         delta: torch.Tensor | None = None
         for block in self.transformer.h:
             x, delta = block(x, delta, batch, plan)

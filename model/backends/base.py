@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from model.adapters.low_rank import LowRankUpdate
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -37,6 +38,41 @@ class GPTQTensors(NamedTuple):
     groups: torch.Tensor
     bits: int
     zero_offset: int = 1
+
+
+class LowRankTable(Protocol):
+    """The low-rank factors that adapters have for one linear layer, by slot."""
+
+    def prepare(self, updates: AbstractSequence[LowRankUpdate]) -> tuple[Any, int]:
+        """Lays factors out for the device; changes nothing, so any thread may call it.
+
+        Args:
+            updates: of one adapter, at least one.
+
+        Returns:
+            what `put` takes, and its bytes.
+
+        Raises:
+            AdapterError: a factor is beyond what the activations' type can hold.
+        """
+        ...
+
+    def put(self, slot: int, prepared: Any | None) -> None:
+        """Makes what was prepared, or nothing, the factors of a slot."""
+        ...
+
+    def add(self, out: torch.Tensor, x: torch.Tensor, plan: Any) -> torch.Tensor:
+        """Adds to each row what its adapter has for it; the rows of others are left as they are.
+
+        Args:
+            out: [T, N], the layer's own results; may be overwritten.
+            x: [T, K].
+            plan: of `Backend.plan_adapters`.
+
+        Returns:
+            [T, N].
+        """
+        ...
 
 
 class DecodeGraphs(Protocol):
@@ -148,6 +184,23 @@ class Backend(Protocol):
         Returns:
             a function from [T, K] to [T, N] and the bytes it holds; None if the caller should expand the weight.
         """
+        ...
+
+    def make_low_rank_table(
+        self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
+    ) -> LowRankTable:
+        """Makes room for the factors of one linear layer.
+
+        Args:
+            num_inputs: K.
+            num_outputs: N.
+            num_slots: how many adapters there may be.
+            dtype: of the activations.
+        """
+        ...
+
+    def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
+        """Works out, once a step, which rows have which adapter; None where none has one."""
         ...
 
     def finish_loading(

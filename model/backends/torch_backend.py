@@ -8,18 +8,22 @@ What decides its shape was measured on a 2-core AVX-512 machine (benchmarks/deco
 
 from __future__ import annotations
 
+from collections.abc import Sequence as AbstractSequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.base import GPTQTensors, LinearKernel, LowRankTable
 from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.huge_pages import use_huge_pages
 from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes
 from model.backends.torch_attention import AttentionPlan, attention, plan_attention, scratch_for
+from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.errors import ConfigError
-from model.execution.forward_batch import ForwardBatch
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -107,6 +111,16 @@ class TorchBackend(ImmediateSteps):
     ) -> tuple[LinearKernel, int] | None:
         """See `Backend`. The kernels of our own where they serve; else the caller expands the weight."""
         return make_gptq_linear(weight, bias, dtype) if self._own_kernels else None
+
+    def make_low_rank_table(
+        self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
+    ) -> LowRankTable:
+        """See `Backend`."""
+        return TorchLowRankTable(num_outputs, num_slots, dtype, self.device)
+
+    def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
+        """See `Backend`."""
+        return plan_adapter_rows(spans, self.device)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""

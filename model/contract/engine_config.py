@@ -8,6 +8,18 @@ from __future__ import annotations
 import msgspec
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapter"):
+    """Load a LoRA adapter beside what runs, and answer with `AdapterLoaded`.
+
+    Attributes:
+        adapter_id: above 0, never reused while the server lives; requests name the adapter by it.
+        path: a local folder.
+    """
+
+    adapter_id: int
+    path: str
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="config"):
     """Settings of the engine.
 
@@ -32,6 +44,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         run_ahead: launch a step before the tokens of the one before are here; None leaves it to the backend.
         enable_prefix_caching: reuse the KV blocks of equal prompt starts.
         num_threads: CPU threads for tensor work; None lets torch choose.
+        adapters: LoRA adapters to load before the first request; their folders are local.
+        max_adapters: that may be loaded at a time; 0 leaves no room for any.
+        max_adapter_rank: that their factors may have.
+        reserve_adapters: set memory aside for `max_adapters` of that rank, where memory is all given out at the start.
+        adapters_may_fail: go on without one that cannot be loaded: it was served before, and its requests are told.
         log_level: least severe log line written.
         log_format: "text" or "json" lines.
         seed: of the random streams of requests without one; None is from the operating system.
@@ -56,5 +73,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     seed: int | None = None
+    adapters: tuple[LoadAdapter, ...] = ()
+    max_adapters: int = 0
+    max_adapter_rank: int = 64
+    reserve_adapters: bool = False
+    adapters_may_fail: bool = False
     log_level: str = "info"
     log_format: str = "text"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from model.contract.engine_config import EngineConfig
+from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.framing import frame
 from model.contract.sampling_params import SamplingParams
 
@@ -51,6 +51,7 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
         num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
         cache_salt: cached prompt starts are shared only where it is equal.
         is_background: it takes what the others leave.
+        adapter_id: of the adapter to run it with; 0 for none.
     """
 
     seq_ids: tuple[int, ...]
@@ -63,12 +64,19 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
     num_before: int = 0
     cache_salt: str = ""
     is_background: bool = False
+    adapter_id: int = 0
 
 
 class Abort(_Part, tag="abort", frozen=True):
     """Forget these sequences; unknown or finished ids are ignored. No further output comes for them."""
 
     seq_ids: tuple[int, ...]
+
+
+class UnloadAdapter(_Part, tag="unload_adapter", frozen=True):
+    """Take no new requests for an adapter, and let it go when the last of those before this has ended."""
+
+    adapter_id: int
 
 
 class Shutdown(_Part, tag="shutdown", frozen=True):
@@ -130,6 +138,22 @@ class StepOutputs(_Part, tag="step", frozen=True):
     stats: EngineStats
 
 
+class AdapterLoaded(_Part, tag="adapter_loaded", frozen=True):
+    """What came of a `LoadAdapter`.
+
+    Attributes:
+        adapter_id: as it was told.
+        num_bytes: that the adapter takes on the device.
+        rank: the largest of its factors.
+        error: why it cannot be served, in one sentence; None where it can.
+    """
+
+    adapter_id: int
+    num_bytes: int = 0
+    rank: int = 0
+    error: str | None = None
+
+
 class EngineReady(_Part, tag="ready", frozen=True):
     """The checkpoint is loaded and the loop runs.
 
@@ -142,6 +166,7 @@ class EngineReady(_Part, tag="ready", frozen=True):
         dtype: activation dtype, such as "bfloat16".
         device: such as "cpu" or "cuda:0".
         load_s: seconds the load took.
+        adapters: what came of those it was to load first.
     """
 
     max_model_len: int
@@ -153,6 +178,7 @@ class EngineReady(_Part, tag="ready", frozen=True):
     dtype: str
     device: str
     load_s: float
+    adapters: tuple[AdapterLoaded, ...] = ()
 
 
 class EngineFailed(_Part, tag="failed", frozen=True):
@@ -176,8 +202,8 @@ class LoadProgress(_Part, tag="progress", frozen=True):
     total_bytes: int
 
 
-ToEngine = EngineConfig | AddRequest | Abort | Ping | Shutdown
-FromEngine = StepOutputs | EngineReady | EngineFailed | LoadProgress
+ToEngine = EngineConfig | AddRequest | Abort | LoadAdapter | UnloadAdapter | Ping | Shutdown
+FromEngine = StepOutputs | AdapterLoaded | EngineReady | EngineFailed | LoadProgress
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

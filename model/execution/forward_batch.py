@@ -28,6 +28,7 @@ class SequenceSpan:
         rope_alpha: the request's NTK factor.
         block_table: KV cache blocks, covering at least `start + len(token_ids)` positions.
         num_logit_rows: how many of the last new tokens need logits (1 to sample; all for prompt log-probabilities).
+        adapter_slot: of the request's adapter among those that are loaded; -1 for none.
     """
 
     token_ids: list[int]
@@ -35,6 +36,7 @@ class SequenceSpan:
     rope_alpha: float
     block_table: list[int]
     num_logit_rows: int
+    adapter_slot: int = -1
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +62,7 @@ class ForwardBatch:
         logit_rows: [R] int64, the rows whose logits are needed.
         block_size: tokens in a block.
         attention_plan: of the backend that made the batch itself; None leaves planning to `plan_attention`.
+        adapter_plan: which rows have which adapter, of `Backend.plan_adapters`; None where no row has one.
     """
 
     spans: AbstractSequence[SequenceSpan]
@@ -71,10 +74,16 @@ class ForwardBatch:
     logit_rows: torch.Tensor
     block_size: int
     attention_plan: Any = None
+    adapter_plan: Any = None
 
     @classmethod
     def build(
-        cls, spans: AbstractSequence[SequenceSpan], config: ModelConfig, block_size: int, device: torch.device
+        cls,
+        spans: AbstractSequence[SequenceSpan],
+        config: ModelConfig,
+        block_size: int,
+        device: torch.device,
+        adapter_plan: Any = None,
     ) -> ForwardBatch:
         """Lays out a step.
 
@@ -83,6 +92,7 @@ class ForwardBatch:
             config: of the checkpoint.
             block_size: tokens in a block.
             device: where the tensors go.
+            adapter_plan: see the attribute.
         """
         token_ids: list[int] = []
         positions: list[int] = []
@@ -106,6 +116,7 @@ class ForwardBatch:
             slots=torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64).to(device, non_blocking=True),
             block_size=block_size,
+            adapter_plan=adapter_plan,
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from model.adapters.loading import load_first, make_store
 from model.architectures import make_model
 from model.backends import make_backend
 from model.backends.base import Backend, DecodeGraphs
@@ -59,6 +60,8 @@ class ModelRunner:
         max_model_len: prompt and reply together.
         weights_bytes: of the loaded parameters.
         grammars: states of the sequences that have one.
+        adapters: those that are loaded; None where there may be none.
+        adapters_loaded: what came of those that were to be loaded first.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
@@ -84,6 +87,8 @@ class ModelRunner:
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
             cache_dtype = self._cache_dtype(config)
             self.backend.finish_loading(self.model_config, self.dtype, cache_dtype, config.block_size)
+            self.adapters = make_store(self.model, self.model_config, self.backend, self.dtype, config)
+            self.adapters_loaded = load_first(self.adapters, config)
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
@@ -254,11 +259,12 @@ class ModelRunner:
             batch: not empty.
         """
         entries = batch.entries
-        spans = [_span(entry) for entry in entries]
+        spans = [_span(entry, self._slot(entry)) for entry in entries]
+        slots = [span.adapter_slot for span in spans]
         sources = [self._source(entry) for entry in entries]
         scores: list[list[TokenLogprob] | None] = [None] * len(entries)
         sample: SamplerOutput | None = None
-        graphs = self._graphs
+        graphs = self._graphs_for(slots)
         if graphs is not None and len(entries) == batch.num_decodes <= graphs.max_num_rows:
             sampled = list(range(len(entries)))
             sample = self._sample(graphs.run(spans, sources), [entries[i] for i in sampled], sources)
@@ -275,15 +281,25 @@ class ModelRunner:
                     sampled.append(index)
             if sampled:
                 chosen = hidden if len(sampled_rows) == len(hidden) else hidden[self._to_device(sampled_rows)]
-                logits = self.model.logits(chosen)
+                logits = self._logits(chosen, [slots[i] for i in sampled])
                 sample = self._sample(logits, [entries[i] for i in sampled], [sources[i] for i in sampled])
         self._row_of_seq = {entries[index].seq_id: row for row, index in enumerate(sampled)}
         copy = None
         if sample is not None:
-            if self.runs_ahead or graphs is not None:
+            if self.runs_ahead or self._graphs is not None:
                 self._last_ids[: len(sampled)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
         return LaunchedStep(batch, scores, sampled, sample, copy, self.grammars)
+
+    def _graphs_for(self, slots: list[int]) -> DecodeGraphs | None:
+        """The recorded steps that serve these rows' adapters, if any do."""
+        return self._graphs if self.adapters is None or self.adapters.can_replay(slots) else None
+
+    def _logits(self, hidden: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        return self.model.logits(hidden) if self.adapters is None else self.adapters.logits(self.model, hidden, slots)
+
+    def _slot(self, entry: ScheduledSequence) -> int:
+        return -1 if self.adapters is None else self.adapters.slot_of(entry.adapter_id)
 
     def _source(self, entry: ScheduledSequence) -> int:
         return self._row_of_seq[entry.seq_id] if entry.has_unknown_token else -1
@@ -293,7 +309,8 @@ class ModelRunner:
 
     def _forward(self, spans: list[SequenceSpan], sources: list[int]) -> torch.Tensor:
         """The hidden states of the rows whose logits are needed, [R, hidden_size]."""
-        batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device)
+        plan = None if self.adapters is None else self.backend.plan_adapters(spans)
+        batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device, plan)
         unknown = [(end, source) for end, source in zip(_ends(spans), sources, strict=True) if source >= 0]
         if unknown:
             rows, places = self._to_device([list(column) for column in zip(*unknown, strict=True)]).unbind(0)
@@ -319,11 +336,12 @@ class ModelRunner:
     def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that follow the chunk's positions."""
         num_top = entry.sampling.num_prompt_logprobs or 0
+        slot = self._slot(entry)
         next_ids = entry.token_ids[entry.start + 1 : entry.end + 1]
         scores: list[TokenLogprob] = []
         for low in range(0, len(next_ids), _LOGIT_ROWS_PER_PASS):
             ids = next_ids[low : low + _LOGIT_ROWS_PER_PASS]
-            scores += prompt_logprobs(self.model.logits(hidden[low : low + len(ids)]), ids, num_top)
+            scores += prompt_logprobs(self._logits(hidden[low : low + len(ids)], [slot] * len(ids)), ids, num_top)
         return scores
 
 
@@ -333,11 +351,12 @@ def _ends(spans: list[SequenceSpan]) -> list[int]:
     return [end - 1 for end in ends]
 
 
-def _span(entry: ScheduledSequence) -> SequenceSpan:
+def _span(entry: ScheduledSequence, adapter_slot: int = -1) -> SequenceSpan:
     return SequenceSpan(
         token_ids=entry.token_ids[entry.start : entry.end],
         start=entry.start,
         rope_alpha=entry.rope_alpha,
         block_table=entry.block_table,
         num_logit_rows=entry.num_tokens if entry.needs_prompt_logits else int(entry.needs_sampling),
+        adapter_slot=adapter_slot,
     )

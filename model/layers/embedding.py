@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.execution.forward_batch import ForwardBatch
+
 
 class Embedding(nn.Module):
     """Rows by token id.
@@ -22,6 +24,6 @@ class Embedding(nn.Module):
             torch.empty(vocab_size, hidden_size, dtype=dtype, device="meta"), requires_grad=False
         )
 
-    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Maps [T] int64 to [T, hidden_size]."""
+    def forward(self, token_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """Maps [T] int64 to [T, hidden_size]; the step is there for what treats its rows differently."""
         return F.embedding(token_ids, self.weight)

@@ -15,10 +15,18 @@ from concurrent.futures import Future
 import torch
 from msgspec.structs import replace
 
-from model.contract.engine_config import EngineConfig
+from model.adapters.loading import AdapterLoader
+from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.errors import InvalidRequestError
 from model.contract.grammar_compiler import GrammarAccount, GrammarError
-from model.contract.messages import AddRequest, EngineReady, SequenceOutput, StepOutputs, TokenLogprob
+from model.contract.messages import (
+    AdapterLoaded,
+    AddRequest,
+    EngineReady,
+    SequenceOutput,
+    StepOutputs,
+    TokenLogprob,
+)
 from model.contract.watchdog import Watchdog
 from model.execution.checkpoint import ProgressCallback
 from model.execution.launched_step import LaunchedStep, StepResult
@@ -33,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 # Beside what the model takes, a step may take so long.
 MAX_BLOCKED_S = 0.5
+
+# A grammar mostly takes milliseconds, an adapter seconds.
+_GRAMMAR_POLL_S = 0.001
+_ADAPTER_POLL_S = 0.02
 
 _NOT_NUMBERS = (
     "The model's output is not a number for this prompt; the checkpoint may be damaged, or needs --dtype float32."
@@ -75,6 +87,8 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
+        self._adapter_loader = AdapterLoader(self._runner.adapters)
+        self._adapter_of_seq: dict[int, int] = {}
         self._in_flight: LaunchedStep | None = None
         self._last_settled_s = 0.0
         self._is_idle = True
@@ -96,17 +110,28 @@ class Engine:
             dtype=str(runner.dtype).removeprefix("torch."),
             device=str(runner.backend.device),
             load_s=self._load_s,
+            adapters=self._runner.adapters_loaded,
         )
 
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
-        return bool(self._refused or self._compiling or self._in_flight) or self._scheduler.has_work()
+        is_waiting = self._compiling or self._adapter_loader.is_loading
+        return bool(self._refused or is_waiting or self._in_flight) or self._scheduler.has_work()
 
-    def is_waiting_for_grammars(self) -> bool:
-        """Whether all there is to do is to wait for compilations: a step now would do nothing."""
-        grammars = self._runner.grammars
-        is_idle = self._is_idle and not (self._refused or self._in_flight)
-        return is_idle and bool(self._compiling or grammars.late) and not (self._compiled_some() or grammars.has_news())
+    def waiting_s(self) -> float | None:
+        """How long to wait before it is worth a look whether a grammar or an adapter is ready, in seconds.
+
+        Returns:
+            None where a step would do something now, or there is nothing to wait for.
+        """
+        grammars, loader = self._runner.grammars, self._adapter_loader
+        if not self._is_idle or self._refused or self._in_flight:
+            return None
+        if self._compiled_some() or grammars.has_news() or loader.has_news:
+            return None
+        if self._compiling or grammars.late:
+            return _GRAMMAR_POLL_S
+        return _ADAPTER_POLL_S if loader.is_loading else None
 
     def _compiled_some(self) -> bool:
         return any(future.done() for future, _ in self._compiling)
@@ -118,6 +143,10 @@ class Engine:
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             # On a GPU such an id would end not this request but the process.
             message = f"The prompt has ids that do not exist; they go from 0 to {vocab_size - 1}."
+            self._refused += [SequenceOutput(seq_id, [], "error", error=message) for seq_id in request.seq_ids]
+            return
+        if request.adapter_id and not self._use_adapter(request):
+            message = "The adapter was unloaded, or could not be loaded again when the engine restarted."
             self._refused += [SequenceOutput(seq_id, [], "error", error=message) for seq_id in request.seq_ids]
             return
         alpha = self._runner.model_config.rope_alpha(len(request.prompt_ids))
@@ -135,6 +164,7 @@ class Engine:
                 rope_alpha=alpha,
                 cache_salt=request.cache_salt,
                 is_background=request.is_background,
+                adapter_id=request.adapter_id,
             )
             for index, seq_id in enumerate(request.seq_ids)
         ]
@@ -142,6 +172,29 @@ class Engine:
             self._compiling.append((self._grammar_compiler.compile(request.sampling.grammar), sequences))
         else:
             self._schedule(sequences)
+
+    def _use_adapter(self, request: AddRequest) -> bool:
+        """Takes note of who uses an adapter; returns whether it is there to be used."""
+        adapters = self._runner.adapters
+        if adapters is None or not adapters.knows(request.adapter_id):
+            return False
+        for seq_id in request.seq_ids:
+            self._adapter_of_seq[seq_id] = request.adapter_id
+            adapters.add_user(request.adapter_id)
+        return True
+
+    def load_adapter(self, adapter: LoadAdapter) -> None:
+        """Begins to load an adapter beside the steps; `take_adapter_news` tells what came of it."""
+        self._adapter_loader.load(adapter)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Refuses new requests for an adapter, and lets it go with the last of those it has."""
+        if self._runner.adapters is not None:
+            self._runner.adapters.unload(adapter_id)
+
+    def take_adapter_news(self) -> list[AdapterLoaded]:
+        """Takes over the adapters that are ready by now, and tells of them and of those that cannot be loaded."""
+        return self._adapter_loader.take_over() if self._adapter_loader.has_news else []
 
     def _schedule(self, sequences: list[Sequence]) -> None:
         try:
@@ -350,4 +403,7 @@ class Engine:
         self._runner.forget(seq_ids)
         for seq_id in seq_ids:
             self._has_reported_first.discard(seq_id)
+            adapter_id = self._adapter_of_seq.pop(seq_id, None)
+            if adapter_id is not None and self._runner.adapters is not None:
+                self._runner.adapters.remove_user(adapter_id)
             self._prompt_logprobs.pop(seq_id, None)

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from model.contract.engine_config import EngineConfig
+from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.errors import RestartNeededError, StartupError
 from model.contract.framing import FrameSplitter, FramingError
 from model.contract.log_text import with_indented_lines
@@ -37,6 +37,7 @@ from model.contract.messages import (
     Ping,
     Shutdown,
     ToEngine,
+    UnloadAdapter,
     decode_to_engine,
     encode,
 )
@@ -47,9 +48,6 @@ _PROGRESS_INTERVAL_S = 0.5
 _RECEIVE_BYTES = 1 << 20
 
 _PR_SET_PDEATHSIG = 1
-
-# While every request waits for its grammar to be compiled, this often it is looked whether one is.
-_GRAMMAR_POLL_S = 0.001
 
 
 Message = TypeVar("Message")
@@ -172,20 +170,27 @@ def run(connection: Connection[ToEngine]) -> int:
         while True:
             watchdog.begin()
             with watchdog.excused():
-                if engine.is_waiting_for_grammars():
-                    connection.wait(_GRAMMAR_POLL_S)
+                waiting_s = engine.waiting_s()
+                if waiting_s is not None:
+                    connection.wait(waiting_s)
                 elif not engine.has_work():
                     connection.wait()
             for message in connection.receive_all(block=not engine.has_work()):
                 match message:
                     case AddRequest():
                         engine.add_request(message)
+                    case LoadAdapter():
+                        engine.load_adapter(message)
+                    case UnloadAdapter(adapter_id):
+                        engine.unload_adapter(adapter_id)
                     case Abort(seq_ids):
                         engine.abort(seq_ids)
                     case Ping():
                         pass
                     case Shutdown():
                         return 0
+            for news in engine.take_adapter_news():
+                connection.send(news)
             # Also after a lone abort or ping: the step is empty then, but tells the other side the new state.
             connection.send(engine.step())
             watchdog.end()

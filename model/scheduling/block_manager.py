@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from model.scheduling.free_extents import FreeExtents, require
 from model.scheduling.sequence import Sequence
 
-# A cached block's identity: the block before it, or (rope_alpha, cache_salt) for the first, and its own tokens. The
+# A cached block's identity: the block before it, or the sequence's `cache_root` for the first, and its own tokens. The
 # tokens themselves are the key, not a hash of them: two prompts can never be taken for one another.
-Parent = int | tuple[float, str]
+Parent = int | tuple[float, str, int]
 BlockKey = tuple[Parent, tuple[int, ...]]
 
 
@@ -83,7 +83,7 @@ class BlockManager:
             seq.matched_at = self._num_evictions
             seq.matched_blocks = []
         blocks = seq.matched_blocks
-        parent: Parent = self._node_of_block[blocks[-1]] if blocks else (seq.rope_alpha, seq.cache_salt)
+        parent: Parent = self._node_of_block[blocks[-1]] if blocks else seq.cache_root
         for start in range(len(blocks) * self.block_size, seq.num_tokens - self.block_size, self.block_size):
             block = self._block_of_key.get((parent, tuple(seq.token_ids[start : start + self.block_size])))
             if block is None:
@@ -161,7 +161,7 @@ class BlockManager:
         chain, size = seq.cache_chain, self.block_size
         while len(chain) < seq.num_computed_tokens // size:
             index = len(chain)
-            parent: Parent = chain[-1] if chain else (seq.rope_alpha, seq.cache_salt)
+            parent: Parent = chain[-1] if chain else seq.cache_root
             key = (parent, tuple(seq.token_ids[index * size : (index + 1) * size]))
             block = self._block_of_key.get(key)
             if block is None:
@@ -246,7 +246,7 @@ class BlockManager:
         size = self.block_size
         require(seq.num_computed_tokens <= min(seq.num_tokens, len(seq.block_table) * size), f"no block for {seq}")
         require(len(seq.cache_chain) * size <= seq.num_computed_tokens, f"cached before computed: {seq}")
-        parent: Parent = (seq.rope_alpha, seq.cache_salt)
+        parent: Parent = seq.cache_root
         for index, node_id in enumerate(seq.cache_chain):
             tokens = tuple(seq.token_ids[index * size : (index + 1) * size])
             require(keys.get(node_id, (parent, tokens)) == (parent, tokens), f"foreign prefix cache node in {seq}")

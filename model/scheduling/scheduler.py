@@ -355,6 +355,7 @@ class Scheduler:
             rope_alpha=seq.rope_alpha,
             sampling=seq.sampling,
             choice_index=seq.choice_index,
+            adapter_id=seq.adapter_id,
         )
 
     def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:

@@ -46,7 +46,8 @@ class Sequence:
         choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
         rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
             preemption: a recomputed cache must equal the lost one.
-        cache_salt: sequences share cached blocks only when their salts are equal (an adapter's name, say).
+        cache_salt: sequences share cached blocks only when their salts are equal.
+        adapter_id: of the adapter it is run with; 0 for none. What is cached of it is that adapter's.
         status: see `SequenceStatus`.
         block_table: the KV cache blocks of positions 0, block_size, 2 * block_size, ...
         cache_chain: prefix cache nodes of its leading full blocks; the block manager's own.
@@ -61,6 +62,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter_id",
         "arrival_index",
         "arrival_time_s",
         "block_table",
@@ -103,6 +105,7 @@ class Sequence:
         rope_alpha: float = 1.0,
         cache_salt: str = "",
         is_background: bool = False,
+        adapter_id: int = 0,
         arrival_time_s: float | None = None,
     ) -> None:
         self.seq_id = seq_id
@@ -119,6 +122,7 @@ class Sequence:
         self.choice_index = choice_index
         self.rope_alpha = rope_alpha
         self.cache_salt = cache_salt
+        self.adapter_id = adapter_id
         self.status = SequenceStatus.WAITING
         self.block_table: list[int] = []
         self.cache_chain: list[int] = []
@@ -180,6 +184,11 @@ class Sequence:
         return self.sampling.num_prompt_logprobs is not None and len(self.token_ids) == self.num_prompt_tokens
 
     @property
+    def cache_root(self) -> tuple[float, str, int]:
+        """What else than their tokens must be equal for sequences to share cached blocks."""
+        return self.rope_alpha, self.cache_salt, self.adapter_id
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Sorts the sequences of one caller from the most important to the least."""
         return self.priority, self.round, self.arrival_index
@@ -212,6 +221,7 @@ class ScheduledSequence(NamedTuple):
     rope_alpha: float
     sampling: SamplingParams
     choice_index: int
+    adapter_id: int = 0
 
     @property
     def end(self) -> int:

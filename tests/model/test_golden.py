@@ -190,8 +190,8 @@ def test_fragmented_cache(folder: str, cases: list[Case], monkeypatch: pytest.Mo
     driver = driver_for(folder, num_blocks=512, block_size=8)
     num_runs = []
 
-    def span(entry: ScheduledSequence) -> Any:
-        span = _span(entry)
+    def span(entry: ScheduledSequence, adapter_slot: int) -> Any:
+        span = _span(entry, adapter_slot)
         num_runs.append(len(slot_runs(span, span.context_len, 8)))
         return span
 

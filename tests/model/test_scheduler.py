@@ -496,7 +496,7 @@ class TestBlockedAdmission:
         class Counting(dict[Any, int]):
             def get(self, key: Any, default: Any = None) -> Any:
                 nonlocal num_lookups
-                num_lookups += key[0] == (1.0, "") and key[1] == (1, 1, 1, 1)  # where a walk begins
+                num_lookups += key[0] == blocked.cache_root and key[1] == (1, 1, 1, 1)  # where a walk begins
                 return super().get(key, default)
 
         monkeypatch.setattr(engine.blocks, "_block_of_key", Counting(engine.blocks._block_of_key))

@@ -248,7 +248,7 @@ def test_a_grammar_that_never_answers_keeps_nobody_waiting(driver: Driver, monke
         driver.step()
     assert len(driver.replies[0].token_ids) == 1
     driver.step()
-    assert driver.engine.is_waiting_for_grammars()
+    assert driver.engine.waiting_s() is not None
     answers.set()
     assert len(driver.finish()[0].token_ids) == 10
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from model.adapters.reader import read_adapter
+from model.backends.base import GPTQTensors
 from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig
+from model.quantization.gptq import dequantize
 
 PUBLISHED_TARGETS = ("c_attn", "c_proj", "w1", "w2")
 QWEN2_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -24,6 +28,7 @@ _QWEN2_PARTS = {
     "mlp.up_proj": "mlp.w1",
     "mlp.down_proj": "mlp.c_proj",
 }
+_QUANTIZED = (".qweight", ".qzeros", ".scales", ".g_idx")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -91,3 +96,36 @@ def write_adapter(folder: Path, config: dict[str, Any], tensors: Tensors, *, bin
 def random_adapter(folder: Path, model: ModelConfig, *, seed: int = 0, rank: int = 8, **fields: Any) -> Path:
     """Writes an adapter as the published script's defaults make one."""
     return write_adapter(folder, adapter_config(rank=rank, **fields), factors(model, rank=rank, seed=seed))
+
+
+def merged_checkpoint(base: Path, adapter: Path, out: Path) -> Path:
+    """Writes an unquantised float32 checkpoint with an adapter's updates added to its weights, and returns it."""
+    model = ModelConfig.from_folder(base)
+    stored = load_file(base / "model.safetensors")
+    weights = {name: value.float() for name, value in stored.items() if not name.endswith(_QUANTIZED)}
+    for name, qweight in stored.items():
+        if name.endswith(".qweight"):
+            linear = name.removesuffix(".qweight")
+            weights[f"{linear}.weight"] = _expand(linear, qweight, stored, model)
+            if not model.has_bias and not linear.endswith("c_attn"):
+                assert not weights.pop(f"{linear}.bias").any()
+    read = read_adapter(adapter, model)
+    for module, updates in read.updates.items():
+        for update in updates:
+            weights[f"{module}.weight"][update.outputs] += update.delta()
+    for module, weight in read.saved.items():
+        weights[f"{module}.weight"] = weight.float()
+    shutil.copytree(base, out, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = json.loads((base / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps({**config, "fp32": True, "bf16": False, "fp16": False}))
+    save_file({name: value.contiguous() for name, value in weights.items()}, out / "model.safetensors")
+    return out
+
+
+def _expand(linear: str, qweight: torch.Tensor, stored: Tensors, model: ModelConfig) -> torch.Tensor:
+    assert model.quantization is not None
+    qzeros, scales = stored[f"{linear}.qzeros"], stored[f"{linear}.scales"]
+    bits = model.quantization.bits
+    groups = stored[f"{linear}.g_idx"].to(torch.int64)
+    return dequantize(GPTQTensors(qweight, qzeros, scales, groups, bits), torch.float32)

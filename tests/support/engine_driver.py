@@ -16,7 +16,7 @@ from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest, EngineStats, TokenLogprob
+from model.contract.messages import AdapterLoaded, AddRequest, EngineStats, TokenLogprob
 from model.contract.sampling_params import SamplingParams
 from model.execution.checkpoint import load_weights
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -78,6 +78,7 @@ class Driver:
         self.held: list[Sequence] = []
         self.replies: dict[int, Reply] = {}
         self.stats = EngineStats()
+        self.news: list[AdapterLoaded] = []
 
     def add(self, requests: Iterable[AddRequest]) -> None:
         for request in requests:
@@ -85,8 +86,9 @@ class Driver:
             self.replies |= {seq_id: Reply() for seq_id in request.seq_ids}
 
     def step(self) -> None:
-        if self.engine.is_waiting_for_grammars():
+        if self.engine.waiting_s() is not None:
             time.sleep(0.001)  # as the process does
+        self.news += self.engine.take_adapter_news()
         step = self.engine.step()
         self.stats = step.stats
         if self.stats.num_steps_total % 4 == 0 or not self.engine.has_work():
@@ -154,6 +156,7 @@ class Driver:
         engine, history = self.engine, self.engine._runner._sampler._history
         assert not engine._has_reported_first
         assert not engine._prompt_logprobs
+        assert not engine._adapter_of_seq
         assert not engine._refused
         assert not engine._scheduler.residents.sequences
         assert not engine._scheduler.residents._followers

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, HostCopy, LinearKernel
+from model.backends.base import GPTQTensors, HostCopy, LinearKernel, LowRankTable
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
@@ -24,9 +24,10 @@ from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
+from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
-from model.execution.forward_batch import ForwardBatch
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 from model.sampling.drawing import choose_tokens
 from model.sampling.sampling_row import Choose, SamplingRow, uniform
@@ -129,6 +130,16 @@ class CudaBackend:
         name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"
         out: torch.Tensor = self.operations[name](x, weight, bias)
         return out
+
+    def make_low_rank_table(
+        self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
+    ) -> LowRankTable:
+        """See `Backend`."""
+        return TorchLowRankTable(num_outputs, num_slots, dtype, self.device)
+
+    def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
+        """See `Backend`."""
+        return plan_adapter_rows(spans, self.device)
 
     def finish_loading(
         self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int

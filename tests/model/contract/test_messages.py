@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.contract.engine_config import EngineConfig
+from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.framing import MAX_FRAME_BYTES, FrameSplitter, FramingError, frame
 from model.contract.messages import (
     Abort,
+    AdapterLoaded,
     AddRequest,
     EngineFailed,
     EngineReady,
@@ -24,6 +25,7 @@ from model.contract.messages import (
     Shutdown,
     StepOutputs,
     TokenLogprob,
+    UnloadAdapter,
     decode_from_engine,
     decode_to_engine,
     encode,
@@ -68,6 +70,7 @@ _output = st.builds(
     error=st.none() | _text,
 )
 _stats = st.builds(EngineStats, **dict.fromkeys(EngineStats.__struct_fields__, _ids) | {"longest_blocked_s": _floats})
+_adapter_loaded = st.builds(AdapterLoaded, _ids, _ids, _ids, st.none() | _text)
 _message = st.one_of(
     st.builds(StepOutputs, st.lists(_output, max_size=4), _stats),
     st.builds(
@@ -80,7 +83,14 @@ _message = st.one_of(
     ),
     st.builds(Abort, st.lists(_ids, max_size=4).map(tuple)),
     st.just(Shutdown()),
-    st.builds(EngineReady, _ids, _ids, _ids, _ids, _ids, _ids, _text, _text, _floats),
+    st.builds(LoadAdapter, _ids, _text),
+    st.builds(UnloadAdapter, _ids),
+    _adapter_loaded,
+    st.builds(
+        EngineReady,
+        *(_ids, _ids, _ids, _ids, _ids, _ids, _text, _text, _floats),
+        st.lists(_adapter_loaded, max_size=3).map(tuple),
+    ),
     st.builds(EngineFailed, _text, st.booleans(), st.booleans()),
     st.builds(LoadProgress, _ids, _ids),
 )

@@ -1,0 +1,57 @@
+"""What an adapter adds to the outputs of one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class LowRankUpdate(NamedTuple):
+    """An addition to some rows of a weight: `weight[first : first + n] += scaling * B @ A`.
+
+    Attributes:
+        first_output: of those it adds to.
+        a: [rank, K], as stored.
+        b: [n, rank], as stored.
+        scaling: of the product.
+    """
+
+    first_output: int
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+    @property
+    def outputs(self) -> slice:
+        """The outputs that it adds to."""
+        return slice(self.first_output, self.first_output + self.b.shape[0])
+
+    def scaled_b(self) -> torch.Tensor:
+        """Returns scaling * B, [n, rank] float32."""
+        return self.b.float() * self.scaling
+
+    def delta(self) -> torch.Tensor:
+        """Returns what it adds to the weight's rows: [n, K] float32."""
+        return self.scaled_b() @ self.a.float()
+
+
+def fold(updates: Sequence[LowRankUpdate], num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes one pair of factors of several updates of a layer, the ranks side by side.
+
+    Args:
+        updates: of one layer, at least one.
+        num_outputs: of the layer.
+
+    Returns:
+        A [R, K] and scaling * B [num_outputs, R], both float32; B is zero where an update does not reach.
+    """
+    a = torch.cat([update.a.float() for update in updates])
+    b = torch.zeros(num_outputs, len(a), dtype=torch.float32)
+    first = 0
+    for update in updates:
+        rank = len(update.a)
+        b[update.outputs, first : first + rank] = update.scaled_b()
+        first += rank
+    return a, b

@@ -1,0 +1,226 @@
+"""The adapters that are loaded: what they hold on the device, and which slot of the layers' tables is whose.
+
+An adapter that is unloaded keeps its slot until the last sequence that uses it has ended. Reading and laying out may go
+on in any thread beside the loop; what the layers see changes only in `install`, `unload` and `remove_user`, which the
+loop calls between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from model.adapters.layers import AdaptedEmbedding, AdaptedLinear
+from model.adapters.reader import Adapter, read_adapter
+from model.backends.base import Backend, LinearKernel, LowRankTable
+from model.backends.torch_low_rank import in_dtype
+from model.contract.adapter_tensors import linear_shapes
+from model.contract.config import ModelConfig
+from model.contract.errors import AdapterError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING, HEAD = "transformer.wte", "lm_head"
+
+
+class HasLogits(Protocol):
+    """A model as far as its output layer is concerned."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Maps [R, hidden_size] to [R, vocab_size] float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAdapter:
+    """An adapter laid out for the device.
+
+    Attributes:
+        linears: by layer, what its table takes.
+        embedding: in the place of the model's, or None.
+        head: in the place of the model's output layer, or None.
+        rank: the largest of its factors.
+        num_bytes: of all of it.
+    """
+
+    linears: dict[str, Any]
+    embedding: torch.Tensor | None
+    head: LinearKernel | None
+    rank: int
+    num_bytes: int
+
+
+class AdapterStore:
+    """The adapters of a model, whose layers it replaces with adapted ones.
+
+    Args:
+        model: loaded.
+        config: of the model.
+        backend: of the model.
+        dtype: of the activations.
+        max_adapters: that may be loaded at a time, those on their way out included.
+        max_rank: that their factors may have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ModelConfig,
+        backend: Backend,
+        dtype: torch.dtype,
+        *,
+        max_adapters: int,
+        max_rank: int,
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._dtype = dtype
+        self._max_rank = max_rank
+        self._tables: dict[str, LowRankTable] = {}
+        self._slots: dict[int, int] = {}  # by adapter id
+        self._free = list(range(max_adapters - 1, -1, -1))
+        self._num_bytes: dict[int, int] = {}
+        self._num_users: Counter[int] = Counter()
+        self._leaving: set[int] = set()
+        self._embeddings: dict[int, torch.Tensor] = {}
+        self._heads: dict[int, LinearKernel] = {}
+        self._adapt(model, max_adapters)
+
+    def _adapt(self, model: nn.Module, num_slots: int) -> None:
+        shapes = linear_shapes(self._config)
+        for layer in range(self._config.num_layers):
+            for part, (num_inputs, num_outputs) in shapes.items():
+                name = f"transformer.h.{layer}.{part}"
+                table = self._backend.make_low_rank_table(num_inputs, num_outputs, num_slots, self._dtype)
+                parent, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, AdaptedLinear(model.get_submodule(name), table))
+                self._tables[name] = table
+        parent, _, attribute = EMBEDDING.rpartition(".")
+        embedding = AdaptedEmbedding(model.get_submodule(EMBEDDING), self._embeddings)
+        setattr(model.get_submodule(parent), attribute, embedding)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all adapters that are loaded."""
+        return sum(self._num_bytes.values())
+
+    @torch.inference_mode()
+    def prepare(self, folder: Path) -> PreparedAdapter:
+        """Reads the adapter in a folder and lays it out; changes nothing here.
+
+        Raises:
+            AdapterError: it cannot be served; one sentence.
+        """
+        try:
+            return self._lay_out(read_adapter(folder, self._config, self._max_rank))
+        except AdapterError as error:
+            text = str(error)
+            raise AdapterError(text if str(folder) in text else f"{folder}: {text}") from error
+        except (MemoryError, RuntimeError) as error:  # torch has no narrower error for memory that cannot be had
+            raise AdapterError(f"{folder}: cannot be laid out: {str(error).splitlines()[0][:200]}") from error
+
+    def _lay_out(self, adapter: Adapter) -> PreparedAdapter:
+        linears, num_bytes = {}, 0
+        for name, updates in adapter.updates.items():
+            linears[name], size = self._tables[name].prepare(updates)
+            num_bytes += size
+        embedding = head = None
+        if EMBEDDING in adapter.saved:
+            embedding = in_dtype(adapter.saved[EMBEDDING], self._dtype).to(self._backend.device, copy=True)
+            num_bytes += embedding.nbytes
+        if HEAD in adapter.saved:
+            weight = in_dtype(adapter.saved[HEAD], self._dtype).to(self._backend.device, copy=True)
+            num_bytes += weight.nbytes
+            head = self._backend.prepare_linear(weight, None, wide_results=True)
+        rank = max((len(update.a) for updates in adapter.updates.values() for update in updates), default=0)
+        return PreparedAdapter(linears, embedding, head, rank, num_bytes)
+
+    def install(self, adapter_id: int, prepared: PreparedAdapter) -> None:
+        """Makes an adapter known to the layers.
+
+        Raises:
+            AdapterError: there are as many as there may be.
+        """
+        if not self._free:
+            raise AdapterError(
+                f"{len(self._slots)} adapters are loaded, and there may be no more (--max-loras); unload one first"
+            )
+        slot = self._free.pop()
+        self._slots[adapter_id] = slot
+        self._num_bytes[adapter_id] = prepared.num_bytes
+        for name, factors in prepared.linears.items():
+            self._tables[name].put(slot, factors)
+        if prepared.embedding is not None:
+            self._embeddings[slot] = prepared.embedding
+        if prepared.head is not None:
+            self._heads[slot] = prepared.head
+
+    def unload(self, adapter_id: int) -> None:
+        """Lets an adapter go as soon as no sequence uses it; an unknown one is none."""
+        if adapter_id in self._slots:
+            self._leaving.add(adapter_id)
+            self._drop_if_unused(adapter_id)
+
+    def knows(self, adapter_id: int) -> bool:
+        """Whether a new sequence may use an adapter."""
+        return adapter_id in self._slots and adapter_id not in self._leaving
+
+    def add_user(self, adapter_id: int) -> None:
+        """Takes note of a sequence that uses an adapter."""
+        self._num_users[adapter_id] += 1
+
+    def remove_user(self, adapter_id: int) -> None:
+        """Takes note that such a sequence has ended."""
+        self._num_users[adapter_id] -= 1
+        self._drop_if_unused(adapter_id)
+
+    def _drop_if_unused(self, adapter_id: int) -> None:
+        if self._num_users[adapter_id] <= 0:
+            del self._num_users[adapter_id]
+            if adapter_id in self._leaving:
+                self._leaving.remove(adapter_id)
+                self._drop(adapter_id)
+
+    def _drop(self, adapter_id: int) -> None:
+        slot = self._slots.pop(adapter_id)
+        del self._num_bytes[adapter_id]
+        for table in self._tables.values():
+            table.put(slot, None)
+        self._embeddings.pop(slot, None)
+        self._heads.pop(slot, None)
+        self._free.append(slot)
+
+    def slot_of(self, adapter_id: int) -> int:
+        """Returns the slot of an adapter that a sequence uses; -1 for the base model, which is adapter 0."""
+        return self._slots[adapter_id] if adapter_id else -1
+
+    def can_replay(self, slots: AbstractSequence[int]) -> bool:
+        """Whether recorded steps serve rows with these adapters: those know the model's own layers only."""
+        return all(slot < 0 for slot in slots)
+
+    def logits(self, model: HasLogits, hidden: torch.Tensor, slots: AbstractSequence[int]) -> torch.Tensor:
+        """Maps [R, hidden_size] to [R, vocab_size] float32, by each row's own output layer.
+
+        Args:
+            model: the model.
+            hidden: of the rows.
+            slots: of each row's adapter; -1 for none.
+        """
+        groups: dict[int, list[int]] = {}
+        for row, slot in enumerate(slots):
+            groups.setdefault(slot if slot in self._heads else -1, []).append(row)
+        if groups.keys() <= {-1}:
+            return model.logits(hidden)
+        out = torch.empty(len(slots), self._config.vocab_size, device=hidden.device)
+        for slot, rows in groups.items():
+            index = torch.tensor(rows).to(hidden.device, non_blocking=True)
+            some = hidden[index]
+            out[index] = model.logits(some) if slot < 0 else self._heads[slot](some).float()
+        return out
