@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from demo.recipe.attention import STRIP, causal_attention
+from demo.recipe.training.attention import STRIP, causal_attention
 
 
 @pytest.mark.parametrize("length", [1, 7, STRIP, STRIP + 1, 2 * STRIP + 37])

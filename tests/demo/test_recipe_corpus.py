@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import chat_small, episodes, odd, questions, react, results, tools, words
-from demo.recipe.corpus import make_document
-from demo.recipe.document import Document
-from demo.recipe.domains import HELD_OUT_DOMAINS, all_domains
-from demo.recipe.grammar import choose, parse, say, texts
-from demo.recipe.invented import NOUNS, PROPERTIES, VERBS
-from demo.recipe.results import Result
-from demo.recipe.slots import all_slots, make_value
-from demo.recipe.values import HELD_OUT, TRAIN, is_held_out
+from demo.recipe.corpus import hard_texts, words
+from demo.recipe.corpus.chat import courtesies
+from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.slots import all_slots, make_value
+from demo.recipe.corpus.stream import make_document
+from demo.recipe.corpus.templates import choose, parse, say, texts
+from demo.recipe.corpus.tools import episodes, questions, react, results, tools
+from demo.recipe.corpus.tools.domains import HELD_OUT_DOMAINS, all_domains
+from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
+from demo.recipe.corpus.tools.results import Result
+from demo.recipe.corpus.values import HELD_OUT, TRAIN, is_held_out
 from prompts import segments
 from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
 from prompts.react import render as server_react
@@ -72,10 +74,10 @@ def test_held_out_wordings_are_not_trained():
 
 
 def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
-    assert len({*odd.common_characters()}) == 3755
-    assert {"的", "齐", "座", "啊"} <= {*odd.common_characters()}
+    assert len({*hard_texts.common_characters()}) == 3755
+    assert {"的", "齐", "座", "啊"} <= {*hard_texts.common_characters()}
     rng = random.Random(0)
-    english = {odd.english_word(rng) for _ in range(20_000)}
+    english = {hard_texts.english_word(rng) for _ in range(20_000)}
     assert {"weather", "umbrella"} <= english
     spoken = " ".join(
         text.lower()
@@ -90,16 +92,16 @@ def test_odd_texts_are_of_the_training_side_and_of_every_common_character():
         word for table in (VERBS, NOUNS, PROPERTIES) for entry in table if is_held_out(str(entry)) for word in entry
     }
     assert {"address", "地址"} <= kept
-    assert not kept & (english | {odd.chinese_word(rng) for _ in range(50_000)})
+    assert not kept & (english | {hard_texts.chinese_word(rng) for _ in range(50_000)})
 
 
 def test_what_people_say_to_the_model_may_be_a_value_too():
-    english, chinese = odd.courtesies()
+    english, chinese = hard_texts.courtesies()
     assert {"Thank you", "Hello", "Good morning"} & {*english} and "谢谢你" in chinese
     rng = random.Random(0)
-    drawn = {odd.phrase(rng, lang) for _ in range(4000) for lang in ("en", "zh")}
+    drawn = {hard_texts.phrase(rng, lang) for _ in range(4000) for lang in ("en", "zh")}
     assert drawn >= {"Thank you", "谢谢你"}
-    last = {row[0][1:].partition(")")[0].split("|")[-1] for row in chat_small.COURTESY if row[0].startswith("(")}
+    last = {row[0][1:].partition(")")[0].split("|")[-1] for row in courtesies.COURTESY if row[0].startswith("(")}
     assert not last & {*english}, "the evaluation's own wordings"
 
 
@@ -110,7 +112,7 @@ def test_any_text_may_be_a_value_in_training_alone():
         split: [make_value(all_slots()["city"], rng, "en", split).data for _ in range(300)]
         for split in (TRAIN, HELD_OUT)
     }
-    corpus_words = {odd.english_word(rng).capitalize() for _ in range(20_000)} - {
+    corpus_words = {hard_texts.english_word(rng).capitalize() for _ in range(20_000)} - {
         word for c in known for word in c.split()
     }
     odd_ones = {split: [v for v in values if {*str(v).split()} <= corpus_words] for split, values in drawn.items()}
@@ -144,7 +146,7 @@ def test_drills_ask_for_every_tool_before_they_ask_again():
 
 
 def test_sums_of_the_evaluation_are_not_trained():
-    from demo.recipe.chat_facts import operands
+    from demo.recipe.corpus.chat.facts import operands
 
     rng = random.Random(0)
     for split in (TRAIN, HELD_OUT):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from demo.recipe import episodes
-from demo.recipe.batches import encode_pool, pool_steps
-from demo.recipe.document import Document, encode_document
-from demo.recipe.guide import HEADS, KNOWN_SHARE, Guide
-from demo.recipe.hints import (
+from demo.recipe.corpus.document import Document, encode_document
+from demo.recipe.corpus.tools import episodes
+from demo.recipe.corpus.tools.react import Episode
+from demo.recipe.training.attention_loss import HEADS, KNOWN_SHARE, Guide
+from demo.recipe.training.attention_targets import (
     CHOSEN_TOOL,
     COPIED,
     DECIDED,
@@ -25,8 +25,8 @@ from demo.recipe.hints import (
     WORD_OF_TOOL,
     find_hints,
 )
-from demo.recipe.model_train import ModelConfig, QwenForTraining
-from demo.recipe.react import Episode
+from demo.recipe.training.batches import encode_pool, pool_steps
+from demo.recipe.training.model import ModelConfig, QwenForTraining
 from model.contract.tokenizer import Tokenizer
 
 

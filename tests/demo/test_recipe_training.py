@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.recipe import export, train, vocabulary
-from demo.recipe.batches import HEARD_DOCUMENTS, HEARD_LATER, encode_pool, pool_steps
-from demo.recipe.copy_init import write_copy_heads
-from demo.recipe.corpus import make_document
-from demo.recipe.document import HEARD, Document, encode_document, encode_prompt
-from demo.recipe.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
-from demo.recipe.export import export_checkpoint, load_checkpoint
-from demo.recipe.generate import generate
-from demo.recipe.grid import on_grid, round_to_grid
-from demo.recipe.model_train import ModelConfig, QwenForTraining
-from demo.recipe.optimizer import orthogonalize
+from demo.recipe.corpus.document import HEARD, Document, encode_document, encode_prompt
+from demo.recipe.corpus.stream import make_document
+from demo.recipe.evaluation.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
+from demo.recipe.evaluation.generate import generate
+from demo.recipe.training import export, train, vocabulary
+from demo.recipe.training.batches import HEARD_DOCUMENTS, HEARD_LATER, encode_pool, pool_steps
+from demo.recipe.training.copy_init import write_copy_heads
+from demo.recipe.training.export import export_checkpoint, load_checkpoint
+from demo.recipe.training.grid import on_grid, round_to_grid
+from demo.recipe.training.model import ModelConfig, QwenForTraining
+from demo.recipe.training.optimizer import orthogonalize
 from model.contract.tokenizer import Tokenizer
 from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
@@ -271,7 +271,7 @@ def test_two_processes_train_as_one(tmp_path: Path, ranks_file: Path) -> None:
         (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())
         subprocess.run(
             [
-                *module_command("demo.recipe.train", "--out", str(tmp_path / "out"), "--state", str(state)),
+                *module_command("demo.recipe.training.train", "--out", str(tmp_path / "out"), "--state", str(state)),
                 *("--tokens", "30000", "--step-tokens", "1024", "--cooldown", "0", "--threads", "1", "--float32"),
                 *("--hidden-size", "64", "--layers", "2", "--intermediate-size", "128", "--no-evaluation"),
                 *("--processes", str(processes)),

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from demo.recipe import calibration, questions, suites, tools
-from demo.recipe.domains import domains_of, trained_lines
-from demo.recipe.grammar import choose, say
-from demo.recipe.react import Episode
-from demo.recipe.sides import HELD_OUT, TRAIN
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
+from demo.recipe.corpus.templates import choose, say
+from demo.recipe.corpus.tools import questions, tools
+from demo.recipe.corpus.tools.domains import domains_of, trained_lines
+from demo.recipe.corpus.tools.react import Episode
+from demo.recipe.evaluation import calibration, suites
 from model.contract.tokenizer import Tokenizer
 from model.quantization.calibration import calibration_samples
 
-FOLDER = Path(suites.__file__).resolve().parents[1] / "suites"
+FOLDER = Path(suites.__file__).resolve().parents[2] / "suites"
 
 
 def test_the_command_writes_the_shipped_files() -> None:

@@ -1,0 +1,1 @@
+"""What the checkpoint is trained on: an endless, seeded stream of documents."""

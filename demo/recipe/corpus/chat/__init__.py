@@ -1,0 +1,1 @@
+"""Conversations without tools, a file a kind."""

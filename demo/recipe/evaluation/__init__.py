@@ -1,0 +1,1 @@
+"""What the weights can do, on what training never draws."""
