@@ -24,6 +24,7 @@ from tools.convert import options as convert_options
 from tools.doctor import command as doctor
 from tools.evaluation import command as evaluation_command
 from tools.memory import command as memory_command
+from tools.merge import options as merge_options
 from tools.quantize import options as quantize_options
 
 
@@ -159,6 +160,14 @@ def _add_tools(subparsers: Any) -> None:
     convert_options.add_arguments(convert)
     add_hub_arguments(convert)
     convert.set_defaults(command=_convert)
+    merge = subparsers.add_parser(
+        "merge",
+        help="fold a LoRA adapter into the checkpoint it was trained on",
+        description="Writes a whole checkpoint in the published layout; a quantised one is expanded.",
+    )
+    merge_options.add_arguments(merge)
+    add_hub_arguments(merge)
+    merge.set_defaults(command=_merge)
     shell = subparsers.add_parser(
         "completion",
         help="print what makes a shell complete this command's words",
@@ -241,6 +250,12 @@ def _completion(arguments: dict[str, Any]) -> int:
 
 def _convert(arguments: dict[str, Any]) -> int:
     from tools.convert.command import run
+
+    return run(arguments)
+
+
+def _merge(arguments: dict[str, Any]) -> int:
+    from tools.merge.command import run
 
     return run(arguments)
 

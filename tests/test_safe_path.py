@@ -18,6 +18,7 @@ from server.cli.command_line import command_names
 from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.tools.tuning.test_merge import published_adapter
 
 OURS = ("server", "model", "prompts", "demo", "benchmarks", "tests", "docs")
 # What starts one of our modules and is not module_command: Python would look into the working folder first.
@@ -75,6 +76,7 @@ def test_the_chat_with_a_server_of_its_own(hostile: Path) -> None:
 def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess) -> None:
     suite = str(ROOT / "demo" / "suites" / "chat.jsonl")
     little = ("--num-samples", "2", "--sample-length", "32", "--threads", "1", "--device", "cpu")
+    published_adapter(tmp_path / "adapter", hostile)
     words = {
         "check-config": ["."],
         "memory": ["."],
@@ -82,12 +84,13 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
         "eval": ["chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1"],
         "quantize": [".", str(tmp_path / "int8"), "--bits", "8", *little],
         "convert": [".", str(tmp_path / "qwen2"), "--to", "qwen2"],
+        "merge": [".", str(tmp_path / "adapter"), str(tmp_path / "merged")],
         "doctor": [".", "--device", "cpu", "--json"],
         "completion": ["bash"],
     }
     assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
     for command, arguments in words.items():
-        assert run(hostile, command, *arguments) or command in ("quantize", "convert")
+        assert run(hostile, command, *arguments) or command in ("quantize", "convert", "merge")
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class DenseWeights:
     def groups(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields all tensors by their full names, the embedding first, then block after block.
 
-        They may be views of a file. Of biases only those that are not zero come, and c_attn's.
+        They may be views of a file. Of the biases that quantised checkpoints store everywhere only c_attn's come, and
+        those that are not zero.
 
         Raises:
             CheckpointError: one is missing or misshapen, or holds infinities or NaN.
@@ -77,7 +78,8 @@ class DenseWeights:
             tensors[f"{prefix}{name}.weight"] = weight
             if name == "attn.c_attn" and bias is None:
                 bias = torch.zeros(num_outputs, dtype=weight.dtype)
-            if bias is not None and (name == "attn.c_attn" or bool(bias.any())):
+            is_needed = name == "attn.c_attn" or not self.is_expanded
+            if bias is not None and (is_needed or bool(bias.any())):
                 tensors[f"{prefix}{name}.bias"] = bias
         return tensors
 

@@ -220,7 +220,7 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(KeyboardInterrupt):
         module.quantize(options(tmp_path / "x"), interrupt)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match="GB are needed"):
         quantize(options(tmp_path / "x"))
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]

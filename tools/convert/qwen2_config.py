@@ -216,6 +216,12 @@ class Qwen2Source:
         return value
 
 
+def without_quantization(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json of a published checkpoint whose weights are plain numbers of a dtype now."""
+    kept = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "dtype")}
+    return {**kept, **{flag: name == dtype for name, flag in _DTYPE_FLAGS.items()}}
+
+
 def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json and generation_config.json of a published checkpoint; the second may be absent.
 
@@ -227,4 +233,3 @@ def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], di
     raw |= {"use_dynamic_ntk": config.use_dynamic_ntk, "use_logn_attn": config.use_logn_attn}
     path = folder / "generation_config.json"
     return raw, read_json(path) if path.exists() else {}
-

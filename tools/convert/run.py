@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.tokenizer import Tokenizer
 from model.contract.vocabulary import VOCABULARY_FILE, read_vocabulary
@@ -27,6 +25,7 @@ from model.quantization.tensor_source import TensorSource
 from tools.convert import names
 from tools.convert.options import ConvertOptions, add_arguments, read_options
 from tools.convert.qwen2_config import Qwen2Source, published_raw, qwen2_config, qwen2_generation_config
+from tools.convert.rounding import DISK_MARGIN, Tensors, cast, choose_dtype, disk_bytes, dtype_name, watched
 from tools.convert.tokenizer_files import (
     TOKENIZER_CONFIG,
     TOKENIZER_FILE,
@@ -38,10 +37,6 @@ from tools.convert.tokenizer_files import (
 from tools.process import run_work
 
 logger = logging.getLogger(__name__)
-
-Tensors = dict[str, torch.Tensor]
-
-_DISK_MARGIN = 1.02
 
 
 def convert(options: ConvertOptions) -> None:
@@ -56,24 +51,24 @@ def convert(options: ConvertOptions) -> None:
 def _to_qwen2(options: ConvertOptions) -> None:
     weights = DenseWeights(options.source)
     config = weights.config
-    dtype = _dtype(options, weights.dtype)
+    dtype = choose_dtype(options.dtype, weights.dtype)
     ranks = read_vocabulary(options.source)
     tokenizer = Tokenizer(ranks)
     raw, generation = published_raw(options.source, config)
     chats = generation.get("chat_format") != "raw"
     ids = {"endoftext": tokenizer.endoftext_id, "end": tokenizer.im_end_id if chats else tokenizer.endoftext_id}
-    written = qwen2_config(config, raw, generation, dtype=_name(dtype), ids=ids)
-    check_target(options.target, int(_num_weights(config) * dtype.itemsize * _DISK_MARGIN))
+    written = qwen2_config(config, raw, generation, dtype=dtype_name(dtype), ids=ids)
+    check_target(options.target, disk_bytes(config, dtype))
     with CheckpointWriter(options.target) as writer, torch.inference_mode():
-        for tensors in _watched(weights.groups(), config.num_layers):
-            writer.add(_cast(qwen2_tensors(tensors), dtype))
+        for tensors in watched(weights.groups(), config.num_layers, "converting"):
+            writer.add(cast(qwen2_tensors(tensors), dtype))
         writer.write_json("config.json", written)
         writer.write_json("generation_config.json", qwen2_generation_config(generation, ids))
         writer.write_text(TOKENIZER_FILE, json.dumps(tokenizer_json(ranks), ensure_ascii=False))
         writer.write_json(TOKENIZER_CONFIG, tokenizer_config(config.seq_length, chats=chats))
         writer.copy(options.source, LICENCES)
     if weights.is_expanded:
-        logger.info("the quantised weights were expanded to %s", _name(dtype))
+        logger.info("the quantised weights were expanded to %s", dtype_name(dtype))
     lost = [name for name, used in (("NTK", config.use_dynamic_ntk), ("LogN", config.use_logn_attn)) if used]
     if lost:
         logger.info(
@@ -105,6 +100,8 @@ def qwen2_tensors(published: Tensors) -> Tensors:
             continue
         linear = f"{half}.{kind}"
         if rest == ["bias"] and linear != names.BIASED:
+            if not bool(tensor.any()):
+                continue
             raise CheckpointError(f"tensor {name!r} is not zero, and transformers' Qwen2 has no such bias")
         parts = names.LINEARS[linear]
         for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
@@ -119,22 +116,20 @@ def _to_qwen(options: ConvertOptions) -> None:
     weights = TensorSource(options.source)
     (embedding,) = names.FIRST.values()
     first = weights.read([embedding])[embedding]
-    dtype = _dtype(options, first.dtype)
-    raw = source.published(vocab_size=len(first), dtype=_name(dtype))
+    dtype = choose_dtype(options.dtype, first.dtype)
+    raw = source.published(vocab_size=len(first), dtype=dtype_name(dtype))
     generation = source.published_generation({"endoftext": tokenizer.endoftext_id, "im_end": tokenizer.im_end_id})
     if tokenizer.num_rows_needed > len(first):
         raise CheckpointError(f"{options.source}: the vocabulary has more tokens than the embedding has rows")
     size = sum(path.stat().st_size for path in find_weight_files(options.source))
-    check_target(options.target, int(size / first.itemsize * dtype.itemsize * _DISK_MARGIN))
+    check_target(options.target, int(size / first.itemsize * dtype.itemsize * DISK_MARGIN))
     with CheckpointWriter(options.target) as writer, torch.inference_mode():
-        for tensors in _watched(_groups_of_qwen2(weights, source), source.num_layers):
-            writer.add(_cast(tensors, dtype))
+        for tensors in watched(_groups_of_qwen2(weights, source), source.num_layers, "converting"):
+            writer.add(cast(tensors, dtype))
         writer.write_json("config.json", raw)
         writer.write_json("generation_config.json", generation)
         writer.write_text(VOCABULARY_FILE, tiktoken_file(ranks))
-        writer.write_json(
-            TOKENIZER_CONFIG, {"tokenizer_class": "QWenTokenizer", "model_max_length": raw["seq_length"]}
-        )
+        writer.write_json(TOKENIZER_CONFIG, {"tokenizer_class": "QWenTokenizer", "model_max_length": raw["seq_length"]})
         writer.copy(options.source, LICENCES)
 
 
@@ -161,38 +156,6 @@ def _groups_of_qwen2(weights: TensorSource, source: Qwen2Source) -> Iterator[Ten
     left = [name for name in weights.names if name not in known and not name.endswith(".inv_freq")]
     if left:
         raise CheckpointError(f"unexpected tensor {left[0]!r}: the published layout has no place for it")
-
-
-def _watched(groups: Iterator[Tensors], num_layers: int) -> Iterator[Tensors]:
-    """Shows how far it is: blocks, and the three tensors outside of them."""
-    yield from tqdm(groups, total=num_layers + 3, desc="converting", unit="part", disable=None)
-
-
-def _num_weights(config: ModelConfig) -> int:
-    """Numbers of a checkpoint, all but the norms and biases."""
-    per_block = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size // 2
-    return config.num_layers * per_block + 2 * config.vocab_size * config.hidden_size
-
-
-def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """Tensors of their own, in the dtype to be written: views of one tensor or of a file cannot be saved.
-
-    Raises:
-        CheckpointError: a value is beyond what the dtype holds.
-    """
-    cast = {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in cast.items():
-        if not bool(tensor.sum(dtype=torch.float32).isfinite()):
-            raise CheckpointError(f"tensor {name!r} has values beyond {_name(dtype)}; try another --dtype")
-    return cast
-
-
-def _dtype(options: ConvertOptions, stored: torch.dtype) -> torch.dtype:
-    return stored if options.dtype == "auto" else getattr(torch, options.dtype)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""`qwen-server merge`: a checkpoint with an adapter folded into its weights."""
