@@ -23,6 +23,7 @@ from tools.chat import arguments as chat_arguments
 from tools.convert import options as convert_options
 from tools.doctor import command as doctor
 from tools.evaluation import command as evaluation_command
+from tools.export import options as export_options
 from tools.memory import command as memory_command
 from tools.merge import options as merge_options
 from tools.quantize import options as quantize_options
@@ -168,6 +169,12 @@ def _add_tools(subparsers: Any) -> None:
     merge_options.add_arguments(merge)
     add_hub_arguments(merge)
     merge.set_defaults(command=_merge)
+    export = subparsers.add_parser(
+        "export", help="write a checkpoint as a GGUF file for llama.cpp", description=export_options.DESCRIPTION
+    )
+    export_options.add_arguments(export)
+    add_hub_arguments(export)
+    export.set_defaults(command=_export)
     shell = subparsers.add_parser(
         "completion",
         help="print what makes a shell complete this command's words",
@@ -262,6 +269,12 @@ def _merge(arguments: dict[str, Any]) -> int:
 
 def _quantize(arguments: dict[str, Any]) -> int:
     from tools.quantize.command import run
+
+    return run(arguments)
+
+
+def _export(arguments: dict[str, Any]) -> int:
+    from tools.export.command import run
 
     return run(arguments)
 

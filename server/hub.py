@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from model.contract.checkpoint_folder import describe_file, require_checkpoint
+from model.contract.checkpoint_folder import describe_file, gguf_in, require_checkpoint
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.gguf.file import is_gguf
 from server.demo import demo_folder, demo_name
 from server.hub_download import Hub, download
 
@@ -87,7 +88,7 @@ def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path |
 
 
 def local_folder(model: str) -> Path | None:
-    """Returns the folder a name means, with all links followed; None if there is nothing of that name.
+    """Returns the folder or GGUF file a name means, with all links followed; None if there is nothing of that name.
 
     The names of the demo checkpoints mean those, wherever the command is started.
 
@@ -97,11 +98,13 @@ def local_folder(model: str) -> Path | None:
     if (demo := demo_folder(model)) is not None:
         return demo
     try:
-        folder = Path(model).expanduser()
-        if folder.is_dir():
-            return folder.resolve()
-        if folder.exists():
-            raise CheckpointError(describe_file(folder))
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return gguf_in(path.resolve())
+        if path.is_file() and is_gguf(path):
+            return path.resolve()
+        if path.exists():
+            raise CheckpointError(describe_file(path))
     except OSError as error:
         raise CheckpointError(f"{model}: {error.strerror or error}") from error
     except (RuntimeError, ValueError) as error:  # no such user, or a byte that no path has
@@ -135,5 +138,5 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
         names = (name, name.rsplit("/", 1)[-1], "Qwen")
     else:
         # Not where it lies: names are told to anybody who asks, in lists, errors and metrics.
-        names = (demo_name(folder) or folder.name, "Qwen")
+        names = (demo_name(folder) or (folder.stem if is_gguf(folder) else folder.name), "Qwen")
     return tuple(dict.fromkeys(n for n in names if n))

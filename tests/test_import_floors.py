@@ -19,7 +19,8 @@ TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantizatio
 # Of the tools: what only speaks to servers, and what only computes.
 CLIENTS = ("tools.chat", "tools.bench", "tools.evaluation")
 ENGINE_TOOLS = (
-    "tools.process", "tools.convert.run", "tools.merge.run", "tools.quantize.run", "tools.quantize.options",
+    "tools.process", "tools.convert.run", "tools.merge.run", "tools.export.run",
+    "tools.export.options", "tools.quantize.run", "tools.quantize.options",
     "tools.doctor.__main__", "tools.doctor.facts", "tools.doctor.advice", "tools.doctor.limits", "tools.doctor.text",
 )  # fmt: skip
 # Of conversion: from the wire types of an API to a neutral request.

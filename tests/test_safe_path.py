@@ -85,12 +85,13 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
         "quantize": [".", str(tmp_path / "int8"), "--bits", "8", *little],
         "convert": [".", str(tmp_path / "qwen2"), "--to", "qwen2"],
         "merge": [".", str(tmp_path / "adapter"), str(tmp_path / "merged")],
+        "export": [".", str(tmp_path / "out.gguf")],
         "doctor": [".", "--device", "cpu", "--json"],
         "completion": ["bash"],
     }
     assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
     for command, arguments in words.items():
-        assert run(hostile, command, *arguments) or command in ("quantize", "convert", "merge")
+        assert run(hostile, command, *arguments) or command in ("quantize", "convert", "merge", "export")
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

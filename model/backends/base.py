@@ -75,6 +75,44 @@ class LowRankTable(Protocol):
         ...
 
 
+class GroupedWeight(NamedTuple):
+    """A weight of small integers with a scale, and perhaps an offset, for each group of consecutive inputs.
+
+    `weight[n, k] = scales[n, g] * level + offsets[n, g]` with `g = k // (K / G)`, where the level of a value is
+    `values[n, k] - zero`, or `codes[values[n, k]]`.
+
+    Attributes:
+        values: [N, K] uint8, from 0 to 2 ** bits - 1.
+        scales: [N, G] float32.
+        offsets: the same, or None.
+        bits: 4 or 8.
+        zero: the value whose level is 0: 128 of 8 bits; 8 or 0 of 4 bits.
+        codes: [16] float32 of 4 bits, or None.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor | None
+    bits: int
+    zero: int
+    codes: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """N and K."""
+        return self.values.shape
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return self.values.shape[1] // self.scales.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        return sum(t.nbytes for t in (self.values, self.scales, self.offsets) if t is not None)
+
+
 class DecodeGraphs(Protocol):
     """Decode steps that were recorded at the start and are replayed."""
 
@@ -201,6 +239,22 @@ class Backend(Protocol):
 
     def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
         """Works out, once a step, which rows have which adapter; None where none has one."""
+        ...
+
+    def prepare_grouped_linear(
+        self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
+    ) -> tuple[LinearKernel, int] | None:
+        """Lays out a grouped weight for multiplying.
+
+        Args:
+            weight: the caller keeps no reference.
+            bias: [N] or None.
+            dtype: of the activations.
+            wide_results: see `prepare_linear`.
+
+        Returns:
+            as `prepare_gptq_linear`.
+        """
         ...
 
     def finish_loading(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, LinearKernel, LowRankTable
-from model.backends.cpu.gptq_linear import make_gptq_linear
+from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
+from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
 from model.backends.cpu.packed_linear import make_bfloat16_linear
 from model.backends.huge_pages import use_huge_pages
 from model.backends.immediate import ImmediateSteps
@@ -121,6 +121,12 @@ class TorchBackend(ImmediateSteps):
     def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
         """See `Backend`."""
         return plan_adapter_rows(spans, self.device)
+
+    def prepare_grouped_linear(
+        self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`. As a GPTQ weight."""
+        return make_grouped_linear(weight, bias, dtype, wide_results=wide_results) if self._own_kernels else None
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""

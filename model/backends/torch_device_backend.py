@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
 from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
 from model.backends.torch_attention import rotate_and_cache, rotation
 from model.backends.torch_backend import TorchBackend, require_known_dtype
-from model.backends.torch_gptq import make_torch_gptq_linear
+from model.backends.torch_gptq import TorchGroupedLinear, make_torch_gptq_linear
 from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
@@ -140,6 +140,13 @@ class TorchDeviceBackend(TorchBackend):
     ) -> tuple[LinearKernel, int] | None:
         """See `Backend`. Stays quantised, and is expanded for each product."""
         return make_torch_gptq_linear(weight, bias, dtype)
+
+    def prepare_grouped_linear(
+        self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`. Stays quantised, and is expanded for each product."""
+        linear = TorchGroupedLinear(weight, bias, dtype)
+        return linear, linear.num_bytes
 
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> GatheredPlan:  # type: ignore[override]
         """See `Backend`. One copy brings all numbers to the device; slots are worked out there."""

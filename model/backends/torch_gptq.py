@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors
+from model.backends.base import GPTQTensors, GroupedWeight
+from model.quantization.grouped import expand_rows
 from model.quantization.words import unpack_rows
 
 # Of expanded weights at a time.
@@ -69,6 +70,45 @@ class TorchGPTQLinear:
             packed = torch.stack([packed & 15, packed >> 4], 1)
         values = packed.view(len(packed), *self._shape).to(self._scales.dtype)
         return values.sub_(self._zeros[outputs]).mul_(self._scales[outputs]).to(self._dtype).flatten(1)
+
+
+class TorchGroupedLinear:
+    """Maps [T, K] to [T, N].
+
+    Args:
+        weight: grouped.
+        bias: [N] or None.
+        dtype: of the activations.
+    """
+
+    def __init__(self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        num_inputs = weight.shape[1]
+        self._has_pairs = weight.bits == 4 and num_inputs % 2 == 0
+        if self._has_pairs:
+            low, high = weight.values.chunk(2, 1)
+            weight = weight._replace(values=low | (high << 4))
+        self._weight = weight
+        self._bias = None if bias is None else bias.to(dtype)
+        self._dtype = dtype
+        self._outputs_per_pass = max(1, _EXPANDED_BYTES // (num_inputs * torch.float32.itemsize))
+        self.num_bytes = weight.num_bytes + (0 if bias is None else bias.nbytes)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [T, K] to [T, N]."""
+        parts = []
+        for low in range(0, len(self._weight.values), self._outputs_per_pass):
+            outputs = slice(low, low + self._outputs_per_pass)
+            bias = None if self._bias is None else self._bias[outputs]
+            parts.append(F.linear(x, self._expand(outputs), bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _expand(self, outputs: slice) -> torch.Tensor:
+        values, scales, offsets, _, zero, codes = self._weight
+        values = values[outputs]
+        if self._has_pairs:
+            values = torch.cat((values & 15, values >> 4), 1)
+        offsets = None if offsets is None else offsets[outputs]
+        return expand_rows(values, scales[outputs], offsets, zero, codes).to(self._dtype)
 
 
 def make_torch_gptq_linear(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
+from model.contract.gguf.file import is_gguf, is_later_shard
 from model.contract.json_file import read_json
 
 MODEL_TYPE = "qwen"
@@ -24,7 +25,7 @@ def require_checkpoint(folder: Path) -> None:
     """Refuses a folder that is plainly something else than a checkpoint; anything doubtful passes.
 
     Raises:
-        CheckpointError: it is empty, an adapter, a GGUF file's, a hub's cache, of another architecture, or has
+        CheckpointError: it is empty, an adapter, several GGUF files, a hub's cache, of another architecture, or has
             something else in a file's place.
     """
     try:
@@ -37,13 +38,14 @@ def require_checkpoint(folder: Path) -> None:
     if "config.json" in names:
         model_type = read_json(folder / "config.json").get("model_type")
         if model_type != MODEL_TYPE:
-            raise CheckpointError(f"{folder / 'config.json'}: {_describe_model_type(model_type)}")
+            raise CheckpointError(f"{folder / 'config.json'}: {describe_model_type(model_type)}")
         return
     if _ADAPTER in names:
         raise CheckpointError(f"{folder}: {_describe_adapter(folder / _ADAPTER)}")
-    gguf = sorted(name for name in names if name.lower().endswith(".gguf"))
+    gguf = _gguf_files(folder)
     if gguf:
-        raise CheckpointError(describe_file(folder / gguf[0]))
+        names_told = ", ".join(path.name for path in gguf[:5]) + (" ..." if len(gguf) > 5 else "")
+        raise CheckpointError(f"{folder}: holds GGUF files; serve one of them: {names_told}")
     depths = ("*", "snapshots/*", "*/snapshots/*")  # the last two of a hub's cache
     below = sorted(path.parent for depth in depths for path in folder.glob(f"{depth}/config.json"))
     if below:
@@ -51,17 +53,29 @@ def require_checkpoint(folder: Path) -> None:
                               f" {below[-1]}")  # fmt: skip
 
 
+def gguf_in(folder: Path) -> Path:
+    """Returns the one model in GGUF that a folder without a checkpoint holds, else the folder itself."""
+    if (folder / "config.json").exists():
+        return folder
+    files = _gguf_files(folder)
+    return files[0] if len(files) == 1 else folder
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    """The models in GGUF that lie in a folder; of several files of one, the first."""
+    try:
+        files = sorted(path for path in folder.iterdir() if is_gguf(path) and path.is_file())
+    except OSError:
+        return []
+    return [path for path in files if not is_later_shard(path)]
+
+
 def describe_file(path: Path) -> str:
     """Says what a file is that was named in the place of a folder."""
-    if path.suffix.lower() == ".gguf":
-        return (
-            f"{path}: is a GGUF file, llama.cpp's format; this server loads the safetensors or .bin files that it was"
-            " made from"
-        )
-    return f"{path}: is a file; give the checkpoint's folder"
+    return f"{path}: is a file; give the checkpoint's folder, or a GGUF file"
 
 
-def _describe_model_type(model_type: object) -> str:
+def describe_model_type(model_type: object) -> str:
     """Says what a config's model_type stands for, and that it is not served."""
     ours = f"this server runs first-generation Qwen checkpoints only (model_type {MODEL_TYPE!r})"
     if isinstance(model_type, str) and model_type.startswith("qwen"):

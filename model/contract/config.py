@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.contract.checkpoint_folder import require_checkpoint
+from model.contract.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
 from model.contract.errors import CheckpointError
+from model.contract.gguf.checkpoint import gguf_config, kept_bytes
+from model.contract.gguf.file import is_gguf
 from model.contract.json_file import read_json
 from model.contract.weight_files import rows_of_embedding
 
@@ -72,6 +74,18 @@ class AttentionShape(NamedTuple):
         return self.num_heads * self.head_dim, kv_size, kv_size
 
 
+class StoredWeights(NamedTuple):
+    """What the weights of a file whose tensors are of several types take once they are loaded.
+
+    Attributes:
+        packed_bytes: of those that stay packed.
+        num_plain: how many numbers are kept in the dtype that is computed in.
+    """
+
+    packed_bytes: int
+    num_plain: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The architecture's numbers.
@@ -85,6 +99,7 @@ class ModelConfig:
         declared_dtype: "bfloat16", "float16", "float32", or None when the file leaves it to the device.
         max_positions: `max_position_embeddings`: how long sequences may become; 0 where the file does not say.
         int8_kv_cache: `use_cache_quantization`: the file asks for keys and values in int8.
+        stored_weights: of a GGUF file, whose tensors may be packed each in another way; else None.
         remarks: what in the file is odd, and how it was understood, a sentence each.
         architecture: the class of the published code, as the file names it.
     """
@@ -106,6 +121,7 @@ class ModelConfig:
     quantization: QuantizationConfig | None
     max_positions: int = 0
     int8_kv_cache: bool = False
+    stored_weights: StoredWeights | None = None
     remarks: tuple[str, ...] = ()
     architecture: str = PUBLISHED_CLASS
 
@@ -116,14 +132,16 @@ class ModelConfig:
         """Reads `config.json` (and `quantize_config.json`) of a checkpoint folder.
 
         Args:
-            folder: of a checkpoint.
+            folder: of a checkpoint, or a GGUF file.
             stored_rows: tells how many rows the embedding in a folder's weights has, where it can; asked only where
                 `vocab_size` and `padded_vocab_size` disagree, as they do once a fine-tune has resized the embedding.
 
         Raises:
             CheckpointError: missing, not JSON, another architecture, or numbers that do not fit together.
         """
-        folder = Path(folder)
+        folder = gguf_in(Path(folder))
+        if is_gguf(folder):
+            return _from_gguf(folder)
         require_checkpoint(folder)
         path = folder / "config.json"
         raw = read_json(path)
@@ -166,6 +184,14 @@ class ModelConfig:
         """What the file declares; with dynamic NTK four times the trained length if that is more; at most 32768."""
         reached = 4 * self.seq_length if self.use_dynamic_ntk else self.seq_length
         return max(self.seq_length, min(max(reached, self.max_positions), MAX_DEFAULT_MODEL_LEN))
+
+
+def _from_gguf(path: Path) -> ModelConfig:
+    raw, remarks, file = gguf_config(path)
+    if raw["model_type"] != MODEL_TYPE:
+        raise CheckpointError(f"{path}: {describe_model_type(raw['model_type'])}")
+    config = _from_raw(_Fields(raw, path), None)
+    return replace(config, remarks=tuple(remarks), stored_weights=StoredWeights(*kept_bytes(file.tensors)))
 
 
 class _Fields:

@@ -45,6 +45,8 @@ class MemoryPlan:
     def weights_bytes(self) -> int:
         """Of the loaded checkpoint."""
         config = self.config
+        if config.stored_weights is not None:
+            return config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
         hidden, inner = config.hidden_size, config.intermediate_size // 2
         num_outside = 2 * config.vocab_size * hidden + hidden
         num_norms = 2 * hidden
@@ -125,19 +127,21 @@ class MemoryPlan:
             bits: of GPTQ in groups of 128 (the checkpoint's own bits leave it as it is); None is not quantised.
         """
         own = self.config.quantization
-        if bits == (None if own is None else own.bits):
+        if self.config.stored_weights is None and bits == (None if own is None else own.bits):
             return self
         quantization = None
         if bits is not None:
             quantization = QuantizationConfig(
                 quant_method="gptq", bits=bits, group_size=_GPTQ_GROUP, desc_act=False, sym=True
             )
-        return replace(self, config=replace(self.config, quantization=quantization))
+        return replace(self, config=replace(self.config, quantization=quantization, stored_weights=None))
 
     def summary(self) -> str:
         """One line for the log."""
         quantization = self.config.quantization
         kind = self.dtype if quantization is None else f"Int{quantization.bits}, activations {self.dtype}"
+        if self.config.stored_weights is not None:
+            kind = f"GGUF, activations {self.dtype}"
         return (
             f"weights {self.weights_bytes / 1e9:.2f} GB ({kind}); KV cache ({self.kv_dtype}) "
             f"{self.kv_token_bytes / 1e3:.1f} kB a token, {self.kv_block_bytes / 1e6:.2f} MB a block of "

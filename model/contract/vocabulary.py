@@ -12,6 +12,8 @@ import logging
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
+from model.contract.gguf.checkpoint import gguf_ranks
+from model.contract.gguf.file import is_gguf
 from model.contract.json_file import read_json
 
 logger = logging.getLogger(__name__)
@@ -29,11 +31,15 @@ _EXTRA_KEY = "extra_vocab_file"
 
 
 def read_vocabulary(folder: Path) -> dict[bytes, int]:
-    """Reads the ranks of a checkpoint folder: `qwen.tiktoken`, and what tokenizer_config.json adds to it.
+    """Reads the ranks of a checkpoint: `qwen.tiktoken`, and what tokenizer_config.json adds to it; or a GGUF file's.
 
     Raises:
         CheckpointError: a file is missing or malformed.
     """
+    if is_gguf(folder):
+        ranks = gguf_ranks(folder)
+        _require_whole(ranks, folder)
+        return ranks
     ranks = read_ranks(folder / VOCABULARY_FILE)
     _add_extra_ranks(ranks, folder)
     return ranks
@@ -46,6 +52,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         CheckpointError: missing, malformed, or its ranks are not 0..n-1 and then from n + 208 on.
     """
     ranks = _read_rank_file(path)
+    _require_whole(ranks, path)
+    return ranks
+
+
+def _require_whole(ranks: dict[bytes, int], path: Path) -> None:
     start = first_gap(ranks)
     added = sorted(rank for rank in ranks.values() if rank >= start)
     end_of_controls = start + NUM_CONTROL_TOKENS
@@ -66,7 +77,6 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     missing = [b for b in range(256) if bytes([b]) not in ranks]
     if missing:
         raise CheckpointError(f"{path}: the single bytes {missing[:8]} have no rank; the file is truncated or damaged")
-    return ranks
 
 
 def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from model.contract.errors import CheckpointError
+from model.contract.gguf.file import is_gguf
 from model.contract.json_file import read_json
 from model.contract.safetensors_header import read_header
 
@@ -33,6 +34,8 @@ def find_weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or a shard is missing.
     """
+    if is_gguf(folder):
+        raise CheckpointError(f"{folder}: is a GGUF file; this needs a folder with safetensors or .bin files")
     found = [folder / name for name in _SETS if (folder / name).is_file()]
     if len(found) > 1:
         others = ", ".join(path.name for path in found[1:])

@@ -17,8 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from model.architectures.causal_lm import CausalLM
+from model.backends.base import GroupedWeight
 from model.contract.errors import CheckpointError
+from model.contract.gguf.file import is_gguf, shards
 from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
+from model.quantization.gguf_tensors import iterate_gguf
+from model.quantization.grouped import expand, moved
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ def stored_rows(folder: Path) -> int | None:
     Raises:
         CheckpointError: the weights cannot be read.
     """
+    if is_gguf(folder):
+        return None  # its config comes of the tensors
     for path in find_weight_files(folder):
         if path.suffix != ".safetensors":
             state, _ = _load_bin(path)  # mapped, not read
@@ -148,19 +154,30 @@ def load_weights(
     Raises:
         CheckpointError: anything is missing, unexpected or misshapen.
     """
-    paths = find_weight_files(folder)
     target = _Target(model, device)
+    paths = shards(folder) if is_gguf(folder) else find_weight_files(folder)
     total_bytes = sum(path.stat().st_size for path in paths)
     read_bytes = 0
-    for path in paths:
-        for name, tensor in iterate_tensors(path):
-            read_bytes += tensor.nbytes
-            target.put(name, tensor, path)
-            del tensor
-            if on_progress is not None:
-                on_progress(min(read_bytes, total_bytes), total_bytes)
+    for path, name, tensor in _all_tensors(folder, paths):
+        read_bytes += tensor.num_bytes if isinstance(tensor, GroupedWeight) else tensor.nbytes
+        target.put(name, tensor, path)
+        del tensor
+        if on_progress is not None:
+            on_progress(min(read_bytes, total_bytes), total_bytes)
     target.check_complete(folder)
     return target.num_bytes
+
+
+def _all_tensors(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, str, torch.Tensor | GroupedWeight]]:
+    if is_gguf(folder):
+        for name, stored in iterate_gguf(folder):
+            yield folder, name, stored
+            del stored
+        return
+    for path in paths:
+        for name, tensor in iterate_tensors(path):
+            yield path, name, tensor
+            del tensor
 
 
 def told_by_name(name: str) -> str | None:
@@ -194,7 +211,7 @@ class _Target:
             if tensors:
                 self._missing_of[module] = len(tensors)
 
-    def put(self, name: str, tensor: torch.Tensor, path: Path) -> None:
+    def put(self, name: str, tensor: torch.Tensor | GroupedWeight, path: Path) -> None:
         parameter = self._model.parameter_name(name)
         if parameter is None:
             return
@@ -213,9 +230,17 @@ class _Target:
         placeholder: torch.Tensor = getattr(module, attribute)
         if placeholder.shape != tensor.shape:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, "
-                f"but config.json asks for {list(placeholder.shape)}"
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, but "
+                f"{'its metadata ask' if is_gguf(path) else 'config.json asks'} for {list(placeholder.shape)}"
             )
+        if isinstance(tensor, GroupedWeight):
+            take_grouped = getattr(module, "take_grouped", None)
+            if attribute == "weight" and callable(take_grouped):
+                self._bytes_of[module] = self._bytes_of.get(module, 0) + take_grouped(moved(tensor, self._device))
+                del tensor
+                self._arrived(module)
+                return
+            tensor = expand(tensor, torch.float32)
         if placeholder.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise CheckpointError(f"{path}: tensor {name!r} is {tensor.dtype}, expected {placeholder.dtype}")
         keeps_dtype = attribute in getattr(module, "stored_dtype_tensors", ())
@@ -249,3 +274,10 @@ class _Target:
             names = list(self._waiting)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(f"{folder}: missing tensors: {', '.join(names[:3])}{more}")
+        expanded = [name for name, module in self._model.named_modules() if getattr(module, "is_expanded", False)]
+        if expanded:
+            logger.warning(
+                "%d quantised weights are kept as numbers, for the kernels do not take them (the first is %s)",
+                len(expanded),
+                expanded[0],
+            )

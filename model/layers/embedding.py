@@ -1,4 +1,4 @@
-"""The token embedding, without storage until the checkpoint is loaded."""
+"""The token embedding, without storage until the checkpoint is loaded; its rows may stay as small integers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.backends.base import GroupedWeight
 from model.execution.forward_batch import ForwardBatch
+from model.quantization.grouped import expand_rows
 
 
 class Embedding(nn.Module):
@@ -20,10 +22,33 @@ class Embedding(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
+        self.weight: nn.Parameter | None = nn.Parameter(
             torch.empty(vocab_size, hidden_size, dtype=dtype, device="meta"), requires_grad=False
         )
+        self._dtype = dtype
+        self._grouped: GroupedWeight | None = None
+
+    def take_grouped(self, weight: GroupedWeight) -> int:
+        """Keeps rows as they are stored: a step expands the few that it reads. Returns their bytes.
+
+        Values of 4 bits are kept two in a byte: the first half of a row in the low halves.
+        """
+        if weight.bits == 4 and weight.values.shape[1] % 2 == 0:
+            low, high = weight.values.chunk(2, 1)
+            weight = weight._replace(values=low | high << 4)
+        self.weight = None
+        self._grouped = weight
+        return weight.num_bytes
 
     def forward(self, token_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T] int64 to [T, hidden_size]; the step is there for what treats its rows differently."""
-        return F.embedding(token_ids, self.weight)
+        grouped = self._grouped
+        if grouped is None:
+            assert self.weight is not None
+            return F.embedding(token_ids, self.weight)
+        values = grouped.values[token_ids]
+        if grouped.bits == 4:
+            values = torch.cat((values & 15, values >> 4), 1)
+        offsets = None if grouped.offsets is None else grouped.offsets[token_ids]
+        rows = expand_rows(values, grouped.scales[token_ids], offsets, grouped.zero, grouped.codes)
+        return rows.to(self._dtype)

@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from model.backends.base import Backend, LinearKernel
+from model.backends.base import Backend, GroupedWeight, LinearKernel
 from model.execution.forward_batch import ForwardBatch
+from model.quantization.grouped import expand
 
 
 class MakeLinear(Protocol):
@@ -38,6 +39,9 @@ class Linear(nn.Module):
         backend: lays out the weight once loaded, and multiplies.
         dtype: of weight and activations.
         wide_results: see `Backend.prepare_linear`.
+
+    Attributes:
+        is_expanded: whether its weight was grouped, and is kept as numbers because the backend cannot multiply it so.
     """
 
     def __init__(
@@ -58,8 +62,16 @@ class Linear(nn.Module):
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype, device="meta"), requires_grad=False)
         self._backend = backend
+        self._dtype = dtype
         self._wide_results = wide_results
+        self._grouped: GroupedWeight | None = None
+        self.is_expanded = False
         self._kernel: LinearKernel | None = None
+
+    def take_grouped(self, weight: GroupedWeight) -> int:
+        """Takes a weight of the file as it is stored, in the place of numbers; returns its bytes."""
+        self._grouped = weight
+        return weight.num_bytes
 
     def finish_loading(self) -> int:
         """Hands the loaded tensors to the backend and lets go of them, so that no second copy stays.
@@ -67,8 +79,19 @@ class Linear(nn.Module):
         Returns:
             Bytes of the weight and bias.
         """
-        assert self.weight is not None
-        weight, bias = self.weight.data, None if self.bias is None else self.bias.data
+        bias = None if self.bias is None else self.bias.data
+        grouped = self._grouped
+        if grouped is not None:
+            self.weight = self.bias = self._grouped = None
+            packed = self._backend.prepare_grouped_linear(grouped, bias, self._dtype, wide_results=self._wide_results)
+            if packed is not None:
+                self._kernel, num_bytes = packed
+                return num_bytes
+            self.is_expanded = True
+            weight = expand(grouped, self._dtype)
+        else:
+            assert self.weight is not None
+            weight = self.weight.data
         self.weight = None
         self.bias = None
         num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)

@@ -60,5 +60,5 @@ def translate(words: Sequence[str]) -> str | None:
 
 
 def names_checkpoint(word: str) -> bool:
-    """Whether a word in a command's place is a checkpoint: a folder, or owner/name."""
-    return "/" in word or Path(word).expanduser().is_dir()
+    """Whether a word in a command's place is a checkpoint: a folder, a GGUF file, or owner/name."""
+    return "/" in word or word.lower().endswith(".gguf") or Path(word).expanduser().is_dir()

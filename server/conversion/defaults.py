@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.contract.errors import CheckpointError
+from model.contract.gguf.checkpoint import gguf_generation
+from model.contract.gguf.file import is_gguf
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "generation_config.json"
 CHATML = "chatml"
@@ -42,11 +47,16 @@ class GenerationDefaults:
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationDefaults:
-        """Reads the file of a checkpoint folder; a missing file means the published defaults.
+        """Reads the file of a checkpoint folder, or what a GGUF file says; nothing means the published defaults.
 
         Raises:
             CheckpointError: the file is there but cannot be used.
         """
+        if is_gguf(folder):
+            data, remarks = gguf_generation(folder)
+            for remark in remarks:
+                logger.info("%s: %s", folder, remark)
+            return cls._from_data(folder, data)
         path = folder / FILE_NAME
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -56,6 +66,10 @@ class GenerationDefaults:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
         if not isinstance(data, dict):
             raise CheckpointError(f"{path}: must hold one JSON object")
+        return cls._from_data(path, data)
+
+    @classmethod
+    def _from_data(cls, path: Path, data: dict[str, Any]) -> GenerationDefaults:
         reader = _Reader(path, data)
         greedy = data.get("do_sample") is False
         return cls(

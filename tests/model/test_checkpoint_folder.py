@@ -31,6 +31,11 @@ def gguf(folder: Path) -> None:
     (folder / "qwen-7b-q4_0.gguf").write_bytes(b"GGUF")
 
 
+def two_models(folder: Path) -> None:
+    for name in ("a", "b-00001-of-00002", "b-00002-of-00002"):
+        (folder / f"{name}.gguf").write_bytes(b"GGUF")
+
+
 def of_type(model_type: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -56,7 +61,8 @@ def nameless_adapter(folder: Path) -> None:
 FOLDERS = [
     (empty, "is empty"),
     (adapter, r"an adapter of Qwen/Qwen-7B-Chat \(LORA\), not a whole model; merge it"),
-    (gguf, r"qwen-7b-q4_0\.gguf: is a GGUF file"),
+    (gguf, r"qwen-7b-q4_0\.gguf"),
+    (two_models, r"holds GGUF files; serve one of them: a\.gguf, b-00001-of-00002\.gguf$"),
     (of_type("qwen2"), "Qwen1.5, Qwen2 or Qwen2.5 model.*first-generation.*vLLM"),
     (of_type("qwen2_5_vl"), "Qwen1.5, Qwen2 or Qwen2.5 model"),
     (of_type("qwen3_moe"), "a Qwen3 model"),
@@ -101,7 +107,7 @@ def test_what_came_in_the_place_of_a_file(name: str, demo_checkpoint: Path, tmp_
 
 
 def test_a_file_is_told_too(tmp_path: Path) -> None:
-    for name, words in (("a.gguf", "is a GGUF file"), ("a.safetensors", "is a file; give the checkpoint's folder")):
+    for name, words in (("a.bin", "give the checkpoint's folder, or a GGUF"), ("a.safetensors", "is a file; give the")):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(CheckpointError, match=words):
             hub.resolve_checkpoint(str(tmp_path / name))

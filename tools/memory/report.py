@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.contract.safetensors_header import read_header
 from model.contract.weight_files import find_weight_files
@@ -77,7 +78,9 @@ def find_checkpoint(name: str, hub: Hub = "huggingface", revision: str | None = 
     with contextlib.suppress(CheckpointError):  # of a hub id the weights need not be here
         files = [path for path in find_weight_files(folder) if path.suffix == ".safetensors"]
     num_bytes = sum(info.num_bytes for file in files for info in read_header(file).values())
-    return Checkpoint(name, ModelConfig.from_folder(folder), num_bytes if files else None)
+    if is_gguf(folder):
+        num_bytes = sum(tensor.num_bytes for tensor in read_gguf(folder).tensors.values())
+    return Checkpoint(name, ModelConfig.from_folder(folder), num_bytes or None)
 
 
 def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +101,12 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "Int8": plan.quantized(8),
         "Int4": plan.quantized(4),
     }
+    if config.stored_weights is not None:
+        kinds = {"GGUF": plan, **kinds}
     return {
         "model": checkpoint.name,
         "quantization": None if own is None else {"bits": own.bits, "group_size": own.group_size},
+        "is_gguf": config.stored_weights is not None,
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.kv_dtype,
         "block_size": plan.block_size,
@@ -137,7 +143,7 @@ def _peak(kind: str, checkpoint: Checkpoint, plan: MemoryPlan, batch: int) -> di
     card = CARD_FIGURES.get((name, None if quantization is None else quantization.bits)) if batch == 1 else None
     return {
         "weights": kind,
-        "is_own": plan.config.quantization == checkpoint.config.quantization,
+        "is_own": plan.config == checkpoint.config,
         "batch": batch,
         **{case: plan.peak_bytes(batch, *tokens) for case, tokens in _CARD_CASES.items()},
         "card_gb": card,
@@ -146,7 +152,8 @@ def _peak(kind: str, checkpoint: Checkpoint, plan: MemoryPlan, batch: int) -> di
 
 def _text(f: dict[str, Any]) -> str:
     own = f["quantization"]
-    kind = f["dtype"] if own is None else f"GPTQ Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
+    plain = f"GGUF; activations {f['dtype']}" if f["is_gguf"] else f["dtype"]
+    kind = plain if own is None else f"GPTQ Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
     lines = [f"{f['model']} ({kind})", ""]
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [

@@ -1,10 +1,10 @@
-"""A GPTQ weight as the CPU kernels multiply it: packed once at load, never expanded as a whole to keep."""
+"""A quantised weight as the CPU kernels multiply it: packed once at load, never expanded as a whole to keep."""
 
 from __future__ import annotations
 
 import torch
 
-from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
 from model.backends.cpu.jit import has_bf16_products, load_kernels
 from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR
 from model.backends.cpu.packed_linear import PackedLinear
@@ -56,6 +56,49 @@ def make_gptq_linear(
         order=order,
         dtype=dtype,
         computed_dtype=torch.bfloat16 if arithmetic == "bf16" else torch.float32,
+    )
+    return linear, linear.num_bytes
+
+
+def make_grouped_linear(
+    weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
+) -> tuple[LinearKernel, int] | None:
+    """Packs a weight of any other origin for the kernels.
+
+    Args:
+        weight: its values, scales and offsets.
+        bias: [N] or None.
+        dtype: of the activations.
+        wide_results: whether results are float32.
+
+    Returns:
+        as `make_gptq_linear`.
+    """
+    num_outputs = len(weight.values)
+    if dtype not in (torch.bfloat16, torch.float32) or num_outputs % BLOCK:
+        return None
+    if weight.group_size % INPUTS_PER_VECTOR[weight.bits] or weight.codes is not None:
+        return None
+    arithmetic = "bf16" if dtype == torch.bfloat16 and has_bf16_products() else "float32"
+    scales, offsets = weight.scales.float(), weight.offsets
+    middle = 1 << (weight.bits - 1)
+    if weight.zero != middle:
+        shift = scales * (middle - weight.zero)
+        offsets = shift if offsets is None else shift.add_(offsets)
+    wide = wide_results and arithmetic == "bf16"
+    kernels = load_kernels(weight.bits, arithmetic, has_offsets=offsets is not None, wide_results=wide)
+    if kernels is None:
+        return None
+    linear = PackedLinear(
+        kernels,
+        weight.bits,
+        pack_integers(weight.values.t(), weight.bits),
+        scales=pack_groups(scales.t()),
+        offsets=None if offsets is None else pack_groups(offsets.t()),
+        bias=bias,
+        dtype=dtype,
+        computed_dtype=torch.bfloat16 if arithmetic == "bf16" else torch.float32,
+        wide_results=wide_results,
     )
     return linear, linear.num_bytes
 

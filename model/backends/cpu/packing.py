@@ -53,7 +53,7 @@ def pack_bfloat16(weight: torch.Tensor) -> torch.Tensor:
 def pack_groups(table: torch.Tensor) -> torch.Tensor:
     """Lays out a number for each group and output, [G, N], as [N / 64, G, 64] float32."""
     num_groups, num_outputs = table.shape
-    return table.float().view(num_groups, num_outputs // BLOCK, BLOCK).transpose(0, 1).contiguous()
+    return table.float().reshape(num_groups, num_outputs // BLOCK, BLOCK).transpose(0, 1).contiguous()
 
 
 def aligned_empty(*shape: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, HostCopy, LinearKernel, LowRankTable
+from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKernel, LowRankTable
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
@@ -24,6 +24,7 @@ from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
+from model.backends.torch_gptq import TorchGroupedLinear
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
@@ -125,6 +126,13 @@ class CudaBackend:
             return None
         num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
         return functools.partial(self._gptq_matmul, packed, bias), num_bytes
+
+    def prepare_grouped_linear(
+        self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
+    ) -> tuple[LinearKernel, int] | None:
+        """See `Backend`."""
+        linear = TorchGroupedLinear(weight, bias, dtype)
+        return linear, linear.num_bytes
 
     def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"

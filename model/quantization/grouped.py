@@ -1,0 +1,69 @@
+"""What a grouped weight stands for, and its rows as an embedding reads them."""
+
+from __future__ import annotations
+
+import torch
+
+from model.backends.base import GroupedWeight
+
+# Of float32 products at a time.
+_NUMBERS_PER_PASS = 16 << 20
+
+
+def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as numbers: products and sums in float32, rounded once.
+
+    Args:
+        weight: grouped.
+        dtype: of the result.
+
+    Returns:
+        [N, K], contiguous.
+    """
+    num_outputs, num_inputs = weight.values.shape
+    out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=weight.values.device)
+    rows = max(1, _NUMBERS_PER_PASS // num_inputs)
+    for low in range(0, num_outputs, rows):
+        part = slice(low, low + rows)
+        offsets = None if weight.offsets is None else weight.offsets[part]
+        out[part] = expand_rows(weight.values[part], weight.scales[part], offsets, weight.zero, weight.codes)
+    return out
+
+
+def expand_rows(
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    offsets: torch.Tensor | None,
+    zero: int,
+    codes: torch.Tensor | None,
+) -> torch.Tensor:
+    """Expands some rows of a weight.
+
+    Args:
+        values: [R, K] uint8.
+        scales: [R, G] float32.
+        offsets: [R, G] float32 or None.
+        zero: see `GroupedWeight`.
+        codes: see `GroupedWeight`.
+
+    Returns:
+        [R, K] float32.
+    """
+    num_rows, num_groups = scales.shape
+    levels = values.float().sub_(zero) if codes is None else codes[values.long()]
+    levels = levels.view(num_rows, num_groups, -1).mul_(scales[..., None])
+    if offsets is not None:
+        levels += offsets[..., None]
+    return levels.view(num_rows, -1)
+
+
+def moved(weight: GroupedWeight, device: torch.device) -> GroupedWeight:
+    """The same weight on a device."""
+    if weight.values.device == device:
+        return weight
+    return weight._replace(
+        values=weight.values.to(device),
+        scales=weight.scales.to(device),
+        offsets=None if weight.offsets is None else weight.offsets.to(device),
+        codes=None if weight.codes is None else weight.codes.to(device),
+    )

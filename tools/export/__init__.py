@@ -1,0 +1,1 @@
+"""`qwen-server export`: one file that llama.cpp loads."""
