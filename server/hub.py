@@ -19,6 +19,7 @@ _SMALL_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
     "quantize_config.json",
+    "quant_config.json",
     "adapter_config.json",  # of what cannot be served, to say so
     "*.tiktoken",
 )

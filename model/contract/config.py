@@ -46,9 +46,10 @@ _OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
-    """How a GPTQ checkpoint was quantised (`quantization_config` or `quantize_config.json`).
+    """How a checkpoint was quantised (`quantization_config`, or a file of its own beside config.json).
 
     Attributes:
+        quant_method: "gptq" or "awq".
         zero_offset: what the file's zeros are short of: 1 in the published layout, 0 in GPTQModel's "gptq_v2".
     """
 
@@ -152,9 +153,9 @@ class ModelConfig:
                     " models only"
                 )
         quantization = raw.get("quantization_config")
-        quantize_path = folder / "quantize_config.json"
-        if quantization is None and quantize_path.exists():
-            quantization = {"quant_method": "gptq", **read_json(quantize_path)}
+        for name, method in _QUANTIZATION_FILES.items():
+            if quantization is None and (folder / name).exists():
+                quantization = {"quant_method": method, **read_json(folder / name)}
         raw, remarks = _read_misspelt(raw)
         config = _from_raw(_Fields(raw, path), quantization)
         config = replace(config, remarks=(*remarks, *config.remarks))
@@ -304,28 +305,62 @@ def _cache_remarks(fields: _Fields) -> tuple[str, ...]:
     return ("config.json asks for an int8 KV cache (use_cache_quantization); --kv-cache-dtype decides",)
 
 
+# Where older tools wrote what stands in config.json's quantization_config today.
+_QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Of GPTQ's two layouts; AWQ's zeros are stored as they are.
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+_AWQ_LAYOUT = "gemm"
 
 
 def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
     if raw is None:
         return None
-    if not isinstance(raw, dict) or raw.get("quant_method", "gptq") != "gptq":
-        method = raw.get("quant_method") if isinstance(raw, dict) else raw
-        raise CheckpointError(f"{path}: quantisation {method!r} is not supported; only GPTQ checkpoints are")
+    method = raw.get("quant_method", "gptq") if isinstance(raw, dict) else raw
+    if not isinstance(raw, dict) or method not in ("gptq", "awq"):
+        remedy = "; load what it was made from with --quantization" if str(method).startswith("bitsandbytes") else ""
+        raise CheckpointError(
+            f"{path}: quantisation {method!r} is not supported; GPTQ and AWQ checkpoints are, and GGUF files{remedy}"
+        )
+    try:
+        return _awq(raw, path) if method == "awq" else _gptq(raw, path)
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e
+
+
+def _gptq(raw: dict[str, Any], path: Path) -> QuantizationConfig:
     # In the config.json of a checkpoint, and in a file of its own.
     layout = raw.get("checkpoint_format") or raw.get("format") or "gptq"
     if not isinstance(layout, str) or layout not in _ZERO_OFFSETS:
         known = " and ".join(map(repr, _ZERO_OFFSETS))
         raise CheckpointError(f"{path}: GPTQ in the format {layout!r} is not supported; {known} are")
-    try:
-        return QuantizationConfig(
-            quant_method="gptq",
-            bits=int(raw["bits"]),
-            group_size=int(raw.get("group_size", -1)),
-            desc_act=bool(raw.get("desc_act", False)),
-            sym=bool(raw.get("sym", True)),
-            zero_offset=_ZERO_OFFSETS[layout],
+    return QuantizationConfig(
+        quant_method="gptq",
+        bits=int(raw["bits"]),
+        group_size=int(raw.get("group_size", -1)),
+        desc_act=bool(raw.get("desc_act", False)),
+        sym=bool(raw.get("sym", True)),
+        zero_offset=_ZERO_OFFSETS[layout],
+    )
+
+
+def _awq(raw: dict[str, Any], path: Path) -> QuantizationConfig:
+    """AutoAWQ's names, and those that transformers gives the same numbers."""
+    layout = raw.get("version") or raw.get("format") or _AWQ_LAYOUT
+    if str(layout).lower() != _AWQ_LAYOUT:
+        raise CheckpointError(f"{path}: AWQ in the version {layout!r} is not supported; {_AWQ_LAYOUT!r} is")
+    left_out = raw.get("modules_to_not_convert")
+    if left_out and set(left_out) - {"lm_head"}:
+        raise CheckpointError(
+            f"{path}: AWQ that leaves {', '.join(map(str, left_out))} unquantised is not supported; all linears of the"
+            " blocks must be quantised"
         )
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e
+    bits = raw["bits"] if "bits" in raw else raw["w_bit"]
+    group_size = raw["group_size"] if "group_size" in raw else raw["q_group_size"]
+    return QuantizationConfig(
+        quant_method="awq",
+        bits=int(bits),
+        group_size=int(group_size),
+        desc_act=False,
+        sym=not raw.get("zero_point", True),
+        zero_offset=0,
+    )

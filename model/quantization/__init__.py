@@ -7,6 +7,7 @@ import torch
 from model.backends.base import Backend
 from model.contract.config import ModelConfig
 from model.layers.linear import Linear, MakeLinear
+from model.quantization.awq import AWQLinear
 from model.quantization.gptq import GPTQLinear, check_supported
 
 
@@ -30,8 +31,10 @@ def linear_maker(config: ModelConfig, backend: Backend, dtype: torch.dtype) -> M
         return make_linear
     check_supported(quantization)
 
-    def make_gptq_linear(in_features: int, out_features: int, *, bias: bool) -> GPTQLinear:
-        # Whether the unquantised layer has a bias says nothing: quantised ones store one, often of zeros.
-        return GPTQLinear(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype)
+    kind = AWQLinear if quantization.quant_method == "awq" else GPTQLinear
 
-    return make_gptq_linear
+    def make_quantized_linear(in_features: int, out_features: int, *, bias: bool) -> GPTQLinear:
+        # Whether the unquantised layer has a bias says nothing: quantised ones store one, often of zeros.
+        return kind(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype)
+
+    return make_quantized_linear

@@ -20,7 +20,7 @@ _MAX_SHARD_BYTES = 512 << 20  # also what waits in memory to be written, twice: 
 _METADATA = {"format": "pt"}
 LICENCES = ("LICENSE*", "NOTICE*")
 OTHER_FILES = ("*.tiktoken", "*.json", "*.py", *LICENCES)  # vocabulary, generation settings, what the files came with
-_NOT_COPIED = ("config.json", "quantize_config.json")
+_NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json")
 
 
 def check_target(target: Path, needed_bytes: int) -> None:

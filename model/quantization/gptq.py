@@ -25,10 +25,13 @@ def check_supported(quantization: QuantizationConfig) -> None:
     Raises:
         CheckpointError: naming what is not supported.
     """
-    if quantization.bits not in SUPPORTED_BITS:
-        raise CheckpointError(f"GPTQ with {quantization.bits} bits is not supported; 4 and 8 are")
-    if quantization.group_size != -1 and quantization.group_size <= 0:
-        raise CheckpointError(f"GPTQ with group_size {quantization.group_size} is not supported; use -1 or above 0")
+    method, bits, group_size = quantization.quant_method.upper(), quantization.bits, quantization.group_size
+    if method == "AWQ" and bits != 4:
+        raise CheckpointError(f"AWQ with {bits} bits is not supported; 4 are")
+    if bits not in SUPPORTED_BITS:
+        raise CheckpointError(f"{method} with {bits} bits is not supported; 4 and 8 are")
+    if group_size != -1 and group_size <= 0:
+        raise CheckpointError(f"{method} with group_size {group_size} is not supported; use -1 or above 0")
 
 
 class GPTQLinear(nn.Module):
@@ -68,7 +71,7 @@ class GPTQLinear(nn.Module):
         group_size = in_features if quantization.group_size == -1 else quantization.group_size
         if in_features % per_word or out_features % per_word:
             raise CheckpointError(
-                f"a GPTQ layer of {in_features} x {out_features} does not divide into words of {per_word} values"
+                f"a quantised layer of {in_features} x {out_features} does not divide into words of {per_word} values"
             )
         num_groups = -(-in_features // group_size)
         self._bits = quantization.bits

@@ -172,7 +172,7 @@ def test_a_real_number_that_is_none(tmp_path: Path, name: str, value: Any) -> No
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
         ({"model_type": None}, "model_type is None"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "'awq' is not supported"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, "'hqq' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is incomplete"),
         ({"quantization_config": {"bits": "many"}}, "quantization_config is incomplete or malformed"),
         ({"quantization_config": "gptq"}, "'gptq' is not supported"),

@@ -15,7 +15,7 @@ import torch
 
 from model.backends import examine_kernels, find_device, make_backend, why_no_kernels
 from model.backends.exam import KernelExam
-from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.config import ModelConfig, QuantizationConfig, StoredWeights
 from model.contract.errors import StartupError
 from model.contract.memory_plan import plan_memory
 from tools.doctor import facts, limits
@@ -101,6 +101,8 @@ def _read_config(text: str) -> ModelConfig:
     fields = json.loads(text)
     if fields["quantization"] is not None:
         fields["quantization"] = QuantizationConfig(**fields["quantization"])
+    if fields["stored_weights"] is not None:
+        fields["stored_weights"] = StoredWeights(*fields["stored_weights"])
     return ModelConfig(**{**fields, "remarks": tuple(fields["remarks"])})
 
 

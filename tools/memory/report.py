@@ -106,7 +106,7 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
     return {
         "model": checkpoint.name,
         "quantization": None if own is None else {"bits": own.bits, "group_size": own.group_size},
-        "is_gguf": config.stored_weights is not None,
+        "quant_method": "gguf" if config.stored_weights is not None else None if own is None else own.quant_method,
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.kv_dtype,
         "block_size": plan.block_size,
@@ -152,8 +152,10 @@ def _peak(kind: str, checkpoint: Checkpoint, plan: MemoryPlan, batch: int) -> di
 
 def _text(f: dict[str, Any]) -> str:
     own = f["quantization"]
-    plain = f"GGUF; activations {f['dtype']}" if f["is_gguf"] else f["dtype"]
-    kind = plain if own is None else f"GPTQ Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
+    plain = f"GGUF; activations {f['dtype']}" if f["quant_method"] == "gguf" else f["dtype"]
+    kind = plain
+    if own is not None:
+        kind = f"{f['quant_method'].upper()} Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
     lines = [f"{f['model']} ({kind})", ""]
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [
