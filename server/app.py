@@ -26,7 +26,7 @@ from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
-from server.routes import chat, completions, health, models, page, tokenize
+from server.routes import adapters, chat, completions, health, models, page, tokenize
 from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
@@ -113,7 +113,7 @@ def create_app(
         store=store,
     )
     install_openapi(app)
-    routers = [module.router for module in (chat, completions, models, tokenize, health, page)]
+    routers = [module.router for module in (chat, completions, adapters, models, tokenize, health, page)]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]

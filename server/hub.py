@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from model.contract.adapter_config import ADAPTER_CONFIG
 from model.contract.checkpoint_folder import describe_file, gguf_in, require_checkpoint
-from model.contract.errors import CheckpointError, ConfigError
+from model.contract.errors import AdapterError, CheckpointError, ConfigError
 from model.contract.gguf.file import is_gguf
 from server.demo import demo_folder, demo_name
 from server.hub_download import Hub, download
@@ -48,6 +49,29 @@ def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | Non
     folder = download(model, (*_SMALL_FILES, *_SAFETENSORS), hub=hub, revision=revision)
     if not any(folder.glob("*.safetensors")):
         folder = download(model, (*_SMALL_FILES, *_PICKLES), hub=hub, revision=revision)
+    return folder
+
+
+def resolve_adapter(source: str, hub: Hub = "huggingface") -> Path:
+    """Returns the folder of a LoRA adapter, fetching it from a hub if need be.
+
+    Args:
+        source: a folder, or a hub id.
+        hub: where an id is looked up.
+
+    Raises:
+        AdapterError: there is neither, or it cannot be fetched.
+        ConfigError: the hub's library is missing.
+    """
+    try:
+        folder = local_folder(source)
+        if folder is None:
+            _require_hub_id(source)
+            folder = download(source, (ADAPTER_CONFIG, "adapter_model.safetensors"), hub=hub, revision=None)
+            if not (folder / "adapter_model.safetensors").exists():
+                folder = download(source, (ADAPTER_CONFIG, "adapter_model.bin"), hub=hub, revision=None)
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from error
     return folder
 
 
@@ -113,7 +137,7 @@ def local_folder(model: str) -> Path | None:
     return None
 
 
-def _require_hub_id(model: str, otherwise: str) -> None:
+def _require_hub_id(model: str, otherwise: str = "") -> None:
     if _HUB_ID.fullmatch(model) is None:
         raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name {otherwise}".rstrip())
     owner = model.split("/")[0]

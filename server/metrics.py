@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model.contract.messages import EngineStats
+from server.request_metrics import LATENCY_BUCKETS_S, RequestFamilies, RequestMetrics
 from server.version import server_version
 
-_LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-_TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_INTER_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-_TOKEN_BUCKETS = (*(digit * 10**power for power in range(5) for digit in (1, 2, 5)), 100_000)
-_CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -114,54 +110,22 @@ class Metrics:
             {"version": build.version, "commit": build.commit or ""}
         )
         self._model_name = model_name
-        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests served.")
-        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated for clients.")
-        self._requests = Counter(
-            "vllm:request_success",
-            "Choices that ended, by reason; abort is a client that went away.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
-        )
+        self._families = RequestFamilies(self.registry)
+        self._of_model: dict[str, RequestMetrics] = {}
+        self.of(model_name)  # the names are there before the first request
         self._rejected = Counter(
             "qwen:requests_rejected",
             "Requests refused before any work, by code.",
             ["model_name", "code"],
             registry=self.registry,
         )
-        self.time_to_first_token = self._histogram(
-            "vllm:time_to_first_token_seconds", "From arrival to the first token.", _TTFT_BUCKETS_S
-        )
-        self.inter_token_latency = self._histogram(
-            "vllm:inter_token_latency_seconds", "Between tokens of a choice.", _INTER_TOKEN_BUCKETS_S
-        )
-        self.e2e_latency = self._histogram(
-            "vllm:e2e_request_latency_seconds", "From arrival to the last token.", _LATENCY_BUCKETS_S
-        )
-        self.queue_time = self._histogram(
-            "vllm:request_queue_time_seconds", "Waiting for the first step.", _LATENCY_BUCKETS_S
-        )
-        self.prefill_time = self._histogram(
-            "vllm:request_prefill_time_seconds", "From the first step to the first token.", _LATENCY_BUCKETS_S
-        )
-        self.decode_time = self._histogram(
-            "vllm:request_decode_time_seconds", "From the first token to the last.", _LATENCY_BUCKETS_S
-        )
-        self._request_prompt_tokens = self._histogram(
-            "vllm:request_prompt_tokens", "Tokens of a prompt.", _TOKEN_BUCKETS
-        )
-        self._request_generation_tokens = self._histogram(
-            "vllm:request_generation_tokens", "Tokens generated for a choice.", _TOKEN_BUCKETS
-        )
-        self._request_max_generation_tokens = self._histogram(
-            "vllm:request_max_num_generation_tokens", "Tokens of a prompt's longest choice.", _TOKEN_BUCKETS
-        )
-        self._request_n = self._histogram("vllm:request_params_n", "Choices asked for a prompt.", _CHOICE_BUCKETS)
-        self._request_max_tokens = self._histogram(
-            "vllm:request_params_max_tokens", "Most tokens a choice may have.", _TOKEN_BUCKETS
-        )
-        self._iteration_tokens = self._histogram(
-            "vllm:iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKEN_BUCKETS
-        )
+        self._iteration_tokens = Histogram(
+            "vllm:iteration_tokens_total",
+            "Tokens computed in a step.",
+            ["model_name"],
+            buckets=_STEP_TOKEN_BUCKETS,
+            registry=self.registry,
+        ).labels(model_name)
         self._http_requests = Counter(
             "http_requests", "HTTP requests.", ["method", "handler", "status"], registry=self.registry
         )
@@ -169,41 +133,22 @@ class Metrics:
             "http_request_duration_seconds",
             "Until the last byte of the reply.",
             ["method", "handler"],
-            buckets=_LATENCY_BUCKETS_S,
+            buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
 
-    def _counter(self, name: str, help_text: str) -> Counter:
-        return Counter(name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
-
-    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(name, help_text, ["model_name"], buckets=buckets, registry=self.registry)
-        return histogram.labels(self._model_name)
+    def of(self, model_name: str) -> RequestMetrics:
+        """Returns what counts the requests of the model, or of one of its adapters."""
+        found = self._of_model.get(model_name)
+        if found is None:
+            found = self._of_model[model_name] = RequestMetrics(self._families, model_name)
+        return found
 
     def observe_step(self, stats: EngineStats) -> None:
         """Takes the engine's state after a step."""
         self._engine.observe(stats)
         if stats.num_step_tokens:
             self._iteration_tokens.observe(stats.num_step_tokens)
-
-    def observe_prompt(self, num_prompt_tokens: int, max_tokens: int, nums_generated: Sequence[int]) -> None:
-        """Takes the figures of a prompt whose choices have ended.
-
-        Args:
-            num_prompt_tokens: its length.
-            max_tokens: the most that a choice was allowed.
-            nums_generated: tokens of each choice.
-        """
-        self._request_prompt_tokens.observe(num_prompt_tokens)
-        self._request_max_tokens.observe(max_tokens)
-        self._request_n.observe(len(nums_generated))
-        self._request_max_generation_tokens.observe(max(nums_generated))
-        for num_generated in nums_generated:
-            self._request_generation_tokens.observe(num_generated)
-
-    def count_finished(self, reason: str) -> None:
-        """Counts a choice that ended."""
-        self._requests.labels(self._model_name, reason).inc()
 
     def count_rejected(self, code: str) -> None:
         """Counts a request that was refused."""

@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
 from model.contract.memory_plan import plan_memory
@@ -28,12 +29,13 @@ from model.contract.tokenizer import Tokenizer
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
 from server.demo import ABOUT, demo_name
+from server.engine.adapters import ServedAdapter
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.gates.admission import Admission
 from server.gates.credentials import Credentials
 from server.gates.http_protocol import HttpProtocol
-from server.hub import local_folder, resolve_checkpoint
+from server.hub import local_folder, resolve_adapter, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
 from server.settings import SECRETS, Settings, variable_name
@@ -162,11 +164,13 @@ def serve(settings: Settings) -> None:
         fatal.append(message)
         server.exit_now()
 
+    adapters = find_adapters(settings)
     engine = EngineClient(
         settings.engine_config(checkpoint),
         start_timeout_s=settings.engine_start_timeout_s,
         timeout_s=settings.engine_timeout_s,
         on_fatal=on_fatal,
+        adapters=adapters,
     )
     server = draining_server(settings, tokenizer, defaults, engine, credentials, tls)
     listeners = open_listeners(settings.host, settings.port, send_timeout_s=settings.send_timeout_s)
@@ -175,12 +179,31 @@ def serve(settings: Settings) -> None:
             opened.enter_context(listener)
         scheme = "http" if tls is None else "https"
         where = " and ".join(addresses_of(listeners, scheme))
-        logger.info("listening on %s (model %s)", where, ", ".join(settings.served_names))
+        names = (*settings.served_names, *settings.adapters)
+        logger.info("listening on %s (model %s)", where, ", ".join(names))
         url = address_to_open(listeners, scheme)
         engine.on_first_ready(lambda: logger.info("ready: chat at %s/ in a browser; the API is at %s/v1", url, url))
         server.run(sockets=listeners)
     if fatal:
         raise StartupError(fatal[0])
+
+
+def find_adapters(settings: Settings) -> list[ServedAdapter]:
+    """Finds the adapters to be served from the start.
+
+    Raises:
+        StartupError: one is not there, is none, or has the name of the model.
+    """
+    if settings.allow_lora_updates and settings.lora_root is None:
+        logger.warning("--allow-lora-updates without --lora-root: requests may load adapters from any folder here")
+    found = []
+    for name, source in settings.adapters.items():
+        if name in settings.served_names:
+            raise ConfigError(f"--lora {name}: the model itself is served under this name")
+        folder = resolve_adapter(source, settings.hub)
+        AdapterConfig.from_folder(folder)  # what is wrong with it is told before the model is loaded
+        found.append(ServedAdapter(name, source, folder))
+    return found
 
 
 def draining_server(

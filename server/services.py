@@ -34,6 +34,9 @@ from server.wire.unsupported import UnknownFields
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# In the error for a model that does not exist.
+_MAX_NAMES_TOLD = 20
 Sent = TypeVar("Sent", bound=RequestBody)
 
 
@@ -83,11 +86,13 @@ class Services:
         names = self.settings.served_names
         if asked is None:
             return names[0]
-        if asked in names or self.settings.accepts_any_name:
+        if asked in names or self.engine.adapters.find(asked) is not None or self.settings.accepts_any_name:
             return asked
+        known = [*names, *(adapter.name for adapter in self.engine.adapters)]
+        more = f" and {len(known) - _MAX_NAMES_TOLD} more" if len(known) > _MAX_NAMES_TOLD else ""
         raise ApiError(
             404,
-            f"The model '{asked[:200]}' does not exist; this server has {', '.join(names)}.",
+            f"The model '{asked[:200]}' does not exist; this server has {', '.join(known[:_MAX_NAMES_TOLD])}{more}.",
             code="model_not_found",
             param="model",
         )
@@ -104,12 +109,13 @@ class Services:
         return neutral
 
     async def generate(
-        self, http: Request, understand: Callable[[], Coroutine[Any, Any, GenerationRequest]]
+        self, http: Request, model: str, understand: Callable[[], Coroutine[Any, Any, GenerationRequest]]
     ) -> Generation:
         """Waits until a request is understood and hands it to the engine.
 
         Args:
             http: it came by; its body has been read.
+            model: of `resolve_model`.
             understand: what is to be generated; given up if the client leaves.
 
         Returns:
@@ -124,6 +130,8 @@ class Services:
             request = await while_connected(http.receive, understand())
             self._log_prompts(request)
             self.admission.check_prompt(caller, request.num_prompt_tokens)
+            self.resolve_model(model)  # an adapter may have been unloaded meanwhile
+            adapter = self.engine.adapters.find(model)
             handle = self.engine.submit(
                 request.prompts,
                 n=request.n,
@@ -131,6 +139,7 @@ class Services:
                 priority=request.priority,
                 caller=caller,
                 cache_salt=self._cache_salt(caller, request.cache_salt),
+                adapter_id=0 if adapter is None else adapter.adapter_id,
             )
         charge = partial(self.limiter.charge, caller.name) if self.limiter.has_limits else None
         if charge is not None:
@@ -139,7 +148,7 @@ class Services:
             request,
             handle,
             self.tokenizer,
-            self.metrics,
+            self.metrics.of(self.settings.served_names[0] if adapter is None else adapter.name),
             arrived=http.scope["state"]["arrived"],
             timeout_s=self.settings.request_timeout_s,
             on_tokens=charge,

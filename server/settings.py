@@ -15,6 +15,7 @@ from typing import Annotated, Literal, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.contract.engine_config import EngineConfig
+from model.contract.errors import ConfigError
 from server.config_file import read_key_file
 from server.demo import DEMO
 from server.gates.credentials import Credentials
@@ -25,6 +26,8 @@ from server.tls import Tls, tls_from_files
 
 ENV_PREFIX = "QWEN_SERVER_"
 ANY_NAME = "*"
+_MAX_NAME_CHARS = 256
+_DEFAULT_MAX_LORAS = 8
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
 _MEMORY_STORE_BYTES = 256 << 20
 _FILE_STORE_BYTES = 16 << 30
@@ -61,6 +64,30 @@ TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Keys = Annotated[Texts, AfterValidator(_no_blank)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_one_or_more)]
+
+
+def _named_once(adapters: tuple[str, ...]) -> tuple[str, ...]:
+    names = [adapter.partition("=")[0] for adapter in adapters]
+    for adapter, name in zip(adapters, names, strict=True):
+        check_adapter_name(name)
+        if not adapter.partition("=")[2].strip():
+            raise ValueError(f"should be NAME=PATH, not {adapter[:100]!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"names {name!r} twice")
+    return adapters
+
+
+Adapters = Annotated[Texts, AfterValidator(_named_once)]
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuses what cannot be a `model`.
+
+    Raises:
+        ValueError: it is blank, too long or has characters that nobody types.
+    """
+    if not 0 < len(name) <= _MAX_NAME_CHARS or not name.isprintable() or name != name.strip() or name == ANY_NAME:
+        raise ValueError(f"should name an adapter by 1 to {_MAX_NAME_CHARS} printable characters, not {name[:100]!r}")
 
 
 class Settings(BaseModel):
@@ -122,6 +149,17 @@ class Settings(BaseModel):
     no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
     share_prefix_cache: bool = Field(
         False, description="let keys reuse each other's cache: faster, but tells one what others sent"
+    )
+    lora: Adapters = Field(
+        (), description="serve a LoRA adapter as NAME=PATH, a folder or hub id (repeatable); requests name it as model"
+    )
+    max_loras: int | None = Field(
+        None, ge=1, description="most adapters loaded at a time (default: those of --lora; 8 with --allow-lora-updates)"
+    )
+    max_lora_rank: int = Field(64, ge=1, le=4096, description="largest rank of an adapter")
+    allow_lora_updates: bool = Field(False, description="let requests load and unload adapters while the server runs")
+    lora_root: Path | None = Field(
+        None, description="folder that such requests may load from, and from nowhere else (default: any folder)"
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads for tensor work (default: all cores; 1 for small models)"
@@ -201,6 +239,24 @@ class Settings(BaseModel):
         return served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME))
 
     @property
+    def adapters(self) -> dict[str, str]:
+        """Folder or hub id of each adapter to be served from the start, by name."""
+        return {name: source.strip() for name, _, source in (adapter.partition("=") for adapter in self.lora)}
+
+    @property
+    def max_adapters(self) -> int:
+        """How many adapters may be loaded at a time.
+
+        Raises:
+            ConfigError: there are more from the start.
+        """
+        if self.max_loras is None:
+            return max(len(self.lora), _DEFAULT_MAX_LORAS if self.allow_lora_updates else 0)
+        if len(self.lora) > self.max_loras:
+            raise ConfigError(f"--lora names {len(self.lora)} adapters, but --max-loras is {self.max_loras}")
+        return self.max_loras
+
+    @property
     def store_bytes(self) -> int:
         """The most that is stored."""
         return self.max_store_bytes or (_MEMORY_STORE_BYTES if self.store is None else _FILE_STORE_BYTES)
@@ -225,6 +281,9 @@ class Settings(BaseModel):
             run_ahead=False if self.no_run_ahead else None,
             enable_prefix_caching=not self.no_prefix_caching,
             num_threads=self.threads,
+            max_adapters=self.max_adapters,
+            max_adapter_rank=self.max_lora_rank,
+            reserve_adapters=self.allow_lora_updates,
             **{name: getattr(self, name) for name in alike},
         )
 

@@ -145,7 +145,7 @@ def exposed() -> dict[str, set[str]]:
     engine._supervisor.ready = EngineReady(1, 1, 1, 16, 1, 1, "float32", "cpu", 0.1)
     metrics = Metrics("m", EngineStats, lambda: 1, lambda: engine.cache_config)
     metrics.count_rejected("c")
-    metrics.count_finished("stop")
+    metrics.of("m").count_finished("stop")
     metrics.observe_http("GET", "/", 200, 0.1)
     found: dict[str, set[str]] = {}
     for line in metrics.render().decode().splitlines():

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import EngineUnavailableError
 from model.contract.messages import Abort, AddRequest, EngineReady, EngineStats, SequenceOutput, StepOutputs
 from model.contract.sampling_params import SamplingParams
+from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.engine.handle import RequestHandle
 from server.engine.supervisor import EngineState, EngineSupervisor
 from server.gates.callers import NOBODY, Caller, WaitingLine
@@ -59,8 +62,10 @@ class EngineClient:
         timeout_s: the longest silence after that; None chooses by the device.
         on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
         module: the engine's entry point (another one in tests).
+        adapters: to be served from the start.
 
     Attributes:
+        adapters: those that are served.
         stats: state of its loop after the last step.
         waiting: requests of which the engine has not yet said anything, and prompts.
     """
@@ -73,9 +78,12 @@ class EngineClient:
         timeout_s: float | None = None,
         on_fatal: Callable[[str], None] | None = None,
         module: str = "model.loop.process",
+        adapters: Iterable[ServedAdapter] = (),
     ) -> None:
+        self.adapters = EngineAdapters(lambda message: self._supervisor.send(message), adapters)
         self._supervisor = EngineSupervisor(
-            config,
+            self._config_of_a_start,
+            on_adapter=self.adapters.on_loaded,
             on_step=self._on_step,
             on_ready=self._on_ready,
             on_lost=self._on_lost,
@@ -90,6 +98,7 @@ class EngineClient:
         self._seq_ids = itertools.count(1)
         self._handles: dict[int, RequestHandle] = {}
         self._open_requests: set[RequestHandle] = set()
+        self._adapter_of: dict[RequestHandle, int] = {}
         self._unstarted: dict[RequestHandle, _Submission] = {}
         self._waiting_prompts: dict[int, tuple[Caller, int]] = {}  # by the first sequence of each: its tokens
         self.waiting = WaitingLine()
@@ -98,6 +107,12 @@ class EngineClient:
         self._start_listeners: list[Callable[[int], None]] = []
         self._first_ready_listeners: list[Callable[[], None]] = []
         self.stats = EngineStats()
+
+    def _config_of_a_start(self) -> EngineConfig:
+        """Returns what an engine that starts is told; an adapter that was served before must not end the server."""
+        return msgspec.structs.replace(
+            self._config, adapters=self.adapters.to_load(), adapters_may_fail=self.ready is not None
+        )
 
     async def start(self) -> None:
         """Spawns the engine and returns at once; `state` tells when it serves."""
@@ -202,6 +217,7 @@ class EngineClient:
         priority: int = 0,
         caller: Caller = NOBODY,
         cache_salt: str = "",
+        adapter_id: int = 0,
     ) -> RequestHandle:
         """Hands a request to the engine.
 
@@ -212,6 +228,7 @@ class EngineClient:
             priority: lower is served first among the caller's.
             caller: whose request it is.
             cache_salt: cached prompt starts are shared only where it is equal.
+            adapter_id: of the adapter to run it with; 0 for none.
 
         Returns:
             The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
@@ -226,6 +243,9 @@ class EngineClient:
         seq_ids = [next(self._seq_ids) for _ in range(len(prompts) * n)]
         handle = RequestHandle(request_id, seq_ids, self._abort)
         self._open_requests.add(handle)
+        if adapter_id:
+            self._adapter_of[handle] = adapter_id
+            self.adapters.add_user(adapter_id)
         for seq_id in seq_ids:
             self._handles[seq_id] = handle
         messages = [
@@ -239,6 +259,7 @@ class EngineClient:
                 weight=caller.weight,
                 num_before=number * n,
                 cache_salt=cache_salt,
+                adapter_id=adapter_id,
             )
             for number, prompt in enumerate(prompts)
         ]
@@ -270,8 +291,14 @@ class EngineClient:
         self._supervisor.send(Abort(seq_ids))
 
     def _forget(self, handle: RequestHandle) -> None:
-        self._open_requests.discard(handle)
         self._leave_queue(handle)
+        self._close(handle)
+
+    def _close(self, handle: RequestHandle) -> None:
+        self._open_requests.discard(handle)
+        adapter_id = self._adapter_of.pop(handle, None)
+        if adapter_id is not None:
+            self.adapters.remove_user(adapter_id)
 
     def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
         submission = self._unstarted.pop(handle, None)
@@ -306,21 +333,25 @@ class EngineClient:
             for listener in self._start_listeners:
                 listener(submission.num_tokens)
         if not handle.open_seq_ids:
-            self._open_requests.discard(handle)
+            self._close(handle)
 
     def _on_ready(self) -> None:
         """Sends again what the engine before this one took along unheard."""
+        if self.ready is not None:
+            self.adapters.on_ready(self.ready.adapters)
         if self._unstarted:
             logger.info("sending %d requests to the new engine", len(self._unstarted))
         for submission in self._unstarted.values():
             submission.num_attempts += 1
             self._send_all(submission.messages)
+        self.adapters.after_ready()
         while self._first_ready_listeners:
             self._first_ready_listeners.pop()()
 
     def _on_lost(self) -> None:
         """Ends what cannot be told twice; the rest waits for the next engine."""
         self.stats = EngineStats()
+        self.adapters.on_lost()
         for handle in list(self._open_requests):
             submission = self._unstarted.get(handle)
             if submission is None:

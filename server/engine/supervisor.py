@@ -16,7 +16,16 @@ from typing import NamedTuple
 import msgspec
 
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import EngineFailed, EngineReady, FromEngine, LoadProgress, Ping, StepOutputs, ToEngine
+from model.contract.messages import (
+    AdapterLoaded,
+    EngineFailed,
+    EngineReady,
+    FromEngine,
+    LoadProgress,
+    Ping,
+    StepOutputs,
+    ToEngine,
+)
 from server.engine.link import EngineLink
 
 logger = logging.getLogger(__name__)
@@ -51,7 +60,8 @@ class EngineSupervisor:
     """Owns the engine process.
 
     Args:
-        config: of the engine.
+        config: returns what an engine that starts is told.
+        on_adapter: receives what came of loading an adapter.
         on_step: receives what each step did.
         on_ready: told when the engine serves, each time.
         on_lost: told at once that the process is gone, with all that was in it.
@@ -68,8 +78,9 @@ class EngineSupervisor:
 
     def __init__(
         self,
-        config: EngineConfig,
+        config: Callable[[], EngineConfig],
         *,
+        on_adapter: Callable[[AdapterLoaded], None],
         on_step: Callable[[StepOutputs], None],
         on_ready: Callable[[], None],
         on_lost: Callable[[], None],
@@ -79,6 +90,7 @@ class EngineSupervisor:
         module: str,
     ) -> None:
         self._config = config
+        self._on_adapter = on_adapter
         self._on_step = on_step
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -161,7 +173,7 @@ class EngineSupervisor:
         self._is_ready = self._has_worked = False
         self._last_progress_log = time.monotonic()
         try:
-            link = self._link = await EngineLink.spawn(self._config, self._on_message, module=self._module)
+            link = self._link = await EngineLink.spawn(self._config(), self._on_message, module=self._module)
         except OSError as error:  # no descriptors or no memory: a moment later there may be
             return _Death(f"cannot start the engine process: {error}", is_startup_error=False, has_worked=False)
         logger.info("engine process %d started", link.pid)
@@ -227,6 +239,8 @@ class EngineSupervisor:
             case StepOutputs():
                 self._has_worked = self._has_worked or any(output.token_ids for output in message.outputs)
                 self._on_step(message)
+            case AdapterLoaded():
+                self._on_adapter(message)
             case EngineReady():
                 self.ready = message
                 self._is_ready = True

@@ -18,8 +18,8 @@ from prompts.stop import StopStrings
 from server.conversion.generation_request import GenerationRequest
 from server.engine.handle import RequestHandle
 from server.gates.request_context import request_figures_var
-from server.metrics import Metrics
 from server.replies.output_processor import STOP, TOOL_CALLS, ChoiceDelta, ChoiceProcessor
+from server.request_metrics import RequestMetrics
 from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Generation:
         request: GenerationRequest,
         handle: RequestHandle,
         tokenizer: Tokenizer,
-        metrics: Metrics,
+        metrics: RequestMetrics,
         *,
         arrived: float,
         timeout_s: float | None = None,

@@ -46,7 +46,7 @@ async def create_chat_completion(
         engine = services.engine.require_ready()
         return await services.converter.chat(await services.read(body, read_chat), engine)
 
-    generation = await services.generate(request, understand)
+    generation = await services.generate(request, model, understand)
     reply = ChatReply(
         generation.request,
         model,

@@ -48,7 +48,7 @@ async def create_completion(
         services.unknown_fields.note_written_chatml(body)
         return await services.converter.completion(text, engine)
 
-    generation = await services.generate(request, understand)
+    generation = await services.generate(request, model, understand)
     reply = CompletionReply(generation.request, model, services.tokenizer, **usage_options(body))
     ping_interval_s = services.settings.ping_interval_s
     return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)

@@ -15,12 +15,15 @@ router = APIRouter(tags=["models"])
 
 
 def _model(services: Services, name: str) -> dict[str, Any]:
-    ready = services.engine.ready
+    ready, base = services.engine.ready, services.settings.served_names[0]
+    adapter = services.engine.adapters.find(name)
     return {
         "id": name,
         "object": "model",
-        "created": services.created,
+        "created": services.created if adapter is None else adapter.created,
         "owned_by": "qwen-server",
+        "root": base if adapter is None else adapter.source,
+        "parent": None if adapter is None else base,
         "max_model_len": None if ready is None else ready.max_model_len,
     }
 
@@ -33,7 +36,8 @@ def _model(services: Services, name: str) -> dict[str, Any]:
 )
 async def list_models(services: ServicesDep) -> Response:
     """Lists the names a request's `model` may be."""
-    data = [_model(services, name) for name in services.settings.served_names]
+    adapters = (adapter.name for adapter in services.engine.adapters)
+    data = [_model(services, name) for name in (*services.settings.served_names, *adapters)]
     return JsonResponse({"object": "list", "data": data})
 
 

@@ -166,12 +166,14 @@ class Completion(ReplyModel):
 
 
 class Model(ReplyModel):
-    """A name of the model."""
+    """A name of the model, or a LoRA adapter: `root` is where that is from, and `parent` the model it belongs to."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: str | None
     max_model_len: int | None
 
 

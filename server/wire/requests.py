@@ -373,3 +373,17 @@ class DetokenizeRequest(RequestBody):
     errors: Literal["replace", "ignore", "strict"] | None = Field(
         None, description="broken characters become U+FFFD (the default), are left out, or are an error"
     )
+
+
+class LoadAdapterRequest(RequestBody):
+    """POST /v1/load_lora_adapter."""
+
+    lora_name: str = Field(max_length=256, description="what requests will name as their model")
+    lora_path: str = Field(max_length=4096, description="folder, or hub id; below --lora-root where that is set")
+    load_inplace: bool | None = Field(None, description="let the name go over from the adapter that has it")
+
+
+class UnloadAdapterRequest(RequestBody):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str = Field(max_length=256, description="the adapter's name; requests that have it already finish")

@@ -44,7 +44,8 @@ class Script:
         self.batches = batches
         self.handle = RequestHandle("test", range(request.num_choices), lambda _, ids: self.aborted.extend(ids))
         self.metrics = Metrics("test", EngineStats, lambda: 0)
-        self.generation = Generation(request, self.handle, TOKENIZER, self.metrics, arrived=time.monotonic() - 60)
+        of_model = self.metrics.of("test")
+        self.generation = Generation(request, self.handle, TOKENIZER, of_model, arrived=time.monotonic() - 60)
 
     async def play(self) -> None:
         for batch in self.batches:
