@@ -109,6 +109,9 @@ class Settings(BaseModel):
     )
     served_model_name: Texts = Field((), description="name requests may use for the model (repeatable); * is any name")
     dtype: Dtype = Field("auto", description="of weights and activations")
+    quantization: Literal["none", "int8", "int4", "nf4"] = Field(
+        "none", description="pack the blocks' weights while they are loaded; for checkpoints that are not quantised yet"
+    )
     kv_cache_dtype: CacheDtype = Field(
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
     )

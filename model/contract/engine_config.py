@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
+        quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
@@ -58,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     device: str = "auto"
     kernels: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256

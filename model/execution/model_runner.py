@@ -80,9 +80,8 @@ class ModelRunner:
         self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
-            self.model = make_model(
-                self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
-            )
+            make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
+            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype)
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
             cache_dtype = self._cache_dtype(config)
