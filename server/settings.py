@@ -142,6 +142,9 @@ class Settings(BaseModel):
         description="how long a step may take that computes prompts while other requests wait for tokens; 0 is any time"
         " (default: 250 on a CPU, 0 on a GPU)",
     )
+    speculation: Literal["auto", "off"] = Field(
+        "auto", description="guess tokens ahead and check several in a step; replies are the same (auto: on a CPU)"
+    )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of the KV cache")
     kv_cache_memory: Size | None = Field(
         None, description="of the KV cache, such as 512MiB or 2GB (default: what is free)"

@@ -157,6 +157,7 @@ class Driver:
         assert not engine._has_reported_first
         assert not engine._prompt_logprobs
         assert not engine._adapter_of_seq
+        assert engine._speculator is None or not engine._speculator._drafters
         assert not engine._refused
         assert not engine._scheduler.residents.sequences
         assert not engine._scheduler.residents._followers
