@@ -11,11 +11,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from model.contract.tokenizer import Tokenizer
+from server.batches.runner import BatchRunner
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.prompt_encoding import PromptEncoder
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
+from server.files.stored_files import MAX_FILE_BYTES, Uploads
 from server.gates.admission import Admission
 from server.gates.browsers import BrowserGuardMiddleware
 from server.gates.credentials import Credentials
@@ -26,7 +28,7 @@ from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
-from server.routes import adapters, chat, completions, health, models, page, tokenize
+from server.routes import adapters, batches, chat, completions, files, health, models, page, tokenize
 from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
@@ -81,9 +83,12 @@ def create_app(
         await engine.start()
         grammars.start()
         try:
+            await services.uploads.discard_unfinished()
+            await services.batches.start()
             async with watchdog.watching():
                 yield
         finally:
+            await services.batches.stop()
             grammars.close()
             converter.encoder.off_loop.close()
             await engine.stop()
@@ -101,7 +106,8 @@ def create_app(
         redirect_slashes=False,
         strict_content_type=False,  # a body without a Content-Type is JSON
     )
-    app.state.services = Services(
+    generating = FastAPI(openapi_url=None)  # what the lines of batches are asked, with no gate in front
+    app.state.services = services = Services(
         settings=settings.without_secrets(),
         credentials=credentials,
         tokenizer=tokenizer,
@@ -111,15 +117,35 @@ def create_app(
         limiter=limiter,
         metrics=metrics,
         store=store,
+        uploads=Uploads(store),
+        batches=BatchRunner(
+            store,
+            generating,
+            engine,
+            credentials,
+            num_slots=2 * settings.max_num_seqs,  # while one half runs the other is made ready
+            max_line_bytes=settings.max_body_bytes,
+        ),
     )
+    generating.state.services = services
+    for module in (chat, completions):
+        generating.include_router(module.router)
+    install_error_handlers(generating, [])
     install_openapi(app)
-    routers = [module.router for module in (chat, completions, adapters, models, tokenize, health, page)]
+    routers = [
+        module.router for module in (chat, completions, files, batches, adapters, models, tokenize, health, page)
+    ]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     install_error_handlers(app, [route.path for route in routes])
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=min(MAX_FILE_BYTES, settings.store_bytes // 2),
+        metrics=metrics,
+    )
     app.add_middleware(
         GateMiddleware,
         credentials=credentials,
@@ -133,7 +159,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_allow_origin),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )

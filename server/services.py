@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -12,9 +13,11 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from model.contract.tokenizer import Tokenizer
+from server.batches.runner import BatchRunner
 from server.conversion.converter import Converter
 from server.conversion.generation_request import GenerationRequest
 from server.engine.client import EngineClient
+from server.files.stored_files import Uploads
 from server.gates.admission import Admission
 from server.gates.callers import Caller, caller_of
 from server.gates.credentials import Credentials
@@ -54,6 +57,8 @@ class Services:
         limiter: counts what each key asks for.
         metrics: counts.
         store: keeps what outlives a request.
+        uploads: files that are coming in.
+        batches: that are not over.
         unknown_fields: told of each request, for the log.
         created: Unix time of the start, for /v1/models.
         web_files: of the chat page, by name.
@@ -68,6 +73,8 @@ class Services:
     limiter: RateLimiter
     metrics: Metrics
     store: Store
+    uploads: Uploads
+    batches: BatchRunner
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
@@ -126,10 +133,12 @@ class Services:
             ApiError: too much waits already, or the client has left.
         """
         caller = caller_of(http.scope)
-        with self.admission.place(caller):
+        is_background = bool(http.scope["state"].get("is_background"))  # who lets these in counts them
+        with nullcontext() if is_background else self.admission.place(caller):
             request = await while_connected(http.receive, understand())
             self._log_prompts(request)
-            self.admission.check_prompt(caller, request.num_prompt_tokens)
+            if not is_background:
+                self.admission.check_prompt(caller, request.num_prompt_tokens)
             self.resolve_model(model)  # an adapter may have been unloaded meanwhile
             adapter = self.engine.adapters.find(model)
             handle = self.engine.submit(
@@ -140,8 +149,10 @@ class Services:
                 caller=caller,
                 cache_salt=self._cache_salt(caller, request.cache_salt),
                 adapter_id=0 if adapter is None else adapter.adapter_id,
+                is_background=is_background,
             )
-        charge = partial(self.limiter.charge, caller.name) if self.limiter.has_limits else None
+        is_charged = self.limiter.has_limits and not is_background
+        charge = partial(self.limiter.charge, caller.name) if is_charged else None
         if charge is not None:
             charge(request.num_prompt_tokens)
         return Generation(
@@ -150,8 +161,9 @@ class Services:
             self.tokenizer,
             self.metrics.of(self.settings.served_names[0] if adapter is None else adapter.name),
             arrived=http.scope["state"]["arrived"],
-            timeout_s=self.settings.request_timeout_s,
+            timeout_s=None if is_background else self.settings.request_timeout_s,
             on_tokens=charge,
+            is_background=is_background,
         )
 
     def _cache_salt(self, caller: Caller, asked: str) -> str:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A request that nobody has heard of yet goes to so many engines; more, and it may be what they die of.
 MAX_ATTEMPTS = 3
+# In front of the name by which the engine knows a caller in the background.
+_BACKGROUND = "background:"
 
 _UNAVAILABLE = {
     EngineState.LOADING: "The model is still loading; try again in a moment.",
@@ -50,6 +52,7 @@ class _Submission:
     messages: list[AddRequest]
     num_tokens: int
     caller: Caller
+    line: WaitingLine
     num_attempts: int = 1
 
 
@@ -67,7 +70,7 @@ class EngineClient:
     Attributes:
         adapters: those that are served.
         stats: state of its loop after the last step.
-        waiting: requests of which the engine has not yet said anything, and prompts.
+        waiting: requests of which the engine has not yet said anything, and prompts; not those in the background.
     """
 
     def __init__(
@@ -100,8 +103,10 @@ class EngineClient:
         self._open_requests: set[RequestHandle] = set()
         self._adapter_of: dict[RequestHandle, int] = {}
         self._unstarted: dict[RequestHandle, _Submission] = {}
-        self._waiting_prompts: dict[int, tuple[Caller, int]] = {}  # by the first sequence of each: its tokens
+        # By the first sequence of each: where it waits, whose it is, its tokens.
+        self._waiting_prompts: dict[int, tuple[WaitingLine, Caller, int]] = {}
         self.waiting = WaitingLine()
+        self._waiting_behind = WaitingLine()
         self._is_in_a_hurry = False
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self._start_listeners: list[Callable[[int], None]] = []
@@ -218,6 +223,7 @@ class EngineClient:
         caller: Caller = NOBODY,
         cache_salt: str = "",
         adapter_id: int = 0,
+        is_background: bool = False,
     ) -> RequestHandle:
         """Hands a request to the engine.
 
@@ -229,6 +235,7 @@ class EngineClient:
             caller: whose request it is.
             cache_salt: cached prompt starts are shared only where it is equal.
             adapter_id: of the adapter to run it with; 0 for none.
+            is_background: it takes what the others leave.
 
         Returns:
             The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
@@ -255,19 +262,21 @@ class EngineClient:
                 prompt_ids=prompt.ids,
                 sampling=prompt.sampling,
                 priority=priority,
-                caller=caller.name,
+                caller=f"{_BACKGROUND}{caller.name}" if is_background else caller.name,
                 weight=caller.weight,
                 num_before=number * n,
                 cache_salt=cache_salt,
                 adapter_id=adapter_id,
+                is_background=is_background,
             )
             for number, prompt in enumerate(prompts)
         ]
-        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts), caller)
+        line = self._waiting_behind if is_background else self.waiting
+        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts), caller, line)
         self._unstarted[handle] = submission
-        self.waiting.change(caller, 1, submission.num_tokens)
+        line.change(caller, 1, submission.num_tokens)
         for message in messages:
-            self._waiting_prompts[message.seq_ids[0]] = (caller, len(message.prompt_ids))
+            self._waiting_prompts[message.seq_ids[0]] = (line, caller, len(message.prompt_ids))
         if not is_back_soon:
             self._send_all(messages)
         return handle
@@ -303,15 +312,15 @@ class EngineClient:
     def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
         submission = self._unstarted.pop(handle, None)
         if submission is not None:
-            self.waiting.change(submission.caller, -1, 0)
+            submission.line.change(submission.caller, -1, 0)
         return submission
 
     def _note_begun(self, seq_id: int) -> None:
         """Lets a sequence's prompt wait no longer."""
         prompt = self._waiting_prompts.pop(seq_id, None)
         if prompt is not None:
-            caller, num_tokens = prompt
-            self.waiting.change(caller, 0, -num_tokens)
+            line, caller, num_tokens = prompt
+            line.change(caller, 0, -num_tokens)
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
@@ -329,7 +338,7 @@ class EngineClient:
         self._note_begun(output.seq_id)
         handle.deliver(output)
         submission = self._leave_queue(handle)
-        if submission is not None:
+        if submission is not None and submission.line is self.waiting:
             for listener in self._start_listeners:
                 listener(submission.num_tokens)
         if not handle.open_seq_ids:

@@ -58,6 +58,11 @@ class Credentials:
         weights = zip(self.key_digests, self.key_weights, strict=False)
         return next((weight for digest, weight in weights if digest.hex() == caller), 1)
 
+    def knows(self, caller: str) -> bool:
+        """Whether the secret of one whom `caller` named still lets in."""
+        digests = (*self.key_digests, *(() if self.basic_digest is None else (self.basic_digest,)))
+        return any(digest.hex() == caller for digest in digests)
+
     def caller(self, authorization: str | None) -> str | None:
         """Names whom an Authorization header lets in, by a hash of the secret; None if nobody.
 

@@ -23,11 +23,18 @@ _DRAIN_TIMEOUT_S = 5.0
 _DRAIN_FACTOR = 8
 # From the first byte of a body to its last.
 _BODY_TIMEOUT_S = 60.0
+# Bytes a second; what comes faster has more time.
+_MIN_UPLOAD_RATE = 16384
 # So many of the largest bodies may be held at a time, half of them by one caller. Small ones do not count: what they
 # take together the number of connections bounds.
 _MAX_LARGEST_BODIES = 32
 _SMALL_BODY_BYTES = 64 << 10
 _RETRY_AFTER_S = 5
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a body goes into the store as it comes."""
+    return bool(scope["method"] == "POST" and scope["path"] == "/v1/files")
 
 
 class BodyBudget:
@@ -74,6 +81,7 @@ class _Body:
         caller: who sends it.
         budget: of all bodies.
         max_bytes: the most it may have.
+        is_stored: it is never held as a whole, so it takes nothing of the budget, and time by its size.
 
     Attributes:
         is_complete: its last byte has come.
@@ -81,11 +89,14 @@ class _Body:
         num_held: bytes taken from the budget.
     """
 
-    def __init__(self, receive: Receive, caller: Caller, budget: BodyBudget, max_bytes: int) -> None:
+    def __init__(
+        self, receive: Receive, caller: Caller, budget: BodyBudget, max_bytes: int, *, is_stored: bool = False
+    ) -> None:
         self._receive = receive
         self._caller = caller
         self._budget = budget
         self._max_bytes = max_bytes
+        self._is_stored = is_stored
         self._num_bytes = 0
         self.is_complete = False
         self._ends_at: float | None = None
@@ -120,8 +131,11 @@ class _Body:
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         if self._num_bytes > self._max_bytes:
-            raise _too_large(self._max_bytes)
-        if self._num_bytes > _SMALL_BODY_BYTES:
+            raise _file_too_large(self._max_bytes) if self._is_stored else _too_large(self._max_bytes)
+        if self._is_stored:
+            assert self._ends_at is not None
+            self._ends_at += num_bytes / _MIN_UPLOAD_RATE
+        elif self._num_bytes > _SMALL_BODY_BYTES:
             self._budget.hold(self._caller, self._num_bytes - self.num_held)
             self.num_held = self._num_bytes
 
@@ -133,11 +147,13 @@ class BodyLimitMiddleware:
         app: what is protected.
         max_body_bytes: the largest body let through.
         metrics: told of those refused.
+        max_upload_bytes: the largest file.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, max_upload_bytes: int = 512 << 20) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
         self._metrics = metrics
         self.budget = BodyBudget(_MAX_LARGEST_BODIES * max_body_bytes)
 
@@ -146,12 +162,15 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_stored = is_upload(scope)
+        max_bytes = self._max_upload_bytes if is_stored else self._max_body_bytes
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared[:19]) > self._max_body_bytes:
-            await self._refuse(_too_large(self._max_body_bytes), scope, receive, send)
+        if declared.isdecimal() and int(declared[:19]) > max_bytes:
+            error = _file_too_large(max_bytes) if is_stored else _too_large(max_bytes)
+            await self._refuse(error, scope, receive, send)
             return
         caller = caller_of(scope)
-        body = _Body(receive, caller, self.budget, self._max_body_bytes)
+        body = _Body(receive, caller, self.budget, max_bytes, is_stored=is_stored)
         started = False
 
         async def watching_send(message: Message) -> None:
@@ -204,6 +223,15 @@ def _too_large(max_body_bytes: int) -> ApiError:
         413,
         f"The request body is larger than the {max_body_bytes} bytes this server takes (--max-body-bytes).",
         code="request_too_large",
+    )
+
+
+def _file_too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The file is larger than the {max_bytes} bytes it may have (half of --max-store-bytes, at most 512 MiB).",
+        code="request_too_large",
+        param="file",
     )
 
 

@@ -53,6 +53,7 @@ class Generation:
         arrived: `time.monotonic()` when the request arrived.
         timeout_s: the longest it may take, or None.
         on_tokens: told how many tokens were generated since it was told last.
+        is_background: nobody waits for it: its times are not among those of replies, nor its line among the log's.
 
     Attributes:
         num_completion_tokens: of all choices so far.
@@ -69,6 +70,7 @@ class Generation:
         arrived: float,
         timeout_s: float | None = None,
         on_tokens: Callable[[int], None] | None = None,
+        is_background: bool = False,
     ) -> None:
         self.request = request
         self.num_cached_tokens = 0
@@ -77,6 +79,7 @@ class Generation:
         self._arrived = arrived
         self._timeout_s = timeout_s
         self._on_tokens = on_tokens
+        self._is_background = is_background
         self._closed = False
         self._failure: str | None = None
         self._queue_time_s = 0.0
@@ -205,11 +208,12 @@ class Generation:
         now = time.monotonic()
         if self._first_token_at is None:
             self._first_token_at = now
-            self._metrics.time_to_first_token.observe(now - self._arrived)
+            if not self._is_background:
+                self._metrics.time_to_first_token.observe(now - self._arrived)
         previous = self._last_token_at[index]
         self._last_token_at[index] = now
         num_tokens = len(output.token_ids)
-        if previous is not None and num_tokens:
+        if previous is not None and num_tokens and not self._is_background:
             for _ in range(num_tokens):
                 self._metrics.inter_token_latency.observe((now - previous) / num_tokens)
 
@@ -229,9 +233,10 @@ class Generation:
         now = time.monotonic()
         metrics, request = self._metrics, self.request
         metrics.prompt_tokens.inc(request.num_prompt_tokens)
-        metrics.e2e_latency.observe(now - self._arrived)
-        # Whoever gave up before the first step has only waited: as zero it would make a longer queue look shorter.
-        metrics.queue_time.observe(now - self._arrived if self._first_token_at is None else self._queue_time_s)
+        if not self._is_background:
+            metrics.e2e_latency.observe(now - self._arrived)
+            # Whoever gave up before the first step has only waited: as zero it would make a longer queue look shorter.
+            metrics.queue_time.observe(now - self._arrived if self._first_token_at is None else self._queue_time_s)
         for index, prompt in enumerate(request.prompts):
             choices = self._processors[index * request.n : (index + 1) * request.n]
             nums_generated = [choice.num_tokens for choice in choices]
@@ -248,13 +253,14 @@ class Generation:
         if self._first_token_at is not None:
             ttft_s = self._first_token_at - self._arrived
             decode_s = max(at for at in self._last_token_at if at is not None) - self._first_token_at
-            metrics.prefill_time.observe(max(0.0, ttft_s - self._queue_time_s))
-            metrics.decode_time.observe(decode_s)
+            if not self._is_background:
+                metrics.prefill_time.observe(max(0.0, ttft_s - self._queue_time_s))
+                metrics.decode_time.observe(decode_s)
             fields["ttft_s"] = round(ttft_s, 4)
             fields["tokens_per_s"] = round((num_tokens - 1) / decode_s, 1) if decode_s > 0 else None
         if self._failure:
             fields["error"] = self._failure
-        logger.info("finished", extra={"fields": fields})
+        logger.log(logging.DEBUG if self._is_background else logging.INFO, "finished", extra={"fields": fields})
         figures = request_figures_var.get()
         if figures is not None:
             figures.update(fields)

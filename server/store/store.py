@@ -159,6 +159,10 @@ class Store:
         """Returns the names of all entries of a list, in their order."""
         return await self._do(lambda tables: tables.names(owner, id, list))
 
+    async def size_of(self, owner: str, id: str, list: str) -> tuple[int, int]:
+        """Returns how many entries a list has, and their bytes together."""
+        return await self._do(lambda tables: tables.size_of(owner, id, list))
+
     async def _do(self, work: Callable[[Tables], T]) -> T:
         if self._thread is None or not self._thread.is_alive():
             raise StoreError("The store is closed: the server is starting or shutting down.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ import orjson
 from server.store.errors import StoreError
 from server.store.records import Append, Change, Delete, DeleteEntries, Entry, Put, StoredObject
 from server.store.room import NUM_BYTES, ROW_BYTES, Room
+
+logger = logging.getLogger(__name__)
 
 _OBJECT = "id, kind, owner, body, expires_at, expendable"
 _IS_ALIVE = "(expires_at IS NULL OR expires_at > ?)"
@@ -179,7 +182,13 @@ class Tables:
         rows = self._connection.execute(
             f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND {_IS_ALIVE} ORDER BY key", (kind, time.time())
         )
-        return [_object(row) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(_object(row))
+            except StoreError:
+                logger.error("%r is damaged in the store, and is left alone", row[0])
+        return found
 
     def entries(
         self, owner: str, id: str, list: str, limit: int, after: int | None, ascending: bool, max_bytes: int
@@ -216,6 +225,15 @@ class Tables:
             (id, owner, list),
         )
         return [name for (name,) in rows]
+
+    def size_of(self, owner: str, id: str, list: str) -> tuple[int, int]:
+        """As `Store.size_of`."""
+        num_entries, num_bytes = self._connection.execute(
+            "SELECT COUNT(*), COALESCE(SUM(length(data)), 0) FROM entries"
+            " WHERE object = (SELECT key FROM objects WHERE id = ? AND owner = ?) AND list = ?",
+            (id, owner, list),
+        ).fetchone()
+        return num_entries, num_bytes
 
 
 def _object(row: tuple[Any, ...]) -> StoredObject:

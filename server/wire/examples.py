@@ -103,4 +103,11 @@ TOKENIZE: dict[str, Example] = {
     "messages": _example("A conversation with a tool", {"messages": [_QUESTION], "tools": [_TOOL]}),
 }
 
+BATCHES: dict[str, Example] = {
+    "chats": _example(
+        "Chats, within a day",
+        {"input_file_id": "file-abc123", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    )
+}
+
 DETOKENIZE: dict[str, Example] = {"simple": _example("Ids of a text", {"tokens": [72, 105, 33]})}

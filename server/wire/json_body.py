@@ -28,7 +28,7 @@ _STRING_OR_OPENING = re.compile(rb'"[^"]*"?|[{\[]')
 _QUOTE = ord('"')
 
 
-class JsonBodyRoute(APIRoute):
+class BoundedJsonRoute(APIRoute):
     """A route that takes one JSON object."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -40,6 +40,10 @@ class JsonBodyRoute(APIRoute):
             return await handler(_JsonRequest(request, field))
 
         return handle
+
+
+class JsonBodyRoute(BoundedJsonRoute):
+    """One that asks the engine for work: rates and queue are about it."""
 
 
 class _JsonRequest(Request):

@@ -241,23 +241,24 @@ class Version(ReplyModel):
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _error(status: int, description: str) -> Responses:
+def error_reply(status: int, description: str) -> Responses:
+    """Returns an entry of the document for an error."""
     return {status: {"model": ErrorReply, "description": description}}
 
 
-BAD_REQUEST = _error(400, "The request cannot be served as asked") | _error(413, "The body is too large")
-NOT_FOUND = _error(404, "No such model")
-UNAVAILABLE = _error(503, "The engine is loading, recovering, draining or gone")
+BAD_REQUEST = error_reply(400, "The request cannot be served as asked") | error_reply(413, "The body is too large")
+NOT_FOUND = error_reply(404, "No such model")
+UNAVAILABLE = error_reply(503, "The engine is loading, recovering, draining or gone")
 COMMON_ERRORS = (
-    _error(401, "A key is missing or wrong")
-    | _error(403, "A page of another origin, or a name this server does not go by")
-    | _error(500, "The server failed")
+    error_reply(401, "A key is missing or wrong")
+    | error_reply(403, "A page of another origin, or a name this server does not go by")
+    | error_reply(500, "The server failed")
 )
 GENERATION_ERRORS = (
     BAD_REQUEST
     | NOT_FOUND
     | UNAVAILABLE
     | COMMON_ERRORS
-    | _error(429, "Too many requests wait")
-    | _error(504, "The request took longer than the server allows")
+    | error_reply(429, "Too many requests wait")
+    | error_reply(504, "The request took longer than the server allows")
 )

@@ -85,6 +85,15 @@ OPERATIONS = [
     ("/v1/unload_lora_adapter", "POST", 6),
     ("/v1/models", "GET", 1),
     ("/v1/models/{model_id}", "GET", 20),
+    ("/v1/files", "POST", 8),
+    ("/v1/files", "GET", 8),
+    ("/v1/files/{file_id}", "GET", 4),
+    ("/v1/files/{file_id}", "DELETE", 4),
+    ("/v1/files/{file_id}/content", "GET", 4),
+    ("/v1/batches", "POST", 16),
+    ("/v1/batches", "GET", 8),
+    ("/v1/batches/{batch_id}", "GET", 4),
+    ("/v1/batches/{batch_id}/cancel", "POST", 4),
     ("/health", "GET", 1),
     ("/ready", "GET", 1),
     ("/metrics", "GET", 1),
@@ -97,13 +106,14 @@ OPERATIONS = [
 def test_what_is_made_of_it_is_answered_as_it_says(
     narrow_server: ServerProcess, api: Any, path: str, method: str, count: int
 ) -> None:
-    modes = list(schemathesis.GenerationMode) if method == "POST" else [schemathesis.GenerationMode.POSITIVE]
+    has_body = method == "POST" and "{" not in path
+    modes = list(schemathesis.GenerationMode) if has_body else [schemathesis.GenerationMode.POSITIVE]
     wholes = [{}, PLAIN[path]] if path in PLAIN else [{}]
     statuses = set()
     for mode, fixed in itertools.product(modes, wholes):
         cases = api[path][method].as_strategy(generation_mode=mode)
         statuses |= answers(narrow_server.url, cases, max(1, count // 2), fixed)
-    assert 200 in statuses or path == "/v1/models/{model_id}" or "lora" in path
+    assert 200 in statuses or "{" in path or path == "/v1/batches" or "lora" in path  # what is made up is not there
 
 
 def answers(url: str, cases: Any, count: int, fixed: dict[str, Any]) -> set[int]:

@@ -83,6 +83,10 @@ def main() -> None:
     elif mode == "mortal":
         sock.sendall(ready)
         serve_in_the_last_life(sock, Path(config.checkpoint_path), int(number))
+    elif mode == "mute":
+        sock.sendall(ready)
+        while not isinstance(decode_to_engine(read_frame(sock)), Shutdown):
+            sock.sendall(encode(StepOutputs([], EngineStats())))
     elif mode == "hangs":
         sock.sendall(ready)
         read_frame(sock)

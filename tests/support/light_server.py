@@ -20,6 +20,7 @@ from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.serve import draining_server
+from server.services import Services
 from server.settings import Settings
 
 # Takes a completion of a few tokens; the engine answers with the prompt.
@@ -34,6 +35,7 @@ class LightServer:
         folder: for the engine's notes.
         port: to listen on; 0 lets the system choose.
         script: texts that the model says, one a request; None has the engine repeat prompts.
+        engine: a mode of the bad engine instead, such as "mute".
         config: further settings.
 
     Attributes:
@@ -43,7 +45,13 @@ class LightServer:
     """
 
     def __init__(
-        self, checkpoint: Path, folder: Path, port: int = 0, script: Sequence[str] | None = None, **config: Any
+        self,
+        checkpoint: Path,
+        folder: Path,
+        port: int = 0,
+        script: Sequence[str] | None = None,
+        engine: str = "mortal:0",
+        **config: Any,
     ) -> None:
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +60,7 @@ class LightServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._script = folder / "script.json"
         if script is None:
-            engine_config = EngineConfig(checkpoint_path=str(folder / "lives"), device="mortal:0")
+            engine_config = EngineConfig(checkpoint_path=str(folder / "lives"), device=engine)
             self.engine = EngineClient(engine_config, module="tests.support.bad_engine")
         else:
             self._script.write_text(json.dumps(script))
@@ -82,6 +90,13 @@ class LightServer:
         """One of its metrics; 0 where it has not been counted yet."""
         app: Any = self._server.config.app
         return float(app.state.services.metrics.registry.get_sample_value(name, labels) or 0)
+
+    @property
+    def services(self) -> Services:
+        """What its routes share."""
+        app: Any = self._server.config.app
+        services: Services = app.state.services
+        return services
 
     def wait_until_noticed(self) -> None:
         async def wait(delay_s: float) -> None:

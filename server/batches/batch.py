@@ -1,0 +1,163 @@
+"""A batch that is not over yet: what the store has of it, and the changes that carry it on."""
+
+from __future__ import annotations
+
+import copy
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from server.files.stored_files import CONTENT, file_object, new_file_id
+from server.store.records import Append, Change, Delete, Put, StoredObject
+from server.wire.files import BatchRequest, window_seconds
+
+BATCH = "batch"
+# Of output and error files while they are written.
+_RESULTS = "batch_results"
+TERMINAL = frozenset({"failed", "completed", "expired", "cancelled"})
+_REASONS = {
+    "batch_expired": "This request could not be executed before the completion window expired.",
+}
+
+
+class Batch:
+    """One batch.
+
+    Args:
+        stored: its object.
+
+    Attributes:
+        owner: whose it is.
+        wire: as clients see it.
+        output_id: of the file of what succeeded.
+        error_id: of the file of what did not.
+        expires_after_s: of these files, or None.
+    """
+
+    def __init__(self, stored: StoredObject) -> None:
+        self.owner = stored.owner
+        self.wire: dict[str, Any] = stored.body["wire"]
+        self.output_id: str = stored.body["output_id"]
+        self.error_id: str = stored.body["error_id"]
+        self.expires_after_s: int | None = stored.body["expires_after_s"]
+
+    @classmethod
+    def from_request(cls, request: BatchRequest, owner: str) -> Batch:
+        """Returns a new one."""
+        now = int(time.time())
+        times = "in_progress finalizing completed failed expired cancelling cancelled".split()
+        wire: dict[str, Any] = {
+            "id": f"batch_{uuid.uuid4().hex}",
+            "object": "batch",
+            "endpoint": request.endpoint,
+            "errors": None,
+            "input_file_id": request.input_file_id,
+            "completion_window": request.completion_window,
+            "status": "validating",
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": now,
+            "expires_at": now + window_seconds(request.completion_window),
+            **{f"{name}_at": None for name in times},
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "metadata": request.metadata,
+        }
+        expires_after = request.output_expires_after
+        body = {
+            "wire": wire,
+            "output_id": new_file_id(),
+            "error_id": new_file_id(),
+            "expires_after_s": None if expires_after is None else expires_after.seconds,
+        }
+        return cls(StoredObject(id=wire["id"], kind=BATCH, owner=owner, body=body))
+
+    @property
+    def id(self) -> str:
+        """Of the batch."""
+        return str(self.wire["id"])
+
+    @property
+    def status(self) -> str:
+        """As clients see it."""
+        return str(self.wire["status"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Lines in all, and those that have a result."""
+        counts: dict[str, int] = self.wire["request_counts"]
+        return counts
+
+    def put(self) -> Put:
+        """Stores it as it is now."""
+        body = {
+            "wire": copy.deepcopy(self.wire),
+            "output_id": self.output_id,
+            "error_id": self.error_id,
+            "expires_after_s": self.expires_after_s,
+        }
+        return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body))
+
+    def enter(self, status: str) -> Put:
+        """Goes on to a status."""
+        self.wire["status"] = status
+        self.wire[f"{status}_at"] = int(time.time())
+        return self.put()
+
+    def begin(self, num_lines: int) -> Sequence[Change]:
+        """Its lines are good: they are going to be done."""
+        self.counts["total"] = num_lines
+        results = [
+            Put(StoredObject(id=id, kind=_RESULTS, owner=self.owner, body={})) for id in (self.output_id, self.error_id)
+        ]
+        return [*results, self.enter("in_progress")]
+
+    def fail(self, errors: list[dict[str, Any]]) -> Put:
+        """Its lines, or one of them, cannot be done."""
+        self.wire["errors"] = {"object": "list", "data": errors}
+        return self.enter("failed")
+
+    def result(self, number: int, custom_id: str, status: int, request_id: str, reply: bytes) -> Sequence[Change]:
+        """A line has been answered, well or not."""
+        response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(reply)}
+        is_good = status == 200
+        self.counts["completed" if is_good else "failed"] += 1
+        text = _result_line(custom_id, response, None)
+        return [Append(self.output_id if is_good else self.error_id, CONTENT, [text], [str(number)]), self.put()]
+
+    def give_up(self, numbers: Sequence[int], custom_ids: Sequence[str], code: str) -> Sequence[Change]:
+        """Lines will not be done."""
+        self.counts["failed"] += len(numbers)
+        error = {"code": code, "message": _REASONS[code]}
+        texts = [_result_line(custom_id, None, error) for custom_id in custom_ids]
+        return [Append(self.error_id, CONTENT, texts, [str(number) for number in numbers]), self.put()]
+
+    def end(self, status: str, output: tuple[int, int], errors: tuple[int, int]) -> Sequence[Change]:
+        """It is over; what was written becomes files.
+
+        Args:
+            status: the last one.
+            output: lines and bytes of the output.
+            errors: the same of the error file.
+        """
+        changes: list[Change] = []
+        for name, id, (num_lines, num_bytes) in (
+            ("output", self.output_id, output), ("error", self.error_id, errors),
+        ):  # fmt: skip
+            if not num_lines:
+                changes.append(Delete(id))
+                continue
+            self.wire[f"{name}_file_id"] = id
+            file = file_object(
+                id, self.owner, f"{self.id}_{name}.jsonl", "batch_output", num_bytes, self.expires_after_s
+            )
+            changes.append(Put(file))
+        self.counts["completed"], self.counts["failed"] = output[0], errors[0]
+        return [*changes, self.enter(status)]
+
+
+def _result_line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

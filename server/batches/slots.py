@@ -1,0 +1,61 @@
+"""How many lines of whom are in the engine at a time: callers with batches share them by weight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from server.gates.callers import Caller
+
+# Of the lines in the engine together, unless one alone is longer.
+_MAX_BYTES = 32 << 20
+
+
+class Slots:
+    """Places for lines.
+
+    Args:
+        num_slots: of all callers together.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._held = Counter[Caller]()
+        self._num_bytes = 0
+        self._callers = Counter[Caller]()
+        self._changed = asyncio.Condition()
+
+    async def enter(self, caller: Caller) -> None:
+        """Takes note that a caller has lines to do."""
+        async with self._changed:
+            self._callers[caller] += 1
+
+    async def leave(self, caller: Caller) -> None:
+        """Takes note that it has no more."""
+        async with self._changed:
+            self._callers[caller] -= 1
+            if not self._callers[caller]:
+                del self._callers[caller]
+            self._changed.notify_all()
+
+    async def take(self, caller: Caller, num_bytes: int) -> None:
+        """Waits for a place for a line of a caller who has entered."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._has_room(caller, num_bytes))
+            self._held[caller] += 1
+            self._num_bytes += num_bytes
+
+    async def give_back(self, caller: Caller, num_bytes: int) -> None:
+        """Frees the place."""
+        async with self._changed:
+            self._held[caller] -= 1
+            self._num_bytes -= num_bytes
+            if not self._held[caller]:
+                del self._held[caller]
+            self._changed.notify_all()
+
+    def _has_room(self, caller: Caller, num_bytes: int) -> bool:
+        num_held = self._held.total()
+        part = max(1, self._num_slots * caller.weight // sum(other.weight for other in self._callers))
+        is_small_enough = not num_held or self._num_bytes + num_bytes <= _MAX_BYTES
+        return num_held < self._num_slots and self._held[caller] < part and is_small_enough

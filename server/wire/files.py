@@ -1,0 +1,180 @@
+"""Files and batches as they come and go over the wire."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, ReplyModel, Responses, error_reply
+from server.wire.requests import Integer, RequestBody, WireModel
+
+PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+# Of them some are the same line to a client: where generating requests may go.
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+MAX_METADATA = 16
+MIN_EXPIRY_S = 3600
+MAX_EXPIRY_S = 30 * 86400
+_MAX_KEY_CHARS = 64
+_MAX_VALUE_CHARS = 512
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_WINDOW = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+
+
+def window_seconds(window: str) -> int:
+    """Reads a completion window, such as 24h.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _WINDOW.fullmatch(window)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_EXPIRY_S:
+        raise ValueError("should be a time of at most 30 days, such as 24h, 30m or 45s")
+    return seconds
+
+
+def _check_window(window: str) -> str:
+    window_seconds(window)
+    return window
+
+
+def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"should have at most {MAX_METADATA} entries")
+    if any(len(key) > _MAX_KEY_CHARS or len(value) > _MAX_VALUE_CHARS for key, value in metadata.items()):
+        raise ValueError(f"keys have at most {_MAX_KEY_CHARS} characters, values {_MAX_VALUE_CHARS}")
+    return metadata
+
+
+Metadata = Annotated[dict[str, str], AfterValidator(_check_metadata)]
+
+
+class ExpiresAfter(WireModel):
+    """When files are dropped."""
+
+    anchor: Literal["created_at"]
+    seconds: Integer = Field(ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
+
+
+class BatchRequest(RequestBody):
+    """POST /v1/batches."""
+
+    input_file_id: str = Field(description="a file of purpose batch: a request a line")
+    endpoint: str = Field(description=f"where its requests go: {', '.join(ENDPOINTS)}")
+    completion_window: Annotated[str, AfterValidator(_check_window)] = Field(
+        description="how long it may take, such as 24h; what is not done by then is not done", examples=["24h"]
+    )
+    metadata: Metadata | None = Field(None, description=f"up to {MAX_METADATA} texts of your own")
+    output_expires_after: ExpiresAfter | None = Field(None, description="when output and error file are dropped")
+
+
+class FileObject(ReplyModel):
+    """A stored file."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    status_details: None = None
+
+
+class FileList(ReplyModel):
+    """Files, the newest first."""
+
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(ReplyModel):
+    """What was deleted."""
+
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+class RequestCounts(ReplyModel):
+    """Requests of a batch."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchError(ReplyModel):
+    """What is wrong with an input file."""
+
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class BatchErrors(ReplyModel):
+    """All of it, or its beginning."""
+
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class BatchObject(ReplyModel):
+    """A batch."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: Literal[
+        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+    ]
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+
+
+class BatchList(ReplyModel):
+    """Batches, the newest first."""
+
+    object: Literal["list"]
+    data: list[BatchObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+NO_ROOM = error_reply(507, "What it would store has no room")
+UNSTORED = error_reply(503, "What is stored cannot be read or written now")
+STORE_ERRORS: Responses = BAD_REQUEST | COMMON_ERRORS | UNSTORED | NO_ROOM
+
+
+def listed(page: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Returns the wire object of a page, of which one more than `limit` were looked up."""
+    data = page[:limit]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(page) > limit,
+    }
