@@ -262,7 +262,11 @@ def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
     for remark in config.remarks:
         logger.warning("%s: %s", checkpoint, remark)
     plan = plan_memory(
-        config, dtype=settings.dtype, kv_cache_dtype=settings.kv_cache_dtype, block_size=settings.block_size
+        config,
+        dtype=settings.dtype,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        block_size=settings.block_size,
+        at_load=settings.quantization,
     )
     logger.info("memory: %s", plan.summary())
     tokenizer = Tokenizer.from_folder(checkpoint)

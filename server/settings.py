@@ -109,6 +109,9 @@ class Settings(BaseModel):
     )
     served_model_name: Texts = Field((), description="name requests may use for the model (repeatable); * is any name")
     dtype: Dtype = Field("auto", description="of weights and activations")
+    quantization: Literal["none", "int8", "int4", "nf4"] = Field(
+        "none", description="pack the blocks' weights while they are loaded; for checkpoints that are not quantised yet"
+    )
     kv_cache_dtype: CacheDtype = Field(
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
     )
@@ -138,6 +141,9 @@ class Settings(BaseModel):
         ge=0,
         description="how long a step may take that computes prompts while other requests wait for tokens; 0 is any time"
         " (default: 250 on a CPU, 0 on a GPU)",
+    )
+    speculation: Literal["auto", "off"] = Field(
+        "auto", description="guess tokens ahead and check several in a step; replies are the same (auto: on a CPU)"
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a block of the KV cache")
     kv_cache_memory: Size | None = Field(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.contract.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
-from model.contract.errors import CheckpointError
+from model.contract.errors import CheckpointError, ConfigError
 from model.contract.gguf.checkpoint import gguf_config, kept_bytes
 from model.contract.gguf.file import is_gguf
 from model.contract.json_file import read_json
@@ -42,6 +42,12 @@ _MISSPELT = {
 }
 # Parts that other models of the same model_type have, and what those are called.
 _OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}
+
+
+NO_QUANTIZATION = "none"
+# How weights are quantised while they are loaded (`--quantization`): bits that one of them takes in memory, scales
+# included: a float32 for 128 inputs, a scale and an offset for 64, a scale for 64.
+QUANTIZED_BITS = {"int8": 8.25, "int4": 5.0, "nf4": 4.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +199,30 @@ def _from_gguf(path: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {describe_model_type(raw['model_type'])}")
     config = _from_raw(_Fields(raw, path), None)
     return replace(config, remarks=tuple(remarks), stored_weights=StoredWeights(*kept_bytes(file.tensors)))
+
+
+def require_can_quantize(config: ModelConfig, at_load: str) -> None:
+    """Refuses to quantise at load what is quantised already.
+
+    Args:
+        config: of the checkpoint.
+        at_load: a key of `QUANTIZED_BITS`, or `NO_QUANTIZATION`.
+
+    Raises:
+        ConfigError: it is, or there is no such way.
+    """
+    if at_load == NO_QUANTIZATION:
+        return
+    if at_load not in QUANTIZED_BITS:
+        raise ConfigError(f"unknown quantization {at_load!r}; use one of {', '.join(QUANTIZED_BITS)}")
+    kind = None if config.quantization is None else f"{config.quantization.quant_method.upper()}"
+    if config.stored_weights is not None and config.stored_weights.packed_bytes:
+        kind = "GGUF"
+    if kind is not None:
+        raise ConfigError(
+            f"--quantization {at_load}: this checkpoint is quantised already ({kind}); serve it without, or the one"
+            " that it was made from"
+        )
 
 
 class _Fields:

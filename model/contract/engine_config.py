@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
+        quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
             None chooses by device (512 on a CPU, 4096 on a GPU).
         max_step_ms: how long a step should take that carries decodes beside prompts; 0 is any time,
             None chooses by device (250 on a CPU, any time on a GPU).
+        speculation: "auto" guesses tokens ahead where steps do not overlap, "off" never.
         block_size: tokens in a KV cache block.
         kv_cache_memory_bytes: None takes what is free (`gpu_memory_utilization` on a GPU).
         gpu_memory_utilization: share of a GPU's memory that weights, activations and cache may take.
@@ -58,6 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     device: str = "auto"
     kernels: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256
@@ -65,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     allow_priority: bool = False
     max_num_batched_tokens: int | None = None
     max_step_ms: int | None = None
+    speculation: str = "auto"
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.90

@@ -49,10 +49,10 @@ class GrammarAccount:
         """Whether so much was spent beyond the allowance that nobody should wait for more."""
         return self.left_s < ACCOUNT_S - _BEHIND_S
 
-    def pay(self, spent_s: float) -> bool:
-        """Takes what a token cost; returns whether the next one may be looked for."""
+    def pay(self, spent_s: float, num_tokens: int = 1) -> bool:
+        """Takes what some tokens cost; returns whether the next one may be looked for."""
         with self._lock:
-            self.left_s = min(ACCOUNT_S, self.left_s + ALLOWANCE_S - spent_s)
+            self.left_s = min(ACCOUNT_S, self.left_s + ALLOWANCE_S * num_tokens - spent_s)
         return self.left_s > 0 and spent_s < MAX_TOKEN_S
 
 

@@ -4,7 +4,7 @@ Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabul
 
 - weights: embedding, head and norms V*H*2 + H*(2L + 1), times b; in each layer five linears with 4*H*H + 1.5*H*I
   weights in all and 3*H biases of c_attn. A linear of K inputs and N outputs takes K*N*b, or as GPTQ
-  K*N*bits/8 + groups*(2*N + N*bits/8) + 2*N (words, scales, zeros, bias).
+  K*N*bits/8 + groups*(2*N + N*bits/8) + 2*N (words, scales, zeros, bias); quantised at load K*N*QUANTIZED_BITS/8.
 - KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale.
 - activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
   residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
@@ -15,7 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.config import (
+    NO_QUANTIZATION,
+    QUANTIZED_BITS,
+    ModelConfig,
+    QuantizationConfig,
+    require_can_quantize,
+)
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPE_BYTES = {**DTYPE_BYTES, "int8": 1}
@@ -33,6 +39,7 @@ class MemoryPlan:
         kv_dtype: of the cache, a key of KV_DTYPE_BYTES.
         block_size: tokens in a block of the cache.
         max_num_batched_tokens: most tokens in one step.
+        at_load: how the linears of blocks are quantised while they are loaded; a key of QUANTIZED_BITS, or "none".
     """
 
     config: ModelConfig
@@ -40,12 +47,13 @@ class MemoryPlan:
     kv_dtype: str
     block_size: int = 16
     max_num_batched_tokens: int = 4096
+    at_load: str = NO_QUANTIZATION
 
     @property
     def weights_bytes(self) -> int:
         """Of the loaded checkpoint."""
         config = self.config
-        if config.stored_weights is not None:
+        if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
             return config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
         hidden, inner = config.hidden_size, config.intermediate_size // 2
         num_outside = 2 * config.vocab_size * hidden + hidden
@@ -56,6 +64,8 @@ class MemoryPlan:
 
     def _linear_bytes(self, num_inputs: int, num_outputs: int) -> int:
         quantization = self.config.quantization
+        if self.at_load != NO_QUANTIZATION:
+            return int(num_inputs * num_outputs * QUANTIZED_BITS[self.at_load] / 8)
         if quantization is None:
             return num_inputs * num_outputs * DTYPE_BYTES[self.dtype]
         group = num_inputs if quantization.group_size == -1 else quantization.group_size
@@ -127,14 +137,19 @@ class MemoryPlan:
             bits: of GPTQ in groups of 128 (the checkpoint's own bits leave it as it is); None is not quantised.
         """
         own = self.config.quantization
-        if self.config.stored_weights is None and bits == (None if own is None else own.bits):
+        is_published = self.config.stored_weights is None and self.at_load == NO_QUANTIZATION
+        if is_published and bits == (None if own is None else own.bits):
             return self
         quantization = None
         if bits is not None:
             quantization = QuantizationConfig(
                 quant_method="gptq", bits=bits, group_size=_GPTQ_GROUP, desc_act=False, sym=True
             )
-        return replace(self, config=replace(self.config, quantization=quantization, stored_weights=None))
+        return replace(
+            self,
+            config=replace(self.config, quantization=quantization, stored_weights=None),
+            at_load=NO_QUANTIZATION,
+        )
 
     def summary(self) -> str:
         """One line for the log."""
@@ -142,6 +157,8 @@ class MemoryPlan:
         kind = self.dtype if quantization is None else f"Int{quantization.bits}, activations {self.dtype}"
         if self.config.stored_weights is not None:
             kind = f"GGUF, activations {self.dtype}"
+        if self.at_load != NO_QUANTIZATION:
+            kind = f"{self.at_load}, activations {self.dtype}"
         return (
             f"weights {self.weights_bytes / 1e9:.2f} GB ({kind}); KV cache ({self.kv_dtype}) "
             f"{self.kv_token_bytes / 1e3:.1f} kB a token, {self.kv_block_bytes / 1e6:.2f} MB a block of "
@@ -150,7 +167,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: ModelConfig, *, dtype: str = "auto", kv_cache_dtype: str = "auto", block_size: int = 16
+    config: ModelConfig,
+    *,
+    dtype: str = "auto",
+    kv_cache_dtype: str = "auto",
+    block_size: int = 16,
+    at_load: str = NO_QUANTIZATION,
 ) -> MemoryPlan:
     """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
 
@@ -159,8 +181,13 @@ def plan_memory(
         dtype: "auto" or a key of DTYPE_BYTES.
         kv_cache_dtype: "auto" or a key of KV_DTYPE_BYTES.
         block_size: tokens in a block.
+        at_load: see `MemoryPlan`.
+
+    Raises:
+        ConfigError: it is to be quantised at load, and is quantised already.
     """
+    require_can_quantize(config, at_load)
     resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
     if kv_cache_dtype == "auto":
         kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
-    return MemoryPlan(config, resolved, kv_cache_dtype, block_size)
+    return MemoryPlan(config, resolved, kv_cache_dtype, block_size, at_load=at_load)

@@ -52,6 +52,7 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
         cache_salt: cached prompt starts are shared only where it is equal.
         is_background: it takes what the others leave.
         adapter_id: of the adapter to run it with; 0 for none.
+        prediction_ids: the output that the client expects, perhaps nothing: guessed before anything else.
     """
 
     seq_ids: tuple[int, ...]
@@ -65,6 +66,7 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
     cache_salt: str = ""
     is_background: bool = False
     adapter_id: int = 0
+    prediction_ids: list[int] = []
 
 
 class Abort(_Part, tag="abort", frozen=True):
@@ -101,6 +103,7 @@ class SequenceOutput(_Part, frozen=True):
         prompt_logprobs: for each prompt token but the first, in the first output when asked for.
         queue_time_s: waiting time before the first step, in the first output.
         error: why, when `finish_reason` is "error", "abort" or "invalid".
+        num_draft_tokens: guessed ahead for this step; all but the last of `token_ids` were guessed right.
     """
 
     seq_id: int
@@ -112,6 +115,7 @@ class SequenceOutput(_Part, frozen=True):
     prompt_logprobs: list[TokenLogprob] | None = None
     queue_time_s: float | None = None
     error: str | None = None
+    num_draft_tokens: int = 0
 
 
 class EngineStats(_Part, frozen=True):
@@ -129,6 +133,9 @@ class EngineStats(_Part, frozen=True):
     num_step_tokens: int = 0
     longest_blocked_s: float = 0.0
     num_blocked_total: int = 0
+    num_drafts_total: int = 0
+    num_draft_tokens_total: int = 0
+    num_accepted_tokens_total: int = 0
 
 
 class StepOutputs(_Part, tag="step", frozen=True):

@@ -6,6 +6,7 @@ It exists so that the loop can plan and launch the next step in between. It must
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as AlignedList
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,15 +22,15 @@ class StepResult(NamedTuple):
 
     Attributes:
         batch: what was computed. Of what was to be, it may lack some that are to be planned again.
-        tokens: the next token where one was wanted, else None.
+        tokens: the next tokens: one where one was wanted, more where drafts were right, else none.
         prompt_logprobs: of the positions start + 1 ... of the chunk where asked for, else None.
-        ended: sequences that the new token ends because of their grammar: None where it is complete, else why it
+        ended: sequences that the last token ends because of their grammar: None where it is complete, else why it
             cannot be followed.
         failures: messages for sequences that cannot go on, by id.
     """
 
     batch: ScheduledBatch
-    tokens: list[SampledToken | None]
+    tokens: list[list[SampledToken]]
     prompt_logprobs: list[list[TokenLogprob] | None]
     ended: dict[int, str | None]
     failures: dict[int, str]
@@ -42,7 +43,9 @@ class LaunchedStep:
     Attributes:
         batch: what was launched.
         prompt_logprobs: see `StepResult`.
-        sampled_entries: indexes of the entries that were sampled, in the order of the sample's rows.
+        sampled_entries: indexes of the entries that were sampled, in the order of the sample's rows: one of each, and
+            one more for each of its drafts.
+        num_checkable: of each of them, how many of its drafts can be checked.
         sampled: their tokens on the device, or None when none was sampled.
         copy: brings them to the host.
         grammars: walk on with the tokens.
@@ -52,6 +55,7 @@ class LaunchedStep:
     batch: ScheduledBatch
     prompt_logprobs: list[list[TokenLogprob] | None]
     sampled_entries: list[int]
+    num_checkable: list[int]
     sampled: SamplerOutput | None
     copy: HostCopy | None
     grammars: GrammarStates
@@ -60,12 +64,34 @@ class LaunchedStep:
     def wait(self) -> StepResult:
         """Waits for the device and returns what it made; to be called once."""
         entries = self.batch.entries
-        result = StepResult(self.batch, [None] * len(entries), self.prompt_logprobs, {}, {})
+        result = StepResult(self.batch, [[] for _ in entries], self.prompt_logprobs, {}, {})
         if self.sampled is None or self.copy is None:
             return result
-        for index, token in zip(self.sampled_entries, self.sampled.read(self.copy()), strict=True):
-            result.tokens[index] = token
-        tokens = ((entry.seq_id, token.token_id) for entry, token in zip(entries, result.tokens, strict=True) if token)
-        last = {e.seq_id for e in entries if e.end + 1 - e.num_prompt_tokens >= e.sampling.max_tokens}
-        result.ended.update(self.grammars.advance(tokens, last))
+        tokens = self.sampled.read(self.copy())
+        first = 0
+        for index, num_checkable in zip(self.sampled_entries, self.num_checkable, strict=True):
+            draft_ids = entries[index].draft_ids
+            result.tokens[index] = accept(tokens[first : first + 1 + num_checkable], draft_ids)
+            first += 1 + len(draft_ids)
+        sampled = [(entry, tokens) for entry, tokens in zip(entries, result.tokens, strict=True) if tokens]
+        last = {
+            e.seq_id for e, tokens in sampled if e.end + len(tokens) - e.num_prompt_tokens >= e.sampling.max_tokens
+        }
+        ids = ((entry.seq_id, [token.token_id for token in tokens]) for entry, tokens in sampled)
+        result.ended.update(self.grammars.advance(ids, last))
         return result
+
+
+def accept(tokens: list[SampledToken], draft_ids: AlignedList[int]) -> list[SampledToken]:
+    """Returns the tokens that stand: the first, and each that follows guesses which are what was sampled.
+
+    Args:
+        tokens: sampled behind no guess, behind one, behind two, and so on.
+        draft_ids: the guesses, at least as many as are needed.
+    """
+    num_right = 0
+    while num_right + 1 < len(tokens) and tokens[num_right].token_id == draft_ids[num_right]:
+        if not tokens[num_right + 1].is_valid:
+            break  # the next step will find out, as it would have without guesses
+        num_right += 1
+    return tokens[: num_right + 1]

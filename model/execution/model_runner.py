@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,11 +28,13 @@ from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
 from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.overflow import require_finite
+from model.execution.row_costs import MAX_GUESSED_ROWS, measure_row_costs
 from model.quantization import linear_maker
 from model.sampling.grammar_states import GrammarStates
 from model.sampling.sampler import Sampler, SamplerOutput, prompt_logprobs
 from model.sampling.sampling_row import SamplingRow, stream_key
 from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
+from model.scheduling.speculation import RowCosts
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class ModelRunner:
         max_model_len: prompt and reply together.
         weights_bytes: of the loaded parameters.
         grammars: states of the sequences that have one.
+        row_costs: what steps of few rows take; None where no tokens are to be guessed.
         adapters: those that are loaded; None where there may be none.
         adapters_loaded: what came of those that were to be loaded first.
 
@@ -80,9 +84,8 @@ class ModelRunner:
         self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
-            self.model = make_model(
-                self.model_config, linear_maker(self.model_config, self.backend, self.dtype), self.backend, self.dtype
-            )
+            make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
+            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype)
             self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.backend.set_num_threads(config.num_threads, self.weights_bytes)
             cache_dtype = self._cache_dtype(config)
@@ -92,7 +95,8 @@ class ModelRunner:
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
-            self._last_ids = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self.backend.device)
+            num_ids = config.max_num_seqs + MAX_GUESSED_ROWS
+            self._last_ids = torch.zeros(num_ids, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
@@ -101,7 +105,9 @@ class ModelRunner:
         self._sampler = self._make_sampler(config.max_num_seqs, self.max_model_len)
         self._row_of_seq: dict[int, int] = {}  # where the last launched step left each sequence's id
         self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
-        self.grammars = GrammarStates(self.model_config.vocab_size)
+        speculates = config.speculation == "auto" and not self.runs_ahead
+        self.row_costs = self._measure_row_costs() if speculates else None
+        self.grammars = GrammarStates(self.model_config.vocab_size, speculates=speculates)
         # Requests without a seed draw from streams named by it and their sequence's id.
         self._seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
 
@@ -129,6 +135,24 @@ class ModelRunner:
         for filters in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}):
             sampling = SamplingParams(max_tokens=1, **filters)
             self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
+
+    @torch.inference_mode()
+    def _measure_row_costs(self) -> RowCosts:
+        """Times small steps; as those of `_warm_up` they write to a block that nothing has been written to yet."""
+
+        def run(num_rows: int, context_len: int) -> None:
+            blocks = [0] * -(-(context_len + num_rows) // self.block_size)
+            spans = [SequenceSpan([0], context_len + i, 1.0, blocks, 1) for i in range(num_rows)]
+            batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device)
+            self.model.logits(self.model(batch, self._cache)).argmax(-1).tolist()
+
+        costs = measure_row_costs(run, self.max_model_len)
+        logger.info(
+            "steps of %s rows take %s ms",
+            ", ".join(map(str, costs.num_rows)),
+            ", ".join(f"{1000 * seconds:.1f}" for seconds in costs.seconds),
+        )
+        return costs
 
     def _capture(self) -> DecodeGraphs | None:
         def step(batch: ForwardBatch) -> torch.Tensor:
@@ -259,37 +283,41 @@ class ModelRunner:
             batch: not empty.
         """
         entries = batch.entries
-        spans = [_span(entry, self._slot(entry)) for entry in entries]
-        slots = [span.adapter_slot for span in spans]
-        sources = [self._source(entry) for entry in entries]
+        self.grammars.look_ahead({entry.seq_id: entry.draft_ids for entry in entries if entry.draft_ids})
+        spans = [span for entry in entries for span in _spans(entry, self._slot(entry))]
+        sources = [source for entry in entries for source in self._sources(entry)]
         scores: list[list[TokenLogprob] | None] = [None] * len(entries)
-        sample: SamplerOutput | None = None
-        graphs = self._graphs_for(slots)
-        if graphs is not None and len(entries) == batch.num_decodes <= graphs.max_num_rows:
-            sampled = list(range(len(entries)))
-            sample = self._sample(graphs.run(spans, sources), [entries[i] for i in sampled], sources)
+        sampled = [index for index, entry in enumerate(entries) if entry.needs_sampling]
+        logits: torch.Tensor | None = None
+        graphs = self._graphs_for([span.adapter_slot for span in spans])
+        if graphs is not None and len(entries) == batch.num_decodes and len(spans) <= graphs.max_num_rows:
+            logits = graphs.run(spans, sources)
         else:
             hidden = self._forward(spans, sources)
-            sampled, sampled_rows = [], []
+            rows: list[int] = []
+            slots: list[int] = []
             row = 0
-            for index, (entry, span) in enumerate(zip(entries, spans, strict=True)):
+            for index, entry in enumerate(entries):
+                first = row
+                row += _num_logit_rows(entry)
                 if entry.needs_prompt_logits:
-                    scores[index] = self._score(hidden[row : row + span.num_logit_rows], entry)
-                row += span.num_logit_rows
+                    scores[index] = self._score(hidden[first:row], entry)
                 if entry.needs_sampling:
-                    sampled_rows.append(row - 1)
-                    sampled.append(index)
-            if sampled:
-                chosen = hidden if len(sampled_rows) == len(hidden) else hidden[self._to_device(sampled_rows)]
-                logits = self._logits(chosen, [slots[i] for i in sampled])
-                sample = self._sample(logits, [entries[i] for i in sampled], [sources[i] for i in sampled])
-        self._row_of_seq = {entries[index].seq_id: row for row, index in enumerate(sampled)}
+                    num_rows = 1 + len(entry.draft_ids)
+                    rows += range(row - num_rows, row)
+                    slots += [self._slot(entry)] * num_rows
+            if rows:
+                logits = self._logits(hidden if len(rows) == len(hidden) else hidden[self._to_device(rows)], slots)
+        sample = None if logits is None else self._sample(logits, [entries[index] for index in sampled])
         copy = None
         if sample is not None:
             if self.runs_ahead or self._graphs is not None:
-                self._last_ids[: len(sampled)].copy_(sample.ids)
+                self._last_ids[: len(sample.ids)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
-        return LaunchedStep(batch, scores, sampled, sample, copy, self.grammars)
+        num_checkable = [
+            self.grammars.num_followed(entries[index].seq_id, len(entries[index].draft_ids)) for index in sampled
+        ]
+        return LaunchedStep(batch, scores, sampled, num_checkable, sample, copy, self.grammars)
 
     def _graphs_for(self, slots: list[int]) -> DecodeGraphs | None:
         """The recorded steps that serve these rows' adapters, if any do."""
@@ -300,6 +328,10 @@ class ModelRunner:
 
     def _slot(self, entry: ScheduledSequence) -> int:
         return -1 if self.adapters is None else self.adapters.slot_of(entry.adapter_id)
+
+    def _sources(self, entry: ScheduledSequence) -> list[int]:
+        """For each of an entry's spans, which row of the step before sampled its last token, or -1."""
+        return [self._source(entry)] + [-1] * len(entry.draft_ids)
 
     def _source(self, entry: ScheduledSequence) -> int:
         return self._row_of_seq[entry.seq_id] if entry.has_unknown_token else -1
@@ -318,20 +350,28 @@ class ModelRunner:
         hidden: torch.Tensor = self.model(batch, self._cache)
         return hidden[batch.logit_rows]
 
-    def _sample(
-        self, logits: torch.Tensor, entries: list[ScheduledSequence], sources: list[int]
-    ) -> SamplerOutput:
-        rows = [self._sampling_row(entry, source) for entry, source in zip(entries, sources, strict=True)]
-        masks = self.grammars.masks([row.seq_id for row in rows])
+    def _sample(self, logits: torch.Tensor, entries: list[ScheduledSequence]) -> SamplerOutput:
+        rows: list[SamplingRow] = []
+        row_of_seq = {}
+        for entry in entries:
+            row_of_seq[entry.seq_id] = len(rows)
+            row = self._sampling_row(entry)
+            rows.append(row)
+            drafts = tuple(entry.draft_ids)
+            rows += [row._replace(draft_ids=drafts[:i]) for i in range(1, len(drafts) + 1)]
+        self._row_of_seq = row_of_seq
+        masks = self.grammars.masks([(row.seq_id, len(row.draft_ids)) for row in rows])
         return self._sampler.launch(logits, rows, masks, self._last_ids)
 
-    def _sampling_row(self, entry: ScheduledSequence, source: int) -> SamplingRow:
+    def _sampling_row(self, entry: ScheduledSequence) -> SamplingRow:
         sampling = entry.sampling
         key = 0
         if sampling.temperature > 0:
             seed = stream_key(self._seed, entry.seq_id) if sampling.seed is None else sampling.seed
             key = stream_key(seed, entry.choice_index)
-        return SamplingRow(entry.seq_id, sampling, entry.token_ids, entry.num_prompt_tokens, key, source)
+        return SamplingRow(
+            entry.seq_id, sampling, entry.token_ids, entry.num_prompt_tokens, key, self._source(entry)
+        )
 
     def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[TokenLogprob]:
         """Log-probabilities of the prompt tokens that follow the chunk's positions."""
@@ -351,12 +391,23 @@ def _ends(spans: list[SequenceSpan]) -> list[int]:
     return [end - 1 for end in ends]
 
 
-def _span(entry: ScheduledSequence, adapter_slot: int = -1) -> SequenceSpan:
-    return SequenceSpan(
+def _spans(entry: ScheduledSequence, adapter_slot: int) -> list[SequenceSpan]:
+    """An entry's tokens, and each of its drafts as a decode of its own: computed as it would be when its turn came."""
+    chunk = SequenceSpan(
         token_ids=entry.token_ids[entry.start : entry.end],
         start=entry.start,
         rope_alpha=entry.rope_alpha,
         block_table=entry.block_table,
-        num_logit_rows=entry.num_tokens if entry.needs_prompt_logits else int(entry.needs_sampling),
+        num_logit_rows=_num_logit_rows(entry) - len(entry.draft_ids),
         adapter_slot=adapter_slot,
     )
+    drafts = [
+        replace(chunk, token_ids=[token_id], start=entry.end + i) for i, token_id in enumerate(entry.draft_ids)
+    ]
+    return [chunk, *drafts]
+
+
+def _num_logit_rows(entry: ScheduledSequence) -> int:
+    if entry.needs_prompt_logits:
+        return entry.num_tokens
+    return entry.needs_sampling + len(entry.draft_ids)

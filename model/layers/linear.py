@@ -6,6 +6,7 @@ from the start and nothing is swapped afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -39,6 +40,7 @@ class Linear(nn.Module):
         backend: lays out the weight once loaded, and multiplies.
         dtype: of weight and activations.
         wide_results: see `Backend.prepare_linear`.
+        quantize: packs the weight as soon as it is there; None where it should, or must, stay as it is.
 
     Attributes:
         is_expanded: whether its weight was grouped, and is kept as numbers because the backend cannot multiply it so.
@@ -53,6 +55,7 @@ class Linear(nn.Module):
         backend: Backend,
         dtype: torch.dtype,
         wide_results: bool = False,
+        quantize: Callable[[torch.Tensor], GroupedWeight | None] | None = None,
     ) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = nn.Parameter(
@@ -64,6 +67,9 @@ class Linear(nn.Module):
         self._backend = backend
         self._dtype = dtype
         self._wide_results = wide_results
+        self._quantize = quantize
+        if quantize is not None:  # of the file's numbers, not of rounded ones
+            self.stored_dtype_tensors = frozenset({"weight"})
         self._grouped: GroupedWeight | None = None
         self.is_expanded = False
         self._kernel: LinearKernel | None = None
@@ -81,6 +87,9 @@ class Linear(nn.Module):
         """
         bias = None if self.bias is None else self.bias.data
         grouped = self._grouped
+        if grouped is None and self._quantize is not None:
+            assert self.weight is not None
+            grouped = self._quantize(self.weight.data)
         if grouped is not None:
             self.weight = self.bias = self._grouped = None
             packed = self._backend.prepare_grouped_linear(grouped, bias, self._dtype, wide_results=self._wide_results)
@@ -91,7 +100,7 @@ class Linear(nn.Module):
             weight = expand(grouped, self._dtype)
         else:
             assert self.weight is not None
-            weight = self.weight.data
+            weight = self.weight.data.to(self._dtype)
         self.weight = None
         self.bias = None
         num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)

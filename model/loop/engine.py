@@ -33,9 +33,11 @@ from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.model_runner import ModelRunner
 from model.loop.step_guard import OUT_OF_MEMORY, StepGuard
 from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler
+from model.sampling.sampler import SampledToken
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import Scheduler
 from model.scheduling.sequence import ScheduledBatch, Sequence, SequenceUpdate
+from model.scheduling.speculation import Speculator
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Engine:
     def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
         started = time.monotonic()
         self._runner = ModelRunner(config, on_progress)
+        costs = self._runner.row_costs
+        self._speculator = None if costs is None else Speculator(costs, self._runner.model_config.vocab_size)
         self._scheduler = Scheduler(
             BlockManager(self._runner.num_blocks, config.block_size, config.enable_prefix_caching),
             max_num_seqs=config.max_num_seqs,
@@ -80,6 +84,7 @@ class Engine:
             max_running_per_caller=config.max_running_per_caller,
             allow_priority=config.allow_priority,
             max_step_s=self._runner.max_step_ms / 1000,
+            speculator=self._speculator,
         )
         self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
@@ -168,6 +173,8 @@ class Engine:
             )
             for index, seq_id in enumerate(request.seq_ids)
         ]
+        if self._speculator is not None:
+            self._speculator.start(sequences, request.prompt_ids, request.prediction_ids)
         if request.sampling.grammar is not None:
             self._compiling.append((self._grammar_compiler.compile(request.sampling.grammar), sequences))
         else:
@@ -283,7 +290,8 @@ class Engine:
 
     def _plan(self, left_out: Collection[int] = ()) -> ScheduledBatch:
         self._scheduler.max_num_batched_tokens = self._guard.token_budget
-        batch = self._scheduler.schedule(self._runner.grammars.late.union(left_out))
+        grammars = self._runner.grammars
+        batch = self._scheduler.schedule(grammars.late.union(left_out), grammars.forced)
         self._is_idle = not batch
         return batch
 
@@ -339,15 +347,17 @@ class Engine:
         return self._commit(result)
 
     def _note_time(self, batch: ScheduledBatch, started_s: float) -> None:
-        num_prompt_tokens = batch.num_tokens - batch.num_decodes
-        self._scheduler.prefill_budget.note(batch.num_decodes, num_prompt_tokens, time.monotonic() - started_s)
+        # Steps with drafts have no prompts, and are known by the number of their rows.
+        num_rows = sum(entry.num_rows for entry in batch.entries[: batch.num_decodes])
+        num_prompt_tokens = batch.num_tokens - num_rows
+        self._scheduler.prefill_budget.note(num_rows, num_prompt_tokens, time.monotonic() - started_s)
 
     def _commit(self, result: StepResult) -> list[SequenceOutput]:
         """Reports what a step did; it was advanced before."""
         outputs: list[SequenceOutput] = []
-        tokens = {}
+        tokens: dict[int, list[SampledToken]] = {}
         broken = dict(result.failures)
-        for entry, token, scores in zip(result.batch, result.tokens, result.prompt_logprobs, strict=True):
+        for entry, sampled, scores in zip(result.batch, result.tokens, result.prompt_logprobs, strict=True):
             seq_id = entry.seq_id
             if not self._scheduler.is_alive(seq_id):
                 continue  # it had ended by the time this was launched, or was aborted since
@@ -355,10 +365,9 @@ class Engine:
                 self._keep_scores(seq_id, entry.start, scores)
                 if any(math.isnan(score.logprob) for score in scores):
                     broken[seq_id] = _NOT_NUMBERS
-            if token is not None:
-                tokens[seq_id] = token
-                if not token.is_valid:
-                    broken[seq_id] = _NOT_NUMBERS
+            tokens[seq_id] = sampled
+            if sampled and not sampled[0].is_valid:
+                broken[seq_id] = _NOT_NUMBERS
         unfollowed = {seq_id: message for seq_id, message in result.ended.items() if message is not None}
         for seq in self._scheduler.abort(broken | unfollowed):
             message = broken.get(seq.seq_id) or unfollowed[seq.seq_id]
@@ -366,25 +375,30 @@ class Engine:
             reason = "abort" if message == OUT_OF_MEMORY else "error" if seq.seq_id in broken else "invalid"
             outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
             self._forget([seq.seq_id])
-        sampled = [None if token is None else token.token_id for token in result.tokens]
-        for update in self._scheduler.settle(result.batch, sampled, result.ended):
-            token = tokens.get(update.seq.seq_id)
-            logprob = None if token is None or token.logprob is None else [token.logprob]
-            outputs.append(self._output(update, logprob))
+        ids = [[token.token_id for token in sampled] for sampled in result.tokens]
+        for update in self._scheduler.settle(result.batch, ids, result.ended):
+            logprobs = [token.logprob for token in tokens[update.seq.seq_id] if token.logprob is not None]
+            outputs.append(self._output(update, logprobs or None))
             if update.finish_reason is not None:
                 self._forget([update.seq.seq_id])
         return outputs
 
     def _output(self, update: SequenceUpdate, logprobs: list[TokenLogprob] | None) -> SequenceOutput:
         seq = update.seq
-        token_ids = [] if update.token_id is None else [update.token_id]
         if seq.seq_id in self._has_reported_first:
-            return SequenceOutput(seq.seq_id, token_ids, update.finish_reason, update.stop_token_id, logprobs)
+            return SequenceOutput(
+                seq.seq_id,
+                update.token_ids,
+                update.finish_reason,
+                update.stop_token_id,
+                logprobs,
+                num_draft_tokens=update.num_draft_tokens,
+            )
         self._has_reported_first.add(seq.seq_id)
         assert seq.first_scheduled_time_s is not None
         return SequenceOutput(
             seq.seq_id,
-            token_ids,
+            update.token_ids,
             update.finish_reason,
             update.stop_token_id,
             logprobs,
@@ -401,6 +415,8 @@ class Engine:
 
     def _forget(self, seq_ids: list[int]) -> None:
         self._runner.forget(seq_ids)
+        if self._speculator is not None:
+            self._speculator.forget(seq_ids)
         for seq_id in seq_ids:
             self._has_reported_first.discard(seq_id)
             adapter_id = self._adapter_of_seq.pop(seq_id, None)

@@ -200,7 +200,7 @@ def _take(result: StepResult, indices: list[int]) -> StepResult:
 
 
 def _empty(batch: ScheduledBatch) -> StepResult:
-    return StepResult(batch, [None] * len(batch), [None] * len(batch), {}, {})
+    return StepResult(batch, [[] for _ in batch], [None] * len(batch), {}, {})
 
 
 def _one_line(error: Exception) -> str:

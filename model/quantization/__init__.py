@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from model.backends.base import Backend
-from model.contract.config import ModelConfig
+from model.contract.config import NO_QUANTIZATION, ModelConfig, require_can_quantize
 from model.layers.linear import Linear, MakeLinear
+from model.quantization.at_load import quantize_at_load
 from model.quantization.awq import AWQLinear
 from model.quantization.gptq import GPTQLinear, check_supported
 
 
-def linear_maker(config: ModelConfig, backend: Backend, dtype: torch.dtype) -> MakeLinear:
+def linear_maker(
+    config: ModelConfig, backend: Backend, dtype: torch.dtype, at_load: str = NO_QUANTIZATION
+) -> MakeLinear:
     """Returns what makes the linears of a checkpoint's blocks.
 
     Args:
         config: of the checkpoint.
         backend: keeps the weights and multiplies.
         dtype: of the activations.
+        at_load: how to quantise weights while they are loaded; see `model.contract.config.QUANTIZED_BITS`.
 
     Raises:
         CheckpointError: it is quantised in a way that is not supported.
+        ConfigError: it is to be quantised at load, and is quantised already.
     """
+    require_can_quantize(config, at_load)
+    quantize = None if at_load == NO_QUANTIZATION else functools.partial(quantize_at_load, mode=at_load)
     quantization = config.quantization
     if quantization is None:
 
         def make_linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
-            return Linear(in_features, out_features, bias=bias, backend=backend, dtype=dtype)
+            return Linear(in_features, out_features, bias=bias, backend=backend, dtype=dtype, quantize=quantize)
 
         return make_linear
     check_supported(quantization)

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as AlignedList
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -30,6 +30,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from model.contract.grammar_compiler import GrammarAccount, GrammarError, compile_grammar, make_ll_tokenizer
 from model.contract.tokenizer import Tokenizer
+from model.sampling.look_ahead import LookAhead, forced_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ LAST_PATIENCE_S = 0.3
 TOO_SLOW = "The grammar takes too long to follow: it can be read in too many ways. Make it unambiguous, or simpler."
 STUCK = "The grammar is not complete, yet allows nothing after what this reply has so far; mend it where it ends there."
 TOO_COMPLEX = "The grammar became too complex to follow with this reply; make it unambiguous, or simpler."
+
+# Nothing is guessed where a step's tokens took longer to follow.
+_MAX_GUESSABLE_S = 0.005
 
 _MAX_CACHED_GRAMMARS = 128
 _NUM_COMPILE_THREADS = 1
@@ -111,30 +115,58 @@ class _Walk:
 
     Attributes:
         mask: of what may follow; empty while that is being found out.
-        token_id: the last token.
+        token_ids: the last tokens, of one step.
+        forced: tokens that must follow, as far as the grammar leaves no choice and guesses are wanted.
+        ahead: looks what is allowed behind guesses, in a step that tries some.
+        can_guess: whether guesses are worth their time; not where one took long.
         is_known: done when it is known what may follow the last token.
         is_over: nothing may follow any more, or nobody wants to know.
     """
 
-    __slots__ = ("account", "compiled", "is_known", "is_over", "mask", "matcher", "token_id")
+    __slots__ = (
+        "account",
+        "ahead",
+        "can_guess",
+        "compiled",
+        "forced",
+        "is_known",
+        "is_over",
+        "mask",
+        "matcher",
+        "token_ids",
+    )
 
-    def __init__(self, compiled: CompiledGrammar, account: GrammarAccount) -> None:
+    def __init__(self, compiled: CompiledGrammar, account: GrammarAccount, *, can_guess: bool) -> None:
         self.compiled = compiled
         self.account = account
         self.matcher: LLMatcher | None = None
         self.mask = compiled.mask
-        self.token_id = -1
+        self.token_ids: list[int] = []
+        self.forced: list[int] = []
+        self.ahead: LookAhead | None = None
+        self.can_guess = can_guess
         self.is_known: Future[None] = Future()
         self.is_over = False
 
-    def take(self, token_id: int) -> None:
+    def take(self, token_ids: list[int]) -> None:
         """Begins to be busy."""
         self.mask = b""
-        self.token_id = token_id
+        self.token_ids = token_ids
+        self.forced = []
+        if self.ahead is not None:
+            self.can_guess = self.can_guess and not self.ahead.is_slow
+            self.ahead = None
         self.is_known = Future()
 
+    def mask_behind(self, num_guesses: int) -> bytes | None:
+        """Returns what is allowed behind so many guesses, or None where that is not known."""
+        if num_guesses == 0:
+            return self.mask
+        masks = [] if self.ahead is None else self.ahead.masks()
+        return masks[num_guesses - 1] if num_guesses <= len(masks) else None
+
     def go_on(self) -> str | None:
-        """Finds out what may follow the last token; sets `mask`, or `is_over`.
+        """Finds out what may follow the last token; sets `mask` and `forced`, or `is_over`.
 
         Returns:
             Why it cannot be known, or None.
@@ -143,7 +175,8 @@ class _Walk:
         if self.matcher is None:
             self.matcher = self.compiled.matcher.deep_copy()
         matcher = self.matcher
-        matcher.consume_token(self.token_id)
+        for token_id in self.token_ids:
+            matcher.consume_token(token_id)
         is_complete = matcher.is_stopped()
         mask = b"" if is_complete else bytes(matcher.compute_bitmask())
         if matcher.is_error():
@@ -151,8 +184,12 @@ class _Walk:
             return TOO_COMPLEX
         if not is_complete and _is_empty(mask):  # the sampler would call it a damaged checkpoint
             return STUCK
-        if not self.account.pay(time.thread_time() - started):
+        spent_s = time.thread_time() - started
+        if not self.account.pay(spent_s, len(self.token_ids)):
             return TOO_SLOW
+        self.can_guess = self.can_guess and spent_s < _MAX_GUESSABLE_S
+        if self.can_guess and not is_complete:
+            self.forced = forced_tokens(matcher)
         self.is_over = is_complete
         self.mask = mask
         return None
@@ -163,9 +200,11 @@ class GrammarStates:
 
     Args:
         vocab_size: columns of the logits.
+        speculates: whether guesses are tried.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, speculates: bool = False) -> None:
+        self._speculates = speculates
         self._num_words = (vocab_size + 31) // 32
         self._walks: dict[int, _Walk] = {}
         num_threads = max(1, min(_MAX_WALK_THREADS, (os.cpu_count() or 1) // 2))
@@ -178,7 +217,7 @@ class GrammarStates:
 
     def start(self, seq_id: int, compiled: CompiledGrammar, account: GrammarAccount) -> None:
         """Lets a sequence begin."""
-        self._walks[seq_id] = _Walk(compiled, account)
+        self._walks[seq_id] = _Walk(compiled, account, can_guess=self._speculates)
 
     def forget(self, seq_id: int) -> None:
         """Drops the state of a sequence that ended."""
@@ -193,45 +232,69 @@ class GrammarStates:
         """Sequences of which it is not known yet what may follow: no step may sample them."""
         return {seq_id for seq_id, walk in self._walks.items() if not walk.mask}
 
-    def masks(self, seq_ids: AlignedList[int]) -> torch.Tensor | None:
+    @property
+    def forced(self) -> dict[int, list[int]]:
+        """By sequence, tokens that must follow, where there are some."""
+        return {seq_id: walk.forced for seq_id, walk in self._walks.items() if walk.forced}
+
+    def look_ahead(self, drafts: Mapping[int, AlignedList[int]]) -> None:
+        """Begins to find out what is allowed behind guesses; `masks` and `num_followed` tell.
+
+        Args:
+            drafts: guessed tokens by sequence; those without a grammar are ignored.
+        """
+        for seq_id, draft_ids in drafts.items():
+            walk = self._walks.get(seq_id)
+            if walk is not None and walk.can_guess and draft_ids:
+                walk.ahead = LookAhead.start(walk.matcher or walk.compiled.matcher, draft_ids, self._executor)
+
+    def num_followed(self, seq_id: int, num_draft_tokens: int) -> int:
+        """Returns how many of a sequence's guesses can be checked: behind each of them it is known what is allowed."""
+        walk = self._walks.get(seq_id)
+        if walk is None:
+            return num_draft_tokens
+        return 0 if walk.ahead is None else len(walk.ahead.masks())
+
+    def masks(self, places: AlignedList[tuple[int, int]]) -> torch.Tensor | None:
         """Allowed next tokens.
 
         Args:
-            seq_ids: the rows of a step.
+            places: of each row of a step the sequence, and how many guesses behind its last token the row is.
 
         Returns:
             [S, ceil(vocab_size / 32)] int32 bit masks on the CPU, all ones for sequences without a grammar;
             None when no row has one.
         """
-        if not any(seq_id in self._walks for seq_id in seq_ids):
+        if not any(seq_id in self._walks for seq_id, _ in places):
             return None
-        masks = torch.full((len(seq_ids), self._num_words), -1, dtype=torch.int32)
-        for row, seq_id in enumerate(seq_ids):
-            if (walk := self._walks.get(seq_id)) is not None:
+        masks = torch.full((len(places), self._num_words), -1, dtype=torch.int32)
+        for row, (seq_id, num_guesses) in enumerate(places):
+            walk = self._walks.get(seq_id)
+            if walk is not None and (mask := walk.mask_behind(num_guesses)) is not None:
                 words = masks[row]
                 words.zero_()
-                bits = torch.frombuffer(bytearray(walk.mask or bytes(4)), dtype=torch.int32)
+                bits = torch.frombuffer(bytearray(mask or bytes(4)), dtype=torch.int32)
                 count = min(len(bits), len(words))
                 words[:count] = bits[:count]
         return masks
 
-    def advance(self, tokens: Iterable[tuple[int, int]], last: Collection[int] = ()) -> dict[int, str | None]:
+    def advance(self, tokens: Iterable[tuple[int, list[int]]], last: Collection[int] = ()) -> dict[int, str | None]:
         """Takes sampled tokens, and waits a moment for what may follow them.
 
         Args:
-            tokens: pairs of a sequence's id and its token.
-            last: sequences that end with it: whether the grammar is complete is worth a longer wait.
+            tokens: pairs of a sequence's id and its tokens of this step.
+            last: sequences that end with them: whether the grammar is complete is worth a longer wait.
 
         Returns:
             The sequences that this ends, of those that could be told by now: with None those whose grammar is
             complete, with a message those that cannot go on. `take_ended` tells of the others.
         """
-        walks = [(seq_id, token, walk) for seq_id, token in tokens if (walk := self._walks.get(seq_id)) is not None]
+        walks = [(seq_id, ids, walk) for seq_id, ids in tokens if (walk := self._walks.get(seq_id)) is not None]
         if not walks:
             return {}
         awaited = []
-        for seq_id, token_id, walk in walks:
-            walk.take(token_id)
+        for seq_id, token_ids, walk in walks:
+            walk.take(token_ids)
             if not walk.account.is_behind:
                 awaited.append(walk.is_known)
             with self._lock:

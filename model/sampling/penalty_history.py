@@ -46,8 +46,9 @@ class PenaltyHistory:
             return
         slots = on_device(self._device, self._extend([rows[i] for i in penalised], last_ids))
         index = None if len(penalised) == len(rows) else on_device(self._device, penalised)
-        length = max(len(rows[i].token_ids) for i in penalised)
+        length = max(len(rows[i].token_ids) + len(rows[i].draft_ids) for i in penalised)
         ids, added = self._ids[slots, :length], self._added[slots, :length]
+        self._put_drafts(ids, added, [rows[i] for i in penalised])
         part = logits if index is None else logits[index]
         samplings = [rows[i].sampling for i in penalised]
         if any(sampling.repetition_penalty != 1.0 for sampling in samplings):
@@ -90,6 +91,21 @@ class PenaltyHistory:
             self._append_unknown(unknown, last_ids)
         return [self._slots[row.seq_id].index for row in rows]
 
+    def _put_drafts(self, ids: torch.Tensor, added: torch.Tensor, rows: list[SamplingRow]) -> None:
+        """Writes guesses behind the tokens of each row, in copies of the histories, as if they had been sampled."""
+        places: list[tuple[int, int, int]] = []
+        values: list[float] = []
+        for index, row in enumerate(rows):
+            seen = self._slots[row.seq_id].seen
+            for i, token_id in enumerate(row.draft_ids):
+                is_first = token_id not in seen and token_id not in row.draft_ids[:i]
+                places.append((index, len(row.token_ids) + i, token_id))
+                values.append(-row.sampling.frequency_penalty - (row.sampling.presence_penalty if is_first else 0.0))
+        if places:
+            which, columns, token_ids = on_device(self._device, places).unbind(1)
+            ids[which, columns] = token_ids
+            added[which, columns] = on_device(self._device, values, torch.float32)
+
     def _append_unknown(self, rows: list[SamplingRow], last_ids: torch.Tensor) -> None:
         """Adds tokens that the host has not seen, from where the step before left them."""
         samplings = [row.sampling for row in rows]
@@ -108,9 +124,8 @@ class PenaltyHistory:
 
     def _evict_for(self, rows: list[SamplingRow]) -> None:
         """Makes room: preempted sequences keep their history until somebody running needs its place."""
-        num_new = sum(row.seq_id not in self._slots for row in rows)
-        if num_new > len(self._free):
-            running = {row.seq_id for row in rows}
+        running = {row.seq_id for row in rows}
+        if len(running - self._slots.keys()) > len(self._free):
             self.forget([seq_id for seq_id in self._slots if seq_id not in running])
 
     def _start(self, row: SamplingRow) -> _Slot:

@@ -23,6 +23,7 @@ class SamplingRow(NamedTuple):
         num_prompt_tokens: how many of them are the prompt.
         stream_key: 64 bits from seed and choice index (`stream_key`).
         source: where that last token is among those sampled by the step before, or -1.
+        draft_ids: guesses that are taken to follow `token_ids`: the row is of the token behind them.
     """
 
     seq_id: int
@@ -31,11 +32,12 @@ class SamplingRow(NamedTuple):
     num_prompt_tokens: int
     stream_key: int
     source: int = -1
+    draft_ids: tuple[int, ...] = ()
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
+        """Tokens generated so far, guesses included."""
+        return len(self.token_ids) + len(self.draft_ids) - self.num_prompt_tokens
 
 
 # From logits [S, vocab_size] and S rows to ids [S] int64 and whether each row was of numbers, [S] bool.

@@ -151,6 +151,12 @@ class BlockManager:
             num_missing -= num_taken
         return True
 
+    def trim(self, seq: Sequence) -> None:
+        """Takes back the blocks behind a sequence's last token."""
+        num_kept = self.num_blocks_for(seq.num_tokens)
+        self._release(seq.block_table[num_kept:])
+        del seq.block_table[num_kept:]
+
     def commit(self, seq: Sequence) -> None:
         """Makes a sequence's full computed blocks known to the prefix cache; call after each step.
 
@@ -173,11 +179,15 @@ class BlockManager:
             chain.append(self._node_of_block[block])
 
     def free(self, seq: Sequence) -> None:
-        """Takes all blocks from a sequence; none of it counts as computed any more.
+        """Takes all blocks from a sequence; none of it counts as computed any more."""
+        self._release(seq.block_table)
+        seq.block_table.clear()
+        seq.cache_chain.clear()
+        seq.num_computed_tokens = 0
 
-        The tail goes first, so that the least recently used end of a chain is its leaf.
-        """
-        for block in reversed(seq.block_table):
+    def _release(self, blocks: list[int]) -> None:
+        """Lets blocks of one sequence go, the tail first: so the least recently used end of a chain is its leaf."""
+        for block in reversed(blocks):
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 if block in self._key_of_block:
@@ -185,9 +195,6 @@ class BlockManager:
                     self._evictable[block] = self._num_idled
                 else:
                     self._free.release(block)
-        seq.block_table.clear()
-        seq.cache_chain.clear()
-        seq.num_computed_tokens = 0
 
     def _evict_around(self, block: int, room: int) -> None:
         """Evicts a block and stale neighbours until `room` consecutive ones are free, or no neighbour is stale.

@@ -83,6 +83,20 @@ class Residents:
                     self._release_last_resort()
         return preempted
 
+    def secure_spare_slots(self, seq: Sequence, num_slots: int) -> int:
+        """Gives a running sequence room for tokens that it may come to have, where that costs nobody anything.
+
+        Returns:
+            for how many, at most `num_slots`.
+        """
+        num_tokens = seq.num_tokens + num_slots
+        num_missing = self._blocks.num_blocks_for(num_tokens) - len(seq.block_table)
+        if num_missing <= 0:
+            return num_slots
+        if num_missing + self._watermark <= self._blocks.num_free_blocks and self._blocks.allocate(seq, num_tokens):
+            return num_slots
+        return len(seq.block_table) * self._blocks.block_size - seq.num_tokens
+
     def _preempt(self, seq: Sequence) -> None:
         caller = self.callers.of(seq)
         caller.running.take(seq)

@@ -12,7 +12,7 @@ Pure: the standard library and other pure files of `model`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as AlignedList
 
 from model.contract.errors import InvalidRequestError
@@ -29,6 +29,7 @@ from model.scheduling.sequence import (
     SequenceStatus,
     SequenceUpdate,
 )
+from model.scheduling.speculation import Speculator
 
 # The background's part of a step that others take part in, one of so many tokens: about what they would not notice, as
 # a step of few rows takes as long as one of a single row.
@@ -94,6 +95,7 @@ class Scheduler:
         max_running_per_caller: the most sequences of one caller that run; None is no limit.
         allow_priority: let priorities count between callers too.
         max_step_s: how long a step with prompts and decodes of others should take; 0 is any time.
+        speculator: guesses tokens ahead; None for no guesses.
 
     Attributes:
         prefill_budget: learns how many prompt tokens that is.
@@ -109,6 +111,7 @@ class Scheduler:
         max_running_per_caller: int | None = None,
         allow_priority: bool = False,
         max_step_s: float = 0.0,
+        speculator: Speculator | None = None,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("limits of a scheduler are at least 1")
@@ -117,6 +120,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_running_per_caller = max_running_per_caller
         self.prefill_budget = PrefillBudget(max_step_s)
+        self._speculator = speculator
         self._num_slots = block_manager.num_blocks * block_manager.block_size
         self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
@@ -155,11 +159,12 @@ class Scheduler:
             self.residents.leave(seq)
         return aborted
 
-    def schedule(self, late: Collection[int] = ()) -> ScheduledBatch:
+    def schedule(self, late: Collection[int] = (), forced: Mapping[int, list[int]] = {}) -> ScheduledBatch:
         """Plans the next step; the batch is empty only when there is no work, or when all that run are late.
 
         Args:
             late: ids of sequences to leave out this time.
+            forced: by id, the tokens that a sequence's grammar asks for next.
 
         Returns:
             Decodes, then the prefill chunk that was under way, then newly admitted sequences.
@@ -182,6 +187,8 @@ class Scheduler:
         chunks: list[ScheduledSequence] = []
         for seq, num_tokens in plan.tokens.items():
             (chunks if seq.is_prefilling else decodes).append(self._entry(seq, num_tokens))
+        if decodes and not chunks and plan.num_left:
+            decodes = self._with_drafts(decodes, plan, forced)
         batch = ScheduledBatch(decodes, chunks)
         self._num_steps += bool(batch)
         self._num_step_tokens = batch.num_tokens
@@ -202,43 +209,46 @@ class Scheduler:
                     seq.token_ids.append(UNKNOWN_TOKEN)
 
     def settle(
-        self, batch: ScheduledBatch, sampled: AlignedList[int | None], completed: Collection[int] = ()
+        self, batch: ScheduledBatch, sampled: AlignedList[list[int]], completed: Collection[int] = ()
     ) -> list[SequenceUpdate]:
         """Commits the results of the oldest step in flight.
 
         Args:
             batch: as given to `advance`.
-            sampled: for each entry its next token, or None where `needs_sampling` is false.
-            completed: ids of sequences that this token ends whatever it is, because their grammar is complete.
+            sampled: for each entry its next tokens: none where `needs_sampling` is false, and several where drafts are
+                right, all of them but the last.
+            completed: ids of sequences that the last token ends whatever it is, because their grammar is complete.
 
         Returns:
             The sequences that got a token or ended; those that had ended before are left out.
         """
         self._num_in_flight -= 1
         updates: list[SequenceUpdate] = []
-        for entry, token_id in zip(batch.entries, sampled, strict=True):
+        for entry, token_ids in zip(batch.entries, sampled, strict=True):
             seq = self.residents.sequences.get(entry.seq_id)
             if seq is None:
                 continue
             end = entry.end
             if entry.needs_sampling:
-                if token_id is None:
+                if not token_ids:
                     raise ValueError(f"no token was sampled for {seq}")
-                seq.token_ids[end] = token_id
+                seq.token_ids[end : end + 1] = token_ids
             if seq.status is SequenceStatus.RUNNING:
+                if entry.draft_ids:
+                    self._keep_accepted(seq, entry, len(token_ids) - 1)
                 # By now a later step may have advanced it, but only over tokens that are known since.
                 self.block_manager.commit(seq)
                 if end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
             if entry.needs_sampling:
-                assert token_id is not None
-                update = self._judge(seq, token_id, end + 1, seq.seq_id in completed)
+                update = self._judge(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
+                update = update._replace(num_draft_tokens=len(entry.draft_ids))
             elif end == seq.num_tokens:
-                update = SequenceUpdate(seq, None, "length", None)
+                update = SequenceUpdate(seq, [], "length", None)
             else:
                 continue
             if update.finish_reason is not None:
-                del seq.token_ids[end + entry.needs_sampling :]
+                del seq.token_ids[end + len(token_ids) :]
                 self.residents.leave(seq)
             updates.append(update)
         return updates
@@ -253,7 +263,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Returns the state between two steps."""
-        blocks = self.block_manager
+        blocks, guesses = self.block_manager, self._speculator
         return EngineStats(
             num_running=self.residents.num_running,
             num_waiting=len(self.residents.sequences) - self.residents.num_running,
@@ -265,6 +275,9 @@ class Scheduler:
             prefix_cache_hits_total=blocks.prefix_cache_hits_total,
             num_steps_total=self._num_steps,
             num_step_tokens=self._num_step_tokens,
+            num_drafts_total=0 if guesses is None else guesses.num_drafts_total,
+            num_draft_tokens_total=0 if guesses is None else guesses.num_draft_tokens_total,
+            num_accepted_tokens_total=0 if guesses is None else guesses.num_accepted_tokens_total,
         )
 
     def _going_on(self) -> list[Sequence]:
@@ -278,6 +291,7 @@ class Scheduler:
             return self.max_num_batched_tokens
         num_others = sum(not seq.is_background for seq in running)
         return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
+
     def _num_left(self, chosen: list[Sequence], keeps_waiting: bool) -> int:
         """Tokens of a step that are left once each of these has one, fewer where a long step keeps decodes waiting."""
         num_left = self.max_num_batched_tokens - len(chosen)
@@ -358,12 +372,41 @@ class Scheduler:
             adapter_id=seq.adapter_id,
         )
 
-    def _judge(self, seq: Sequence, token_id: int, num_tokens: int, is_complete: bool) -> SequenceUpdate:
-        is_ending = token_id in seq.sampling.ending_token_ids
+    def _with_drafts(
+        self, decodes: list[ScheduledSequence], plan: _Plan, forced: Mapping[int, list[int]]
+    ) -> list[ScheduledSequence]:
+        """Adds guesses to a step of nothing but decodes, as far as they are likely to pay and memory is free."""
+        if self._speculator is None or self._num_in_flight:
+            return decodes
+        is_shared = any(not seq.is_background for seq in plan.tokens)
+        rooms = {seq: 0 if is_shared and seq.is_background else self._draft_room(seq) for seq in plan.tokens}
+        drafts = self._speculator.draft(rooms, len(decodes) + plan.num_left, forced)
+        for i, entry in enumerate(decodes):
+            draft_ids = drafts.get(entry.seq_id)
+            if draft_ids:
+                seq = self.residents.sequences[entry.seq_id]
+                num_slots = self.residents.secure_spare_slots(seq, len(draft_ids))
+                decodes[i] = entry._replace(draft_ids=draft_ids[:num_slots])
+        return decodes
+
+    def _draft_room(self, seq: Sequence) -> int:
+        """How many tokens a sequence can get before the one that ends it, whatever they are."""
+        limit = min(self.max_model_len, self._num_slots + 1, seq.num_prompt_tokens + seq.sampling.max_tokens)
+        return limit - seq.num_tokens - 1
+
+    def _keep_accepted(self, seq: Sequence, entry: ScheduledSequence, num_accepted: int) -> None:
+        """Counts right guesses as computed, and gives back the blocks that wrong ones were written to."""
+        seq.num_computed_tokens += num_accepted
+        self.block_manager.trim(seq)
+        if self._speculator is not None:
+            self._speculator.note(len(entry.draft_ids), num_accepted)
+
+    def _judge(self, seq: Sequence, token_ids: list[int], num_tokens: int, is_complete: bool) -> SequenceUpdate:
+        is_ending = token_ids[-1] in seq.sampling.ending_token_ids
         if is_ending or is_complete:
-            return SequenceUpdate(seq, token_id, "stop", token_id if is_ending else None)
+            return SequenceUpdate(seq, token_ids, "stop", token_ids[-1] if is_ending else None)
         reason = "length" if self._is_at_limit(seq, num_tokens) else None
-        return SequenceUpdate(seq, token_id, reason, None)
+        return SequenceUpdate(seq, token_ids, reason, None)
 
     def _is_at_limit(self, seq: Sequence, num_tokens: int) -> bool:
         """Whether a sequence ends with this many tokens, whatever they are."""

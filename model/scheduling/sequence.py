@@ -206,7 +206,8 @@ class ScheduledSequence(NamedTuple):
         needs_sampling: the chunk reaches the last known token, so the next one is to be sampled.
         needs_prompt_logits: the chunk's tokens are to be scored.
         token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
-        block_table: of all of `token_ids`.
+        block_table: of all of `token_ids` and `draft_ids`.
+        draft_ids: guesses of the tokens that follow, to be checked; only of decodes whose last token is known.
     """
 
     seq_id: int
@@ -222,11 +223,17 @@ class ScheduledSequence(NamedTuple):
     sampling: SamplingParams
     choice_index: int
     adapter_id: int = 0
+    draft_ids: list[int] = []  # noqa: RUF012 - nobody writes to it
 
     @property
     def end(self) -> int:
-        """Position behind the chunk's last token."""
+        """Position behind the chunk's last token; drafts come after it."""
         return self.start + self.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """What it takes of a step: its tokens and drafts."""
+        return self.num_tokens + len(self.draft_ids)
 
     @property
     def has_unknown_token(self) -> bool:
@@ -238,9 +245,9 @@ class ScheduledBatch:
     """The chunks of one step, false when there is nothing to do.
 
     Attributes:
-        entries: decodes (one token each), then prefill chunks.
+        entries: decodes (one token each, and drafts), then prefill chunks.
         num_decodes: how many of `entries` are decodes.
-        num_tokens: of all chunks together.
+        num_tokens: of all chunks together, and of all drafts.
     """
 
     __slots__ = ("entries", "num_decodes", "num_tokens")
@@ -248,7 +255,7 @@ class ScheduledBatch:
     def __init__(self, decodes: list[ScheduledSequence], chunks: list[ScheduledSequence]) -> None:
         self.entries = decodes + chunks
         self.num_decodes = len(decodes)
-        self.num_tokens = sum(entry.num_tokens for entry in self.entries)
+        self.num_tokens = sum(entry.num_rows for entry in self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -258,16 +265,18 @@ class ScheduledBatch:
 
 
 class SequenceUpdate(NamedTuple):
-    """What a step did to a sequence that got a token or ended.
+    """What a step did to a sequence that got tokens or ended.
 
     Attributes:
         seq: the sequence.
-        token_id: the new token, or None when its prompt was only scored.
+        token_ids: the new ones: several where drafts were right, none when its prompt was only scored.
         finish_reason: None while it goes on, else "stop" or "length".
-        stop_token_id: `token_id` when that ended it.
+        stop_token_id: the last of `token_ids` when that ended it.
+        num_draft_tokens: how many were guessed ahead; all but the last of `token_ids` were right.
     """
 
     seq: Sequence
-    token_id: int | None
+    token_ids: list[int]
     finish_reason: str | None
     stop_token_id: int | None
+    num_draft_tokens: int = 0

@@ -45,7 +45,7 @@ class Machine:
         step_s = self.decode_s + sum(e.num_tokens * (self.token_s + self.key_s * e.start) for e in chunks) + held_up_s
         self.scheduler.prefill_budget.note(batch.num_decodes, num_prompt_tokens, step_s)
         self.scheduler.advance(batch)
-        self.scheduler.settle(batch, [1 if entry.needs_sampling else None for entry in batch.entries])
+        self.scheduler.settle(batch, [[1] if entry.needs_sampling else [] for entry in batch.entries])
         self.times.append(step_s)
         return batch
 

@@ -22,7 +22,8 @@ from model.contract.errors import InvalidRequestError
 from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import Scheduler
-from model.scheduling.sequence import ScheduledBatch, Sequence, SequenceStatus, SequenceUpdate
+from model.scheduling.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus, SequenceUpdate
+from model.scheduling.speculation import RowCosts, Speculator
 
 EOS = 0
 VOCAB_SIZE = 5
@@ -60,7 +61,7 @@ def alone(seq: Sequence, scheduler: Scheduler) -> tuple[list[int], str]:
 
 
 def update(
-    scheduler: Scheduler, batch: ScheduledBatch, sampled: list[int | None], completed: Collection[int] = ()
+    scheduler: Scheduler, batch: ScheduledBatch, sampled: list[list[int]], completed: Collection[int] = ()
 ) -> list[SequenceUpdate]:
     """Commits a step that has run."""
     scheduler.advance(batch)
@@ -69,6 +70,16 @@ def update(
 
 def output_ids(seq: Sequence) -> list[int]:
     return seq.token_ids[seq.num_prompt_tokens :]
+
+
+def accepted(entry: ScheduledSequence) -> list[int]:
+    """The tokens that stand: the model's own, as long as the guesses before them are."""
+    tokens = list[int]()
+    for draft_id in [*entry.draft_ids, None]:
+        tokens.append(sample([*entry.token_ids, *tokens], entry.choice_index, entry.rope_alpha))
+        if tokens[-1] != draft_id:
+            break
+    return tokens
 
 
 class FakeEngine:
@@ -85,7 +96,11 @@ class FakeEngine:
         max_model_len: int = 2000,
         max_running_per_caller: int | None = None,
         allow_priority: bool = False,
+        speculates: bool = False,
     ) -> None:
+        # Where rows cost nothing, whatever can be guessed is tried.
+        costs = RowCosts((1, 24), (1.0, 1.0), 0.0)
+        self.speculator = Speculator(costs, VOCAB_SIZE) if speculates else None
         self.blocks = BlockManager(num_blocks, block_size, caching)
         self.scheduler = Scheduler(
             self.blocks,
@@ -94,6 +109,7 @@ class FakeEngine:
             max_model_len=max_model_len,
             max_running_per_caller=max_running_per_caller,
             allow_priority=allow_priority,
+            speculator=self.speculator,
         )
         self.memory: dict[int, Content] = {}
         self.live: dict[int, Sequence] = {}
@@ -143,6 +159,8 @@ class FakeEngine:
             for i in range(n)
         ]
         self.scheduler.add(seqs)
+        if self.speculator is not None:
+            self.speculator.start(seqs, seqs[0].token_ids[:], self.prediction(seqs[0]))
         self.num_made += n
         for seq in seqs:
             self.live[seq.seq_id] = seq
@@ -151,16 +169,23 @@ class FakeEngine:
                 self.unscored[seq.seq_id] = set(range(seq.num_prompt_tokens))
         return seqs
 
+    def prediction(self, seq: Sequence) -> list[int]:
+        """What it will say but for every fifth token, for one sequence in two."""
+        if seq.seq_id % 2:
+            return []
+        return [token_id if i % 5 else 0 for i, token_id in enumerate(alone(seq, self.scheduler)[0], 1)]
+
     def abort(self, seq_ids: Iterable[int]) -> None:
         for seq in self.scheduler.abort(seq_ids):
             assert self.live.pop(seq.seq_id) is seq
             assert seq.status is SequenceStatus.FINISHED
             assert not seq.block_table
 
-    def content(self, seq: Sequence) -> list[Content]:
+    def content(self, seq: Sequence, draft_ids: Iterable[int] = ()) -> list[Content]:
+        token_ids = [*seq.token_ids, *draft_ids]
         return [
             (token_id, position, seq.rope_alpha, seq.cache_salt, digest)
-            for position, (token_id, digest) in enumerate(zip(seq.token_ids, digests(seq.token_ids), strict=True))
+            for position, (token_id, digest) in enumerate(zip(token_ids, digests(token_ids), strict=True))
         ]
 
     def slot(self, seq: Sequence, position: int) -> int:
@@ -178,7 +203,8 @@ class FakeEngine:
                 slot = self.slot(seq, position)
                 assert self.memory[slot] == content[position], f"{seq} reads another's key at {position}"
                 read.add(slot)
-            for position in range(entry.start, entry.end):
+            content += self.content(seq, entry.draft_ids)[entry.end :]
+            for position in range(entry.start, entry.end + len(entry.draft_ids)):
                 slot = self.slot(seq, position)
                 assert slot not in written, f"{seq} and another one write the same slot"
                 written[slot] = content[position]
@@ -199,7 +225,8 @@ class FakeEngine:
             seq = self.live[entry.seq_id]
             assert entry.start == seq.num_computed_tokens
             assert 1 <= entry.num_tokens <= seq.num_tokens - entry.start
-            assert len(seq.block_table) * self.blocks.block_size >= entry.end
+            assert len(seq.block_table) * self.blocks.block_size >= entry.end + len(entry.draft_ids)
+            assert not entry.draft_ids or len(batch) == batch.num_decodes
             assert entry.needs_sampling == (entry.end == seq.num_tokens and seq.sampling.max_tokens > 0)
             assert entry.needs_prompt_logits == seq.needs_prompt_logits
             assert seq.is_prefilling == (index >= batch.num_decodes)
@@ -213,16 +240,14 @@ class FakeEngine:
         for entry in batch:
             assert entry.start == running.get(entry.seq_id, entry.start), f"{entry.seq_id} was preempted for nothing"
         self.compute(batch)
-        sampled = [
-            sample(entry.token_ids, entry.choice_index, entry.rope_alpha) if entry.needs_sampling else None
-            for entry in batch
-        ]
+        sampled = [accepted(entry) if entry.needs_sampling else [] for entry in batch]
         self.abort(abort)
         updates = update(self.scheduler, batch, sampled)
         self.scheduler.check_integrity()
-        for seq, token_id, finish_reason, stop_token_id in updates:
+        for seq, token_ids, finish_reason, stop_token_id, _ in updates:
+            assert len(seq.block_table) <= self.blocks.num_blocks_for(seq.num_tokens)
             assert not self.unscored.pop(seq.seq_id, None), f"{seq} skipped prompt positions it must score"
-            assert token_id == (seq.token_ids[-1] if seq.num_output_tokens else None)
+            assert token_ids == seq.token_ids[seq.num_tokens - len(token_ids) :]
             assert (stop_token_id is not None) == (finish_reason == "stop")
             if finish_reason is not None:
                 del self.live[seq.seq_id]
@@ -267,7 +292,7 @@ class TestEndings:
         first = sample([1], 0, 1.0)
         engine.add([1], max_tokens=1, eos_token_ids=(first,))
         _, (update,) = engine.step()
-        assert (update.token_id, update.finish_reason, update.stop_token_id) == (first, "stop", first)
+        assert (update.token_ids, update.finish_reason, update.stop_token_id) == ([first], "stop", first)
 
     def test_ignore_eos(self) -> None:
         engine = FakeEngine()
@@ -301,13 +326,13 @@ class TestEndings:
         scheduler = FakeEngine().scheduler
         scheduler.add([Sequence(1, "request", [1], SamplingParams(max_tokens=1))])
         with pytest.raises(ValueError, match="no token"):
-            update(scheduler, scheduler.schedule(), [None])
+            update(scheduler, scheduler.schedule(), [[]])
 
     def test_a_complete_grammar_ends_it_whatever_the_token(self) -> None:
         engine = FakeEngine()
         (seq,) = engine.add([1])
-        (end,) = update(engine.scheduler, engine.scheduler.schedule(), [3], completed={seq.seq_id})
-        assert (end.token_id, end.finish_reason, end.stop_token_id) == (3, "stop", None)
+        (end,) = update(engine.scheduler, engine.scheduler.schedule(), [[3]], completed={seq.seq_id})
+        assert (end.token_ids, end.finish_reason, end.stop_token_id) == ([3], "stop", None)
 
     def test_who_is_late_is_left_out_and_holds_nobody_up(self) -> None:
         """Running or preempted: the others of the step go on, and those behind it are admitted."""
@@ -315,7 +340,7 @@ class TestEndings:
         seqs = [Sequence(i, "request", [i], SamplingParams(max_tokens=4)) for i in range(3)]
         for seq in seqs:
             scheduler.add([seq])
-        update(scheduler, scheduler.schedule(), [7, 7])
+        update(scheduler, scheduler.schedule(), [[7], [7]])
         assert [entry.seq_id for entry in scheduler.schedule({0})] == [1]
         assert not scheduler.schedule({0, 1})
         scheduler.residents._preempt(seqs[0])
@@ -693,6 +718,7 @@ LIMITS = st.fixed_dictionaries(
         "max_model_len": st.sampled_from([12, 24, 1000]),
         "max_running_per_caller": st.sampled_from([None, None, 1, 2]),
         "allow_priority": st.booleans(),
+        "speculates": st.booleans(),
     }
 )
 
@@ -751,7 +777,8 @@ def test_output_depends_on_no_limit(requests: list[dict[str, object]], limits: d
     """The same requests, all at once: with and without caching, in a large pool and a small one."""
     outputs = []
     small = {**limits, "max_model_len": 24, "num_blocks": -(-40 // limits["block_size"])}
-    for changed in (small, {**small, "caching": not small["caching"]}, {"num_blocks": 4096, "max_model_len": 24}):
+    other = {**small, "caching": not small["caching"], "speculates": not small["speculates"]}
+    for changed in (small, other, {"num_blocks": 4096, "max_model_len": 24}):
         engine = FakeEngine(**changed)
         for request in requests:
             try:

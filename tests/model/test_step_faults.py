@@ -307,7 +307,7 @@ def test_who_has_used_least_comes_first() -> None:
         account.pay(seconds)
         states.start(seq_id, CompiledGrammar(Noting(), b"\xff" * 4), account)  # type: ignore[arg-type]
     for seq_id in spent:
-        states.advance([(seq_id, seq_id)])
+        states.advance([(seq_id, [seq_id])])
     first.set()
     executor.shutdown()
     assert order == [0, 4, 2, 3, 1]

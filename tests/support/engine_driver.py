@@ -29,11 +29,11 @@ from model.scheduling.sequence import Sequence
 class LoadedModel:
     """A checkpoint on the CPU, run directly: no scheduler, no sampler."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, *, quantization: str = "none") -> None:
         self.config = ModelConfig.from_folder(folder)
         self.backend = TorchBackend(torch.device("cpu"))
         self.dtype = dtype
-        make_linear = linear_maker(self.config, self.backend, dtype)
+        make_linear = linear_maker(self.config, self.backend, dtype, quantization)
         self.model = make_model(self.config, make_linear, self.backend, dtype)
         with torch.inference_mode():
             self.num_bytes = load_weights(self.model, folder, self.backend.device)
@@ -157,6 +157,7 @@ class Driver:
         assert not engine._has_reported_first
         assert not engine._prompt_logprobs
         assert not engine._adapter_of_seq
+        assert engine._speculator is None or not engine._speculator._drafters
         assert not engine._refused
         assert not engine._scheduler.residents.sequences
         assert not engine._scheduler.residents._followers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
 from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
 from server.hub_download import add_hub_arguments
 from server.sizes import parse_size
@@ -14,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, or a published shape such as qwen-7b-int4")
     parser.add_argument("--dtype", choices=("auto", *DTYPE_BYTES), default="auto", help="of weights and activations")
+    parser.add_argument(
+        "--quantization", choices=(NO_QUANTIZATION, *QUANTIZED_BITS), default=NO_QUANTIZATION, help="at load"
+    )
     parser.add_argument("--kv-cache-dtype", choices=("auto", *KV_DTYPE_BYTES), default="auto", help="of the cache")
     parser.add_argument("--block-size", type=_positive, default=16, help="tokens in a block (default: %(default)s)")
     parser.add_argument("--max-model-len", type=_positive, help="prompt and reply together (default: the checkpoint's)")

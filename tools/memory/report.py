@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.contract.config import ModelConfig
+from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
@@ -57,6 +57,7 @@ def report(arguments: dict[str, Any]) -> int:
         dtype=arguments["dtype"],
         kv_cache_dtype=arguments["kv_cache_dtype"],
         block_size=arguments["block_size"],
+        at_load=arguments["quantization"],
     )
     plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"])
     figures = reckon(checkpoint, plan, arguments)
@@ -101,12 +102,15 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "Int8": plan.quantized(8),
         "Int4": plan.quantized(4),
     }
-    if config.stored_weights is not None:
+    if plan.at_load != NO_QUANTIZATION:
+        kinds = {plan.at_load: plan, **kinds}
+    elif config.stored_weights is not None:
         kinds = {"GGUF": plan, **kinds}
     return {
         "model": checkpoint.name,
         "quantization": None if own is None else {"bits": own.bits, "group_size": own.group_size},
         "quant_method": "gguf" if config.stored_weights is not None else None if own is None else own.quant_method,
+        "quantization_at_load": None if plan.at_load == NO_QUANTIZATION else plan.at_load,
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.kv_dtype,
         "block_size": plan.block_size,
@@ -120,7 +124,7 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "max_num_batched_tokens": plan.max_num_batched_tokens,
         "gpu_memory_utilization": arguments["gpu_memory_utilization"],
         "devices": [_device(plan, size, lengths, arguments) for size in devices],
-        "peak": [_peak(name, checkpoint, kind, batch) for name, kind in kinds.items() for batch in _BATCHES],
+        "peak": [_peak(name, checkpoint, kind, batch, own=plan) for name, kind in kinds.items() for batch in _BATCHES],
     }
 
 
@@ -137,13 +141,13 @@ def _device(plan: MemoryPlan, size: int, lengths: list[int], arguments: dict[str
     }
 
 
-def _peak(kind: str, checkpoint: Checkpoint, plan: MemoryPlan, batch: int) -> dict[str, Any]:
+def _peak(kind: str, checkpoint: Checkpoint, plan: MemoryPlan, batch: int, *, own: MemoryPlan) -> dict[str, Any]:
     quantization = plan.config.quantization
     name = checkpoint.name.removesuffix("-int4").removesuffix("-int8")
     card = CARD_FIGURES.get((name, None if quantization is None else quantization.bits)) if batch == 1 else None
     return {
         "weights": kind,
-        "is_own": plan.config == checkpoint.config,
+        "is_own": (plan.config, plan.at_load) == (own.config, own.at_load),
         "batch": batch,
         **{case: plan.peak_bytes(batch, *tokens) for case, tokens in _CARD_CASES.items()},
         "card_gb": card,
@@ -154,7 +158,9 @@ def _text(f: dict[str, Any]) -> str:
     own = f["quantization"]
     plain = f"GGUF; activations {f['dtype']}" if f["quant_method"] == "gguf" else f["dtype"]
     kind = plain
-    if own is not None:
+    if f["quantization_at_load"] is not None:
+        kind = f"{f['quantization_at_load']} at load; the rest {f['dtype']}"
+    elif own is not None:
         kind = f"{f['quant_method'].upper()} Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
     lines = [f"{f['model']} ({kind})", ""]
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"

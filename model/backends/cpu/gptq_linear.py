@@ -77,16 +77,17 @@ def make_grouped_linear(
     num_outputs = len(weight.values)
     if dtype not in (torch.bfloat16, torch.float32) or num_outputs % BLOCK:
         return None
-    if weight.group_size % INPUTS_PER_VECTOR[weight.bits] or weight.codes is not None:
+    if weight.group_size % INPUTS_PER_VECTOR[weight.bits]:
         return None
+    codes = None if weight.codes is None else tuple(weight.codes.tolist())
     arithmetic = "bf16" if dtype == torch.bfloat16 and has_bf16_products() else "float32"
     scales, offsets = weight.scales.float(), weight.offsets
     middle = 1 << (weight.bits - 1)
-    if weight.zero != middle:
+    if codes is None and weight.zero != middle:
         shift = scales * (middle - weight.zero)
         offsets = shift if offsets is None else shift.add_(offsets)
     wide = wide_results and arithmetic == "bf16"
-    kernels = load_kernels(weight.bits, arithmetic, has_offsets=offsets is not None, wide_results=wide)
+    kernels = load_kernels(weight.bits, arithmetic, has_offsets=offsets is not None, wide_results=wide, codes=codes)
     if kernels is None:
         return None
     linear = PackedLinear(

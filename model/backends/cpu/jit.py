@@ -57,7 +57,12 @@ _ROWS = ARGUMENTS.index("rows")
 
 @functools.cache
 def load_kernels(
-    bits: int, arithmetic: str, *, has_offsets: bool = False, wide_results: bool = False
+    bits: int,
+    arithmetic: str,
+    *,
+    has_offsets: bool = False,
+    wide_results: bool = False,
+    codes: tuple[float, ...] | None = None,
 ) -> CompiledKernels | None:
     """Compiles the kernels of one kind of weight, or returns None where that is not possible.
 
@@ -66,8 +71,12 @@ def load_kernels(
         arithmetic: see `Kernel`; "bf16" only where `has_bf16_products`.
         has_offsets: see `Kernel`.
         wide_results: see `Kernel`.
+        codes: see `Kernel`.
     """
-    kernels = [Kernel(bits, arithmetic, rows, has_offsets, wide_results) for rows in range(1, MAX_ROWS + 1)]
+    permutes = has_permutes()
+    kernels = [
+        Kernel(bits, arithmetic, rows, has_offsets, wide_results, codes, permutes) for rows in range(1, MAX_ROWS + 1)
+    ]
     code = compile_functions(module_text(kernels), [*(kernel.name for kernel in kernels), SHARE])
     if code is None:
         return None
@@ -137,13 +146,23 @@ def _compile(llvm: Any, text: str) -> Any:
 @functools.cache
 def has_bf16_products() -> bool:
     """Whether this processor multiplies bfloat16 pairs (AVX512-BF16) and permutes 16-bit words (AVX512-BW)."""
+    return _has("avx512bf16") and _has("avx512bw")
+
+
+def has_permutes() -> bool:
+    """Whether this processor permutes vectors of 16 numbers (AVX-512)."""
+    return _has("avx512f")
+
+
+@functools.cache
+def _has(feature: str) -> bool:
+    """Whether the compiler is there and this processor has a feature, by LLVM's name."""
     try:
         import llvmlite.binding as llvm
     except ImportError:
         return False
     _initialise(llvm)
-    features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512bf16") and features.get("avx512bw"))
+    return bool(llvm.get_host_cpu_features().get(feature))
 
 
 @functools.cache

@@ -37,6 +37,8 @@ _NUM_ADDRESSES = 7
 _DECLARATIONS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 declare <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16>, <32 x i16>)
+declare <16 x float> @llvm.x86.avx512.permvar.sf.512(<16 x float>, <16 x i32>)
+declare <16 x float> @llvm.masked.gather.v16f32.v16p0(<16 x ptr>, i32, <16 x i1>, <16 x float>)
 declare i32 @omp_get_thread_num()
 declare i32 @omp_get_num_threads()
 """
@@ -52,6 +54,8 @@ class Kernel:
         rows: M, from 1 to `MAX_ROWS`.
         has_offsets: whether zeros differ from the middle, so that `scale * (zero - middle) * sum(x)` is taken off.
         wide_results: whether results are float32 where the activations are bfloat16.
+        codes: of 4 bits: the level of each value, where they are not evenly spaced.
+        has_permutes: whether the processor looks 16 levels up at once (AVX-512).
     """
 
     bits: int
@@ -59,6 +63,8 @@ class Kernel:
     rows: int
     has_offsets: bool = False
     wide_results: bool = False
+    codes: tuple[float, ...] | None = None
+    has_permutes: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +76,8 @@ class Kernel:
         """The kernel's functions."""
         return _Writer(self).write()
 
+
+_CODES = "codes"  # the table's name
 
 # What OpenMP runs on every thread: its share of the blocks, each for all rows.
 SHARE = "share"
@@ -127,8 +135,10 @@ end:
 
 
 def module_text(kernels: Sequence[Kernel]) -> str:
-    """A module with these kernels and what shares their work among threads."""
-    return _DECLARATIONS + FMA_DECLARATION + _SHARE_TEXT + "\n".join(kernel.text for kernel in kernels)
+    """A module with these kernels, which have the same codes, and what shares their work among threads."""
+    table = ", ".join(f"float {_float_text(level)}" for level in kernels[0].codes or (0.0,) * 16)
+    codes = f"@{_CODES} = private constant [16 x float] [{table}], align 64\n"
+    return _DECLARATIONS + FMA_DECLARATION + codes + _SHARE_TEXT + "\n".join(kernel.text for kernel in kernels)
 
 
 class _Writer(IRWriter):
@@ -284,7 +294,8 @@ class _Writer(IRWriter):
             shift = ", ".join([f"i16 {2 * first}"] * 32)
             words = self.emit(f"lshr <32 x i16> {words}, <{shift}>")
         # The permutation reads five bits; the table is twice the same, so the fifth does not matter.
-        table = ", ".join(f"i16 {_bf16_bits(q - 8)}" for q in (*range(16), *range(16)))
+        levels = self.kernel.codes or tuple(q - 8.0 for q in range(16))
+        table = ", ".join(f"i16 {_bf16_bits(level)}" for level in (*levels, *levels))
         found = self.emit(f"call <32 x i16> @llvm.x86.avx512.permvar.hi.512(<32 x i16> <{table}>, <32 x i16> {words})")
         return self.emit(f"bitcast <32 x i16> {found} to <32 x bfloat>")
 
@@ -299,8 +310,23 @@ class _Writer(IRWriter):
         place = 16 * (index % 2) + 4 * (index // 2)
         value = self.emit(f"lshr <16 x i32> {raw}, {_all(place)}")
         value = self.emit(f"and <16 x i32> {value}, {_all(15)}")
+        if self.kernel.codes is not None:
+            return self._look_up(value)
         value = self.emit(f"sub <16 x i32> {value}, {_all(8)}")
         return self.emit(f"sitofp <16 x i32> {value} to <16 x float>")
+
+    def _look_up(self, indices: str) -> str:
+        """The levels of 16 values."""
+        if self.kernel.has_permutes:
+            table = ", ".join(f"float {_float_text(level)}" for level in self.kernel.codes or ())
+            return self.emit(
+                f"call <16 x float> @llvm.x86.avx512.permvar.sf.512(<16 x float> <{table}>, <16 x i32> {indices})"
+            )
+        places = self.emit(f"getelementptr float, ptr @{_CODES}, <16 x i32> {indices}")
+        return self.emit(
+            f"call <16 x float> @llvm.masked.gather.v16f32.v16p0(<16 x ptr> {places}, i32 4,"
+            f" <16 x i1> {everywhere('i1 true')}, <16 x float> poison)"
+        )
 
     def _bits_of_single(self, raw: str, index: int) -> str:
         value = raw
@@ -315,7 +341,13 @@ def _all(value: int) -> str:
     return everywhere(f"i32 {value}")
 
 
-def _bf16_bits(value: int) -> int:
-    """The bfloat16 of a small integer, as an integer."""
-    bits: int = struct.unpack("<I", struct.pack("<f", float(value)))[0]
-    return bits >> 16
+def _float_text(value: float) -> str:
+    """A float32 as LLVM reads it exactly: the bits of the same number in float64."""
+    (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    return f"0x{struct.pack('>d', rounded).hex().upper()}"
+
+
+def _bf16_bits(value: float) -> int:
+    """The bits of the nearest bfloat16, ties to even; small integers are exact."""
+    bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16

@@ -1,0 +1,43 @@
+"""How long small steps take on this machine with this model: measured once, so that what is nearly free can be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from model.scheduling.speculation import RowCosts
+
+_NUM_ROWS = (1, 2, 4, 8, 16)
+MAX_GUESSED_ROWS = _NUM_ROWS[-1]
+_LONG_CONTEXT = 1024
+# The fastest of some steps counts: what holds one up has nothing to do with its rows.
+_NUM_REPEATS = 2
+# Where more rows take so many times as long as one they are not nearly free, and no more are tried.
+_TOO_LONG = 3.0
+
+
+def measure_row_costs(run: Callable[[int, int], object], max_model_len: int) -> RowCosts:
+    """Measures steps of few rows.
+
+    Args:
+        run: runs a step of so many rows of one token each, with so many tokens before them.
+        max_model_len: the most tokens of a sequence.
+    """
+
+    def seconds(num_rows: int, context_len: int) -> float:
+        run(num_rows, context_len)
+        best = float("inf")
+        for _ in range(_NUM_REPEATS):
+            started = time.perf_counter()
+            run(num_rows, context_len)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    measured = [seconds(1, 0)]
+    for num_rows in _NUM_ROWS[1:]:
+        measured.append(max(measured[-1], seconds(num_rows, 0)))
+        if measured[-1] > _TOO_LONG * measured[0]:
+            break
+    context_len = min(_LONG_CONTEXT, max_model_len) - 1
+    key_s = (seconds(1, context_len) - measured[0]) / context_len
+    return RowCosts(_NUM_ROWS[: len(measured)], tuple(measured), max(0.0, key_s))
