@@ -1,9 +1,9 @@
-"""Plain torch operations: the CPU path, and the reference that every kernel of our own is tested against.
+"""The CPU's backend: kernels of our own where they serve, else plain torch operations.
 
-What decides its shape was measured on a 2-core AVX-512 machine (benchmarks/decode.py):
-- bf16 and quantised weights are multiplied by kernels of our own (cpu/), which read memory at its full speed for up
-  to 6 rows and are level with oneDNN beyond; a float32 weight packed once for oneDNN gains a quarter over F.linear
-  from 4 rows on and loses a few microseconds at one;
+The torch operations are also the reference that every kernel of our own is tested against. Only the kernels (cpu/)
+promise that a row's result depends on that row alone; they multiply, normalise and attend for bfloat16 and float32
+activations. What decided the shape of the products was measured on a 2-core AVX-512 machine (benchmarks/decode.py):
+they read memory at its full speed for up to 6 rows and are level with oneDNN beyond.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
+from model.backends.cpu.attention import StepAttention, attention_code
 from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
-from model.backends.cpu.packed_linear import make_bfloat16_linear
+from model.backends.cpu.packed_linear import make_dense_linear
+from model.backends.cpu.row_kernels import RowFunctions, row_functions
 from model.backends.huge_pages import use_huge_pages
 from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes
-from model.backends.torch_attention import AttentionPlan, attention, plan_attention, scratch_for
+from model.backends.torch_attention import GatheredPlan, attention, plan_attention
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -51,7 +53,6 @@ class TorchBackend(ImmediateSteps):
         self.device = device
         self._own_kernels = own_kernels
         self._can_pack = device.type == "cpu" and _packed_linear_works()
-        self._scratch = torch.empty(0)
         self._epsilons: dict[float, torch.Tensor] = {}
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
@@ -89,9 +90,9 @@ class TorchBackend(ImmediateSteps):
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
-        """See `Backend`. bfloat16 by kernels of our own, or as float32 by oneDNN; else by F.linear."""
-        if self._own_kernels and weight.dtype == torch.bfloat16:
-            packed_linear = make_bfloat16_linear(weight, bias, wide_results=wide_results)
+        """See `Backend`. By kernels of our own, else by oneDNN, else by F.linear."""
+        if self._own_kernels:
+            packed_linear = make_dense_linear(weight, bias, wide_results=wide_results)
             if packed_linear is not None:
                 return packed_linear
         if not (self._can_pack and weight.dtype in (torch.bfloat16, torch.float32)):
@@ -130,6 +131,9 @@ class TorchBackend(ImmediateSteps):
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""
+        functions = self._functions(weight.dtype)
+        if functions is not None:
+            return functions.norm(x.float().contiguous(), weight, epsilon)
         # F.rms_norm is eight small operations here and takes 90 us for one row; this takes 30.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self._epsilon(epsilon), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
@@ -145,21 +149,46 @@ class TorchBackend(ImmediateSteps):
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Backend`."""
+        functions = self._functions(weight.dtype)
+        if functions is not None and x.dtype == weight.dtype and residual.dtype == torch.float32:
+            return functions.add_norm(x.contiguous(), residual, weight, epsilon), residual
         residual += x
         return self.rms_norm(residual, weight, epsilon), residual
 
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""
-        return F.silu(gate).mul_(up)
+        functions = self._functions(gate.dtype)
+        return F.silu(gate).mul_(up) if functions is None else functions.silu_mul(gate, up)
 
-    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
-        """See `Backend`."""
-        self._scratch = scratch_for(cache, self._scratch)
-        return plan_attention(batch, cache, own_kernels=self._own_kernels)
+    def _functions(self, dtype: torch.dtype) -> RowFunctions | None:
+        return row_functions(dtype) if self._own_kernels else None
 
-    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
+    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> _Plan:
         """See `Backend`."""
-        return attention(qkv, layer, batch, plan, self._scratch)
+        return _Plan(batch, cache, self._own_kernels)
+
+    def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: _Plan) -> torch.Tensor:
+        """See `Backend`."""
+        return plan.attend(qkv, layer)
+
+
+class _Plan:
+    """Attention of a step: by kernels of our own or by torch, which depends on the activations' type."""
+
+    def __init__(self, batch: ForwardBatch, cache: KVCache, own_kernels: bool) -> None:
+        self._batch, self._cache, self._own_kernels = batch, cache, own_kernels
+        self._chosen: GatheredPlan | StepAttention | None = None
+
+    def attend(self, qkv: torch.Tensor, layer: int) -> torch.Tensor:
+        if self._chosen is None:
+            code = attention_code(self._cache, qkv.dtype) if self._own_kernels else None
+            if code is None:
+                self._chosen = plan_attention(self._batch, self._cache)
+            else:
+                self._chosen = StepAttention(code, self._batch, self._cache, qkv.dtype)
+        if isinstance(self._chosen, StepAttention):
+            return self._chosen.attend(qkv, layer)
+        return attention(qkv, layer, self._batch, self._chosen)
 
 
 def _packed_linear_works() -> bool:

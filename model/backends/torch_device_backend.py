@@ -8,66 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
-from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
-from model.backends.torch_attention import rotate_and_cache, rotation
 from model.backends.torch_backend import TorchBackend, require_known_dtype
 from model.backends.torch_gptq import TorchGroupedLinear, make_torch_gptq_linear
 from model.contract.errors import ConfigError
-from model.execution.forward_batch import ForwardBatch
-from model.execution.kv_cache import KVCache
 from model.sampling.drawing import choose_tokens
 from model.sampling.sampling_row import SamplingRow
 
 _MAX_NUM_BATCHED_TOKENS = 4096
-
-
-class _Decodes(NamedTuple):
-    """Sequences of one new token and of like length.
-
-    Attributes:
-        rows: [B] int64, in the step.
-        slots: [B, L] int64, where their keys are.
-        lengths: [B] int64, how many each has.
-    """
-
-    rows: torch.Tensor
-    slots: torch.Tensor
-    lengths: torch.Tensor
-
-
-class _Chunk(NamedTuple):
-    """A sequence of several new tokens, from row `first_row` and position `start` on; slots [start + num_rows]."""
-
-    first_row: int
-    num_rows: int
-    start: int
-    slots: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class GatheredPlan:
-    """What all layers of a step share.
-
-    Attributes:
-        cache: keys and values.
-        cos: see `torch_attention.rotation`, likewise `sin`.
-        decodes: groups of sequences.
-        chunks: the others.
-    """
-
-    cache: KVCache
-    cos: torch.Tensor
-    sin: torch.Tensor
-    decodes: list[_Decodes]
-    chunks: list[_Chunk]
 
 
 class TorchDeviceBackend(TorchBackend):
@@ -148,78 +101,8 @@ class TorchDeviceBackend(TorchBackend):
         linear = TorchGroupedLinear(weight, bias, dtype)
         return linear, linear.num_bytes
 
-    def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> GatheredPlan:  # type: ignore[override]
-        """See `Backend`. One copy brings all numbers to the device; slots are worked out there."""
-        table: list[int] = []
-        decodes: list[tuple[int, int, int]] = []  # row, keys, where its blocks begin
-        chunks: list[tuple[int, int, int, int]] = []  # row, rows, position, where its blocks begin
-        row = 0
-        for span in batch.spans:
-            if span.num_tokens == 1:
-                decodes.append((row, span.context_len, len(table)))
-            else:
-                chunks.append((row, span.num_tokens, span.start, len(table)))
-            table += span.block_table[: -(-span.context_len // cache.block_size)]
-            row += span.num_tokens
-        groups = groups_of_like_length([length for _, length, _ in decodes], cache.data[0])
-        ordered = [decodes[index] for group in groups for index in group]
-        numbers = [n for column in zip(*ordered, strict=True) for n in column] + table
-        on_device = torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
-        rows, lengths, starts = on_device[: 3 * len(ordered)].view(3, -1)
-        places = on_device[3 * len(ordered) :]
-        cos, sin = rotation(batch, cache.data.shape[-1])
-        return GatheredPlan(
-            cache,
-            cos,
-            sin,
-            self._groups(groups, [length for _, length, _ in ordered], rows, lengths, starts, places, cache),
-            [_Chunk(*chunk[:3], self._chunk_slots(chunk, places, cache)) for chunk in chunks],
-        )
 
-    def _groups(
-        self,
-        groups: AbstractSequence[AbstractSequence[int]],
-        known_lengths: list[int],
-        rows: torch.Tensor,
-        lengths: torch.Tensor,
-        starts: torch.Tensor,
-        table: torch.Tensor,
-        cache: KVCache,
-    ) -> list[_Decodes]:
-        result = []
-        low = 0
-        for group in groups:
-            part = slice(low, low + len(group))
-            slots = slots_of(table, starts[part], lengths[part], max(known_lengths[part]), cache.block_size)
-            result.append(_Decodes(rows[part], slots, lengths[part]))
-            low += len(group)
-        return result
-
-    def _chunk_slots(self, chunk: tuple[int, int, int, int], table: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        _, num_rows, position, start = chunk
-        positions = torch.arange(position + num_rows, device=self.device)
-        return table[start + positions // cache.block_size] * cache.block_size + positions % cache.block_size
-
-    def attention(  # type: ignore[override]
-        self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: GatheredPlan
-    ) -> torch.Tensor:
-        """See `Backend`."""
-        data = plan.cache.data[layer]
-        scales = None if plan.cache.scales is None else plan.cache.scales[layer]
-        rotated = rotate_and_cache(qkv, data, scales, batch, plan.cos, plan.sin)
-        query = rotated[:, 0].to(qkv.dtype)
-        out = torch.empty_like(query)
-        for rows, slots, lengths in plan.decodes:
-            out[rows] = attend_decodes(query[rows], data, scales, slots, lengths)
-        for first_row, num_rows, start, slots in plan.chunks:
-            chunk = slice(first_row, first_row + num_rows)
-            out[chunk] = attend_chunk(query[chunk], data, scales, slots, start)
-        return out.view(len(out), -1)
-
-
-def _choose_on_the_host(
-    logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose_on_the_host(logits: torch.Tensor, rows: AbstractSequence[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """A `model.sampling.sampling_row.Choose` for devices without float64."""
     ids, is_valid = choose_tokens(logits.cpu(), rows)
     return ids.to(logits.device), is_valid.to(logits.device)

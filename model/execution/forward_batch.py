@@ -94,6 +94,8 @@ class ForwardBatch:
             device: where the tensors go.
             adapter_plan: see the attribute.
         """
+        from model.backends.cpu.angles import cos_sin  # whose package imports this module
+
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -105,13 +107,13 @@ class ForwardBatch:
             slots += _slots(span.block_table, span.start, end, block_size)
             logit_rows += range(len(token_ids) - span.num_logit_rows, len(token_ids))
         position_tensor = torch.tensor(positions, dtype=torch.int64)
-        angles = position_tensor.to(torch.float32)[:, None] * _inverse_frequencies(spans, config)
+        cos, sin = cos_sin(position_tensor.to(torch.float32)[:, None] * _inverse_frequencies(spans, config))
         scale = query_scale(position_tensor, config)
         return cls(
             spans=spans,
             token_ids=torch.tensor(token_ids, dtype=torch.int64).to(device, non_blocking=True),
-            cos=angles.cos().to(device, non_blocking=True),
-            sin=angles.sin().to(device, non_blocking=True),
+            cos=cos.to(device, non_blocking=True),
+            sin=sin.to(device, non_blocking=True),
             query_scale=scale.to(device, non_blocking=True),
             slots=torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64).to(device, non_blocking=True),
@@ -147,8 +149,10 @@ def query_scale(positions: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """
     scale = torch.full(positions.shape, 1.0 / math.sqrt(config.head_dim), dtype=torch.float32)
     if config.use_logn_attn and config.seq_length > 1:
-        log_n = ((positions + 1).to(torch.float64).log() / math.log(config.seq_length)).clamp_min_(1.0)
-        scale = scale * log_n.to(torch.float32)
+        late = (positions + 1 > config.seq_length).nonzero()[:, 0]
+        if len(late):  # one by one: torch's logarithm may depend on how many there are
+            logs = [math.log(position + 1) / math.log(config.seq_length) for position in positions[late].tolist()]
+            scale[late] *= torch.tensor(logs, dtype=torch.float64).to(scale)
     return scale
 
 

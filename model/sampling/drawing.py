@@ -63,9 +63,10 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
     """
     device = logits.device
     temperature = torch.tensor([row.sampling.temperature for row in rows], dtype=torch.float32, device=device)
-    # Relative to the likeliest token, whose weight is 1: so neither tiny temperatures nor large logits overflow.
+    # Relative to the likeliest token: so neither tiny temperatures nor large logits overflow.
     temperature.clamp_min_(torch.finfo(torch.float32).tiny)
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature[:, None]).exp_()
+    # Unlike torch's exp, which rounds the last few numbers of an array otherwise, softmax sees a row alone.
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature[:, None]).softmax(-1)
     draws = torch.tensor(
         [uniform(row.stream_key, row.num_output_tokens) for row in rows], dtype=torch.float64, device=device
     )

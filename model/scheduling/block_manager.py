@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from model.scheduling.free_extents import FreeExtents, require
 from model.scheduling.sequence import Sequence
 
 # A cached block's identity: the block before it, or the sequence's `cache_root` for the first, and its own tokens. The
@@ -21,13 +20,11 @@ BlockKey = tuple[Parent, tuple[int, ...]]
 
 
 class BlockManager:
-    """Reference-counted blocks, a prefix cache of full ones, and neighbours for those who grow.
+    """Reference-counted blocks and a prefix cache of full ones.
 
-    A block is in use (its reference count is the number of block tables it is in), or idle but cached, or free.
-    Attention reads a sequence as runs of consecutive blocks, so a sequence continues at its last block + 1 while that
-    is free, and starts anew inside a large gap. Without one, the block that has been idle longest is evicted together
-    with stale neighbours: once the cache is full, plain LRU cuts a sequence of 45 blocks into some 30 runs, this into
-    2 to 6, for 3 to 7 points of hit rate (measured on synthetic conversations).
+    A block is in use (its reference count is the number of block tables it is in), or idle but cached, or free. Where a
+    block lies does not matter: attention reads block tables. Without a free one, the one that has been idle longest is
+    taken from the prefix cache.
 
     Args:
         num_blocks: size of the pool.
@@ -44,21 +41,18 @@ class BlockManager:
         self.prefix_cache_queries_total = 0
         self.prefix_cache_hits_total = 0
         self._ref_counts = [0] * num_blocks
-        self._free = FreeExtents(num_blocks)
-        self._evictable: OrderedDict[int, int] = OrderedDict()  # block -> when it fell idle
-        self._num_idled = 0
+        self._free = list(reversed(range(num_blocks)))  # the last one is taken first: its memory was touched before
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # in the order in which they fell idle
         self._block_of_key: dict[BlockKey, int] = {}
         self._key_of_block: dict[int, BlockKey] = {}
         self._node_of_block: dict[int, int] = {}
         self._num_nodes = 0
         self._num_evictions = 0
-        # A sequence that must start a new run soon wants more; evicting for one block at a time scatters it.
-        self._growth_room = max(1, min(16, num_blocks // 64))
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that can be had: free ones and those that can be evicted."""
-        return self._free.num_blocks + len(self._evictable)
+        return len(self._free) + len(self._evictable)
 
     @property
     def num_cached_blocks(self) -> int:
@@ -134,21 +128,10 @@ class BlockManager:
         num_missing = self.num_blocks_for(num_tokens) - len(table)
         if num_missing > self.num_free_blocks:
             return False
-        while num_missing > 0:
-            start = table[-1] + 1 if table else -1
-            num_taken = self._free.take_at(start, num_missing)
-            if num_taken == 0:
-                room = max(num_missing, self._growth_room)
-                begin, end = self._free.largest()
-                if self._evictable and end - begin < room:
-                    self._evict_around(start if self._is_stale(start) else next(iter(self._evictable)), room)
-                    num_taken = self._free.take_at(start, num_missing)
-            if num_taken == 0:
-                start, num_taken = self._free.take_from_largest(num_missing, room)
-            for block in range(start, start + num_taken):
-                self._ref_counts[block] = 1
-                table.append(block)
-            num_missing -= num_taken
+        for _ in range(num_missing):
+            block = self._free.pop() if self._free else self._evict()
+            self._ref_counts[block] = 1
+            table.append(block)
         return True
 
     def trim(self, seq: Sequence) -> None:
@@ -191,36 +174,17 @@ class BlockManager:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 if block in self._key_of_block:
-                    self._num_idled += 1
-                    self._evictable[block] = self._num_idled
+                    self._evictable[block] = None
                 else:
-                    self._free.release(block)
+                    self._free.append(block)
 
-    def _evict_around(self, block: int, room: int) -> None:
-        """Evicts a block and stale neighbours until `room` consecutive ones are free, or no neighbour is stale.
-
-        To the left first: there are the parents of a chain whose leaf this is.
-        """
-        start, end = self._evict(block)
-        while end - start < room:
-            block = start - 1 if self._is_stale(start - 1) else end
-            if not self._is_stale(block):
-                break
-            start, end = self._evict(block)
-
-    def _evict(self, block: int) -> tuple[int, int]:
+    def _evict(self) -> int:
+        """Forgets the block that has been idle longest, and returns it."""
         self._num_evictions += 1
-        del self._evictable[block]
+        block, _ = self._evictable.popitem(last=False)
         del self._block_of_key[self._key_of_block.pop(block)]
         del self._node_of_block[block]
-        return self._free.release(block)
-
-    def _is_stale(self, block: int) -> bool:
-        """Whether a block may be evicted before its turn: it is cached, unused and has been for long."""
-        idled = self._evictable.get(block)
-        if idled is None:
-            return False
-        return 2 * idled <= self._evictable[next(iter(self._evictable))] + self._num_idled
+        return block
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Recomputes everything from the block tables of all living sequences.
@@ -229,7 +193,6 @@ class BlockManager:
             RuntimeError: something disagrees; the message says what.
         """
         sequences = list(sequences)
-        self._free.check_integrity()
         counts = [0] * self.num_blocks
         for seq in sequences:
             require(len(set(seq.block_table)) == len(seq.block_table), f"a block twice in {seq}")
@@ -237,7 +200,8 @@ class BlockManager:
                 counts[block] += 1
         require(counts == self._ref_counts, "reference counts disagree with the block tables")
         used = {block for block, count in enumerate(counts) if count}
-        free = {block for start, end in self._free.extents() for block in range(start, end)}
+        free = set(self._free)
+        require(len(free) == len(self._free), "a block is free twice")
         evictable, cached = set(self._evictable), self._key_of_block.keys()
         require(len(used) + self.num_free_blocks == self.num_blocks, "blocks lost or counted twice")
         require(used | free | evictable == set(range(self.num_blocks)), "block states overlap")
@@ -260,3 +224,9 @@ class BlockManager:
             own = self._node_of_block.get(seq.block_table[index], node_id)
             require(own == node_id, f"block {index} of {seq} has another's node")
             parent = node_id
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises RuntimeError unless the condition holds; what an integrity check is made of."""
+    if not condition:
+        raise RuntimeError(f"KV cache blocks are inconsistent: {message}")

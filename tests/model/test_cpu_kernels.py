@@ -12,7 +12,7 @@ import torch
 from model.backends.base import GPTQTensors
 from model.backends.cpu import gptq_linear, jit
 from model.backends.cpu.gptq_linear import make_gptq_linear
-from model.backends.cpu.packed_linear import make_bfloat16_linear
+from model.backends.cpu.packed_linear import make_dense_linear
 from model.backends.cpu.packing import aligned_empty, pack_integers
 from model.quantization.gptq import dequantize
 from tests.model.test_gptq import pack_rows
@@ -77,7 +77,7 @@ def test_products_are_those_of_the_weight(case: tuple[int, int, int, int, bool, 
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 64), (520, 192)])
 def test_bfloat16_weights(num_inputs: int, num_outputs: int, wide_results: bool) -> None:
     weight, bias = torch.randn(num_outputs, num_inputs).bfloat16(), torch.randn(num_outputs).bfloat16()
-    linear = make_bfloat16_linear(weight, bias, wide_results=wide_results)
+    linear = make_dense_linear(weight, bias, wide_results=wide_results)
     assert linear is not None
     assert linear.num_bytes == weight.nbytes + 4 * num_outputs
     for num_rows in (*range(1, 20), 64, 131):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import random
 
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from model.backends import make_backend
-from model.backends.torch_attention import slot_runs
 from model.backends.torch_backend import TorchBackend, require_known_dtype
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
@@ -247,38 +245,6 @@ def test_the_result_does_not_depend_on_neighbours(backend: TorchBackend) -> None
     together = run([2, 0, 3, 1])
     for i in range(4):
         assert torch.equal(run([i])[i], together[i])
-
-
-# --- the runs of a block table
-
-
-@pytest.mark.parametrize(
-    ("table", "num_positions", "expected"),
-    [
-        ([5], 0, []),
-        ([5], 1, [(20, 21)]),
-        ([5, 6, 7], 12, [(20, 32)]),
-        ([5, 6, 7], 9, [(20, 29)]),
-        ([5, 6, 9], 8, [(20, 28)]),
-        ([5, 6, 9], 9, [(20, 28), (36, 37)]),
-        ([9, 8, 7], 12, [(36, 40), (32, 36), (28, 32)]),
-        ([0, 2, 3, 1], 16, [(0, 4), (8, 16), (4, 8)]),
-    ],
-)
-def test_slot_runs(table: list[int], num_positions: int, expected: list[tuple[int, int]]) -> None:
-    assert slot_runs(SequenceSpan([0], 0, 1.0, table, 0), num_positions, 4) == expected
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_slot_runs_are_the_slots_in_order(seed: int) -> None:
-    rng = random.Random(seed)
-    block_size = rng.choice([1, 4, 16])
-    table = rng.sample(range(12), 10)
-    for num_positions in range(10 * block_size + 1):
-        runs = slot_runs(SequenceSpan([0], 0, 1.0, table, 0), num_positions, block_size)
-        slots = [slot for low, high in runs for slot in range(low, high)]
-        assert slots == [table[p // block_size] * block_size + p % block_size for p in range(num_positions)]
-        assert all(a[1] != b[0] for a, b in itertools.pairwise(runs)), "runs are as long as they can be"
 
 
 # --- the other operations

@@ -1,76 +1,601 @@
-"""The text of the kernel for decode attention: one query of each sequence over its cached keys and values.
+"""The text of the kernel for attention over the paged cache: a few query rows of one sequence at a time.
 
-Work is shared out by sequence and head, each taken by the next free thread. Keys and values are read where they lie,
-block by block, in whatever type they are kept, and used as float32; the softmax is in float32 too.
+A row's result depends on that row and its keys alone: keys are walked 64 at a time from position 0, with the softmax's
+maximum and sum carried along, for a decode as for a row of a chunk. What a row does not see has weight 0 and changes no
+bit. So a prompt in chunks of any size, behind cached blocks, and its tokens decoded one by one give the same numbers.
+
+A thread takes the next tile (rows of a sequence that follow each other) and head. For each 64 keys it lays keys and
+values out in scratch memory, keys transposed, and lets the tile's rows use them, a few at a time. Two ways to do the
+arithmetic:
+
+- `bf16`: AVX512-BF16's dot product of pairs, for bfloat16 queries and cache; weights are rounded to bfloat16, and the
+  sum they are divided by is that of the rounded ones.
+- `float32`: multiply-add on any processor, keys and values in whatever type they are kept.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, everywhere
-
-# Where each argument stands in the array of 64-bit words that the kernel gets. Addresses come first.
-ARGUMENTS = (
-    *("query", "out", "keys", "values", "key_scales", "value_scales", "tables", "lengths", "rows", "scratch", "next"),
-    *("items", "heads", "slots", "table_width", "block_size", "scratch_width", "query_stride", "out_stride"),
+from model.backends.cpu.ir_writer import (
+    KINDS,
+    LANES,
+    NUMBER_DECLARATIONS,
+    NumberWriter,
+    everywhere,
+    float_literal,
+    floats,
 )
-_NUM_ADDRESSES = 11
+
+# Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
+ARGUMENTS = (
+    *(
+        "query",
+        "out",
+        "keys",
+        "values",
+        "key_scales",
+        "value_scales",
+        "slots",
+        "tiles",
+        "query_scales",
+        "scratch",
+        "next",
+    ),
+    *("items", "rows", "heads", "heads_per_key", "num_slots"),
+)
+# Of a tile: where its sequence's slots begin, its first row in the batch, how many rows, the first one's position.
+TILE = ("table", "row", "count", "position")
 ATTEND = "attend"
+KEYS = 64  # at a time
+TILE_ROWS = 96  # share the keys that were laid out
+MAX_HEAD_DIM = 256
+_NUM_ADDRESSES = 11
+_VECTORS = KEYS // LANES
+_MAX_ROWS = 6
+_NARROW_VECTORS = {1: 4, 2: 2, 3: 2}
+_MASKED = -1e30
 
 _DECLARATIONS = """
-declare <16 x float> @llvm.nearbyint.v16f32(<16 x float>)
-declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
-declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
-declare float @llvm.vector.reduce.fmax.v16f32(<16 x float>)
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare i64 @llvm.umin.i64(i64, i64)
-declare i32 @omp_get_thread_num()
 """
-# 2 ** f for |f| <= 1/2: the Taylor series of exp(f ln 2), off by 2e-8 at most.
-_COEFFICIENTS = [math.log(2) ** i / math.factorial(i) for i in range(8)]
-_KINDS = {"float32": (4, "float"), "bfloat16": (2, "i16"), "int8": (1, "i8")}
 
 
 @dataclass(frozen=True)
-class DecodeAttention:
+class AttentionKernel:
     """A kernel.
 
     Attributes:
+        dtype: of the results, "float32" or "bfloat16".
         cache_dtype: "float32", "bfloat16" or "int8" (with a scale for each token and head).
-        head_dim: a multiple of 16, at most 256.
+        arithmetic: "bf16" (only for a bfloat16 cache; queries are bfloat16) or "float32" (queries are float32).
+        head_dim: at most `MAX_HEAD_DIM`; a key fills whole words of 32 bits.
+        has_bf16: see `NumberWriter`.
+        is_narrow: whether a register holds less than a vector.
     """
 
+    dtype: str
     cache_dtype: str
+    arithmetic: str
     head_dim: int
+    has_bf16: bool
+    is_narrow: bool = False
+
+    @property
+    def padded_dim(self) -> int:
+        """Of a value in scratch memory."""
+        return -(-self.head_dim // LANES) * LANES
+
+    @property
+    def scratch(self) -> dict[str, int]:
+        """Where each part of a thread's scratch memory begins, in bytes; `end` is its size."""
+        is_bf16 = self.arithmetic == "bf16"
+        sizes = {
+            "key": self.head_dim * KEYS * (2 if is_bf16 else 4),
+            "value": self.padded_dim * KEYS * (2 if is_bf16 else 4),
+            "scale": 2 * KEYS * 4,
+            "score": _MAX_ROWS * KEYS * 4,
+            "weight": _MAX_ROWS * KEYS * (2 if is_bf16 else 4),
+            "shrink": _MAX_ROWS * LANES * 4,
+            "total": TILE_ROWS * self.padded_dim * 4,
+            "best": TILE_ROWS * 4,
+            "sum": TILE_ROWS * LANES * 4,
+        }
+        places, end = {}, 0
+        for name, size in sizes.items():
+            places[name] = end
+            end += -(-size // 64) * 64
+        return {**places, "end": end}
 
     @cached_property
     def text(self) -> str:
         """A module with the function `attend`, which takes the arguments' address and runs on every thread."""
-        return _DECLARATIONS + FMA_DECLARATION + "\n" + _Writer(self).write()
+        parts = [NUMBER_DECLARATIONS, _DECLARATIONS]
+        parts += [writer(self).write() for writer in (_LayOutKeys, _LayOutValues, _Softmax, _ScoresOfOne, _TotalsOfOne)]
+        if self.cache_dtype == "int8":
+            parts.append(_Scales(self).write())
+        for rows in range(1, _MAX_ROWS + 1):
+            parts += [_Scores(self, rows).write(), _Totals(self, rows).write()]
+        return "\n".join([*parts, _Attend(self).write()])
 
 
-class _Writer(IRWriter):
-    def __init__(self, kernel: DecodeAttention) -> None:
-        super().__init__()
+class _Part(NumberWriter):
+    """One function of the module."""
+
+    def __init__(self, kernel: AttentionKernel) -> None:
+        super().__init__(has_bf16=kernel.has_bf16)
         self.kernel = kernel
-        self.vectors = range(kernel.head_dim // LANES)
+        self.is_bf16 = kernel.arithmetic == "bf16"
+        self.dim, self.padded_dim = kernel.head_dim, kernel.padded_dim
+
+    def part(self, name: str) -> None:
+        """Gives `%name` the address of a part of `%scratch`."""
+        self.do(f"%{name} = getelementptr i8, ptr %scratch, i64 {self.kernel.scratch[name]}")
+
+    def slot_of(self, key: str) -> str:
+        """The slot, as 64 bits, of one of the keys that `%table` tells."""
+        at = self.emit(f"getelementptr i32, ptr %table, i64 {key}")
+        return self.emit(f"sext i32 {self.emit(f'load i32, ptr {at}, align 4')} to i64")
+
+    def float_at(self, base: str, at: str) -> str:
+        """A vector at `base[at]`."""
+        address = self.emit(f"getelementptr float, ptr {base}, i64 {at}")
+        return self.emit(f"load <16 x float>, ptr {address}, align 4")
+
+    def put(self, value: str, base: str, at: str, kind: str = "float") -> None:
+        """Writes a vector to `base[at]`."""
+        address = self.emit(f"getelementptr {kind}, ptr {base}, i64 {at}")
+        self.do(f"store <16 x {kind}> {value}, ptr {address}, align 4")
+
+    def product(self, total: str, vector: str, word: str) -> str:
+        """The total plus a vector times a number in all lanes; both are pairs in bf16."""
+        number = self.splat("i32", word)
+        if self.is_bf16:
+            a, b = (self.emit(f"bitcast <16 x i32> {each} to <32 x bfloat>") for each in (vector, number))
+            arguments = f"<16 x float> {total}, <32 x bfloat> {a}, <32 x bfloat> {b}"
+            return self.emit(f"call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512({arguments})")
+        a, b = (self.emit(f"bitcast <16 x i32> {each} to <16 x float>") for each in (vector, number))
+        return self.fma(a, b, total)
+
+    def words_at(self, base: str, at: str) -> str:
+        """16 words of 32 bits at `base[at]`."""
+        address = self.emit(f"getelementptr i32, ptr {base}, i64 {at}")
+        return self.emit(f"load <16 x i32>, ptr {address}, align 4")
+
+    def word_at(self, base: str, at: str) -> str:
+        """A word of 32 bits at `base[at]`."""
+        return self.emit(f"load i32, ptr {self.emit(f'getelementptr i32, ptr {base}, i64 {at}')}, align 4")
+
+
+class _LayOutKeys(_Part):
+    """Lays out 64 keys so that a vector holds one number (in bf16 two neighbours) of 16 keys.
+
+    On the way it fetches the next 64 keys and values into the processor's cache, spread over the work there is.
+    """
+
+    def write(self) -> str:
+        """The function's text: the head's first key in the cache, and the block's first slot in the table."""
+        self.begin("lay.out.keys(ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch)", (), 0, ("group", "word"))
+        self.part("key")
+        self.loop("group", "0", str(_VECTORS), self._group)
+        self.end()
+        return self.text
+
+    @property
+    def _words_per_key(self) -> int:
+        size, _ = KINDS[self.kernel.cache_dtype]
+        return self.dim * size // 4
+
+    def _group(self) -> None:
+        first = self.emit(f"mul i64 %group, {LANES}")
+        rows = self._rows(first)
+        whole, rest = divmod(self._words_per_key, LANES)
+
+        def word() -> None:
+            self._square(rows, self.emit(f"mul i64 %word, {LANES}"), LANES, first)
+
+        if whole:
+            self.loop("word", "0", str(whole), word)
+        if rest:
+            self._square(rows, str(whole * LANES), rest, first)
+
+    def _rows(self, first: str) -> list[str]:
+        """The addresses of 16 keys."""
+        rows = []
+        for j in range(LANES):
+            at = self.emit(f"mul i64 {self.slot_of(self.offset(first, j))}, {self._words_per_key}")
+            rows.append(self.emit(f"getelementptr i32, ptr %head.keys, i64 {at}"))
+        return rows
+
+    def _square(self, rows: list[str], at: str, count: int, first: str) -> None:
+        """16 keys' next `count` words, transposed."""
+        self._fetch_next(first, at)
+        vectors = []
+        for row in rows:
+            address = self.emit(f"getelementptr i32, ptr {row}, i64 {at}")
+            vector = self.emit(f"load <{count} x i32>, ptr {address}, align 4")
+            if count < LANES:
+                lanes = ", ".join(f"i32 {min(i, count - 1)}" for i in range(LANES))
+                vector = self.emit(
+                    f"shufflevector <{count} x i32> {vector}, <{count} x i32> poison, <16 x i32> <{lanes}>"
+                )
+            vectors.append(vector)
+        for half in (1, 2, 4, 8):
+            for i in range(LANES):
+                if not i & half:
+                    vectors[i], vectors[i + half] = self._exchange(vectors[i], vectors[i + half], half)
+        for i in range(count):
+            self._store(vectors[i], self.offset(at, i), first)
+
+    def _fetch_next(self, first: str, at: str) -> None:
+        for j in range(LANES):
+            slot = self.slot_of(self.offset(first, KEYS + j))
+            word = self.emit(f"add i64 {self.emit(f'mul i64 {slot}, {self._words_per_key}')}, {at}")
+            for base in ("%head.keys", "%head.values"):
+                address = self.emit(f"getelementptr i32, ptr {base}, i64 {word}")
+                self.do(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
+
+    def _exchange(self, a: str, b: str, half: int) -> tuple[str, str]:
+        masks = (
+            [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)],
+            [LANES + lane if lane & half else lane ^ half for lane in range(LANES)],
+        )
+        results = []
+        for mask in masks:
+            lanes = ", ".join(f"i32 {lane}" for lane in mask)
+            results.append(self.emit(f"shufflevector <16 x i32> {a}, <16 x i32> {b}, <16 x i32> <{lanes}>"))
+        return results[0], results[1]
+
+    def _store(self, words: str, word: str, first: str) -> None:
+        """Takes the same word of 16 keys, the number-th, apart into numbers."""
+        size, _ = KINDS[self.kernel.cache_dtype]
+        if self.is_bf16 or size == 4:
+            self._use(words, word, first)
+            return
+        per_word = 4 // size
+        at = self.emit(f"mul i64 {word}, {per_word}")
+        for part in range(per_word):
+            bits = 32 // per_word
+            value = words
+            if part < per_word - 1:
+                value = self.emit(f"shl <16 x i32> {value}, {_ints(32 - bits * (part + 1))}")
+            if size == 1:
+                value = self.emit(f"ashr <16 x i32> {value}, {_ints(24)}")
+                value = self.emit(f"sitofp <16 x i32> {value} to <16 x float>")
+                value = self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
+            else:
+                value = self.emit(f"and <16 x i32> {value}, {_ints(-65536)}")
+            self._use(value, self.offset(at, part), first)
+
+    def _use(self, numbers: str, number: str, first: str) -> None:
+        """Does what there is to do with a number (in bf16 a pair) of 16 keys, from the `first` of the 64 on."""
+        at = self.emit(f"mul i64 {number}, {KEYS}")
+        self.put(numbers, "%key", self.emit(f"add i64 {at}, {first}"), "i32")
+
+
+class _ScoresOfOne(_LayOutKeys):
+    """One query times keys as they are taken from the cache: laying them out would cost more than it saves.
+
+    All 64 keys advance together, or each product would wait for the one before.
+    """
 
     def write(self) -> str:
         """The function's text."""
-        loops = ("kblock", "key", "top", "exp", "vblock", "value")
-        self.begin(f"{ATTEND}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, loops)
-        for v in self.vectors:
+        self.begin(
+            "scores.of.one(ptr %query, ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch)", (), 0, ("word",)
+        )
+        self.part("score")
+        for v in range(_VECTORS):
             self.do(f"%acc.{v} = alloca <16 x float>")
-        self.do("%sum.slot = alloca <16 x float>")
-        self.do("%max.slot = alloca <16 x float>")
-        self.do("%thread = call i32 @omp_get_thread_num()")
-        self.do("%thread64 = zext i32 %thread to i64")
-        self.do("%scratch.first = mul i64 %thread64, %scratch_width")
-        self.do("%scores = getelementptr float, ptr %scratch, i64 %scratch.first")
+            self.do(f"store <16 x float> zeroinitializer, ptr %acc.{v}")
+        whole, rest = divmod(self._words_per_key, LANES)
+        groups = [(str(v * LANES), self._rows(str(v * LANES))) for v in range(_VECTORS)]
+
+        def squares(at: str, count: int) -> None:
+            for first, rows in groups:
+                self._square(rows, at, count, first)
+
+        if whole:
+            self.loop("word", "0", str(whole), lambda: squares(self.emit(f"mul i64 %word, {LANES}"), LANES))
+        if rest:
+            squares(str(whole * LANES), rest)
+        for v in range(_VECTORS):
+            self.put(self.emit(f"load <16 x float>, ptr %acc.{v}"), "%score", str(v * LANES))
+        self.end()
+        return self.text
+
+    def _use(self, numbers: str, number: str, first: str) -> None:
+        slot = f"%acc.{int(first) // LANES}"
+        total = self.product(self.emit(f"load <16 x float>, ptr {slot}"), numbers, self.word_at("%query", number))
+        self.do(f"store <16 x float> {total}, ptr {slot}")
+
+
+class _LayOutValues(_Part):
+    """Lays out 64 values, in bf16 two keys' side by side; zeros for keys that there are not."""
+
+    def write(self) -> str:
+        """The function's text; `%left` is how many of the 64 there are, or more."""
+        parameters = "ptr %head.values, ptr %table, ptr %scratch, i64 %left"
+        self.begin(f"lay.out.values({parameters})", (), 0, ("token",))
+        self.part("value")
+        if self.is_bf16:
+            self.loop("token", "0", str(KEYS // 2), self._pair)
+        else:
+            self.loop("token", "0", str(KEYS), self._single)
+        self.end()
+        return self.text
+
+    def _vectors(self, body: Callable[[int, str | None], str]) -> None:
+        for v in range(self.padded_dim // LANES):
+            rest = self.dim - v * LANES
+            self._use(body(v, str(rest) if rest < LANES else None), v)
+
+    def _use(self, numbers: str, v: int) -> None:
+        """Does what there is to do with 16 numbers (in bf16 pairs) of the token's value, or pair's values."""
+        at = self.emit(f"mul i64 %token, {self.padded_dim}")
+        self.put(numbers, "%value", self.offset(at, v * LANES), "i32")
+
+    def _is_there(self, key: str) -> str:
+        return self.emit(f"icmp ult i64 {key}, %left")
+
+    def _single(self) -> None:
+        at = self.emit(f"mul i64 {self.slot_of('%token')}, {self.dim}")
+        is_there = self._is_there("%token")
+
+        def vector(v: int, count: str | None) -> str:
+            value = self.load(self.kernel.cache_dtype, "%head.values", self.offset(at, v * LANES), count)
+            value = self.emit(f"select i1 {is_there}, <16 x float> {value}, <16 x float> zeroinitializer")
+            return self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
+
+        self._vectors(vector)
+
+    def _pair(self) -> None:
+        both = []
+        for second in (0, 1):
+            key = self.offset(self.emit("shl i64 %token, 1"), second)
+            both.append((self.emit(f"mul i64 {self.slot_of(key)}, {self.dim}"), self._is_there(key)))
+
+        def vector(v: int, count: str | None) -> str:
+            words = []
+            for at, is_there in both:
+                value = self.load("bfloat16", "%head.values", self.offset(at, v * LANES), count)
+                value = self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
+                words.append(self.emit(f"select i1 {is_there}, <16 x i32> {value}, <16 x i32> zeroinitializer"))
+            low = self.emit(f"lshr <16 x i32> {words[0]}, {_ints(16)}")
+            return self.emit(f"or <16 x i32> {low}, {words[1]}")
+
+        self._vectors(vector)
+
+
+class _TotalsOfOne(_LayOutValues):
+    """Adds values, weighed, to what one row has summed, as they are taken from the cache."""
+
+    def write(self) -> str:
+        """The function's text; the row is the tile's first."""
+        parameters = "ptr %head.values, ptr %table, ptr %scratch, i64 %left"
+        self.begin(f"totals.of.one({parameters})", (), 0, ("token",))
+        for name in ("weight", "shrink", "total"):
+            self.part(name)
+        shrink = self.float_at("%shrink", "0")
+        vectors = range(self.padded_dim // LANES)
+        for v in vectors:
+            self.do(f"%acc.{v} = alloca <16 x float>")
+            total = self.mul(self.float_at("%total", str(v * LANES)), shrink)
+            self.do(f"store <16 x float> {total}, ptr %acc.{v}")
+        count = self.emit(f"call i64 @llvm.umin.i64(i64 %left, i64 {KEYS})")
+        if self.is_bf16:
+            self.loop("token", "0", self.emit(f"lshr i64 {self.offset(count, 1)}, 1"), self._pair)
+        else:
+            self.loop("token", "0", count, self._single)
+        for v in vectors:
+            self.put(self.emit(f"load <16 x float>, ptr %acc.{v}"), "%total", str(v * LANES))
+        self.end()
+        return self.text
+
+    def _use(self, numbers: str, v: int) -> None:
+        total = self.emit(f"load <16 x float>, ptr %acc.{v}")
+        total = self.product(total, numbers, self.word_at("%weight", "%token"))
+        self.do(f"store <16 x float> {total}, ptr %acc.{v}")
+
+
+class _Scales(_Part):
+    """Collects the scales of 64 keys and values in int8; zeros for keys that there are not."""
+
+    def write(self) -> str:
+        """The function's text."""
+        parameters = "ptr %key_scales, ptr %value_scales, ptr %table, ptr %scratch, i64 %left"
+        self.begin(f"collect.scales({parameters})", (), 0, ("scan",))
+        self.part("scale")
+        self.loop("scan", "0", str(KEYS), self._scan)
+        self.end()
+        return self.text
+
+    def _scan(self) -> None:
+        slot = self.slot_of("%scan")
+        is_there = self.emit("icmp ult i64 %scan, %left")
+        for number, name in enumerate(("key_scales", "value_scales")):
+            scale = self.emit(f"load float, ptr {self.emit(f'getelementptr float, ptr %{name}, i64 {slot}')}, align 4")
+            scale = self.emit(f"select i1 {is_there}, float {scale}, float 0.0")
+            to = self.emit(f"getelementptr float, ptr %scale, i64 {self.offset('%scan', number * KEYS)}")
+            self.do(f"store float {scale}, ptr {to}, align 4")
+
+
+class _Scores(_Part):
+    """Queries times keys, some rows at a time."""
+
+    def __init__(self, kernel: AttentionKernel, rows: int) -> None:
+        super().__init__(kernel)
+        self.rows = rows
+        self.vectors_at_once = _NARROW_VECTORS.get(rows, 1) if kernel.is_narrow else _VECTORS
+
+    def write(self) -> str:
+        """The function's text; `%query` is the first row's."""
+        firsts = range(0, _VECTORS, self.vectors_at_once)
+        self.begin(f"scores{self.rows}(ptr %query, ptr %scratch)", (), 0, [f"d{first}" for first in firsts])
+        self.part("key")
+        self.part("score")
+        for r in range(self.rows):
+            for v in range(_VECTORS):
+                self.do(f"%acc.{r}.{v} = alloca <16 x float>")
+        for first in firsts:
+            self._pass(first)
+        self.end()
+        return self.text
+
+    def _pass(self, first: int) -> None:
+        vectors = range(first, first + self.vectors_at_once)
+        words_per_row = self.dim // 2 if self.is_bf16 else self.dim
+        for r in range(self.rows):
+            for v in vectors:
+                self.do(f"store <16 x float> zeroinitializer, ptr %acc.{r}.{v}")
+
+        def number() -> None:
+            at = self.emit(f"mul i64 %d{first}, {KEYS}")
+            keys = {v: self.words_at("%key", self.offset(at, v * LANES)) for v in vectors}
+            for r in range(self.rows):
+                word = self.word_at("%query", self.offset(f"%d{first}", r * words_per_row))
+                for v in vectors:
+                    total = self.emit(f"load <16 x float>, ptr %acc.{r}.{v}")
+                    self.do(f"store <16 x float> {self.product(total, keys[v], word)}, ptr %acc.{r}.{v}")
+
+        self.loop(f"d{first}", "0", str(words_per_row), number)
+        for r in range(self.rows):
+            for v in vectors:
+                self.put(self.emit(f"load <16 x float>, ptr %acc.{r}.{v}"), "%score", str(r * KEYS + v * LANES))
+
+
+class _Softmax(_Part):
+    """Turns a row's scores into weights, and says by how much what was summed before shrinks."""
+
+    def write(self) -> str:
+        """The function's text.
+
+        `%index` is the row's among those at work, `%row` in the tile; `%seen` is how many of the 64 keys it sees,
+        perhaps none or more than 64; `%factor` is its query's scale, for powers of 2.
+        """
+        signature = "softmax(ptr %scratch, i64 %index, i64 %row, i64 %seen, float %factor)"
+        self.begin(signature, (), 0, ())
+        for name in ("scale", "score", "weight", "shrink", "best", "sum"):
+            self.part(name)
+        limit = self.emit("call i64 @llvm.umin.i64(i64 %seen, i64 64)")
+        limit = self.splat("i32", self.emit(f"trunc i64 {limit} to i32"))
+        at = self.emit(f"mul i64 %index, {KEYS}")
+        factor = self.splat("float", "%factor")
+        scores, masks = [], []
+        for v in range(_VECTORS):
+            score = self.float_at("%score", self.offset(at, v * LANES))
+            if self.kernel.cache_dtype == "int8":
+                score = self.mul(score, self.float_at("%scale", str(v * LANES)))
+            places = ", ".join(f"i32 {v * LANES + lane}" for lane in range(LANES))
+            masks.append(self.emit(f"icmp ult <16 x i32> <{places}>, {limit}"))
+            scores.append(
+                self.emit(f"select <16 x i1> {masks[-1]}, <16 x float> {score}, <16 x float> {floats(_MASKED)}")
+            )
+        best_at = self.emit("getelementptr float, ptr %best, i64 %row")
+        before = self.splat("float", self.emit(f"load float, ptr {best_at}, align 4"))
+        best = scores[0]
+        for score in scores[1:]:
+            best = self.larger(score, best)
+        best = self.larger(self.splat("float", self.largest(best)), before)
+        self.do(f"store float {self.emit(f'extractelement <16 x float> {best}, i32 0')}, ptr {best_at}, align 4")
+        shrink = self._power(before, best, factor)
+        self.put(shrink, "%shrink", self.emit(f"mul i64 %index, {LANES}"))
+        weights = []
+        for v, score in enumerate(scores):
+            weight = self._power(score, best, factor)
+            weight = self.emit(f"select <16 x i1> {masks[v]}, <16 x float> {weight}, <16 x float> zeroinitializer")
+            weights.append(self._put_weight(weight, self.offset(at, v * LANES), v))
+        part = self.add(self.add(weights[0], weights[1]), self.add(weights[2], weights[3]))
+        sum_at = self.emit(f"mul i64 %row, {LANES}")
+        self.put(self.fma(self.float_at("%sum", sum_at), shrink, part), "%sum", sum_at)
+        self.end()
+        return self.text
+
+    def _power(self, score: str, best: str, factor: str) -> str:
+        return self.exp2(self.mul(self.emit(f"fsub <16 x float> {score}, {best}"), factor))
+
+    def _put_weight(self, weight: str, at: str, v: int) -> str:
+        """Writes weights as the values want them, and returns them as they are to be summed."""
+        if self.is_bf16:
+            self.store("bfloat16", weight, "%weight", at)
+            return self.rounded("bfloat16", weight)
+        scaled = weight
+        if self.kernel.cache_dtype == "int8":
+            scaled = self.mul(weight, self.float_at("%scale", str(KEYS + v * LANES)))
+        self.put(scaled, "%weight", at)
+        return weight
+
+
+class _Totals(_Part):
+    """Adds 64 values, weighed, to what rows have summed, which shrinks first."""
+
+    def __init__(self, kernel: AttentionKernel, rows: int) -> None:
+        super().__init__(kernel)
+        self.rows = rows
+        self.vectors_at_once = _NARROW_VECTORS.get(rows, 1) if kernel.is_narrow else _VECTORS
+
+    def write(self) -> str:
+        """The function's text; `%row` is the first one's in the tile."""
+        self.begin(f"totals{self.rows}(ptr %scratch, i64 %row)", (), 0, ("chunk", "k", "last.k"))
+        for name in ("value", "weight", "shrink", "total"):
+            self.part(name)
+        for r in range(self.rows):
+            for v in range(_VECTORS):
+                self.do(f"%acc.{r}.{v} = alloca <16 x float>")
+        whole, rest = divmod(self.padded_dim // LANES, self.vectors_at_once)
+
+        def chunk() -> None:
+            self._chunk(self.emit(f"mul i64 %chunk, {self.vectors_at_once * LANES}"), self.vectors_at_once, "k")
+
+        if whole:
+            self.loop("chunk", "0", str(whole), chunk)
+        if rest:
+            self._chunk(str(whole * self.vectors_at_once * LANES), rest, "last.k")
+        self.end()
+        return self.text
+
+    def _chunk(self, first: str, num_vectors: int, loop: str) -> None:
+        places = {}
+        for r in range(self.rows):
+            shrink = self.float_at("%shrink", str(r * LANES))
+            row = self.emit(f"mul i64 {self.offset('%row', r)}, {self.padded_dim}")
+            for v in range(num_vectors):
+                places[r, v] = self.emit(f"add i64 {row}, {self.offset(first, v * LANES)}")
+                total = self.mul(self.float_at("%total", places[r, v]), shrink)
+                self.do(f"store <16 x float> {total}, ptr %acc.{r}.{v}")
+        words_per_row = KEYS // 2 if self.is_bf16 else KEYS
+
+        def key() -> None:
+            at = self.emit(f"add i64 {self.emit(f'mul i64 %{loop}, {self.padded_dim}')}, {first}")
+            values = [self.words_at("%value", self.offset(at, v * LANES)) for v in range(num_vectors)]
+            for r in range(self.rows):
+                word = self.word_at("%weight", self.offset(f"%{loop}", r * words_per_row))
+                for v, value in enumerate(values):
+                    total = self.emit(f"load <16 x float>, ptr %acc.{r}.{v}")
+                    self.do(f"store <16 x float> {self.product(total, value, word)}, ptr %acc.{r}.{v}")
+
+        self.loop(loop, "0", str(words_per_row), key)
+        for (r, v), place in places.items():
+            self.put(self.emit(f"load <16 x float>, ptr %acc.{r}.{v}"), "%total", place)
+
+
+class _Attend(_Part):
+    """What runs on every thread."""
+
+    def write(self) -> str:
+        """The function's text."""
+        loops = ("clear", "block", "at.work", "soft", "done", "column")
+        self.begin(f"{ATTEND}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, loops)
+        thread = self.emit("zext i32 " + self.emit("call i32 @omp_get_thread_num()") + " to i64")
+        self.do(f"%scratch.first = mul i64 {thread}, {self.kernel.scratch['end']}")
+        self.do("%scratch.own = getelementptr i8, ptr %scratch, i64 %scratch.first")
+        for name in ("total", "best", "sum"):
+            self.do(f"%{name} = getelementptr i8, ptr %scratch.own, i64 {self.kernel.scratch[name]}")
         self.do("br label %item.test")
         self.label("item.test")
         self.do("%item = atomicrmw add ptr %next, i64 1 monotonic")
@@ -84,153 +609,116 @@ class _Writer(IRWriter):
         return self.text
 
     def _item(self) -> None:
-        dim = self.kernel.head_dim
-        self.do("%sequence = udiv i64 %item, %heads")
+        tile = self.emit("udiv i64 %item, %heads")
         self.do("%head = urem i64 %item, %heads")
-        length_at = self.emit("getelementptr i64, ptr %lengths, i64 %sequence")
-        self.do(f"%length = load i64, ptr {length_at}")
-        row_at = self.emit("getelementptr i64, ptr %rows, i64 %sequence")
-        row = self.emit(f"load i64, ptr {row_at}")
-        self.do(f"%head.dims = mul i64 %head, {dim}")
-        query = self.emit(f"add i64 {self.emit(f'mul i64 {row}, %query_stride')}, %head.dims")
-        out = self.emit(f"add i64 {self.emit(f'mul i64 {row}, %out_stride')}, %head.dims")
-        self.do("%head.slots = mul i64 %head, %slots")
-        self.do("%table.first = mul i64 %sequence, %table_width")
-        short = self.emit("sub i64 %block_size, 1")
-        self.do(f"%num.blocks = udiv i64 {self.emit(f'add i64 %length, {short}')}, %block_size")
-        queries = []
-        for v in self.vectors:
-            at = self.emit(f"getelementptr float, ptr %query, i64 {self.offset(query, v * LANES)}")
-            queries.append(self.emit(f"load <16 x float>, ptr {at}, align 4"))
-            self.do(f"store <16 x float> zeroinitializer, ptr %acc.{v}")
-        # The last vector of scores may be part empty: what is there counts for nothing.
-        tail = self.emit("and i64 %length, -16")
-        at = self.emit(f"getelementptr float, ptr %scores, i64 {tail}")
-        self.do(f"store <16 x float> {self._constant(-1e30)}, ptr {at}, align 4")
-        self._over_blocks("kblock", "key", lambda slot, place: self._score(queries, slot, place))
-        self._softmax()
-        self._over_blocks("vblock", "value", self._add_value)
-        total = self.emit("load <16 x float>, ptr %sum.slot")
-        total = self.emit(f"call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, <16 x float> {total})")
+        first = self.emit(f"mul i64 {tile}, {len(TILE)}")
+        for i, name in enumerate(TILE):
+            at = self.emit(f"getelementptr i64, ptr %tiles, i64 {self.offset(first, i)}")
+            self.do(f"%tile.{name} = load i64, ptr {at}")
+        self.do("%num.keys = add i64 %tile.position, %tile.count")
+        key_head = self.emit("udiv i64 %head, %heads_per_key")
+        self.do(f"%head.slots = mul i64 {key_head}, %num_slots")
+        first = self.emit(f"mul i64 %head.slots, {self.dim}")
+        for name in ("keys", "values"):
+            _, kind = KINDS[self.kernel.cache_dtype]
+            self.do(f"%head.{name} = getelementptr {kind}, ptr %{name}, i64 {first}")
+        for name in ("key_scales", "value_scales"):
+            self.do(f"%head.{name} = getelementptr float, ptr %{name}, i64 %head.slots")
+        at = self.emit(f"add i64 {self.emit('mul i64 %head, %rows')}, %tile.row")
+        at = self.emit(f"mul i64 {at}, {self.dim}")
+        self.do(f"%first.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %query, i64 {at}")
+        self.loop("clear", "0", "%tile.count", self._clear)
+        num_blocks = self.emit(f"udiv i64 {self.offset('%num.keys', KEYS - 1)}, {KEYS}")
+        self.loop("block", "0", num_blocks, self._block)
+        self.loop("done", "0", "%tile.count", self._finish)
+
+    def _clear(self) -> None:
+        at = self.emit(f"mul i64 %clear, {self.padded_dim}")
+        for v in range(self.padded_dim // LANES):
+            self.put("zeroinitializer", "%total", self.offset(at, v * LANES))
+        self.put("zeroinitializer", "%sum", self.emit(f"mul i64 %clear, {LANES}"))
+        best = self.emit("getelementptr float, ptr %best, i64 %clear")
+        self.do(f"store float {float_literal(_MASKED)}, ptr {best}, align 4")
+
+    def _block(self) -> None:
+        self.do(f"%first.key = mul i64 %block, {KEYS}")
+        at = self.emit("add i64 %tile.table, %first.key")
+        self.do(f"%table = getelementptr i32, ptr %slots, i64 {at}")
+        left = self.emit("sub i64 %num.keys, %first.key")
+        tail = f"ptr %table, ptr %scratch.own, i64 {left}"
+        if self.kernel.cache_dtype == "int8":
+            self.do(f"call void @collect.scales(ptr %head.key_scales, ptr %head.value_scales, {tail})")
+        is_one = self.emit("icmp eq i64 %tile.count, 1")
+        self.do(f"br i1 {is_one}, label %one, label %several")
+        self.label("one")
+        both = "ptr %head.keys, ptr %head.values"
+        self.do(f"call void @scores.of.one(ptr %first.query, {both}, ptr %table, ptr %scratch.own)")
+        self._softmax("0", "0")
+        self.do(f"call void @totals.of.one(ptr %head.values, {tail})")
+        self.do("br label %block.done")
+        self.label("several")
+        self.do("call void @lay.out.keys(ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch.own)")
+        self.do(f"call void @lay.out.values(ptr %head.values, {tail})")
+        # Rows before the first of these keys do not see them.
+        past = self.emit("icmp ugt i64 %first.key, %tile.position")
+        unseeing = self.emit("sub i64 %first.key, %tile.position")
+        unseeing = self.emit(f"select i1 {past}, i64 {unseeing}, i64 0")
+        first = self.emit(f"udiv i64 {unseeing}, {_MAX_ROWS}")
+        last = self.emit(f"udiv i64 {self.offset('%tile.count', _MAX_ROWS - 1)}, {_MAX_ROWS}")
+        self.loop("at.work", first, last, self._rows)
+        self.do("br label %block.done")
+        self.label("block.done")
+
+    def _rows(self) -> None:
+        self.do(f"%work.row = mul i64 %at.work, {_MAX_ROWS}")
+        left = self.emit("sub i64 %tile.count, %work.row")
+        self.do(f"%work.count = call i64 @llvm.umin.i64(i64 {left}, i64 {_MAX_ROWS})")
+        at = self.emit(f"mul i64 %work.row, {self.dim}")
+        self.do(f"%work.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %first.query, i64 {at}")
+        self._switch("scores", "ptr %work.query, ptr %scratch.own")
+
+        self.loop("soft", "0", "%work.count", lambda: self._softmax("%soft", self.emit("add i64 %work.row, %soft")))
+        self._switch("totals", "ptr %scratch.own, i64 %work.row")
+
+    def _softmax(self, index: str, row: str) -> None:
+        position = self.emit(f"add i64 %tile.position, {row}")
+        seen = self.emit(f"sub i64 {self.offset(position, 1)}, %first.key")
+        is_some = self.emit(f"icmp sgt i64 {seen}, 0")
+        seen = self.emit(f"select i1 {is_some}, i64 {seen}, i64 0")
+        at = self.emit(f"add i64 %tile.row, {row}")
+        at = self.emit(f"getelementptr float, ptr %query_scales, i64 {at}")
+        factor = self.emit(f"load float, ptr {at}, align 4")
+        self.do(f"call void @softmax(ptr %scratch.own, i64 {index}, i64 {row}, i64 {seen}, float {factor})")
+
+    def _switch(self, name: str, arguments: str) -> None:
+        """Calls the function for as many rows as are at work."""
+        cases = " ".join(f"i64 {rows}, label %{name}.{rows}" for rows in range(1, _MAX_ROWS))
+        self.do(f"switch i64 %work.count, label %{name}.{_MAX_ROWS} [ {cases} ]")
+        for rows in range(1, _MAX_ROWS + 1):
+            self.label(f"{name}.{rows}")
+            self.do(f"call void @{name}{rows}({arguments})")
+            self.do(f"br label %{name}.end")
+        self.label(f"{name}.end")
+
+    def _finish(self) -> None:
+        total = self.total(self.float_at("%sum", self.emit(f"mul i64 %done, {LANES}")))
         inverse = self.splat("float", self.emit(f"fdiv float 1.0, {total}"))
-        for v in self.vectors:
-            value = self.emit(f"load <16 x float>, ptr %acc.{v}")
-            value = self.emit(f"fmul <16 x float> {value}, {inverse}")
-            at = self.emit(f"getelementptr float, ptr %out, i64 {self.offset(out, v * LANES)}")
-            self.do(f"store <16 x float> {value}, ptr {at}, align 4")
+        row = self.emit("add i64 %tile.row, %done")
+        to = self.emit(f"add i64 {self.emit(f'mul i64 {row}, %heads')}, %head")
+        to = self.emit(f"mul i64 {to}, {self.dim}")
+        first = self.emit(f"mul i64 %done, {self.padded_dim}")
 
-    def _over_blocks(self, block: str, token: str, body: Callable[[str, str], None]) -> None:
-        """Runs the body for each token, with its slot (of the head) and its place in the scores."""
+        def column(at: str, count: str | None) -> None:
+            value = self.mul(self.float_at("%total", self.emit(f"add i64 {first}, {at}")), inverse)
+            self.store(self.kernel.dtype, value, "%out", self.emit(f"add i64 {to}, {at}"), count)
 
-        def in_block() -> None:
-            index = self.emit(f"add i64 %table.first, %{block}")
-            at = self.emit(f"getelementptr i32, ptr %tables, i64 {index}")
-            number = self.emit(f"sext i32 {self.emit(f'load i32, ptr {at}')} to i64")
-            first = self.emit(f"mul i64 {number}, %block_size")
-            first = self.emit(f"add i64 {first}, %head.slots")
-            place = self.emit(f"mul i64 %{block}, %block_size")
-            left = self.emit(f"sub i64 %length, {place}")
-            count = self.emit(f"call i64 @llvm.umin.i64(i64 {left}, i64 %block_size)")
-
-            def in_token() -> None:
-                body(self.emit(f"add i64 {first}, %{token}"), self.emit(f"add i64 {place}, %{token}"))
-
-            self.loop(token, "0", count, in_token)
-
-        self.loop(block, "0", "%num.blocks", in_block)
-
-    def _score(self, queries: list[str], slot: str, place: str) -> None:
-        sums: list[str] = []
-        for v in self.vectors:
-            key = self._load("keys", slot, v)
-            if v < 2:
-                sums.append(self.emit(f"fmul <16 x float> {key}, {queries[v]}"))
-            else:
-                sums[v % 2] = self.fma(key, queries[v], sums[v % 2])
-        total = sums[0] if len(sums) == 1 else self.emit(f"fadd <16 x float> {sums[0]}, {sums[1]}")
-        score = self.emit(f"call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, <16 x float> {total})")
-        if self.kernel.cache_dtype == "int8":
-            score = self.emit(f"fmul float {score}, {self._scale('key_scales', slot)}")
-        at = self.emit(f"getelementptr float, ptr %scores, i64 {place}")
-        self.do(f"store float {score}, ptr {at}, align 4")
-
-    def _softmax(self) -> None:
-        self.do("%tail.a = add i64 %length, 15")
-        self.do("%num.vectors = lshr i64 %tail.a, 4")
-        self.do(f"store <16 x float> {self._constant(-1e30)}, ptr %max.slot")
-        self.do("store <16 x float> zeroinitializer, ptr %sum.slot")
-
-        def top() -> None:
-            scores = self.emit(f"load <16 x float>, ptr {self._score_address('%top')}, align 4")
-            best = self.emit("load <16 x float>, ptr %max.slot")
-            best = self.emit(f"call nnan <16 x float> @llvm.maxnum.v16f32(<16 x float> {scores}, <16 x float> {best})")
-            self.do(f"store <16 x float> {best}, ptr %max.slot")
-
-        self.loop("top", "0", "%num.vectors", top)
-        best = self.emit("load <16 x float>, ptr %max.slot")
-        best = self.emit(f"call nnan float @llvm.vector.reduce.fmax.v16f32(<16 x float> {best})")
-        best = self.splat("float", best)
-
-        def exp() -> None:
-            address = self._score_address("%exp")
-            scores = self.emit(f"load <16 x float>, ptr {address}, align 4")
-            weights = self._exp(self.emit(f"fsub <16 x float> {scores}, {best}"))
-            self.do(f"store <16 x float> {weights}, ptr {address}, align 4")
-            total = self.emit("load <16 x float>, ptr %sum.slot")
-            self.do(f"store <16 x float> {self.emit(f'fadd <16 x float> {total}, {weights}')}, ptr %sum.slot")
-
-        self.loop("exp", "0", "%num.vectors", exp)
-
-    def _exp(self, x: str) -> str:
-        """exp(x) of x <= 0, as 2 ** n * 2 ** f."""
-        t = self.emit(f"fmul <16 x float> {x}, {self._constant(1 / math.log(2))}")
-        t = self.emit(f"call <16 x float> @llvm.maxnum.v16f32(<16 x float> {t}, <16 x float> {self._constant(-126.0)})")
-        n = self.emit(f"call <16 x float> @llvm.nearbyint.v16f32(<16 x float> {t})")
-        f = self.emit(f"fsub <16 x float> {t}, {n}")
-        value = self._constant(_COEFFICIENTS[-1])
-        for coefficient in reversed(_COEFFICIENTS[:-1]):
-            value = self.fma(value, f, self._constant(coefficient))
-        power = self.emit(f"fptosi <16 x float> {n} to <16 x i32>")
-        power = self.emit(f"shl <16 x i32> {power}, {everywhere('i32 23')}")
-        bits = self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
-        return self.emit(f"bitcast <16 x i32> {self.emit(f'add <16 x i32> {bits}, {power}')} to <16 x float>")
-
-    def _add_value(self, slot: str, place: str) -> None:
-        at = self.emit(f"getelementptr float, ptr %scores, i64 {place}")
-        weight = self.emit(f"load float, ptr {at}, align 4")
-        if self.kernel.cache_dtype == "int8":
-            weight = self.emit(f"fmul float {weight}, {self._scale('value_scales', slot)}")
-        weights = self.splat("float", weight)
-        for v in self.vectors:
-            total = self.emit(f"load <16 x float>, ptr %acc.{v}")
-            self.do(f"store <16 x float> {self.fma(weights, self._load('values', slot, v), total)}, ptr %acc.{v}")
-
-    def _load(self, name: str, slot: str, v: int) -> str:
-        size, kind = _KINDS[self.kernel.cache_dtype]
-        at = self.offset(self.emit(f"mul i64 {slot}, {self.kernel.head_dim}"), v * LANES)
-        address = self.emit(f"getelementptr {kind}, ptr %{name}, i64 {at}")
-        raw = self.emit(f"load <16 x {kind}>, ptr {address}, align {size}")
-        if self.kernel.cache_dtype == "float32":
-            return raw
-        if self.kernel.cache_dtype == "int8":
-            return self.emit(f"sitofp <16 x i8> {raw} to <16 x float>")
-        wide = self.emit(f"zext <16 x i16> {raw} to <16 x i32>")
-        wide = self.emit(f"shl <16 x i32> {wide}, {everywhere('i32 16')}")
-        return self.emit(f"bitcast <16 x i32> {wide} to <16 x float>")
-
-    def _scale(self, name: str, slot: str) -> str:
-        address = self.emit(f"getelementptr float, ptr %{name}, i64 {slot}")
-        return self.emit(f"load float, ptr {address}, align 4")
-
-    def _score_address(self, index: str) -> str:
-        return self.emit(f"getelementptr <16 x float>, ptr %scores, i64 {index}")
-
-    @staticmethod
-    def _constant(value: float) -> str:
-        return everywhere(f"float {_float_literal(value)}")
+        self.over("column", str(self.dim), column)
 
 
-def _float_literal(value: float) -> str:
-    """A float32 as LLVM writes it: the bits of the double that equals it."""
-    rounded = struct.unpack("<f", struct.pack("<f", value))[0]
-    return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+def query_factor(scale: float) -> float:
+    """What scores are multiplied with before a power of 2 is taken."""
+    return scale / math.log(2)
+
+
+def _ints(value: int) -> str:
+    return everywhere(f"i32 {value}")

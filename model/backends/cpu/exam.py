@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, LinearKernel
-from model.backends.cpu.decode_attention import decode_attention_code
+from model.backends.cpu.attention import attention_code
 from model.backends.cpu.gptq_linear import make_gptq_linear
-from model.backends.cpu.jit import has_bf16_products
-from model.backends.cpu.packed_linear import make_bfloat16_linear
+from model.backends.cpu.packed_linear import make_dense_linear
 from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
@@ -64,7 +63,7 @@ def _examine_product(
     num_inputs = config.hidden_size
     made = _make_product(_FEW_OUTPUTS, num_inputs, dtype, bits, group_size)
     if made is None:
-        return KernelExam(name, None, 0.0, _why_no_product(config, bits))
+        return KernelExam(name, None, 0.0, _why_no_product(config))
     product, weight = made
     error = 0.0
     for num_rows in (1, 5):
@@ -88,7 +87,7 @@ def _make_product(
     """A random product by our kernel, and the weight [N, K] float32 that it stands for."""
     if bits is None:
         weight = (torch.randn(num_outputs, num_inputs) / math.sqrt(num_inputs)).bfloat16()
-        linear = make_bfloat16_linear(weight, None, wide_results=False)
+        linear = make_dense_linear(weight, None, wide_results=False)
         return None if linear is None else (linear, weight.float())
     size = num_inputs if group_size == -1 else group_size
     num_groups = -(-num_inputs // size)
@@ -108,18 +107,16 @@ def _make_product(
     return packed[0], dequantize(stored, torch.float32) if num_outputs == _FEW_OUTPUTS else torch.empty(0)
 
 
-def _why_no_product(config: ModelConfig, bits: int | None) -> str:
+def _why_no_product(config: ModelConfig) -> str:
     if importlib.util.find_spec("llvmlite") is None:
         return "llvmlite is not installed"
-    if bits is None and not has_bf16_products():
-        return "this processor has no AVX512-BF16"
     return f"it does not take {config.hidden_size} inputs, or it cannot be compiled (start the server to see why)"
 
 
 def _examine_decode_attention(config: ModelConfig, cache_dtype: torch.dtype) -> KernelExam:
     name = f"decode attention, {str(cache_dtype).removeprefix('torch.')} cache"
     small = _cache(config, 12, cache_dtype)
-    if decode_attention_code(small) is None:
+    if attention_code(small, torch.float32) is None:
         missing = importlib.util.find_spec("llvmlite") is None
         reason = "llvmlite is not installed" if missing else f"it does not take heads of {config.head_dim}"
         return KernelExam(name, None, 0.0, reason)

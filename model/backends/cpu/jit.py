@@ -53,6 +53,7 @@ class CompiledKernels:
 
 
 _ROWS = ARGUMENTS.index("rows")
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 @functools.cache
@@ -96,6 +97,19 @@ class Code(NamedTuple):
     addresses: dict[str, int]
     parallel: Callable[..., Any]
     engine: object
+
+    def run(self, name: str, arguments: bytes, num_threads: int) -> None:
+        """Runs a function on several threads, or on the calling one alone, and returns when all have done it.
+
+        Args:
+            name: of a function that takes the address of its arguments.
+            arguments: they themselves.
+            num_threads: how many.
+        """
+        if num_threads == 1:
+            _FUNCTION(self.addresses[name])(arguments)
+        else:
+            self.parallel(self.addresses[name], arguments, num_threads, 0)
 
 
 def compile_functions(text: str, names: Sequence[str]) -> Code | None:

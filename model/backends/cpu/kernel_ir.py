@@ -8,6 +8,13 @@ of weights is used again while it is in the cache. Two ways to do the arithmetic
   nothing is lost before the group's scale is applied, in float32.
 - `float32`: multiply-add on any processor.
 
+Every kernel adds a row's products in one order, input by input and group by group, however many rows it has: a row's
+result is the same, bit for bit, alone and in any company. Whoever changes a kernel must keep that.
+
+A new weight format enters in three places: `pack_*` in packing.py says how its values lie in 64-byte vectors (`bits`
+of each, `INPUTS_PER_VECTOR` inputs of 16 outputs), `_Writer._pair` and `_single` say how such a vector becomes numbers,
+and a `make_*_linear` beside gptq_linear.py hands packed values, scales and offsets of each group to `PackedLinear`.
+
 It knows nothing of torch; it only writes text.
 """
 
@@ -22,9 +29,12 @@ from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, every
 
 VECTORS = 4  # in a block of outputs
 BLOCK = LANES * VECTORS
-INPUTS_PER_VECTOR = {4: 8, 8: 4, 16: 2}  # how many inputs' weights 64 bytes hold for 16 outputs
-UNROLL = {4: 1, 8: 1, 16: 4}  # such vectors in a turn of the innermost loop
+INPUTS_PER_VECTOR = {4: 8, 8: 4, 16: 2, 32: 1}  # how many inputs' weights 64 bytes hold for 16 outputs
+UNROLL = {4: 1, 8: 1, 16: 4, 32: 4}  # such vectors in a turn of the innermost loop
 MAX_ROWS = 6  # 4 accumulators each and a vector of weights fit into 32 registers
+# How many of a block's vectors a pass over its weights takes, by rows, where a vector needs two registers of 16 (AVX2)
+# or four of 32 (NEON). The order of sums is the same.
+_NARROW_VECTORS = {1: 4, 2: 2, 3: 2}
 
 # Where each argument stands in the array of 64-bit words that a kernel gets.
 # All rows are divided into `many` runs of one kernel and `few` of the one for a row less.
@@ -49,13 +59,14 @@ class Kernel:
     """What distinguishes one kernel from another.
 
     Attributes:
-        bits: of a weight: 4 or 8 (integers with a scale for each group), or 16 (bfloat16, one group, no scales).
+        bits: of a weight: 4 or 8 (integers with a scale for each group), 16 or 32 (bfloat16 or float32, one group, no
+            scales).
         arithmetic: "bf16" (activations and results too are bfloat16) or "float32" (both float32).
         rows: M, from 1 to `MAX_ROWS`.
         has_offsets: whether zeros differ from the middle, so that `scale * (zero - middle) * sum(x)` is taken off.
         wide_results: whether results are float32 where the activations are bfloat16.
         codes: of 4 bits: the level of each value, where they are not evenly spaced.
-        has_permutes: whether the processor looks 16 levels up at once (AVX-512).
+        has_permutes: whether a register holds a whole vector, and the processor looks 16 levels up at once (AVX-512).
     """
 
     bits: int
@@ -65,6 +76,16 @@ class Kernel:
     wide_results: bool = False
     codes: tuple[float, ...] | None = None
     has_permutes: bool = False
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether a group's sum is multiplied by a scale."""
+        return self.bits < 16
+
+    @property
+    def vectors_at_once(self) -> int:
+        """How many of a block's vectors a pass over its weights takes."""
+        return VECTORS if self.has_permutes else _NARROW_VECTORS.get(self.rows, 1)
 
     @property
     def name(self) -> str:
@@ -147,38 +168,45 @@ class _Writer(IRWriter):
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
         self.kernel = kernel
-        # With few accumulators two take turns, or each dot product would wait for the one before.
-        self.turns = 2 if kernel.rows <= 2 else 1
         self.is_bf16 = kernel.arithmetic == "bf16"
+        self.vectors = range(VECTORS)  # of the pass that is being written
 
     def write(self) -> str:
         """The function's text."""
         kernel = self.kernel
+        firsts = range(0, VECTORS, kernel.vectors_at_once)
+        loops = [f"{name}{first}" for first in firsts for name in ("group", "step")]
         parameters = "ptr %arguments, i64 %first, i64 %last, i64 %row"
-        self.begin(f"{kernel.name}({parameters})", ARGUMENTS, _NUM_ADDRESSES, ("block", "group", "step"))
-        accumulators = [(m, v) for m in range(kernel.rows) for v in range(VECTORS)]
-        for m, v in accumulators:
-            self.do(f"%acc.{m}.{v} = alloca <16 x float>")
-            for turn in range(self.turns):
-                self.do(f"%part.{m}.{v}.{turn} = alloca <16 x float>")
+        self.begin(f"{kernel.name}({parameters})", ARGUMENTS, _NUM_ADDRESSES, ("block", *loops))
+        for m in range(kernel.rows):
+            for v in range(VECTORS):
+                self.do(f"%acc.{m}.{v} = alloca <16 x float>")
+                self.do(f"%part.{m}.{v} = alloca <16 x float>")
         self.loop("block", "%first", "%last", self._block)
         self.end()
         return self.text
 
     def _block(self) -> None:
-        kernel = self.kernel
         self.do(f"%column = mul i64 %block, {BLOCK}")
-        for v in range(VECTORS):
+        self.do("%block.groups = mul i64 %block, %groups")
+        for first in range(0, VECTORS, self.kernel.vectors_at_once):
+            self.vectors = range(first, first + self.kernel.vectors_at_once)
+            self._pass(str(first))
+
+    def _pass(self, suffix: str) -> None:
+        """Some of the block's vectors, over all groups."""
+        kernel = self.kernel
+        for v in self.vectors:
             at = self.offset("%column", v * LANES)
             address = self.emit(f"getelementptr float, ptr %bias, i64 {at}")
             bias = self.emit(f"load <16 x float>, ptr {address}, align 4")
             for m in range(kernel.rows):
                 self.do(f"store <16 x float> {bias}, ptr %acc.{m}.{v}")
-        self.loop("group", "0", "%groups", self._group)
+        self.loop(f"group{suffix}", "0", "%groups", lambda: self._group(suffix))
         for m in range(kernel.rows):
-            for v in range(VECTORS):
+            row = self.emit(f"mul i64 %n, {self.offset('%row', m)}")
+            for v in self.vectors:
                 value = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
-                row = self.emit(f"mul i64 %n, {self.offset('%row', m)}")
                 self._store(value, self.offset(self.emit(f"add i64 {row}, %column"), v * LANES))
 
     def _store(self, value: str, at: str) -> None:
@@ -190,72 +218,65 @@ class _Writer(IRWriter):
             address = self.emit(f"getelementptr float, ptr %out, i64 {at}")
             self.do(f"store <16 x float> {value}, ptr {address}, align 4")
 
-    def _group(self) -> None:
-        kernel = self.kernel
-        for m in range(kernel.rows):
-            for v in range(VECTORS):
-                for turn in range(self.turns):
-                    self.do(f"store <16 x float> zeroinitializer, ptr %part.{m}.{v}.{turn}")
-        self.do("%scale.a = mul i64 %block, %groups")
-        self.do("%scale.b = add i64 %scale.a, %group")
-        self.do(f"%scale.at = mul i64 %scale.b, {BLOCK}")
-        self.loop("step", "0", "%vectors", self._step)
-        self._add_group()
+    def _group(self, suffix: str) -> None:
+        for m in range(self.kernel.rows):
+            for v in self.vectors:
+                self.do(f"store <16 x float> zeroinitializer, ptr %part.{m}.{v}")
+        place = self.emit(f"add i64 %block.groups, %group{suffix}")
+        self.loop(f"step{suffix}", "0", "%vectors", lambda: self._step(f"%group{suffix}", place, f"%step{suffix}"))
+        self._add_group(f"%group{suffix}", self.emit(f"mul i64 {place}, {BLOCK}"))
 
-    def _add_group(self) -> None:
+    def _add_group(self, group: str, scale_at: str) -> None:
         """Adds the group's sums, times its scales, to the accumulators."""
         kernel = self.kernel
-        for v in range(VECTORS):
-            scale = self._table("scales", v) if kernel.bits != 16 else ""
-            offset = self._table("offsets", v) if kernel.has_offsets else ""
+        for v in self.vectors:
+            scale = self._table("scales", scale_at, v) if kernel.has_scales else ""
+            offset = self._table("offsets", scale_at, v) if kernel.has_offsets else ""
             for m in range(kernel.rows):
-                value = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.0")
-                for turn in range(1, self.turns):
-                    other = self.emit(f"load <16 x float>, ptr %part.{m}.{v}.{turn}")
-                    value = self.add(value, other)
+                value = self.emit(f"load <16 x float>, ptr %part.{m}.{v}")
                 total = self.emit(f"load <16 x float>, ptr %acc.{m}.{v}")
                 total = self.fma(value, scale, total) if scale else self.add(value, total)
                 if offset:
-                    total = self.fma(self._x_sum(m), offset, total)
+                    total = self.fma(self._x_sum(m, group), offset, total)
                 self.do(f"store <16 x float> {total}, ptr %acc.{m}.{v}")
 
-    def _table(self, name: str, v: int) -> str:
-        at = self.offset("%scale.at", v * LANES)
+    def _table(self, name: str, first: str, v: int) -> str:
+        at = self.offset(first, v * LANES)
         address = self.emit(f"getelementptr float, ptr %{name}, i64 {at}")
         return self.emit(f"load <16 x float>, ptr {address}, align 4")
 
-    def _x_sum(self, m: int) -> str:
+    def _x_sum(self, m: int, group: str) -> str:
         row = self.emit(f"mul i64 %groups, {self.offset('%row', m)}")
-        at = self.emit(f"add i64 {row}, %group")
+        at = self.emit(f"add i64 {row}, {group}")
         address = self.emit(f"getelementptr float, ptr %x_sums, i64 {at}")
         return self.splat("float", self.emit(f"load float, ptr {address}, align 4"))
 
-    def _step(self) -> None:
-        """A few times 64 bytes of weights for each vector of outputs, times all rows."""
+    def _step(self, group: str, place: str, step: str) -> None:
+        """A few times 64 bytes of weights for each vector of outputs, times all rows.
+
+        Args:
+            group: its number.
+            place: of the block's group among all blocks' groups.
+            step: its number within the group.
+        """
         bits = self.kernel.bits
         stride = 2 if self.is_bf16 else 1
-        self.do("%a.1 = mul i64 %block, %groups")
-        self.do("%a.2 = add i64 %a.1, %group")
-        self.do("%a.3 = mul i64 %a.2, %vectors")
-        self.do("%a.4 = add i64 %a.3, %step")
-        self.do(f"%a.5 = mul i64 %a.4, {UNROLL[bits] * VECTORS * 64}")
-        self.do("%k.1 = mul i64 %group, %vectors")
-        self.do("%k.2 = add i64 %k.1, %step")
-        self.do(f"%k.3 = mul i64 %k.2, {UNROLL[bits] * INPUTS_PER_VECTOR[bits]}")
-        turn = 0
+        at = self.emit(f"add i64 {self.emit(f'mul i64 {place}, %vectors')}, {step}")
+        weights = self.emit(f"mul i64 {at}, {UNROLL[bits] * VECTORS * 64}")
+        at = self.emit(f"add i64 {self.emit(f'mul i64 {group}, %vectors')}, {step}")
+        inputs = self.emit(f"mul i64 {at}, {UNROLL[bits] * INPUTS_PER_VECTOR[bits]}")
         for part in range(UNROLL[bits]):
-            raw = [self._load(part * VECTORS + v) for v in range(VECTORS)]
+            raw = {v: self._load(weights, part * VECTORS + v) for v in self.vectors}
             for first in range(0, INPUTS_PER_VECTOR[bits], stride):
-                at = part * INPUTS_PER_VECTOR[bits] + first
-                activations = [self._activation(m, at) for m in range(self.kernel.rows)]
-                for v in range(VECTORS):
+                k = self.offset(inputs, part * INPUTS_PER_VECTOR[bits] + first)
+                activations = [self._activation(m, k) for m in range(self.kernel.rows)]
+                for v in self.vectors:
                     weight = self._pair(raw[v], first) if self.is_bf16 else self._single(raw[v], first)
                     for m, x in enumerate(activations):
-                        self._multiply_add(f"%part.{m}.{v}.{turn % self.turns}", weight, x)
-                turn += 1
+                        self._multiply_add(f"%part.{m}.{v}", weight, x)
 
-    def _load(self, index: int) -> str:
-        address = self.emit(f"getelementptr i8, ptr %weight, i64 {self.offset('%a.5', 64 * index)}")
+    def _load(self, first: str, index: int) -> str:
+        address = self.emit(f"getelementptr i8, ptr %weight, i64 {self.offset(first, 64 * index)}")
         return self.emit(f"load <16 x i32>, ptr {address}, align 64")
 
     def _multiply_add(self, slot: str, weight: str, x: str) -> None:
@@ -269,9 +290,9 @@ class _Writer(IRWriter):
             total = self.fma(weight, x, total)
         self.do(f"store <16 x float> {total}, ptr {slot}")
 
-    def _activation(self, m: int, first: int) -> str:
+    def _activation(self, m: int, k: str) -> str:
         row = self.emit(f"mul i64 %k, {self.offset('%row', m)}")
-        at = self.offset(self.emit(f"add i64 {row}, %k.3"), first)
+        at = self.emit(f"add i64 {row}, {k}")
         if not self.is_bf16:
             address = self.emit(f"getelementptr float, ptr %x, i64 {at}")
             return self.splat("float", self.emit(f"load float, ptr {address}, align 4"))
@@ -302,6 +323,8 @@ class _Writer(IRWriter):
     def _single(self, raw: str, index: int) -> str:
         """Weights of one input as float32."""
         bits = self.kernel.bits
+        if bits == 32:
+            return self.emit(f"bitcast <16 x i32> {raw} to <16 x float>")
         if bits == 16:
             value = self.emit(f"and <16 x i32> {raw}, {_all(-65536)}" if index else f"shl <16 x i32> {raw}, {_all(16)}")
             return self.emit(f"bitcast <16 x i32> {value} to <16 x float>")

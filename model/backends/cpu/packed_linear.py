@@ -5,32 +5,51 @@ from __future__ import annotations
 import ctypes
 
 import torch
+import torch.nn.functional as F
 
 from model.backends.cpu.jit import CompiledKernels, has_bf16_products, load_kernels
 from model.backends.cpu.kernel_ir import ARGUMENTS, BLOCK, INPUTS_PER_VECTOR, UNROLL
-from model.backends.cpu.packing import pack_bfloat16
+from model.backends.cpu.packing import pack_bfloat16, pack_float32
+from model.backends.cpu.row_kernels import row_functions
 from model.backends.huge_pages import use_huge_pages
 
 _X, _X_SUMS, _OUT = (ARGUMENTS.index(name) for name in ("x", "x_sums", "out"))
 
 
-def make_bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool) -> PackedLinear | None:
-    """Packs a bfloat16 weight for the kernels.
+def make_dense_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool) -> PackedLinear | None:
+    """Packs a bfloat16 or float32 weight for the kernels.
 
     Args:
-        weight: [N, K].
+        weight: [N, K]; filled up with zeros where N or K is not a multiple of what a kernel takes.
         bias: [N] or None.
-        wide_results: whether results are float32.
+        wide_results: whether results of a bfloat16 weight are float32.
 
     Returns:
-        None where the kernels cannot serve: a shape that does not divide, no AVX512-BF16, no compiler.
+        None where the kernels cannot serve: another type, no compiler.
     """
-    if weight.shape[0] % BLOCK or weight.shape[1] % (UNROLL[16] * INPUTS_PER_VECTOR[16]) or not has_bf16_products():
+    if weight.dtype not in (torch.bfloat16, torch.float32):
         return None
-    kernels = load_kernels(16, "bf16", wide_results=wide_results)
+    bits = 8 * weight.itemsize
+    arithmetic = "bf16" if bits == 16 and has_bf16_products() else "float32"
+    wide_results &= bits == 16
+    kernels = load_kernels(bits, arithmetic, wide_results=wide_results and arithmetic == "bf16")
     if kernels is None:
         return None
-    return PackedLinear(kernels, 16, pack_bfloat16(weight), bias=bias, dtype=torch.bfloat16, wide_results=wide_results)
+    num_outputs, num_inputs = weight.shape
+    missing = (-num_inputs % (UNROLL[bits] * INPUTS_PER_VECTOR[bits]), -num_outputs % BLOCK)
+    if any(missing):
+        weight = F.pad(weight, (0, missing[0], 0, missing[1]))
+        bias = None if bias is None else F.pad(bias, (0, missing[1]))
+    return PackedLinear(
+        kernels,
+        bits,
+        pack_bfloat16(weight) if bits == 16 else pack_float32(weight),
+        bias=bias,
+        dtype=weight.dtype,
+        computed_dtype=torch.bfloat16 if arithmetic == "bf16" else torch.float32,
+        wide_results=wide_results,
+        num_padded=missing,
+    )
 
 
 class PackedLinear:
@@ -47,6 +66,7 @@ class PackedLinear:
         dtype: of activations and results.
         computed_dtype: what the kernels take, if it is another.
         wide_results: whether results are float32 though the activations are not.
+        num_padded: how many of the packed inputs, and of the packed outputs, there are not.
     """
 
     def __init__(
@@ -62,6 +82,7 @@ class PackedLinear:
         order: torch.Tensor | None = None,
         computed_dtype: torch.dtype | None = None,
         wide_results: bool = False,
+        num_padded: tuple[int, int] = (0, 0),
     ) -> None:
         self._kernels = kernels
         num_blocks, num_vectors = packed.shape[:2]
@@ -69,7 +90,7 @@ class PackedLinear:
         self._num_outputs = num_blocks * BLOCK
         self._num_inputs = num_vectors * INPUTS_PER_VECTOR[bits]
         self._bias = torch.zeros(self._num_outputs) if bias is None else bias.float()
-        self._offsets, self._order = offsets, order
+        self._offsets, self._order, self._num_padded = offsets, order, num_padded
         self._computed_dtype = computed_dtype or dtype
         self._result_dtype = torch.float32 if wide_results else dtype
         self._out_dtype = torch.float32 if wide_results else self._computed_dtype
@@ -86,16 +107,24 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [T, num_inputs] to [T, num_outputs]."""
         x = x.to(self._computed_dtype)
+        if self._num_padded[0]:
+            x = F.pad(x, (0, self._num_padded[0]))
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
         num_rows = x.shape[0]
-        if num_rows == 0:
-            return x.new_empty(0, self._num_outputs, dtype=self._result_dtype)
         out = torch.empty(num_rows, self._num_outputs, dtype=self._out_dtype)
-        sums = None
-        if self._offsets is not None:
-            sums = x.view(num_rows, self._num_groups, -1).sum(-1, dtype=torch.float32)
-        arguments = self._arguments
-        arguments[_X], arguments[_OUT] = x.data_ptr(), out.data_ptr()
-        arguments[_X_SUMS] = 0 if sums is None else sums.data_ptr()
-        self._kernels.run(arguments, num_rows, torch.get_num_threads())
+        if num_rows:
+            arguments = self._arguments
+            arguments[_X], arguments[_OUT] = x.data_ptr(), out.data_ptr()
+            sums = None
+            if self._offsets is not None:
+                sums = self._group_sums(x)
+                arguments[_X_SUMS] = sums.data_ptr()
+            self._kernels.run(arguments, num_rows, torch.get_num_threads())
+        if self._num_padded[1]:
+            out = out[:, : -self._num_padded[1]].contiguous()
         return out.to(self._result_dtype)
+
+    def _group_sums(self, x: torch.Tensor) -> torch.Tensor:
+        functions = row_functions(self._computed_dtype)
+        assert functions is not None, "kernels for products, and none for rows"
+        return functions.group_sums(x, self._num_groups)

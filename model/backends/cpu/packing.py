@@ -1,6 +1,6 @@
 """How weights lie in memory for the kernels: 64 outputs at a time, their inputs in order, 64 bytes for 16 outputs.
 
-A vector of 64 bytes holds 16 outputs; of each, 32 bits with the weights of 8, 4 or 2 inputs. So a thread reads one
+A vector of 64 bytes holds 16 outputs; of each, 32 bits with the weights of 8, 4, 2 inputs or 1. So a thread reads one
 stream from its first block of outputs to its last.
 """
 
@@ -47,6 +47,16 @@ def pack_bfloat16(weight: torch.Tensor) -> torch.Tensor:
     for first in range(num_outputs // BLOCK):
         part = weight[first * BLOCK : (first + 1) * BLOCK].view(torch.int32).view(VECTORS, LANES, -1)
         out[first] = part.permute(2, 0, 1).contiguous().view(torch.uint8)
+    return out
+
+
+def pack_float32(weight: torch.Tensor) -> torch.Tensor:
+    """Packs a float32 weight [N, K]; N a multiple of 64. Returns [N / 64, K, 4, 64] uint8, aligned."""
+    num_outputs, num_inputs = weight.shape
+    out = aligned_empty(num_outputs // BLOCK, num_inputs, VECTORS, 64)
+    for first in range(num_outputs // BLOCK):
+        part = weight[first * BLOCK : (first + 1) * BLOCK].t().contiguous()
+        out[first] = part.view(torch.uint8).view(num_inputs, VECTORS, 64)
     return out
 
 

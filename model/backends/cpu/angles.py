@@ -1,0 +1,28 @@
+"""Cosines and sines of rotary angles, the same for an angle whatever other ones there are."""
+
+from __future__ import annotations
+
+import functools
+import struct
+
+import torch
+
+from model.backends.cpu.angle_ir import COS_SIN, module_text
+from model.backends.cpu.jit import Code, compile_functions
+
+
+def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of float32 angles on the CPU; torch's where there is no compiler."""
+    code = _code()
+    if code is None:
+        return angles.cos(), angles.sin()
+    angles = angles.contiguous()
+    cosines, sines = torch.empty_like(angles), torch.empty_like(angles)
+    addresses = (angles.data_ptr(), cosines.data_ptr(), sines.data_ptr(), angles.numel())
+    code.run(COS_SIN, struct.pack("4q", *addresses), 1)
+    return cosines, sines
+
+
+@functools.cache
+def _code() -> Code | None:
+    return compile_functions(module_text(), [COS_SIN])

@@ -1,0 +1,155 @@
+"""Runs the kernels for attention: rotates, writes to the cache, and attends, for all sequences of a step."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from array import array
+from collections.abc import Sequence as AbstractSequence
+from typing import NamedTuple
+
+import torch
+
+from model.backends.cpu import attention_ir
+from model.backends.cpu.attention_ir import ATTEND, KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel, query_factor
+from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_permutes
+from model.backends.cpu.rotary_ir import ROTATE, RotaryKernel
+from model.backends.cpu.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache
+
+_ALIGNMENT = 64
+
+
+class AttentionCode(NamedTuple):
+    """The compiled kernels for one type of activations and one kind of cache.
+
+    Attributes:
+        attend: the kernel of attention_ir.py.
+        rotate: the kernel of rotary_ir.py.
+        scratch_bytes: of a thread.
+        query_dtype: of the rotated queries.
+    """
+
+    attend: Code
+    rotate: Code
+    scratch_bytes: int
+    query_dtype: torch.dtype
+
+
+class StepAttention:
+    """Attention of one step, in every layer.
+
+    Args:
+        code: the kernels.
+        batch: the step.
+        cache: keys and values.
+        dtype: of activations.
+    """
+
+    def __init__(self, code: AttentionCode, batch: ForwardBatch, cache: KVCache, dtype: torch.dtype) -> None:
+        data = cache.data
+        self._code, self._cache, self._dtype = code, cache, dtype
+        self._num_threads = torch.get_num_threads()
+        tables, starts = _slot_tables(batch.spans, batch.block_size)
+        tiles = _tiles(batch.spans, starts)
+        scratch = torch.empty(self._num_threads * code.scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
+        self._factors = batch.query_scale * query_factor(1.0)
+        self._counter = ctypes.c_int64()
+        self._tables = (batch.cos, batch.sin, batch.slots)
+        self._kept = (tables, tiles, scratch)  # the kernels have their addresses only
+        # Bytes from one layer's keys to the next one's, and from keys to values.
+        self._layer_bytes, self._value_bytes = (data.stride(i) * data.itemsize for i in (0, 1))
+        self._scale_bytes = (0, 0) if cache.scales is None else (cache.scales.stride(0) * 4, cache.scales.stride(1) * 4)
+        self._num_tiles = len(tiles) // len(attention_ir.TILE)
+        self._fixed = (
+            *(tables.data_ptr(), tiles.data_ptr(), self._factors.data_ptr()),
+            *(-(-scratch.data_ptr() // _ALIGNMENT) * _ALIGNMENT, ctypes.addressof(self._counter)),
+        )
+
+    def attend(self, qkv: torch.Tensor, layer: int) -> torch.Tensor:
+        """See `Backend.attention`: [T, (heads + 2 * key heads) * head_dim] to [T, heads * head_dim]."""
+        _, _, key_heads, num_slots, dim = self._cache.data.shape
+        rows, width = qkv.shape
+        heads = width // dim - 2 * key_heads
+        query = torch.empty(heads, rows, dim, dtype=self._code.query_dtype)
+        out = torch.empty(rows, heads * dim, dtype=self._dtype)
+        keys = self._cache.data.data_ptr() + layer * self._layer_bytes
+        addresses = [keys, keys + self._value_bytes, 0, 0]
+        if self._cache.scales is not None:
+            scales = self._cache.scales.data_ptr() + layer * self._scale_bytes[0]
+            addresses[2:] = [scales, scales + self._scale_bytes[1]]
+        cos, sin, slots = self._tables
+        words = (
+            *(qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), *addresses, query.data_ptr()),
+            *(rows, heads, key_heads, dim, cos.shape[1], qkv.stride(0), num_slots),
+        )
+        num_threads = self._num_threads if qkv.numel() >= NUMBERS_FOR_THREADS else 1
+        self._code.rotate.run(ROTATE, struct.pack(f"{len(words)}q", *words), num_threads)
+        items = self._num_tiles * heads
+        words = (
+            *(query.data_ptr(), out.data_ptr(), *addresses, *self._fixed),
+            *(items, rows, heads, heads // key_heads, num_slots),
+        )
+        self._counter.value = 0
+        self._code.attend.run(ATTEND, struct.pack(f"{len(words)}q", *words), min(self._num_threads, items))
+        return out
+
+
+def _slot_tables(spans: AbstractSequence[SequenceSpan], block_size: int) -> tuple[torch.Tensor, list[int]]:
+    """The slots of all positions of all sequences, int32, and where each sequence's begin.
+
+    Each has some more than the kernel reads, and what it fetches ahead.
+    """
+    blocks = array("i")
+    starts = []
+    for span in spans:
+        starts.append(len(blocks) * block_size)
+        num_blocks = -(-span.context_len // block_size)
+        blocks.extend(span.block_table[:num_blocks])
+        padded = (-(-span.context_len // KEYS) + 1) * KEYS
+        blocks.extend(span.block_table[:1] * (-(-padded // block_size) - num_blocks))
+    table = torch.frombuffer(blocks, dtype=torch.int32)
+    if block_size == 1:
+        return table.clone(), starts
+    return (table[:, None] * block_size + torch.arange(block_size, dtype=torch.int32)).flatten(), starts
+
+
+def _tiles(spans: AbstractSequence[SequenceSpan], starts: list[int]) -> torch.Tensor:
+    """Rows of a sequence that follow each other, at most `TILE_ROWS`; those with most to do first."""
+    tiles = []
+    row = 0
+    for span, start in zip(spans, starts, strict=True):
+        num_tokens = span.num_tokens
+        for first in range(0, num_tokens, TILE_ROWS):
+            count = min(TILE_ROWS, num_tokens - first)
+            tiles.append((start, row + first, count, span.start + first))
+        row += num_tokens
+    tiles.sort(key=lambda tile: -(tile[3] + tile[2]) * (8 + tile[2]))
+    return torch.tensor(tiles, dtype=torch.int64).flatten()
+
+
+def attention_code(cache: KVCache, dtype: torch.dtype) -> AttentionCode | None:
+    """The kernels for a cache and activations, or None where they cannot serve: a type, a head, no compiler."""
+    data = cache.data
+    head_dim = data.shape[-1]
+    if data.device.type != "cpu" or data.dtype not in DTYPE_NAMES or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if head_dim > MAX_HEAD_DIM or head_dim * data.itemsize % 4:
+        return None
+    return _compile(dtype, data.dtype, head_dim)
+
+
+@functools.cache
+def _compile(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> AttentionCode | None:
+    has_bf16 = has_bf16_products()
+    is_bf16 = has_bf16 and dtype == cache_dtype == torch.bfloat16
+    query_dtype = torch.bfloat16 if is_bf16 else torch.float32
+    names = DTYPE_NAMES[dtype], DTYPE_NAMES[cache_dtype]
+    kernel = AttentionKernel(*names, "bf16" if is_bf16 else "float32", head_dim, has_bf16, not has_permutes())
+    attend = compile_functions(kernel.text, [ATTEND])
+    rotate = compile_functions(RotaryKernel(*names, DTYPE_NAMES[query_dtype], has_bf16).text, [ROTATE])
+    if attend is None or rotate is None:
+        return None
+    return AttentionCode(attend, rotate, kernel.scratch["end"], query_dtype)
