@@ -18,6 +18,7 @@ from server.hub_download import add_hub_arguments
 from server.logs import json_line
 from server.settings import Settings, TokensOrContext, flag_name, is_repeatable
 from server.settings_sources import load_settings, wished_log_format
+from tools.batch import arguments as batch_arguments
 from tools.bench import arguments as bench_arguments
 from tools.chat import arguments as chat_arguments
 from tools.convert import options as convert_options
@@ -94,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     chat = subparsers.add_parser("chat", help="chat in the terminal", description=chat_arguments.DESCRIPTION)
     chat_arguments.add_arguments(chat)
     chat.set_defaults(command=_chat)
+    batch = subparsers.add_parser(
+        "batch", help="do the requests of a file, without a server", description=batch_arguments.DESCRIPTION
+    )
+    batch_arguments.add_arguments(batch)
+    batch.set_defaults(command=_batch)
     bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
     bench_arguments.add_arguments(bench)
     bench.set_defaults(command=_bench)
@@ -233,6 +239,12 @@ def _serve(arguments: dict[str, Any]) -> int:
 
 def _chat(arguments: dict[str, Any]) -> int:
     from tools.chat.command import run
+
+    return run(argparse.Namespace(**arguments))
+
+
+def _batch(arguments: dict[str, Any]) -> int:
+    from tools.batch.command import run
 
     return run(argparse.Namespace(**arguments))
 

@@ -17,7 +17,7 @@ CONTRACT_LIBRARIES = {"msgspec", "orjson", "tiktoken", "llguidance"}
 # What computes with tensors, and so must not know the loop.
 TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "adapters", "backends")
 # Of the tools: what only speaks to servers, and what only computes.
-CLIENTS = ("tools.chat", "tools.bench", "tools.evaluation")
+CLIENTS = ("tools.batch", "tools.chat", "tools.bench", "tools.evaluation")
 ENGINE_TOOLS = (
     "tools.process", "tools.convert.run", "tools.merge.run", "tools.export.run",
     "tools.export.options", "tools.quantize.run", "tools.quantize.options",

@@ -76,9 +76,13 @@ def test_the_chat_with_a_server_of_its_own(hostile: Path) -> None:
 def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess) -> None:
     suite = str(ROOT / "demo" / "suites" / "chat.jsonl")
     little = ("--num-samples", "2", "--sample-length", "32", "--threads", "1", "--device", "cpu")
+    body = {"prompt": "Hi", "max_tokens": 1}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    (tmp_path / "in").write_text(json.dumps(line))
     published_adapter(tmp_path / "adapter", hostile)
     words = {
         "check-config": ["."],
+        "batch": [str(tmp_path / "in"), str(tmp_path / "out"), "--base-url", server.url],
         "memory": ["."],
         "bench": ["--base-url", server.url, "--num-requests", "1", "--max-tokens", "1"],
         "eval": ["chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1"],
@@ -91,7 +95,7 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
     }
     assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
     for command, arguments in words.items():
-        assert run(hostile, command, *arguments) or command in ("quantize", "convert", "merge", "export")
+        assert run(hostile, command, *arguments) or command in ("batch", "quantize", "convert", "merge", "export")
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

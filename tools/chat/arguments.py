@@ -14,15 +14,15 @@ DESCRIPTION = (
 
 
 def split_server_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """Takes what follows `--` off a `chat` command: argparse cannot have optional arguments on both sides of it.
+    """Takes what follows `--` off a `chat` or `batch` command: argparse has no optional arguments on both sides of it.
 
     Args:
         words: of the command line, without the program's name.
 
     Returns:
-        What argparse is to read, and the flags for the chat's own server.
+        What argparse is to read, and the flags for the command's own server.
     """
-    if words[:1] != ["chat"] or "--" not in words:
+    if words[:1] not in (["chat"], ["batch"]) or "--" not in words:
         return words, []
     place = words.index("--")
     return words[:place], words[place + 1 :]

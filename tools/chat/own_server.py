@@ -1,4 +1,4 @@
-"""A server for as long as a chat lasts: a free port, a key of its own, a log file that is read only if it fails.
+"""A server for as long as a chat or a batch lasts: a free port, a key of its own, a log that is read only if it fails.
 
 It runs in a session of its own, so that Ctrl-C reaches the chat alone, and ends when its standard input does: however
 the chat ends, even killed, nothing is left behind.
@@ -34,23 +34,29 @@ class OwnServer:
     """A server under way.
 
     Args:
-        checkpoint: folder or hub id.
+        checkpoint: folder or hub id; None is what `qwen-server serve` serves by itself.
         flags: of `qwen-server serve`.
+        purpose: what it is for, as messages say.
+        api_key: that lets in; made where None.
 
     Attributes:
-        api_key: that lets this chat in, and nobody else.
+        api_key: that lets this command in, and nobody else.
         url: where it listens; empty until `wait_ready`.
     """
 
-    def __init__(self, checkpoint: str, flags: Sequence[str]) -> None:
-        self.api_key = secrets.token_urlsafe(24)
+    def __init__(
+        self, checkpoint: str | None, flags: Sequence[str], purpose: str = "chat", api_key: str | None = None
+    ) -> None:
+        self.api_key = api_key or secrets.token_urlsafe(24)
+        self._purpose = purpose
         self.url = ""
-        handle, name = tempfile.mkstemp(prefix="qwen-server-chat-", suffix=".log")
+        handle, name = tempfile.mkstemp(prefix=f"qwen-server-{purpose}-", suffix=".log")
         self._log = Path(name)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         environment["QWEN_SERVER_API_KEY"] = self.api_key
         ours = ("--host", "127.0.0.1", "--port", "0", "--drain-delay-s", "0")
-        command = module_command("tools.chat.session_server", checkpoint, *ours, *flags)
+        model = [] if checkpoint is None else [checkpoint]
+        command = module_command("tools.chat.session_server", *model, *ours, *flags)
         try:
             self._process = subprocess.Popen(
                 [*command, "--log-level", "info", "--log-format", "text"],
@@ -83,8 +89,8 @@ class OwnServer:
             return False
         if self.url.startswith("https:"):
             raise ChatError(
-                "The server of this chat is told to speak HTTPS (ssl_certfile), which it need not with itself. Leave"
-                " that out, or start the server apart and give its --base-url."
+                f"The server of this {self._purpose} is told to speak HTTPS (ssl_certfile), which it need not."
+                " Leave that out, or start the server apart and give its --base-url."
             )
         try:
             return (await http.get(f"{self.url}/ready")).status_code == 200
@@ -113,7 +119,7 @@ class OwnServer:
         lines = [line for line in self._read_log().splitlines() if line.strip()]
         complaint = lines[-1].strip() if lines else f"exit status {self._process.returncode}"
         complaint = re.sub(r"^(qwen-server|usage|session_server\.py): ", "", complaint)
-        return f"The server of this chat has ended: {complaint} (its log is {self._log})"
+        return f"The server of this {self._purpose} has ended: {complaint} (its log is {self._log})"
 
     def stop(self) -> None:
         """Ends it; its log goes with it, unless it had failed."""
