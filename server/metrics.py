@@ -67,6 +67,9 @@ class _EngineCollector(Collector):
             ("vllm:num_preemptions", "Sequences put back to wait.", totals.num_preemptions_total),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", totals.prefix_cache_queries_total),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", totals.prefix_cache_hits_total),
+            ("vllm:spec_decode_num_drafts", "Guesses of what follows a sequence.", totals.num_drafts_total),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", totals.num_draft_tokens_total),
+            ("vllm:spec_decode_num_accepted_tokens", "Tokens guessed right.", totals.num_accepted_tokens_total),
             ("qwen:engine_steps", "Steps of the loop.", totals.num_steps_total),
             ("qwen:engine_restarts", "Engine processes started after one died.", self._read_restarts()),
         )
@@ -82,6 +85,9 @@ def _sum_totals(a: EngineStats, b: EngineStats) -> EngineStats:
         prefix_cache_queries_total=a.prefix_cache_queries_total + b.prefix_cache_queries_total,
         prefix_cache_hits_total=a.prefix_cache_hits_total + b.prefix_cache_hits_total,
         num_steps_total=a.num_steps_total + b.num_steps_total,
+        num_drafts_total=a.num_drafts_total + b.num_drafts_total,
+        num_draft_tokens_total=a.num_draft_tokens_total + b.num_draft_tokens_total,
+        num_accepted_tokens_total=a.num_accepted_tokens_total + b.num_accepted_tokens_total,
     )
 
 

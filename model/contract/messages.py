@@ -103,7 +103,7 @@ class SequenceOutput(_Part, frozen=True):
         prompt_logprobs: for each prompt token but the first, in the first output when asked for.
         queue_time_s: waiting time before the first step, in the first output.
         error: why, when `finish_reason` is "error", "abort" or "invalid".
-        num_draft_tokens: guessed ahead for this step; all but the last of `token_ids` were guessed right.
+        num_expected_tokens: how many of `token_ids` came as was expected by the text so far, or by the client.
     """
 
     seq_id: int
@@ -115,7 +115,7 @@ class SequenceOutput(_Part, frozen=True):
     prompt_logprobs: list[TokenLogprob] | None = None
     queue_time_s: float | None = None
     error: str | None = None
-    num_draft_tokens: int = 0
+    num_expected_tokens: int = 0
 
 
 class EngineStats(_Part, frozen=True):

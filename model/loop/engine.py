@@ -385,6 +385,7 @@ class Engine:
 
     def _output(self, update: SequenceUpdate, logprobs: list[TokenLogprob] | None) -> SequenceOutput:
         seq = update.seq
+        num_expected = 0 if self._speculator is None else self._speculator.num_newly_expected(seq.seq_id)
         if seq.seq_id in self._has_reported_first:
             return SequenceOutput(
                 seq.seq_id,
@@ -392,7 +393,7 @@ class Engine:
                 update.finish_reason,
                 update.stop_token_id,
                 logprobs,
-                num_draft_tokens=update.num_draft_tokens,
+                num_expected_tokens=num_expected,
             )
         self._has_reported_first.add(seq.seq_id)
         assert seq.first_scheduled_time_s is not None
@@ -405,6 +406,7 @@ class Engine:
             num_cached_tokens=seq.num_cached_tokens,
             prompt_logprobs=self._prompt_logprobs.pop(seq.seq_id, None),
             queue_time_s=seq.first_scheduled_time_s - seq.arrival_time_s,
+            num_expected_tokens=num_expected,
         )
 
     def _keep_scores(self, seq_id: int, start: int, scores: list[TokenLogprob]) -> None:

@@ -118,6 +118,9 @@ class Drafter:
         token_ids: prompt and output, a list that grows.
         prompt: index of the prompt; choices of a request share it, and it is filled when first needed.
         prediction: index of the output that the client expects, or None.
+
+    Attributes:
+        num_expected_tokens: of the output, how many came as they were expected to, by these texts alone.
     """
 
     def __init__(self, token_ids: list[int], prompt: TextIndex, prediction: TextIndex | None = None) -> None:
@@ -133,6 +136,7 @@ class Drafter:
         self._right = [right for right, _ in _PRIORS]
         self._made = [made for _, made in _PRIORS]
         self._is_new = True
+        self.num_expected_tokens = 0
 
     def draft(self, max_tokens: int, forced: list[int]) -> Draft:
         """Guesses the next tokens, none where nothing is like the end of the sequence.
@@ -141,7 +145,7 @@ class Drafter:
             max_tokens: the most.
             forced: what a grammar asks for next, perhaps nothing; it goes before all other guesses.
         """
-        self._catch_up()
+        self.catch_up()
         self._forced = forced
         draft = Draft([], [])
         chance = 1.0
@@ -165,7 +169,7 @@ class Drafter:
             return tokens[place - len(self._text)]
         return -1
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Looks at the tokens that have come since the last call."""
         if self._is_new:
             self._begin()
@@ -190,6 +194,7 @@ class Drafter:
         self._output.extend_to(position)
         expected = self._expected(0, [])
         if expected == token_id:
+            self.num_expected_tokens += 1
             self._count(_kind(self._length), True)
             self._place += 1
             self._length += 1

@@ -242,7 +242,6 @@ class Scheduler:
                     self.residents.release_followers(seq)
             if entry.needs_sampling:
                 update = self._judge(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
-                update = update._replace(num_draft_tokens=len(entry.draft_ids))
             elif end == seq.num_tokens:
                 update = SequenceUpdate(seq, [], "length", None)
             else:

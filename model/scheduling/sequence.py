@@ -272,11 +272,9 @@ class SequenceUpdate(NamedTuple):
         token_ids: the new ones: several where drafts were right, none when its prompt was only scored.
         finish_reason: None while it goes on, else "stop" or "length".
         stop_token_id: the last of `token_ids` when that ended it.
-        num_draft_tokens: how many were guessed ahead; all but the last of `token_ids` were right.
     """
 
     seq: Sequence
     token_ids: list[int]
     finish_reason: str | None
     stop_token_id: int | None
-    num_draft_tokens: int = 0

@@ -90,6 +90,15 @@ class Speculator:
         for seq_id in seq_ids:
             self._drafters.pop(seq_id, None)
 
+    def num_newly_expected(self, seq_id: int) -> int:
+        """Returns how many tokens have come as they were expected to since this was asked last, tried or not."""
+        drafter = self._drafters.get(seq_id)
+        if drafter is None:
+            return 0
+        num_before = drafter.num_expected_tokens
+        drafter.catch_up()
+        return drafter.num_expected_tokens - num_before
+
     def draft(
         self, rooms: Mapping[Sequence, int], max_num_rows: int, forced: Mapping[int, list[int]]
     ) -> dict[int, list[int]]:

@@ -148,7 +148,7 @@ def refuse_large_reply(prompts: Sequence[Prompt], n: int, max_model_len: int) ->
     Raises:
         InvalidRequestError: naming what to lower.
     """
-    asked = n * sum(_num_logprobs(*prompt) for prompt in prompts)
+    asked = n * sum(_num_logprobs(prompt.ids, prompt.sampling) for prompt in prompts)
     limit = max(MAX_REPLY_LOGPROBS, max_model_len * (MAX_ALTERNATIVES + 1))
     if asked > limit:
         raise InvalidRequestError(

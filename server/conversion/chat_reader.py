@@ -11,7 +11,7 @@ from prompts.messages import FunctionCall, Message, Role
 from server.conversion.formats import read_answer_format
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
 from server.conversion.tools import read_function_calling
-from server.wire.requests import ChatCompletionRequest, ChatMessage, SamplingFields, TokenizeRequest
+from server.wire.requests import ChatCompletionRequest, ChatMessage, ContentPart, SamplingFields, TokenizeRequest
 from server.wire.unsupported import refuse_unserved
 
 _ROLES: dict[str, Role] = {
@@ -49,6 +49,7 @@ def read_chat(request: ChatCompletionRequest) -> ChatRequest:
         continue_final=request.continue_final_message,
         truncation=request.truncation,
         max_length=request.max_length,
+        prediction="" if request.prediction is None else _read_content(request.prediction.content, "prediction"),
     )
 
 
@@ -107,22 +108,27 @@ def read_message(message: ChatMessage, index: int) -> Message:
                 param=f"{where}.content",
             )
         content = ""
-    if not isinstance(content, str):
-        parts = []
-        for number, part in enumerate(content):
-            text = part.text if part.type in ("text", "input_text", "output_text") else None
-            if part.type == "refusal":
-                text = part.refusal
-            if text is None:
-                raise InvalidRequestError(
-                    f"'{where}.content[{number}]' of type {part.type[:40]!r} cannot be read: these models read text"
-                    ' only; send parts of the form {"type": "text", "text": "..."}.',
-                    param=f"{where}.content[{number}]",
-                )
-            parts.append(text)
-        content = "\n".join(parts)
     calls = _read_calls(message, index)
-    return Message(_ROLES[message.role], content, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
+    text = _read_content(content, where)
+    return Message(_ROLES[message.role], text, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
+
+
+def _read_content(content: str | Sequence[ContentPart], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for number, part in enumerate(content):
+        text = part.text if part.type in ("text", "input_text", "output_text") else None
+        if part.type == "refusal":
+            text = part.refusal
+        if text is None:
+            raise InvalidRequestError(
+                f"'{where}.content[{number}]' of type {part.type[:40]!r} cannot be read: these models read text"
+                ' only; send parts of the form {"type": "text", "text": "..."}.',
+                param=f"{where}.content[{number}]",
+            )
+        parts.append(text)
+    return "\n".join(parts)
 
 
 def _read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:

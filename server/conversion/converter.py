@@ -35,6 +35,8 @@ MAX_CHOICES_PER_REQUEST = 4096
 # The engine is told the grammar with each prompt.
 MAX_GRAMMAR_CHARS_IN_ALL = 1 << 24
 _SEED_MASK = (1 << 63) - 1
+# More of a prediction is not read: hardly any text has longer tokens.
+_MAX_CHARS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Converter:
             max_tokens=max_tokens,
             grammar=await self.replies.of_chat(calling, prompt.rendered, options.answer, options.n),
         )
-        prompts = [Prompt(prompt.ids, sampling)]
+        prompts = [Prompt(prompt.ids, sampling, await self._prediction_ids(chat.prediction, max_tokens))]
         self._check_size(options, prompts, engine.max_model_len, shows_prompts=False)
         return self._generation_request(
             options,
@@ -101,6 +103,14 @@ class Converter:
             new_parser=None if prompt.rendered.is_plain else self._new_parser(prompt.rendered.opening, calling),
             custom_tools=calling.custom_tools,
         )
+
+    async def _prediction_ids(self, text: str, max_tokens: int) -> tuple[int, ...]:
+        """What is expected, as far as there can be a reply."""
+        text = text[: max_tokens * _MAX_CHARS_PER_TOKEN]
+        if not text:
+            return ()
+        (ids,) = await self.encoder.texts([text])
+        return tuple(ids[:max_tokens])
 
     def _new_parser(self, opening: str, calling: FunctionCalling) -> Callable[[], ReplyParser]:
         return partial(self.encoder.tool_format.parser, opening, calling.names, calling.text_tools)

@@ -104,6 +104,7 @@ class ChatRequest:
         truncation: "auto" drops oldest turns that do not fit, "disabled" refuses them; None does as configured.
         max_length: most tokens of prompt and reply together, as a wish that never keeps a reply from its first token.
         messages_param: the field that the messages stand in.
+        prediction: how the client expects the reply to begin or to be, perhaps empty; it changes nothing but the time.
     """
 
     messages: Sequence[Message]
@@ -115,6 +116,7 @@ class ChatRequest:
     truncation: str | None = None
     max_length: int | None = None
     messages_param: str = "messages"
+    prediction: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

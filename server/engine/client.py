@@ -39,10 +39,11 @@ _UNAVAILABLE = {
 
 
 class Prompt(NamedTuple):
-    """Token ids to continue, and how."""
+    """Token ids to continue, and how; and how the client expects them to go on, perhaps nothing."""
 
     ids: list[int]
     sampling: SamplingParams
+    prediction_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -261,6 +262,7 @@ class EngineClient:
                 request_id=request_id,
                 prompt_ids=prompt.ids,
                 sampling=prompt.sampling,
+                prediction_ids=list(prompt.prediction_ids),
                 priority=priority,
                 caller=f"{_BACKGROUND}{caller.name}" if is_background else caller.name,
                 weight=caller.weight,

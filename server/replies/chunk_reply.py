@@ -108,6 +108,10 @@ def usage_object(usage: TokenUsage) -> JsonDict:
         "completion_tokens": usage.num_completion,
         "total_tokens": usage.num_prompt + usage.num_completion,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.num_expected,
+            "rejected_prediction_tokens": max(0, usage.num_predicted - usage.num_expected),
+        },
     }
 
 

@@ -35,11 +35,15 @@ class TokenUsage(NamedTuple):
         num_prompt: of all prompts.
         num_completion: of all choices.
         num_cached: of the prompts, found in the prefix cache.
+        num_expected: of the choices, those that came as expected.
+        num_predicted: of all choices, as the client expects them.
     """
 
     num_prompt: int
     num_completion: int
     num_cached: int
+    num_expected: int = 0
+    num_predicted: int = 0
 
 
 class Generation:
@@ -74,6 +78,7 @@ class Generation:
     ) -> None:
         self.request = request
         self.num_cached_tokens = 0
+        self._num_expected_tokens = 0
         self._handle = handle
         self._metrics = metrics
         self._arrived = arrived
@@ -111,7 +116,14 @@ class Generation:
 
     def usage(self) -> TokenUsage:
         """Returns the tokens so far, which are all once `deltas` has ended."""
-        return TokenUsage(self.request.num_prompt_tokens, self.num_completion_tokens, self.num_cached_tokens)
+        request = self.request
+        return TokenUsage(
+            request.num_prompt_tokens,
+            self.num_completion_tokens,
+            self.num_cached_tokens,
+            self._num_expected_tokens,
+            sum(len(prompt.prediction_ids) for prompt in request.prompts) * request.n,
+        )
 
     async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Yields what is new, at most one delta a choice at a time, until every choice has finished.
@@ -191,7 +203,9 @@ class Generation:
         self._observe(index, output)
         before = processor.num_tokens
         delta = processor.push(output)
-        self._metrics.generation_tokens.inc(processor.num_tokens - before)
+        num_tokens = processor.num_tokens - before
+        self._num_expected_tokens += min(num_tokens, output.num_expected_tokens)
+        self._metrics.generation_tokens.inc(num_tokens)
         if delta.finish_reason is not None:
             self._finish_reasons[index] = delta.finish_reason
             self._metrics.count_finished(STOP if delta.finish_reason == TOOL_CALLS else delta.finish_reason)

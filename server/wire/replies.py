@@ -34,6 +34,13 @@ class PromptTokensDetails(ReplyModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(ReplyModel):
+    """How completion tokens came: as was expected, by `prediction` or by the text so far, or otherwise."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(ReplyModel):
     """Tokens of a request."""
 
@@ -41,6 +48,7 @@ class Usage(ReplyModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(ReplyModel):

@@ -293,6 +293,13 @@ Messages = Annotated[
 ]
 
 
+class PredictionField(WireModel):
+    """What the client expects the reply to be, mostly."""
+
+    type: Literal["content"]
+    content: str | Parts
+
+
 class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
@@ -321,6 +328,9 @@ class ChatCompletionRequest(SamplingFields):
     parallel_tool_calls: bool | None = Field(None, description="accepted; these models make one call a turn")
     functions: Tools | None = Field(None, description="older form of tools, OpenAI's or Qwen's")
     function_call: str | JsonObject | None = Field(None, description="older form of tool_choice")
+    prediction: PredictionField | None = Field(
+        None, description="text that the reply is expected to repeat: it then comes faster, never otherwise"
+    )
     truncation: str | None = Field(None, description="auto drops whole oldest turns that do not fit the context")
     modalities: Annotated[list[str], _FirstError()] | None = None
     audio: JsonObject | None = None

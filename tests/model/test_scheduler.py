@@ -244,7 +244,7 @@ class FakeEngine:
         self.abort(abort)
         updates = update(self.scheduler, batch, sampled)
         self.scheduler.check_integrity()
-        for seq, token_ids, finish_reason, stop_token_id, _ in updates:
+        for seq, token_ids, finish_reason, stop_token_id in updates:
             assert len(seq.block_table) <= self.blocks.num_blocks_for(seq.num_tokens)
             assert not self.unscored.pop(seq.seq_id, None), f"{seq} skipped prompt positions it must score"
             assert token_ids == seq.token_ids[seq.num_tokens - len(token_ids) :]

@@ -135,3 +135,28 @@ async def test_the_wishes_reach_the_reply(ask: Any) -> None:
     assert plain == await ask()
     both = await completion(echo=True, logprobs=2, prompt_logprobs=1)
     assert both.prompts[0].sampling.num_prompt_logprobs == 2
+
+
+def test_a_prediction_changes_nothing_but_the_number_of_steps(wire: Wire) -> None:
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Say it again."}], "max_tokens": 60, "seed": 1,
+        "temperature": 0.7, "structured_outputs": {"regex": "[a-z ]{60,80}"}
+    }  # fmt: skip
+    plain = wire.http.post("/v1/chat/completions", json=body).json()
+    text = plain["choices"][0]["message"]["content"]
+    parts = [{"type": "text", "text": text}]
+    for content in (text, parts, "Something else entirely.", ""):
+        body["prediction"] = {"type": "content", "content": content}
+        reply = wire.http.post("/v1/chat/completions", json=body).json()
+        assert reply["choices"] == plain["choices"]
+        details = reply["usage"]["completion_tokens_details"]
+        assert details["accepted_prediction_tokens"] <= reply["usage"]["completion_tokens"]
+        if content in (text, parts):
+            assert details["accepted_prediction_tokens"] > 30
+            assert details["rejected_prediction_tokens"] <= 5
+    for bad in ({"type": "other", "content": "a"}, {"content": "a"}, {"type": "content"}, "a"):
+        assert wire.http.post("/v1/chat/completions", json=body | {"prediction": bad}).status_code == 400
+    metrics = wire.http.get("/metrics").text
+    for name in ("drafts", "draft_tokens", "accepted_tokens"):
+        (line,) = [row for row in metrics.splitlines() if row.startswith(f"vllm:spec_decode_num_{name}_total{{")]
+        assert float(line.split()[-1]) > 0
