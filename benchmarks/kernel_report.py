@@ -99,11 +99,13 @@ def _attention(num_rows: int, head_dim: int, dtype: torch.dtype, cache_dtype: to
         prefill_attention.prefill_attention(query, cache, scales, tiles, out, block_size=_BLOCK_SIZE)
 
 
-def _gptq(num_rows: int, dtype: torch.dtype, bits: int, group_size: int, *, is_plain: bool) -> None:
+def _gptq(
+    num_rows: int, dtype: torch.dtype, bits: int, group_size: int, *, is_plain: bool, kind: str = "gptq"
+) -> None:
     in_features, out_features = 4096, 11008
     per_word = 32 // bits
     size = in_features if group_size == -1 else group_size
-    scales = _meta(in_features // size, out_features, dtype=torch.float16)
+    scales = _meta(in_features // size, out_features, dtype=torch.float16 if kind == "gptq" else torch.float32)
     zeros_dtype = torch.uint8 if bits == 4 else torch.int16
     weight = PackedWeight(
         words=_meta(in_features // per_word, out_features, dtype=torch.int32),
@@ -114,6 +116,8 @@ def _gptq(num_rows: int, dtype: torch.dtype, bits: int, group_size: int, *, is_p
         group_size=size,
         in_features=in_features,
         out_features=out_features,
+        offsets=_meta(*scales.shape, dtype=torch.float32) if kind == "offsets" else None,
+        codes=_meta(16, dtype=torch.float32) if kind == "codes" else None,
     )
     assert weight.words.shape[0] % ROWS == 0
     gptq_matmul.gptq_matmul(_meta(num_rows, in_features, dtype=dtype), weight, None)
@@ -151,8 +155,14 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:
         yield f"prefill {name}", False, partial(_attention, 2048, 128, half, cache_dtype, is_decode=False)
     yield "gptq int4 g128, 1 row", True, partial(_gptq, 1, half, 4, 128, is_plain=True)
     yield "gptq int4 g128, 16 rows", True, partial(_gptq, 16, half, 4, 128, is_plain=True)
+    yield "int4 g32 with offsets, 1 row", True, partial(_gptq, 1, half, 4, 32, is_plain=True, kind="offsets")
+    yield "nf4, 16 rows", True, partial(_gptq, 16, half, 4, 64, is_plain=True, kind="codes")
     if is_quick:
         return
+    for kind, bits, group_size in (("codes", 4, 64), ("offsets", 4, 32), ("offsets", 8, 32), ("scales", 8, 16)):
+        for num_rows in (1, 16, 64, 200):
+            call = partial(_gptq, num_rows, half, bits, group_size, is_plain=True, kind=kind)
+            yield f"int{bits} g{group_size} {kind}, {num_rows} rows", num_rows < 200, call
     for dtype in (full, torch.float16):
         yield f"rows {_TYPES[dtype]}", True, partial(_rows, dtype)
     for head_dim in (64, 128):

@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors
-from model.backends.cuda.gptq_layout import pack
+from model.backends.base import GPTQTensors, GroupedWeight
+from model.backends.cuda.gptq_layout import pack, pack_grouped
 from model.backends.cuda.kernels import decode_attention as decode
 from model.backends.cuda.kernels import gptq_matmul as gptq
 from model.backends.cuda.kernels import prefill_attention as prefill
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
+from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
+from model.quantization.grouped import expand
 
 DEVICE = torch.device("cuda")
 
@@ -46,6 +48,31 @@ def test_gptq_products(num_rows: int, in_features: int, out_features: int, bits:
     x = torch.randn(num_rows, in_features, device=DEVICE, generator=generator).bfloat16()
     expected = x.float() @ dequantize(stored, torch.float32).t()
     assert relative_error(gptq.gptq_matmul(x, packed, None), expected) < 1e-2
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 16, 33, 128, 129])
+@pytest.mark.parametrize(("in_features", "out_features"), [(4096, 11008), (11008, 4096)])
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8", "Q4_0", "Q4_K", "Q6_K"])
+def test_grouped_products(num_rows: int, in_features: int, out_features: int, kind: str) -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    weight: GroupedWeight | None
+    if kind[0] == "Q":
+        bits, group_size, zero, has_offsets = {
+            "Q4_0": (4, 32, 8, False), "Q4_K": (4, 32, 0, True), "Q6_K": (8, 16, 128, False)
+        }[kind]  # fmt: skip
+        shape, size = (out_features, in_features), (out_features, in_features // group_size)
+        values = torch.randint(0, 1 << bits, shape, dtype=torch.uint8, device=DEVICE, generator=generator)
+        scales = torch.rand(size, device=DEVICE, generator=generator) / 100
+        offsets = torch.randn(size, device=DEVICE, generator=generator) / 50 if has_offsets else None
+        weight = GroupedWeight(values, scales, offsets, bits, zero)
+    else:
+        drawn = torch.randn(out_features, in_features, device=DEVICE, generator=generator)
+        weight = quantize_at_load(drawn.bfloat16(), kind)
+    assert weight is not None
+    packed = pack_grouped(weight)
+    assert packed is not None
+    x = torch.randn(num_rows, in_features, device=DEVICE, generator=generator).bfloat16()
+    assert relative_error(gptq.gptq_matmul(x, packed, None), x.float() @ expand(weight, torch.float32).t()) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKern
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
 from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
-from model.backends.cuda.gptq_layout import PackedWeight, pack
+from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
 from model.backends.cuda.kernels.sampling import RowFilters
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
@@ -24,7 +25,6 @@ from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
-from model.backends.torch_gptq import TorchGroupedLinear
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
@@ -64,6 +64,7 @@ class CudaBackend:
         self._recorder: CudaRecorder | None = None
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
+        self._packed_kinds: set[PackedKind] = set()
         if device.type == "cuda":
             # Triton launches on the current device and takes its current stream.
             torch.cuda.set_device(device)
@@ -130,9 +131,15 @@ class CudaBackend:
     def prepare_grouped_linear(
         self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
     ) -> tuple[LinearKernel, int] | None:
-        """See `Backend`."""
-        linear = TorchGroupedLinear(weight, bias, dtype)
-        return linear, linear.num_bytes
+        """See `Backend`. By the kernels of GPTQ, unless its groups are of an unusual size."""
+        packed = pack_grouped(weight, wide_results=wide_results)
+        if packed is None:
+            return None
+        has_offsets, has_codes = packed.offsets is not None, packed.codes is not None
+        size = -1 if weight.scales.shape[1] == 1 else weight.group_size
+        self._packed_kinds.add(PackedKind(weight.bits, size, has_offsets, has_codes))
+        num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
+        return functools.partial(self._gptq_matmul, packed, bias), num_bytes
 
     def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"
@@ -154,7 +161,10 @@ class CudaBackend:
     ) -> None:
         """See `Backend`. Every kernel is tried, and what of them to use is settled."""
         self._dtype = dtype
-        shape = KernelShape.of(config, self.device, dtype, cache_dtype, block_size)
+        shape = replace(
+            KernelShape.of(config, self.device, dtype, cache_dtype, block_size),
+            packed_kinds=tuple(sorted(self._packed_kinds)),
+        )
         check_kernels(self.operations, shape, self._notes, must_pass=self._must_pass)
         if self._linears is not None and "row_matmul" not in self.operations.replaced:
             self._linears.decide()

@@ -1,4 +1,4 @@
-"""GPTQ weights in the layout the Triton kernels read: made once, at load.
+"""Quantised weights in the layout the Triton kernels read: made once, at load.
 
 The published files pack inputs k, k + 1, ... of one output into a word. A kernel that unpacks a word gets values that
 belong to different rows of its tile, so a tile's inputs are dealt out anew: with R = 16 words of a column in a tile,
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from model.backends.base import GPTQTensors
+from model.backends.base import GPTQTensors, GroupedWeight
 
 # Words of one column in a tile: 128 inputs at 4 bits, 64 at 8.
 ROWS = 16
@@ -36,6 +37,9 @@ class PackedWeight:
         group_size: inputs that share a scale; at least all of them when there is one group.
         in_features: K.
         out_features: N.
+        offsets: [G, N] float32, what a group's numbers have beside their scaled values, or None.
+        codes: [16] float32 of 4 bits: the level of each value, in the place of the value less its zero; or None.
+        wide_results: whether products are float32 though the activations are not.
     """
 
     words: torch.Tensor
@@ -46,6 +50,9 @@ class PackedWeight:
     group_size: int
     in_features: int
     out_features: int
+    offsets: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    wide_results: bool = False
 
     @property
     def values_per_word(self) -> int:
@@ -65,7 +72,7 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = (self.words, self.scales, self.zeros, self.permutation)
+        tensors = (self.words, self.scales, self.zeros, self.permutation, self.offsets)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
@@ -105,12 +112,67 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
     )
 
 
+class PackedKind(NamedTuple):
+    """What a grouped weight compiles into the kernels."""
+
+    bits: int
+    group_size: int
+    has_offsets: bool
+    has_codes: bool
+
+
+def pack_grouped(weight: GroupedWeight, *, wide_results: bool = False) -> PackedWeight | None:
+    """Packs a weight of another origin than GPTQ.
+
+    Args:
+        weight: its groups are of consecutive inputs.
+        wide_results: see `PackedWeight`.
+
+    Returns:
+        the weight, or None if its groups are no multiples of 16 inputs.
+    """
+    out_features, in_features = weight.shape
+    if weight.group_size % ROWS and weight.scales.shape[1] > 1:
+        return None
+    per_word = _WORD_BITS // weight.bits
+    num_tiles = -(-in_features // (ROWS * per_word))
+    words = torch.empty(num_tiles * ROWS, out_features, dtype=torch.int32, device=weight.values.device)
+    for low in range(0, out_features, _COLUMNS_AT_ONCE):
+        columns = slice(low, low + _COLUMNS_AT_ONCE)
+        words[:, columns] = _to_words(weight.values[columns].t().to(torch.int32), weight.bits, num_tiles)
+    scales, offsets = weight.scales.t().contiguous(), weight.offsets
+    offsets = None if offsets is None else offsets.t().contiguous()
+    middle = 1 << (weight.bits - 1)
+    if weight.codes is None and weight.zero != middle:
+        shift = scales * (middle - weight.zero)
+        offsets = shift if offsets is None else shift.add_(offsets)
+    return PackedWeight(
+        words=words,
+        scales=scales,
+        zeros=None,
+        permutation=None,
+        bits=weight.bits,
+        group_size=weight.group_size if len(scales) > 1 else num_tiles * ROWS * per_word,
+        in_features=in_features,
+        out_features=out_features,
+        offsets=offsets,
+        codes=weight.codes,
+        wide_results=wide_results,
+    )
+
+
 def _deal_out(qweight: torch.Tensor, order: torch.Tensor, bits: int, num_tiles: int) -> torch.Tensor:
     """Words whose value at place s of word r is input `order[s * R + r]` of the tile: [num_tiles * 16, N] int32."""
     per_word = _WORD_BITS // bits
     shifts = ((order % per_word) * bits).to(torch.int32)[:, None]
     values = (qweight[order // per_word] >> shifts).bitwise_and_((1 << bits) - 1)
-    missing = num_tiles * ROWS * per_word - len(order)
+    return _to_words(values, bits, num_tiles)
+
+
+def _to_words(values: torch.Tensor, bits: int, num_tiles: int) -> torch.Tensor:
+    """[K, N] int32 values as such words."""
+    per_word = _WORD_BITS // bits
+    missing = num_tiles * ROWS * per_word - len(values)
     values = torch.nn.functional.pad(values, (0, 0, 0, missing)).view(num_tiles, per_word, ROWS, -1)
     words = values[:, 0].clone()
     for place in range(1, per_word):

@@ -147,7 +147,8 @@ def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
     for low in range(0, weight.out_features, _COLUMNS_PER_PASS):
         columns = slice(low, low + _COLUMNS_PER_PASS)
         out[:, columns] = torch.mm(x, _expand(weight, columns).to(x.dtype))
-    return out if bias is None else out + bias
+    out = out if bias is None else out + bias
+    return out.float() if weight.wide_results else out
 
 
 def _expand(weight: PackedWeight, columns: slice) -> torch.Tensor:
@@ -160,5 +161,6 @@ def _expand(weight: PackedWeight, columns: slice) -> torch.Tensor:
     values = values.flatten(0, 2)[: weight.in_features]
     groups = torch.arange(weight.in_features, device=words.device) // weight.group_size
     zeros = middle if weight.zeros is None else weight.zeros[:, columns][groups].to(torch.int32)
-    expanded: torch.Tensor = (values - zeros).float() * weight.scales[:, columns][groups].float()
-    return expanded
+    levels = (values - zeros).float() if weight.codes is None else weight.codes[values.long()]
+    expanded: torch.Tensor = levels * weight.scales[:, columns][groups].float()
+    return expanded if weight.offsets is None else expanded + weight.offsets[:, columns][groups]

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors
-from model.backends.cuda.gptq_layout import PackedWeight, pack
+from model.backends.base import GPTQTensors, GroupedWeight
+from model.backends.cuda import torch_operations
+from model.backends.cuda.gptq_layout import PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels import gptq_matmul as gptq
 from model.backends.cuda.kernels.gptq_dequantize import dequantize as dequantize_packed
+from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
+from model.quantization.grouped import expand, moved
 from tests.model.test_gptq import pack_rows
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -87,6 +90,62 @@ def test_many_rows(
     out = gptq.gptq_matmul(x.to(device), layer.packed, bias.to(device))
     exact = F.linear(x.double(), layer.expected.double(), bias.double())
     torch.testing.assert_close(out.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+GROUPED = [
+    # mode or None (drawn), bits, group size, zero, offsets
+    ("nf4", 4, 64, 0, False),
+    (None, 4, 32, 0, True),  # Q4_1, Q4_K
+    (None, 4, 32, 8, False),  # Q4_0
+    (None, 8, 16, 128, False),  # Q6_K
+    (None, 8, 32, 128, True),  # Q5_K
+    (None, 8, 320, 128, False),  # one group
+]
+
+
+def grouped(case: tuple[str | None, int, int, int, bool], num_outputs: int) -> GroupedWeight:
+    mode, bits, group_size, zero, has_offsets = case
+    if mode is not None:
+        made = quantize_at_load(torch.randn(num_outputs, 320) / 16, mode)
+        assert made is not None
+        return made
+    size = (num_outputs, 320 // group_size)
+    values = torch.randint(0, 1 << bits, (num_outputs, 320), dtype=torch.uint8)
+    offsets = torch.randn(size) / 16 if has_offsets else None
+    return GroupedWeight(values, torch.rand(size) / (4 << bits), offsets, bits, zero)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [
+    (GROUPED[0], torch.float32), (GROUPED[1], torch.bfloat16), (GROUPED[2], torch.float16),
+    (GROUPED[3], torch.float32), (GROUPED[4], torch.float16), (GROUPED[5], torch.bfloat16),
+])  # fmt: skip
+def test_grouped_products(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, case: tuple[str | None, int, int, int, bool],
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gptq, "_SLICE_BYTES", 320 * 64 * dtype.itemsize)
+    weight = grouped(case, 72)
+    packed = pack_grouped(moved(weight, device), wide_results=True)
+    assert packed is not None
+    for num_rows in (1, 19, gptq.MAX_ROWS_OF_TILES + 1 if dtype == torch.float32 else 2):
+        x = torch.randn(num_rows, 320).to(dtype)
+        out = gptq.gptq_matmul(x.to(device), packed, None)
+        reference = torch_operations.gptq_matmul(x.to(device), packed, None)
+        assert out.dtype == reference.dtype == torch.float32
+        exact = F.linear(x.double(), expand(weight, torch.float32).double())
+        for found in (out, reference):
+            assert float((found.double().cpu() - exact).norm() / exact.norm()) < TOLERANCE[dtype] / 4
+
+
+def test_grouped_weights_dequantise_exactly(device: torch.device) -> None:
+    for case in GROUPED:
+        weight = grouped(case, 72)
+        packed = pack_grouped(moved(weight, device))
+        assert packed is not None
+        found = dequantize_packed(packed, torch.float32, 0, 72).cpu().t()
+        expected = expand(weight, torch.float32)
+        tolerance = 0 if (weight.offsets is None and weight.zero != 0) or weight.codes is not None else 1e-6
+        assert float((found - expected).abs().max()) <= tolerance
 
 
 @pytest.mark.parametrize("bits", [4, 8])

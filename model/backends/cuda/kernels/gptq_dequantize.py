@@ -30,6 +30,15 @@ def signed_values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
+def levels(words, zeros, codes_ptr, PLACE: tl.constexpr, BITS: tl.constexpr, HAS_CODES: tl.constexpr):
+    """What the values at one place of the words stand for before they are scaled, float32."""
+    if HAS_CODES:
+        return tl.load(codes_ptr + ((words >> (PLACE * BITS)) & ((1 << BITS) - 1)))
+    else:
+        return signed_values(words, zeros, PLACE, BITS)
+
+
+@triton.jit
 def load_zeros(zeros_ptr, group, out_features, columns, mask, HAS_ZEROS: tl.constexpr, BITS: tl.constexpr):
     """The zeros of one group, float32; where none are stored, the middle of the range."""
     if HAS_ZEROS:
@@ -44,6 +53,8 @@ def _dequantize_kernel(
     words_ptr,
     scales_ptr,
     zeros_ptr,
+    offsets_ptr,
+    codes_ptr,
     out_ptr,
     in_features,
     out_features,
@@ -52,6 +63,8 @@ def _dequantize_kernel(
     BITS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_CODES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
@@ -70,7 +83,10 @@ def _dequantize_kernel(
         group = tl.minimum(first_input, in_features - 1) // GROUP_SIZE
         scales = tl.load(scales_ptr + group.to(tl.int64) * out_features + columns, mask=is_column, other=0.0)
         zeros = load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)[None, :]
-        values = signed_values(words, zeros, place, BITS) * scales.to(tl.float32)[None, :]
+        values = levels(words, zeros, codes_ptr, place, BITS, HAS_CODES) * scales.to(tl.float32)[None, :]
+        if HAS_OFFSETS:
+            offsets = offsets_ptr + group.to(tl.int64) * out_features + columns
+            values += tl.load(offsets, mask=is_column, other=0.0)[None, :]
         inputs = first_input + rows
         out = out_ptr + inputs.to(tl.int64)[:, None] * num_columns + local[None, :]
         mask = (inputs < in_features)[:, None] & is_column[None, :]
@@ -90,6 +106,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype, first_column: int, num_
         weight.words,
         weight.scales,
         weight.zeros,
+        weight.offsets,
+        weight.codes,
         out,
         weight.in_features,
         weight.out_features,
@@ -98,6 +116,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype, first_column: int, num_
         BITS=weight.bits,
         GROUP_SIZE=weight.group_size,
         HAS_ZEROS=weight.zeros is not None,
+        HAS_OFFSETS=weight.offsets is not None,
+        HAS_CODES=weight.codes is not None,
         ROWS=ROWS,
         BLOCK_COLUMNS=128,
         num_warps=4,

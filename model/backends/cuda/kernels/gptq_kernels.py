@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
-from model.backends.cuda.kernels.gptq_dequantize import load_zeros, signed_values
+from model.backends.cuda.kernels.gptq_dequantize import levels, load_zeros
 
 
 @triton.jit
@@ -24,6 +24,8 @@ def _times_x(
     x_ptr,
     scales_ptr,
     zeros_ptr,
+    offsets_ptr,
+    codes_ptr,
     permutation_ptr,
     tile,
     columns,
@@ -34,6 +36,8 @@ def _times_x(
     GROUP_SIZE: tl.constexpr,
     SLICES_PER_SCALE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_CODES: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -47,6 +51,7 @@ def _times_x(
         scales = tl.load(scales_ptr + group.to(tl.int64) * out_features + columns, mask=is_column, other=0.0)
         zeros = load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)[None, :]
         part = tl.zeros(words.shape, tl.float32)
+        x_sums = tl.zeros([ROWS], tl.float32)
         for index in tl.static_range(SLICES_PER_SCALE):
             inputs = first_input + index * ROWS + rows
             is_input = inputs < in_features
@@ -54,8 +59,14 @@ def _times_x(
             if HAS_PERMUTATION:
                 sources = tl.load(permutation_ptr + inputs, mask=is_input, other=0)
             x = tl.load(x_ptr + sources, mask=is_input, other=0.0).to(tl.float32)
-            part += x[:, None] * signed_values(words, zeros, slice_of_scale * SLICES_PER_SCALE + index, BITS)
+            part += x[:, None] * levels(
+                words, zeros, codes_ptr, slice_of_scale * SLICES_PER_SCALE + index, BITS, HAS_CODES
+            )
+            x_sums += x
         total += part * scales.to(tl.float32)[None, :]
+        if HAS_OFFSETS:
+            offsets = offsets_ptr + group.to(tl.int64) * out_features + columns
+            total += x_sums[:, None] * tl.load(offsets, mask=is_column, other=0.0)[None, :]
     return total
 
 
@@ -65,6 +76,8 @@ def one_row_kernel(
     words_ptr,
     scales_ptr,
     zeros_ptr,
+    offsets_ptr,
+    codes_ptr,
     permutation_ptr,
     bias_ptr,
     partial_ptr,
@@ -78,6 +91,8 @@ def one_row_kernel(
     GROUP_SIZE: tl.constexpr,
     SLICES_PER_SCALE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_CODES: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -94,14 +109,16 @@ def one_row_kernel(
     words = _load_words(words_ptr, first, columns, is_column, out_features, ROWS)
     wait_for_predecessor(IS_DEPENDENT)
     total = _times_x(
-        words, x_ptr, scales_ptr, zeros_ptr, permutation_ptr, first, columns, is_column, in_features, out_features,
-        BITS, GROUP_SIZE, SLICES_PER_SCALE, HAS_ZEROS, HAS_PERMUTATION, ROWS,
+        words, x_ptr, scales_ptr, zeros_ptr, offsets_ptr, codes_ptr, permutation_ptr, first, columns, is_column,
+        in_features, out_features, BITS, GROUP_SIZE, SLICES_PER_SCALE, HAS_ZEROS, HAS_OFFSETS, HAS_CODES,
+        HAS_PERMUTATION, ROWS,
     )  # fmt: skip
     for tile in tl.range(first + 1, tl.minimum(first + tiles_per_split, num_tiles)):
         words = _load_words(words_ptr, tile, columns, is_column, out_features, ROWS)
         total += _times_x(
-            words, x_ptr, scales_ptr, zeros_ptr, permutation_ptr, tile, columns, is_column, in_features, out_features,
-            BITS, GROUP_SIZE, SLICES_PER_SCALE, HAS_ZEROS, HAS_PERMUTATION, ROWS,
+            words, x_ptr, scales_ptr, zeros_ptr, offsets_ptr, codes_ptr, permutation_ptr, tile, columns, is_column,
+            in_features, out_features, BITS, GROUP_SIZE, SLICES_PER_SCALE, HAS_ZEROS, HAS_OFFSETS, HAS_CODES,
+            HAS_PERMUTATION, ROWS,
         )  # fmt: skip
     let_successor_start(IS_DEPENDENT)
     out = tl.sum(total, 0)
@@ -131,6 +148,8 @@ def tile_kernel(
     words_ptr,
     scales_ptr,
     zeros_ptr,
+    offsets_ptr,
+    codes_ptr,
     permutation_ptr,
     partial_ptr,
     num_rows,
@@ -143,6 +162,8 @@ def tile_kernel(
     GROUP_SIZE: tl.constexpr,
     SLICES_PER_SCALE: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_CODES: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -174,6 +195,7 @@ def tile_kernel(
             scales = tl.load(scales_ptr + group.to(tl.int64) * out_features + columns, mask=is_column, other=0.0)
             zeros = load_zeros(zeros_ptr, group, out_features, columns, is_column, HAS_ZEROS, BITS)[:, None]
             part = tl.zeros([BLOCK_COLUMNS, BLOCK_TOKENS], tl.float32)
+            x_sums = tl.zeros([BLOCK_TOKENS], tl.float32)
             for index in tl.static_range(SLICES_PER_SCALE):
                 inputs = first_input + index * ROWS + rows
                 is_input = inputs < in_features
@@ -181,10 +203,15 @@ def tile_kernel(
                 if HAS_PERMUTATION:
                     sources = tl.load(permutation_ptr + inputs, mask=is_input, other=0)
                 x = tl.load(x_rows + sources[:, None], mask=is_token[None, :] & is_input[:, None], other=0.0)
-                values = signed_values(words, zeros, slice_of_scale * SLICES_PER_SCALE + index, BITS)
+                values = levels(words, zeros, codes_ptr, slice_of_scale * SLICES_PER_SCALE + index, BITS, HAS_CODES)
                 values = values.to(x_ptr.dtype.element_ty)
                 part = tl.dot(values, x, part, input_precision=PRECISION)
+                if HAS_OFFSETS:
+                    x_sums += tl.sum(x.to(tl.float32), 0)
             total += part * scales.to(tl.float32)[:, None]
+            if HAS_OFFSETS:
+                offsets = offsets_ptr + group.to(tl.int64) * out_features + columns
+                total += tl.load(offsets, mask=is_column, other=0.0)[:, None] * x_sums[None, :]
     let_successor_start(IS_DEPENDENT)
     out = partial_ptr + (split.to(tl.int64) * num_rows + tokens)[None, :] * out_features + columns[:, None]
     tl.store(out, total, mask=is_token[None, :] & is_column[:, None])

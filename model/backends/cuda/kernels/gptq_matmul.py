@@ -47,7 +47,7 @@ def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
         bias: [N] or None.
 
     Returns:
-        [T, N], dtype of x.
+        [T, N], dtype of x, or float32 where the weight asks for it.
     """
     if x.stride(1) != 1:
         x = x.contiguous()
@@ -64,9 +64,15 @@ def _constants(weight: PackedWeight) -> dict[str, Any]:
         "GROUP_SIZE": weight.group_size,
         "SLICES_PER_SCALE": weight.slices_per_scale,
         "HAS_ZEROS": weight.zeros is not None,
+        "HAS_OFFSETS": weight.offsets is not None,
+        "HAS_CODES": weight.codes is not None,
         "HAS_PERMUTATION": weight.permutation is not None,
         "ROWS": ROWS,
     }
+
+
+def _result_dtype(x: torch.Tensor, weight: PackedWeight) -> torch.dtype:
+    return torch.float32 if weight.wide_results else x.dtype
 
 
 def _split(num_programs: int, num_tiles: int) -> tuple[int, int]:
@@ -79,7 +85,7 @@ def _one_row(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -
     out_features, num_tiles = weight.out_features, weight.num_tiles
     num_column_blocks = triton.cdiv(out_features, _ONE_ROW_COLUMNS)
     num_splits, tiles_per_split = _split(num_column_blocks, num_tiles)
-    out = torch.empty((1, out_features), dtype=x.dtype, device=x.device)
+    out = torch.empty((1, out_features), dtype=_result_dtype(x, weight), device=x.device)
     partial = torch.empty((num_splits, out_features), dtype=torch.float32, device=x.device)
     launch(
         one_row_kernel,
@@ -88,6 +94,8 @@ def _one_row(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -
         weight.words,
         weight.scales,
         weight.zeros,
+        weight.offsets,
+        weight.codes,
         weight.permutation,
         bias,
         partial,
@@ -123,6 +131,8 @@ def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) 
         weight.words,
         weight.scales,
         weight.zeros,
+        weight.offsets,
+        weight.codes,
         weight.permutation,
         partial,
         num_rows,
@@ -138,7 +148,7 @@ def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) 
         num_warps=4,
         num_stages=3,
     )
-    out = torch.empty((num_rows, out_features), dtype=x.dtype, device=x.device)
+    out = torch.empty((num_rows, out_features), dtype=_result_dtype(x, weight), device=x.device)
     launch(
         sum_splits_kernel,
         (triton.cdiv(out.numel(), 512),),
@@ -167,4 +177,4 @@ def _many_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None)
             torch.mm(x, part, out=out[:, columns])
         else:
             torch.addmm(bias[columns], x, part, out=out[:, columns])
-    return out
+    return out.to(_result_dtype(x, weight))

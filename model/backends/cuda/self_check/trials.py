@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model.backends.base import GPTQTensors
-from model.backends.cuda.gptq_layout import ROWS, PackedWeight, pack
+from model.backends.base import GPTQTensors, GroupedWeight
+from model.backends.cuda.gptq_layout import ROWS, PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.decode_attention import DecodeRows
 from model.backends.cuda.kernels.decode_inputs import AngleTables
 from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
@@ -39,6 +39,7 @@ class KernelShape:
         block_size: tokens in a block of the cache.
         bits: of quantised weights, or None.
         group_size: of their groups; -1 for one group.
+        packed_kinds: of quantised weights that are not GPTQ's.
     """
 
     device: torch.device
@@ -52,6 +53,7 @@ class KernelShape:
     block_size: int
     bits: int | None = None
     group_size: int = -1
+    packed_kinds: tuple[PackedKind, ...] = ()
 
     @classmethod
     def of(
@@ -262,9 +264,28 @@ def _middle_of_a_share(
 def _gptq(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
     """So many rows; below 0 with zeros and an order of groups that are not trivial, and a bias."""
     draw = Draw(shape, abs(size))
-    weight = _drawn_weight(draw, shape, is_plain=size > 0)
-    x = draw.normal(abs(size), weight.in_features, dtype=shape.dtype)
-    return [operation(x, weight, None if size > 0 else draw.normal(weight.out_features, dtype=shape.dtype))]
+    weights = [_drawn_grouped(draw, shape, kind) for kind in shape.packed_kinds]
+    if shape.bits is not None or not weights:
+        weights.append(_drawn_weight(draw, shape, is_plain=size > 0))
+    results = []
+    for weight in weights:
+        x = draw.normal(abs(size), weight.in_features, dtype=shape.dtype)
+        bias = None if size > 0 else draw.normal(weight.out_features, dtype=shape.dtype)
+        results.append(operation(x, weight, bias))
+    return results
+
+
+def _drawn_grouped(draw: Draw, shape: KernelShape, kind: PackedKind) -> PackedWeight:
+    size = 128 if kind.group_size == -1 else kind.group_size
+    num_groups = 1 if kind.group_size == -1 else max(3, -(-160 // size))
+    num_outputs = 72
+    values = draw.integers(0, 1 << kind.bits, num_outputs, size * num_groups, dtype=torch.uint8)
+    scales = draw.normal(num_outputs, num_groups).abs() / (1 << kind.bits)
+    offsets = draw.normal(num_outputs, num_groups) if kind.has_offsets else None
+    codes = draw.normal(16) * 8 if kind.has_codes else None
+    packed = pack_grouped(GroupedWeight(values, scales, offsets, kind.bits, 1 << (kind.bits - 1), codes))
+    assert packed is not None
+    return packed
 
 
 def _drawn_weight(draw: Draw, shape: KernelShape, *, is_plain: bool) -> PackedWeight:
@@ -307,5 +328,6 @@ TRIALS: dict[str, Trial] = {
 
 def trials_for(shape: KernelShape) -> dict[str, Trial]:
     """The trials of the kernels that a checkpoint runs."""
-    has_packed = shape.bits is not None and (shape.group_size == -1 or shape.group_size % ROWS == 0)
+    has_gptq = shape.bits is not None and (shape.group_size == -1 or shape.group_size % ROWS == 0)
+    has_packed = has_gptq or bool(shape.packed_kinds)
     return {name: trial for name, trial in TRIALS.items() if has_packed or not name.startswith("gptq")}
