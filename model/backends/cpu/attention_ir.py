@@ -58,6 +58,8 @@ _VECTORS = KEYS // LANES
 _MAX_ROWS = 6
 _NARROW_VECTORS = {1: 4, 2: 2, 3: 2}
 _MASKED = -1e30
+# Which of 32 numbers come when two vectors of them are interleaved as processors do it, 128 bits by 128 bits.
+_UNPACKED = [8 * part + 4 * half + i for half in (0, 1) for part in range(4) for i in range(4)]
 
 _DECLARATIONS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
@@ -142,6 +144,15 @@ class _Part(NumberWriter):
         at = self.emit(f"getelementptr i32, ptr %table, i64 {key}")
         return self.emit(f"sext i32 {self.emit(f'load i32, ptr {at}, align 4')} to i64")
 
+    def fetch(self, base: str, key: str) -> None:
+        """Fetches a key or value into the processor's cache."""
+        size, kind = KINDS[self.kernel.cache_dtype]
+        at = self.emit(f"mul i64 {self.slot_of(key)}, {self.dim}")
+        address = self.emit(f"getelementptr {kind}, ptr {base}, i64 {at}")
+        for line in range(0, self.dim * size, 64):
+            line_address = self.emit(f"getelementptr i8, ptr {address}, i64 {line}")
+            self.do(f"call void @llvm.prefetch.p0(ptr {line_address}, i32 0, i32 2, i32 1)")
+
     def float_at(self, base: str, at: str) -> str:
         """A vector at `base[at]`."""
         address = self.emit(f"getelementptr float, ptr {base}, i64 {at}")
@@ -175,12 +186,12 @@ class _Part(NumberWriter):
 class _LayOutKeys(_Part):
     """Lays out 64 keys so that a vector holds one number (in bf16 two neighbours) of 16 keys.
 
-    On the way it fetches the next 64 keys and values into the processor's cache, spread over the work there is.
+    On the way it fetches the next 64 keys into the processor's cache, spread over the work there is.
     """
 
     def write(self) -> str:
         """The function's text: the head's first key in the cache, and the block's first slot in the table."""
-        self.begin("lay.out.keys(ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch)", (), 0, ("group", "word"))
+        self.begin("lay.out.keys(ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("group", "word"))
         self.part("key")
         self.loop("group", "0", str(_VECTORS), self._group)
         self.end()
@@ -233,12 +244,13 @@ class _LayOutKeys(_Part):
             self._store(vectors[i], self.offset(at, i), first)
 
     def _fetch_next(self, first: str, at: str) -> None:
-        for j in range(LANES):
-            slot = self.slot_of(self.offset(first, KEYS + j))
-            word = self.emit(f"add i64 {self.emit(f'mul i64 {slot}, {self._words_per_key}')}, {at}")
-            for base in ("%head.keys", "%head.values"):
-                address = self.emit(f"getelementptr i32, ptr {base}, i64 {word}")
-                self.do(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
+        """Fetches a share of the keys that lie 64 further into the processor's cache, line after line."""
+        lines = -(-self._words_per_key // LANES)
+        keys = max(1, LANES // lines)
+        start = self.emit(f"mul i64 {self.emit(f'udiv i64 {at}, {LANES}')}, {keys}")
+        start = self.emit(f"add i64 {first}, {start}")
+        for key in range(keys):
+            self.fetch("%head.keys", self.offset(start, KEYS + key))
 
     def _exchange(self, a: str, b: str, half: int) -> tuple[str, str]:
         masks = (
@@ -286,9 +298,7 @@ class _ScoresOfOne(_LayOutKeys):
 
     def write(self) -> str:
         """The function's text."""
-        self.begin(
-            "scores.of.one(ptr %query, ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch)", (), 0, ("word",)
-        )
+        self.begin("scores.of.one(ptr %query, ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("word",))
         self.part("score")
         for v in range(_VECTORS):
             self.do(f"%acc.{v} = alloca <16 x float>")
@@ -344,6 +354,7 @@ class _LayOutValues(_Part):
         return self.emit(f"icmp ult i64 {key}, %left")
 
     def _single(self) -> None:
+        self.fetch("%head.values", self.offset("%token", KEYS))
         at = self.emit(f"mul i64 {self.slot_of('%token')}, {self.dim}")
         is_there = self._is_there("%token")
 
@@ -358,6 +369,7 @@ class _LayOutValues(_Part):
         both = []
         for second in (0, 1):
             key = self.offset(self.emit("shl i64 %token, 1"), second)
+            self.fetch("%head.values", self.offset(key, KEYS))
             both.append((self.emit(f"mul i64 {self.slot_of(key)}, {self.dim}"), self._is_there(key)))
 
         def vector(v: int, count: str | None) -> str:
@@ -383,19 +395,58 @@ class _TotalsOfOne(_LayOutValues):
             self.part(name)
         shrink = self.float_at("%shrink", "0")
         vectors = range(self.padded_dim // LANES)
-        for v in vectors:
+        totals = [self.mul(self.float_at("%total", str(v * LANES)), shrink) for v in vectors]
+        # Interleaving two values leaves their numbers in another order, for which the totals are rearranged.
+        self._interleaves = self.is_bf16 and self.dim % (2 * LANES) == 0
+        if self._interleaves:
+            totals = self._rearranged(totals, _UNPACKED)
+        for v, total in enumerate(totals):
             self.do(f"%acc.{v} = alloca <16 x float>")
-            total = self.mul(self.float_at("%total", str(v * LANES)), shrink)
             self.do(f"store <16 x float> {total}, ptr %acc.{v}")
         count = self.emit(f"call i64 @llvm.umin.i64(i64 %left, i64 {KEYS})")
         if self.is_bf16:
-            self.loop("token", "0", self.emit(f"lshr i64 {self.offset(count, 1)}, 1"), self._pair)
+            pair = self._interleaved_pair if self._interleaves else self._pair
+            self.loop("token", "0", self.emit(f"lshr i64 {self.offset(count, 1)}, 1"), pair)
         else:
             self.loop("token", "0", count, self._single)
-        for v in vectors:
-            self.put(self.emit(f"load <16 x float>, ptr %acc.{v}"), "%total", str(v * LANES))
+        totals = [self.emit(f"load <16 x float>, ptr %acc.{v}") for v in vectors]
+        if self._interleaves:
+            totals = self._rearranged(totals, [_UNPACKED.index(i) for i in range(2 * LANES)])
+        for v, total in enumerate(totals):
+            self.put(total, "%total", str(v * LANES))
         self.end()
         return self.text
+
+    def _rearranged(self, vectors: list[str], order: list[int]) -> list[str]:
+        """Each two vectors with their numbers in another order."""
+        results = []
+        for first in range(0, len(vectors), 2):
+            both = ", ".join(f"<16 x float> {vector}" for vector in vectors[first : first + 2])
+            for half in (order[:LANES], order[LANES:]):
+                lanes = ", ".join(f"i32 {lane}" for lane in half)
+                results.append(self.emit(f"shufflevector {both}, <16 x i32> <{lanes}>"))
+        return results
+
+    def _interleaved_pair(self) -> None:
+        keys = [self.emit("shl i64 %token, 1")]
+        keys.append(self.offset(keys[0], 1))
+        places = []
+        for key in keys:
+            self.fetch("%head.values", self.offset(key, KEYS))
+            places.append(self.emit(f"mul i64 {self.slot_of(key)}, {self.dim}"))
+        is_there = self._is_there(keys[1])
+        for v in range(0, self.padded_dim // LANES, 2):
+            values = []
+            for place in places:
+                address = self.emit(f"getelementptr i16, ptr %head.values, i64 {self.offset(place, v * LANES)}")
+                values.append(self.emit(f"load <32 x i16>, ptr {address}, align 2"))
+            values[1] = self.emit(f"select i1 {is_there}, <32 x i16> {values[1]}, <32 x i16> zeroinitializer")
+            for half in (0, 1):
+                order = _UNPACKED[half * LANES : (half + 1) * LANES]
+                lanes = ", ".join(f"i32 {i}, i32 {2 * LANES + i}" for i in order)
+                both = ", ".join(f"<32 x i16> {value}" for value in values)
+                mixed = self.emit(f"shufflevector {both}, <32 x i32> <{lanes}>")
+                self._use(self.emit(f"bitcast <32 x i16> {mixed} to <16 x i32>"), v + half)
 
     def _use(self, numbers: str, v: int) -> None:
         total = self.emit(f"load <16 x float>, ptr %acc.{v}")
@@ -651,13 +702,12 @@ class _Attend(_Part):
         is_one = self.emit("icmp eq i64 %tile.count, 1")
         self.do(f"br i1 {is_one}, label %one, label %several")
         self.label("one")
-        both = "ptr %head.keys, ptr %head.values"
-        self.do(f"call void @scores.of.one(ptr %first.query, {both}, ptr %table, ptr %scratch.own)")
+        self.do("call void @scores.of.one(ptr %first.query, ptr %head.keys, ptr %table, ptr %scratch.own)")
         self._softmax("0", "0")
         self.do(f"call void @totals.of.one(ptr %head.values, {tail})")
         self.do("br label %block.done")
         self.label("several")
-        self.do("call void @lay.out.keys(ptr %head.keys, ptr %head.values, ptr %table, ptr %scratch.own)")
+        self.do("call void @lay.out.keys(ptr %head.keys, ptr %table, ptr %scratch.own)")
         self.do(f"call void @lay.out.values(ptr %head.values, {tail})")
         # Rows before the first of these keys do not see them.
         past = self.emit("icmp ugt i64 %first.key, %tile.position")
