@@ -28,7 +28,7 @@ from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
-from server.routes import adapters, batches, chat, completions, files, health, models, page, tokenize
+from server.routes import adapters, batches, chat, completions, files, health, models, page, responses, tokenize
 from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
@@ -85,10 +85,12 @@ def create_app(
         try:
             await services.uploads.discard_unfinished()
             await services.batches.start()
+            await services.background.resume()
             async with watchdog.watching():
                 yield
         finally:
             await services.batches.stop()
+            await services.runs.stop()
             grammars.close()
             converter.encoder.off_loop.close()
             await engine.stop()
@@ -128,13 +130,15 @@ def create_app(
         ),
     )
     generating.state.services = services
-    for module in (chat, completions):
-        generating.include_router(module.router)
+    for router in (chat.router, completions.router, responses.generating):
+        generating.include_router(router)
     install_error_handlers(generating, [])
     install_openapi(app)
     routers = [
-        module.router for module in (chat, completions, files, batches, adapters, models, tokenize, health, page)
+        module.router
+        for module in (chat, completions, responses, files, batches, adapters, models, tokenize, health, page)
     ]
+    routers.append(responses.generating)
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]

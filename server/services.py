@@ -16,6 +16,7 @@ from model.contract.tokenizer import Tokenizer
 from server.batches.runner import BatchRunner
 from server.conversion.converter import Converter
 from server.conversion.generation_request import GenerationRequest
+from server.detached.runs import Runs
 from server.engine.client import EngineClient
 from server.files.stored_files import Uploads
 from server.gates.admission import Admission
@@ -27,6 +28,8 @@ from server.gates.while_connected import while_connected
 from server.metrics import Metrics
 from server.off_loop import OffLoop
 from server.replies.generation import Generation
+from server.responses.background import Background
+from server.responses.maker import ResponseMaker
 from server.routes.web_files import WebFile, load_web_files
 from server.settings import Settings
 from server.store.store import Store
@@ -59,7 +62,10 @@ class Services:
         store: keeps what outlives a request.
         uploads: files that are coming in.
         batches: that are not over.
+        runs: replies that go on without their clients.
         unknown_fields: told of each request, for the log.
+        responses: makes responses.
+        background: makes those that nobody waits for.
         created: Unix time of the start, for /v1/models.
         web_files: of the chat page, by name.
     """
@@ -75,9 +81,17 @@ class Services:
     store: Store
     uploads: Uploads
     batches: BatchRunner
+    runs: Runs = field(default_factory=Runs)
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+    responses: ResponseMaker = field(init=False)
+    background: Background = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
+
+    def __post_init__(self) -> None:
+        """Makes what is made of the others."""
+        self.responses = ResponseMaker(self)
+        self.background = Background(self, self.responses)
 
     @property
     def off_loop(self) -> OffLoop:

@@ -40,7 +40,7 @@ def read_chat(request: ChatCompletionRequest) -> ChatRequest:
         max_tokens=request.max_completion_tokens if newer_name else request.max_tokens,
         max_tokens_param="max_completion_tokens" if newer_name else "max_tokens",
         num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        answer=read_answer_format(request),
+        answer=read_answer_format(request, request.response_format),
     )
     return ChatRequest(
         messages=_read_messages(request.messages, must_be_answered=True),

@@ -26,7 +26,9 @@ def read_completion(request: CompletionRequest) -> TextRequest:
         raise InvalidRequestError("'best_of' is supported only where it equals 'n'.", param="best_of")
     return TextRequest(
         prompts=_prompts(request),
-        options=ReplyOptions.from_fields(request, num_logprobs=request.logprobs, answer=read_answer_format(request)),
+        options=ReplyOptions.from_fields(
+            request, num_logprobs=request.logprobs, answer=read_answer_format(request, request.response_format)
+        ),
         echo=bool(request.echo),
         allowed_special=request.allowed_special,
         add_special_tokens=bool(request.add_special_tokens),

@@ -16,7 +16,7 @@ from model.contract.grammar_compiler import MAX_GRAMMAR_CHARS
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.schema import choice_rule, json_rule, regex_rule
 from server.conversion.neutral_request import AnswerFormat
-from server.wire.requests import MAX_CHOICE_TEXTS, SamplingFields
+from server.wire.requests import MAX_CHOICE_TEXTS, GenerationFields
 
 _MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
@@ -35,15 +35,22 @@ PEER_NAMES = {
 }
 
 
-def read_answer_format(request: SamplingFields) -> AnswerFormat | None:
+def read_answer_format(
+    request: GenerationFields, response_format: Mapping[str, Any] | None, format_param: str = "response_format"
+) -> AnswerFormat | None:
     """Reads what a request's answers must look like; None is free text.
+
+    Args:
+        request: with what vLLM and its peers have for it.
+        response_format: OpenAI's object.
+        format_param: the field that this stands in.
 
     Raises:
         InvalidRequestError: malformed, or two formats at once.
     """
     wishes: dict[str, Any] = {}
-    if request.response_format is not None and request.response_format.get("type") != "text":
-        wishes["response_format"] = request.response_format
+    if response_format is not None and response_format.get("type") != "text":
+        wishes[format_param] = response_format
     if request.structured_outputs is not None:
         wishes["structured_outputs"] = request.structured_outputs
     for name in PEER_NAMES:
@@ -54,16 +61,15 @@ def read_answer_format(request: SamplingFields) -> AnswerFormat | None:
         first, *_, last = wishes
         raise InvalidRequestError(f"Send either '{first}' or '{last}', not both.", param=last)
     for param, wish in wishes.items():
-        if param == "response_format":
-            return _from_response_format(wish)
+        if param == format_param:
+            return _from_response_format(wish, param)
         if param == "structured_outputs":
             return _from_structured_outputs(wish)
         return _from_kind(PEER_NAMES[param], wish, param, param)
     return None
 
 
-def _from_response_format(value: Mapping[str, Any]) -> AnswerFormat:
-    param = "response_format"
+def _from_response_format(value: Mapping[str, Any], param: str) -> AnswerFormat:
     kind = value.get("type")
     if kind not in ("json_object", "json_schema"):
         raise InvalidRequestError(

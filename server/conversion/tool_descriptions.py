@@ -55,10 +55,11 @@ def read_tool(tool: Mapping[str, Any], index: int) -> DescribedTool:
         InvalidRequestError: it is malformed.
     """
     if tool.get("type") == "custom":
-        where = f"tools[{index}].custom"
+        where = f"tools[{index}].custom" if "custom" in tool else f"tools[{index}]"
         spec = _tool_spec(described_custom(tool, index), where)
         return DescribedTool(spec, read_custom_input(tool, index), where, is_custom=True)
-    return read_function(_function_of(tool, index), f"tools[{index}].function")
+    where = f"tools[{index}].function" if "function" in tool else f"tools[{index}]"
+    return read_function(_function_of(tool, index), where)
 
 
 def read_function(function: Mapping[str, Any], where: str) -> DescribedTool:

@@ -12,6 +12,7 @@ from model.contract.tokenizer import Tokenizer
 from prompts.reply_events import CallArguments, CallStart, Content
 from server.conversion.generation_request import GenerationRequest
 from server.replies.chunk_reply import ChunkReply, JsonDict
+from server.replies.logprobs import text_logprobs
 from server.replies.output_processor import TOOL_CALLS, ChoiceDelta
 from server.replies.prompt_scores import prompt_logprobs
 from server.replies.token_text import TokenEntry
@@ -122,31 +123,10 @@ class ChatReply(ChunkReply):
         return {**self._head, "choices": [choice]}
 
     def _logprobs(self, entries: list[TokenEntry]) -> JsonDict:
-        content = [self._logprob(entry, entry.shown) for entry in entries if entry.shown is not None]
+        request = self._request
+        num_top = request.num_top_logprobs or 0
+        content = text_logprobs(entries, num_top, self._tokenizer, names_are_ids=request.names_are_ids)
         return {"content": content, "refusal": None}
-
-    def _logprob(self, entry: TokenEntry, shown: bytes) -> JsonDict:
-        tokenizer = self._tokenizer
-        whole = self._request.names_are_ids or shown == tokenizer.token_bytes(entry.token_id)
-        count = self._request.num_top_logprobs or 0
-        return {
-            "token": self._name(entry.token_id) if whole else shown.decode("utf-8", errors="replace"),
-            "logprob": entry.logprob.logprob,
-            "bytes": list(shown),
-            "top_logprobs": [
-                {
-                    "token": self._name(token_id),
-                    "logprob": logprob,
-                    "bytes": list(tokenizer.token_bytes(token_id)),
-                }
-                for token_id, logprob in zip(
-                    entry.logprob.top_ids[:count], entry.logprob.top_logprobs[:count], strict=True
-                )
-            ],
-        }
-
-    def _name(self, token_id: int) -> str:
-        return f"token_id:{token_id}" if self._request.names_are_ids else self._tokenizer.token_name(token_id)
 
     def add_chunk(self, chunk: JsonDict) -> None:
         """Takes the next chunk of the stream into the reply that is not streamed."""

@@ -55,6 +55,11 @@ class ChunkReply(ABC):
         }
         self._begun = [False] * request.num_choices
 
+    @property
+    def id(self) -> str:
+        """Of the reply."""
+        return str(self._head["id"])
+
     @abstractmethod
     def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
         """Yields the stream's chunks of one delta."""

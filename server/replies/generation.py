@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import NamedTuple
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
@@ -125,8 +125,11 @@ class Generation:
             sum(len(prompt.prediction_ids) for prompt in request.prompts) * request.n,
         )
 
-    async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
+    async def deltas(self, *, by_token: bool = False) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Yields what is new, at most one delta a choice at a time, until every choice has finished.
+
+        Args:
+            by_token: one delta a token, whatever came together: where the same tokens are to make the same deltas.
 
         Raises:
             EngineUnavailableError: the engine cannot finish it.
@@ -141,8 +144,10 @@ class Generation:
                 num_before = self.num_completion_tokens if self._on_tokens is not None else 0
                 merged: dict[int, ChoiceDelta] = {}
                 num_scores = 0
+                if by_token:
+                    news = [(index, part) for index, output in news for part in _by_token(output)]
                 for index, output in news:
-                    if num_scores > _MAX_SCORES_AT_ONCE:
+                    if num_scores > _MAX_SCORES_AT_ONCE or (by_token and merged):
                         yield list(merged.values())
                         merged, num_scores = {}, 0
                         await asyncio.sleep(0)  # the others' turn
@@ -278,3 +283,24 @@ class Generation:
         figures = request_figures_var.get()
         if figures is not None:
             figures.update(fields)
+
+
+def _by_token(output: SequenceOutput) -> Iterator[SequenceOutput]:
+    """Yields the same with one token each; what belongs to the first or the last stays with it."""
+    ids, logprobs = output.token_ids, output.logprobs
+    if len(ids) < 2:
+        yield output
+        return
+    for number, token_id in enumerate(ids):
+        is_first, is_last = number == 0, number == len(ids) - 1
+        yield SequenceOutput(
+            output.seq_id,
+            [token_id],
+            finish_reason=output.finish_reason if is_last else None,
+            stop_token_id=output.stop_token_id if is_last else None,
+            logprobs=None if logprobs is None else [logprobs[number]],
+            num_cached_tokens=output.num_cached_tokens if is_first else None,
+            prompt_logprobs=output.prompt_logprobs if is_first else None,
+            queue_time_s=output.queue_time_s if is_first else None,
+            error=output.error if is_last else None,
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Protocol, TypeVar
@@ -57,18 +57,24 @@ class Reply(Protocol):
         """Returns the reply that is not streamed, a JSON text."""
 
 
-class GenerationEventResponse(EventSourceResponse):
-    """The event stream of a generation; however it ends, the generation is closed.
+class EventsResponse(EventSourceResponse):
+    """A reply of server-sent events.
 
     Args:
-        generation: already submitted.
-        reply: writes the events.
+        events: of the stream.
         ping_interval_s: between comments while nothing else is sent; 0 sends none.
+        close: called however the stream ends.
     """
 
-    def __init__(self, generation: Generation, reply: Reply, *, ping_interval_s: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        ping_interval_s: float,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
-            stream_events(generation, reply),
+            events,
             sep="\n",
             ping=ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
@@ -76,18 +82,30 @@ class GenerationEventResponse(EventSourceResponse):
         )
         # Whether the connection is kept is the protocol's to say, and it says it once.
         del self.headers["connection"]
-        self._generation = generation
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._generation.close()  # also if the client left before the first event was asked for
+            self._close()  # also if the client left before the first event was asked for
 
 
-async def stream_events(generation: Generation, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """Yields the events of a stream, as bytes; what is ready together is yielded together."""
+async def _nothing() -> None:
+    pass
+
+
+async def stream_events(
+    generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] = _nothing
+) -> AsyncGenerator[bytes, None]:
+    """Yields the events of a stream, as bytes; what is ready together is yielded together.
+
+    Args:
+        generation: already submitted.
+        reply: writes the events.
+        keep: is waited for before the stream ends well.
+    """
     name_task(request_id_var.get())
     try:
         if beginning := reply.beginning():
@@ -96,6 +114,7 @@ async def stream_events(generation: Generation, reply: Reply) -> AsyncGenerator[
             async for deltas in all_deltas:
                 if events := await _off_loop_if_long(deltas, partial(reply.events, deltas, generation.usage)):
                     yield events
+        await keep()
         yield reply.ending(generation.usage())
     except Exception as error:
         api_error = as_api_error(error)
@@ -111,7 +130,13 @@ async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) ->
 
 
 async def respond(
-    request: Request, generation: Generation, reply: Reply, *, stream: bool, ping_interval_s: float
+    request: Request,
+    generation: Generation,
+    reply: Reply,
+    *,
+    stream: bool,
+    ping_interval_s: float,
+    keep: Callable[[], Awaitable[None]] = _nothing,
 ) -> Response:
     """Answers a generating request.
 
@@ -121,19 +146,28 @@ async def respond(
         reply: writes it.
         stream: as events; else whole.
         ping_interval_s: between comments while a stream is idle; 0 sends none.
+        keep: is waited for before the reply ends well.
     """
     if stream:
-        return GenerationEventResponse(generation, reply, ping_interval_s=ping_interval_s)
+        events = stream_events(generation, reply, keep)
+        return EventsResponse(events, ping_interval_s=ping_interval_s, close=generation.close)
     try:
-        body = await while_connected(request.receive, whole_reply(generation, reply))
+        body = await while_connected(request.receive, whole_reply(generation, reply, keep))
         return Response(body, media_type="application/json")
     finally:
         generation.close()
 
 
-async def whole_reply(generation: Generation, reply: Reply) -> bytes:
-    """Waits for the end of a generation and returns its reply, a JSON text."""
+async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] = _nothing) -> bytes:
+    """Waits for the end of a generation and returns its reply, a JSON text.
+
+    Args:
+        generation: already submitted.
+        reply: writes it.
+        keep: is waited for before it is written.
+    """
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
             await _off_loop_if_long(deltas, partial(reply.add, deltas))
+    await keep()
     return reply.whole(generation.usage())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Header, Query, Request
 from starlette.responses import Response
 
 from server.conversion.chat_reader import read_chat, speaks_functions
 from server.conversion.generation_request import GenerationRequest
+from server.detached.resumable import start_resumable
+from server.detached.runs import Run
+from server.gates.callers import caller_of
 from server.replies.chat import ChatReply
 from server.replies.chunk_reply import usage_options
-from server.replies.streaming import respond
-from server.services import ServicesDep
+from server.replies.streaming import EventsResponse, respond
+from server.services import Services, ServicesDep
 from server.wire import examples
+from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import GENERATION_ERRORS, ChatCompletion
+from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, GENERATION_ERRORS, NOT_FOUND, ChatCompletion, DeletedChat
 from server.wire.requests import ChatCompletionRequest
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
@@ -56,4 +60,59 @@ async def create_chat_completion(
         **usage_options(body),
     )
     ping_interval_s = services.settings.ping_interval_s
+    if body.stream_options is not None and body.stream_options.resumable:
+        run = start_resumable(services, caller_of(request.scope), generation, reply)
+        return EventsResponse(run.log.follow(), ping_interval_s=ping_interval_s)
     return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)
+
+
+@router.get(
+    "/v1/chat/completions/{completion_id}",
+    summary="Take a resumable stream up again",
+    response_class=Response,
+    responses={
+        200: {"description": "Its events as they were, and those still to come", "content": {"text/event-stream": {}}},
+        **BAD_REQUEST,
+        **NOT_FOUND,
+        **COMMON_ERRORS,
+    },
+)
+async def resume_chat_completion(
+    completion_id: str,
+    request: Request,
+    services: ServicesDep,
+    stream: Annotated[Literal[True], Query(description="only streams are kept")] = True,
+    starting_after: Annotated[int | None, Query(ge=0, description="number of the last event that is there")] = None,
+    last_event_id: Annotated[str | None, Header(description="the same, as browsers send it")] = None,
+) -> Response:
+    """Returns the events of a chat streamed with `stream_options.resumable`, for five minutes after its end."""
+    run = _run_of(request, services, completion_id)
+    if starting_after is None and last_event_id is not None and last_event_id[:19].isdecimal():
+        starting_after = int(last_event_id[:19])
+    start = 0 if starting_after is None else starting_after + 1
+    return EventsResponse(run.log.follow(start), ping_interval_s=services.settings.ping_interval_s)
+
+
+@router.delete(
+    "/v1/chat/completions/{completion_id}",
+    summary="End a resumable stream",
+    response_class=Response,
+    responses={200: {"model": DeletedChat}, **NOT_FOUND, **COMMON_ERRORS},
+)
+async def end_chat_completion(completion_id: str, request: Request, services: ServicesDep) -> Response:
+    """Ends a resumable stream, which a lost connection does not, and forgets it."""
+    run = _run_of(request, services, completion_id)
+    await services.runs.end(run)
+    return JsonResponse({"id": completion_id, "object": "chat.completion.deleted", "deleted": True})
+
+
+def _run_of(request: Request, services: Services, id: str) -> Run:
+    run = services.runs.get(caller_of(request.scope), id)
+    if run is None:
+        raise ApiError(
+            404,
+            f"There is no stream '{id[:100]}' to take up: streams with 'stream_options': {{\"resumable\": true}} are"
+            " kept for five minutes.",
+            code="stream_not_found",
+        )
+    return run

@@ -111,3 +111,51 @@ BATCHES: dict[str, Example] = {
 }
 
 DETOKENIZE: dict[str, Example] = {"simple": _example("Ids of a text", {"tokens": [72, 105, 33]})}
+
+_RESPONSES_TOOL: dict[str, Any] = {"type": "function", **_WEATHER}
+RESPONSES: dict[str, Example] = {
+    "simple": _example("A question", {"input": "Hello!", "max_output_tokens": 64}),
+    "stream": _example(
+        "A stream of events",
+        {"instructions": "Be brief.", "input": "Hello!", "max_output_tokens": 64, "stream": True},
+    ),
+    "tools": _example(
+        "A tool the model may call",
+        {"input": [_QUESTION], "tools": [_RESPONSES_TOOL], "max_output_tokens": 128},
+    ),
+    "tool result": _example(
+        "The result of a call",
+        {
+            "input": [
+                _QUESTION,
+                {"type": "function_call", "call_id": "call_1", "name": "get_weather", "arguments": '{"city": "Paris"}'},
+                {"type": "function_call_output", "call_id": "call_1", "output": "18 degrees, sunny"},
+            ],
+            "tools": [_RESPONSES_TOOL],
+            "max_output_tokens": 128,
+        },
+    ),
+    "json": _example(
+        "An answer that fits a JSON schema",
+        {
+            "input": "Name a city.",
+            "text": {
+                "format": {
+                    "type": "json_schema",
+                    "name": "city",
+                    "schema": {
+                        "type": "object",
+                        "properties": {"city": {"type": "string"}},
+                        "required": ["city"],
+                        "additionalProperties": False,
+                    },
+                }
+            },
+            "max_output_tokens": 64,
+        },
+    ),
+    "background": _example(
+        "In the background; poll GET /v1/responses/{id}",
+        {"input": "Tell me a story.", "background": True, "max_output_tokens": 64},
+    ),
+}

@@ -12,7 +12,7 @@ from server.wire.requests import Integer, RequestBody, WireModel
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MAX_METADATA = 16
 MIN_EXPIRY_S = 3600
 MAX_EXPIRY_S = 30 * 86400

@@ -140,6 +140,14 @@ class ChatCompletion(ReplyModel):
     prompt_logprobs: PromptLogprobs | None = None
 
 
+class DeletedChat(ReplyModel):
+    """A stream that is no more."""
+
+    id: str
+    object: Literal["chat.completion.deleted"]
+    deleted: Literal[True]
+
+
 class CompletionLogprobs(ReplyModel):
     """Tokens of the text, in step."""
 

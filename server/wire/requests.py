@@ -38,7 +38,7 @@ MAX_STOP_TOKEN_IDS = 256
 # OpenAI's is 2, the published server had none; logits divided by more are all alike.
 MAX_TEMPERATURE = 1e6
 MAX_CACHE_SALT_CHARS = 1024
-_INT64 = 1 << 63
+INT64 = 1 << 63
 
 JsonObject = dict[str, Any]
 
@@ -55,14 +55,14 @@ def _no_bool(value: object) -> object:
     return value
 
 
-class _FirstError(FailFast):
+class FirstError(FailFast):
     """Stops at the first item that is wrong; unlike its base it may stand in a union."""
 
     def __hash__(self) -> int:
         return hash(type(self))
 
 
-def _at_most(limit: int) -> BeforeValidator:
+def at_most(limit: int) -> BeforeValidator:
     """Looks at the length first: pydantic would check every item and keep an error for each, a kilobyte a byte sent."""
 
     def check(value: object) -> object:
@@ -87,7 +87,7 @@ def _check_stop(value: str | list[str] | None) -> str | list[str] | None:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INT64
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < INT64
 
 
 def _check_prompt(value: object) -> object:
@@ -110,8 +110,8 @@ def _check_prompt(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
-Stop = Annotated[str | Annotated[list[str], _FirstError()] | None, AfterValidator(_check_stop)]
-Choices = Annotated[list[str], _FirstError(), Field(max_length=MAX_CHOICE_TEXTS), _at_most(MAX_CHOICE_TEXTS)] | None
+Stop = Annotated[str | Annotated[list[str], FirstError()] | None, AfterValidator(_check_stop)]
+Choices = Annotated[list[str], FirstError(), Field(max_length=MAX_CHOICE_TEXTS), at_most(MAX_CHOICE_TEXTS)] | None
 PromptField = Annotated[
     Any,
     PlainValidator(_check_prompt),
@@ -144,12 +144,12 @@ def _check_ids(value: object) -> object:
     raise ValueError("should be a list of token ids")
 
 
-Tools = Annotated[list[JsonObject], _FirstError(), Field(max_length=MAX_TOOLS), _at_most(MAX_TOOLS)]
-AllowedSpecial = Annotated[Literal["all"] | Annotated[list[str], _FirstError()], _at_most(MAX_SPECIAL_NAMES)]
+Tools = Annotated[list[JsonObject], FirstError(), Field(max_length=MAX_TOOLS), at_most(MAX_TOOLS)]
+AllowedSpecial = Annotated[Literal["all"] | Annotated[list[str], FirstError()], at_most(MAX_SPECIAL_NAMES)]
 LogitBias = Annotated[
     dict[str, Annotated[Number, Field(ge=-100, le=100)]],
     Field(max_length=MAX_LOGIT_BIASES),
-    _at_most(MAX_LOGIT_BIASES),
+    at_most(MAX_LOGIT_BIASES),
 ]
 
 
@@ -168,27 +168,32 @@ class StreamOptions(WireModel):
     )
 
 
-class SamplingFields(RequestBody):
-    """What both generating routes take."""
+class ChatStreamOptions(StreamOptions):
+    """Options of a streamed chat."""
+
+    resumable: bool | None = Field(
+        None,
+        description="number the events, and go on when the connection is lost; GET /v1/chat/completions/{id} takes"
+        " the stream up again",
+    )
+
+
+class GenerationFields(RequestBody):
+    """What every generating route takes."""
 
     model: str | None = Field(None, description="a served name; the first of /v1/models when absent")
     stream: bool | None = Field(None, description="send the reply as server-sent events while it is generated")
-    stream_options: StreamOptions | None = None
-    n: Integer | None = Field(
-        None, ge=1, le=MAX_CHOICES, description="independent choices; the prompt is computed once"
-    )
-    max_tokens: Integer | None = Field(None, ge=0, lt=_INT64, description="most tokens of a choice")
-    min_tokens: Integer | None = Field(None, ge=0, lt=_INT64, description="no choice ends before this many tokens")
+    min_tokens: Integer | None = Field(None, ge=0, lt=INT64, description="no choice ends before this many tokens")
     temperature: Number | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
     top_p: Number | None = Field(None, ge=0, le=1, description="0 is the likeliest token")
-    top_k: Integer | None = Field(None, ge=-1, lt=_INT64, description="-1 and 0 are off")
+    top_k: Integer | None = Field(None, ge=-1, lt=INT64, description="-1 and 0 are off")
     min_p: Number | None = Field(None, ge=0, le=1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: Number | None = Field(None, ge=1e-6, le=1e6, description="1 is off")
     logit_bias: LogitBias | None = Field(None, description="token id (as a text) to what is added to its logit")
     seed: Integer | None = Field(
-        None, ge=-_INT64, lt=_INT64, description="the same seed gives the same reply, whatever else is being served"
+        None, ge=-INT64, lt=INT64, description="the same seed gives the same reply, whatever else is being served"
     )
     stop: Stop = Field(None, description=f"text, or up to {MAX_STOPS} texts, at which a choice ends")
     stop_token_ids: TokenIds | None = Field(
@@ -197,7 +202,7 @@ class SamplingFields(RequestBody):
     include_stop_str_in_output: bool | None = Field(None, description="leave what ended the choice in its text")
     ignore_eos: bool | None = Field(None, description="do not end at the end-of-text tokens")
     priority: Integer | None = Field(
-        None, ge=-_INT64, lt=_INT64, description="lower is served first, among the caller's own"
+        None, ge=-INT64, lt=INT64, description="lower is served first, among the caller's own"
     )
     cache_salt: str | None = Field(
         None,
@@ -205,6 +210,29 @@ class SamplingFields(RequestBody):
         max_length=MAX_CACHE_SALT_CHARS,
         description="share cached prompt starts only with its equals",
     )
+    skip_special_tokens: bool | None = Field(None, description="false shows control tokens in the text, by name")
+    structured_outputs: JsonObject | None = Field(
+        None, description="hold the reply to one of {json, regex, choice, grammar, json_object}, as in vLLM"
+    )
+    guided_json: str | JsonObject | None = Field(None, description="as structured_outputs.json")
+    guided_regex: str | None = Field(None, description="as structured_outputs.regex")
+    guided_choice: Choices = Field(None, description="as structured_outputs.choice")
+    guided_grammar: str | None = Field(None, description="as structured_outputs.grammar")
+    json_schema: str | JsonObject | None = Field(None, description="as structured_outputs.json")
+    regex: str | None = Field(None, description="as structured_outputs.regex")
+    grammar: str | None = Field(None, description="as structured_outputs.grammar")
+    ebnf: str | None = Field(None, description="as structured_outputs.grammar")
+    user: str | None = Field(None, description="accepted; does nothing")
+
+
+class SamplingFields(GenerationFields):
+    """What chat and completions take."""
+
+    stream_options: StreamOptions | None = None
+    n: Integer | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="independent choices; the prompt is computed once"
+    )
+    max_tokens: Integer | None = Field(None, ge=0, lt=INT64, description="most tokens of a choice")
     return_token_ids: bool | None = Field(None, description="add the token ids of prompt and choices to the reply")
     response_format: JsonObject | None = Field(
         None,
@@ -220,19 +248,6 @@ class SamplingFields(RequestBody):
     return_tokens_as_token_ids: bool | None = Field(
         None, description="in log-probabilities name each token by its id, as token_id:5"
     )
-    skip_special_tokens: bool | None = Field(None, description="false shows control tokens in the text, by name")
-    structured_outputs: JsonObject | None = Field(
-        None, description="hold the reply to one of {json, regex, choice, grammar, json_object}, as in vLLM"
-    )
-    guided_json: str | JsonObject | None = Field(None, description="as structured_outputs.json")
-    guided_regex: str | None = Field(None, description="as structured_outputs.regex")
-    guided_choice: Choices = Field(None, description="as structured_outputs.choice")
-    guided_grammar: str | None = Field(None, description="as structured_outputs.grammar")
-    json_schema: str | JsonObject | None = Field(None, description="as structured_outputs.json")
-    regex: str | None = Field(None, description="as structured_outputs.regex")
-    grammar: str | None = Field(None, description="as structured_outputs.grammar")
-    ebnf: str | None = Field(None, description="as structured_outputs.grammar")
-    user: str | None = Field(None, description="accepted; does nothing")
 
 
 class ContentPart(WireModel):
@@ -272,8 +287,8 @@ class ToolCallField(WireModel):
         return self
 
 
-Parts = Annotated[list[ContentPart], _FirstError(), Field(max_length=MAX_PARTS), _at_most(MAX_PARTS)]
-ToolCalls = Annotated[list[ToolCallField], _FirstError(), Field(max_length=MAX_TOOLS), _at_most(MAX_TOOLS)]
+Parts = Annotated[list[ContentPart], FirstError(), Field(max_length=MAX_PARTS), at_most(MAX_PARTS)]
+ToolCalls = Annotated[list[ToolCallField], FirstError(), Field(max_length=MAX_TOOLS), at_most(MAX_TOOLS)]
 
 
 class ChatMessage(WireModel):
@@ -289,7 +304,7 @@ class ChatMessage(WireModel):
 
 
 Messages = Annotated[
-    list[ChatMessage], _FirstError(), Field(min_length=1, max_length=MAX_MESSAGES), _at_most(MAX_MESSAGES)
+    list[ChatMessage], FirstError(), Field(min_length=1, max_length=MAX_MESSAGES), at_most(MAX_MESSAGES)
 ]
 
 
@@ -303,11 +318,12 @@ class PredictionField(WireModel):
 class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
+    stream_options: ChatStreamOptions | None = None
     messages: Messages = Field(description="the conversation, oldest first")
-    max_completion_tokens: Integer | None = Field(None, ge=1, lt=_INT64, description="most tokens of a choice")
-    max_tokens: Integer | None = Field(None, ge=1, lt=_INT64, description="older name of max_completion_tokens")
+    max_completion_tokens: Integer | None = Field(None, ge=1, lt=INT64, description="most tokens of a choice")
+    max_tokens: Integer | None = Field(None, ge=1, lt=INT64, description="older name of max_completion_tokens")
     max_length: Integer | None = Field(
-        None, ge=1, lt=_INT64, description="most tokens of prompt and choice together, as openai_api.py had it"
+        None, ge=1, lt=INT64, description="most tokens of prompt and choice together, as openai_api.py had it"
     )
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS, description="above 0 it needs logprobs")
@@ -332,7 +348,7 @@ class ChatCompletionRequest(SamplingFields):
         None, description="text that the reply is expected to repeat: it then comes faster, never otherwise"
     )
     truncation: str | None = Field(None, description="auto drops whole oldest turns that do not fit the context")
-    modalities: Annotated[list[str], _FirstError()] | None = None
+    modalities: Annotated[list[str], FirstError()] | None = None
     audio: JsonObject | None = None
     web_search_options: JsonObject | None = None
 

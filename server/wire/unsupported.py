@@ -11,7 +11,8 @@ import logging
 from typing import Any, NamedTuple
 
 from model.contract.errors import InvalidRequestError
-from server.wire.requests import ChatCompletionRequest, CompletionRequest, RequestBody
+from server.wire.requests import ChatCompletionRequest, CompletionRequest, GenerationFields, RequestBody
+from server.wire.responses import ResponsesRequest
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,19 @@ _UNSERVED_IN_CHAT = {
 _UNSERVED_IN_COMPLETIONS = dict.fromkeys(
     ("messages", "tools", "functions", "tool_choice", "function_call", "truncation"), _Unserved(_ROUTES)
 )
+_HOSTED = _Unserved("what OpenAI does on its own servers is not done here")
+_UNSERVED_IN_RESPONSES = {
+    "messages": _called("input"),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), _called("max_output_tokens")),
+    "response_format": _called("text.format"),
+    "functions": _called("tools"),
+    "function_call": _called("tool_choice"),
+    "logprobs": _Unserved("send \"include\": [\"message.output_text.logprobs\"]"),
+    "n": _Unserved("send several requests", (1,)),
+    "prompt": _Unserved("prompts kept at OpenAI are not known here; write them into 'instructions' and 'input'"),
+    "prompt_logprobs": _Unserved(_ROUTES),
+    **dict.fromkeys(("context_management", "moderation", "image"), _HOSTED),
+}
 # OpenAI's, about what this server does not have: storage, tiers, caches to be named; and vLLM's, about its own insides.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -80,16 +94,18 @@ _WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 
 
-_KNOWN = _WITHOUT_EFFECT.union(_UNSERVED, _UNSERVED_IN_CHAT, _UNSERVED_IN_COMPLETIONS)
+_KNOWN = _WITHOUT_EFFECT.union(_UNSERVED, _UNSERVED_IN_CHAT, _UNSERVED_IN_COMPLETIONS, _UNSERVED_IN_RESPONSES)
 
 
-def refuse_unserved(request: ChatCompletionRequest | CompletionRequest) -> None:
+def refuse_unserved(request: GenerationFields) -> None:
     """Refuses what would otherwise be ignored.
 
     Raises:
         InvalidRequestError: naming the field.
     """
     unserved = _UNSERVED | _UNSERVED_IN_COMPLETIONS
+    if isinstance(request, ResponsesRequest):
+        unserved = _UNSERVED | _UNSERVED_IN_RESPONSES
     if isinstance(request, ChatCompletionRequest):
         unserved = _UNSERVED | _UNSERVED_IN_CHAT
         if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):

@@ -293,6 +293,6 @@ async def test_a_machine_that_has_no_time_for_a_schema_says_so(monkeypatch: pyte
 async def test_as_many_choices_as_a_request_may_have_are_followed() -> None:
     wishes = {"structured_outputs": {"choice": [f"choice number {number}" for number in range(MAX_CHOICE_TEXTS)]}}
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **wishes})
-    answer = read_answer_format(request)
+    answer = read_answer_format(request, request.response_format)
     assert answer is not None
     await GRAMMARS.check({answer.as_grammar(): "it"}, param="p", num_choices=128)

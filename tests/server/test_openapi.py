@@ -74,11 +74,26 @@ PLAIN: dict[str, dict[str, Any]] = {
         "logprobs": True,
         "max_tokens": 4,
     },
+    "/v1/responses": {
+        "input": "hi",
+        **dict.fromkeys(
+            "model tools tool_choice text structured_outputs truncation stream_options previous_response_id"
+            " conversation background min_tokens stop_token_ids logit_bias".split()
+        ),
+        "max_output_tokens": 4,
+    },
 }
 OPERATIONS = [
-    ("/v1/chat/completions", "POST", 60),
-    ("/v1/completions", "POST", 60),
-    ("/tokenize", "POST", 40),
+    ("/v1/chat/completions", "POST", 40),
+    ("/v1/chat/completions/{completion_id}", "GET", 5),
+    ("/v1/chat/completions/{completion_id}", "DELETE", 3),
+    ("/v1/completions", "POST", 40),
+    ("/v1/responses", "POST", 40),
+    ("/v1/responses/{response_id}", "GET", 10),
+    ("/v1/responses/{response_id}", "DELETE", 3),
+    ("/v1/responses/{response_id}/cancel", "POST", 3),
+    ("/v1/responses/{response_id}/input_items", "GET", 10),
+    ("/tokenize", "POST", 30),
     ("/detokenize", "POST", 20),
     ("/tokenizer_info", "GET", 1),
     ("/v1/load_lora_adapter", "POST", 6),
@@ -146,7 +161,9 @@ def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
     return {**schema, "components": document["components"]}
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"]
+)
 def test_its_examples_are_requests_that_work(server: ServerProcess, document: dict[str, Any], path: str) -> None:
     operation = document["paths"][path]["post"]
     content = operation["requestBody"]["content"]["application/json"]
@@ -171,5 +188,5 @@ def test_every_field_of_the_main_routes_is_there(document: dict[str, Any]) -> No
         "stream_options", "top_p", "min_p", "presence_penalty", "frequency_penalty", "logprobs", "modalities", "audio",
         "web_search_options",
     }  # fmt: skip
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
         assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]

@@ -1,0 +1,208 @@
+"""Reads requests of the Responses API: items of a conversation to neutral messages.
+
+Items that are kept, of a response before or of a conversation, stand in front of those that are sent. How they are kept
+is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model.contract.errors import InvalidRequestError
+from prompts.call_results import OpenCalls
+from prompts.messages import FunctionCall, Message, Role
+from server.conversion.formats import read_answer_format
+from server.conversion.neutral_request import ChatRequest, ReplyOptions
+from server.conversion.tools import read_function_calling
+from server.wire.requests import ContentPart
+from server.wire.responses import LOGPROBS, InputItem, ResponsesRequest
+from server.wire.unsupported import refuse_unserved
+
+JsonDict = dict[str, Any]
+
+# A conversation with all that is kept of it.
+MAX_ITEMS = 4096
+REFERENCE = "item_reference"
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_PART_TYPES = {"system": "input_text", "developer": "input_text", "user": "input_text", "assistant": "output_text"}
+_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+_RESULTS = ("function_call_output", "custom_tool_call_output")
+
+
+def new_items(sent: str | Sequence[InputItem] | None, param: str = "input") -> list[JsonDict]:
+    """Returns the items of a request as they are kept, without ids where none were sent.
+
+    Raises:
+        InvalidRequestError: one is of a type that is not served, or lacks what its type needs.
+    """
+    if sent is None:
+        return []
+    if isinstance(sent, str):
+        return [_message("user", [{"type": "input_text", "text": sent}])]
+    items = []
+    for number, item in enumerate(sent):
+        read = _item(item, f"{param}[{number}]")
+        if read is not None:
+            items.append(read)
+    return items
+
+
+def _item(item: InputItem, where: str) -> JsonDict | None:
+    kind = item.type or ("message" if item.role is not None else REFERENCE if item.id is not None else None)
+    if kind == "reasoning":
+        return None
+    if kind == REFERENCE:
+        return {"type": kind, "id": _needed(item.id, f"{where}.id")}
+    if kind == "message":
+        role = _needed(item.role, f"{where}.role")
+        read = _message(role, _parts(_needed(item.content, f"{where}.content"), f"{where}.content", _PART_TYPES[role]))
+    elif kind in _CALLS:
+        key = _CALLS[kind]
+        read = {
+            "type": kind,
+            "call_id": _needed(item.call_id, f"{where}.call_id"),
+            "name": _needed(item.name, f"{where}.name"),
+            key: getattr(item, key) or ("{}" if kind == "function_call" else ""),
+            "status": "completed",
+        }
+    elif kind in _RESULTS:
+        output = _needed(item.output, f"{where}.output")
+        if not isinstance(output, str):
+            output = _parts(output, f"{where}.output", "input_text")
+        call_id = _needed(item.call_id, f"{where}.call_id")
+        read = {"type": kind, "call_id": call_id, "output": output, "status": "completed"}
+    else:
+        kinds = ", ".join(("message", *_CALLS, *_RESULTS, REFERENCE))
+        raise InvalidRequestError(
+            f"'{where}.type' {str(kind)[:40]!r} is not supported; these are: {kinds} and reasoning.",
+            param=f"{where}.type",
+        )
+    return read if item.id is None else {"id": item.id, **read}
+
+
+def _needed(value: Any, where: str) -> Any:
+    if value is None:
+        raise InvalidRequestError(f"'{where}' is missing.", param=where)
+    return value
+
+
+def _message(role: str, content: list[JsonDict]) -> JsonDict:
+    return {"type": "message", "role": role, "content": content, "status": "completed"}
+
+
+def _parts(content: str | Sequence[ContentPart], where: str, kind: str) -> list[JsonDict]:
+    if isinstance(content, str):
+        return [_part(kind, content)]
+    parts = []
+    for number, part in enumerate(content):
+        text = part.text if part.type in ("text", "input_text", "output_text") else None
+        if part.type == "refusal":
+            text = part.refusal
+        if text is None:
+            raise InvalidRequestError(
+                f"'{where}[{number}]' of type {part.type[:40]!r} cannot be read: these models read text only; send"
+                ' parts of the form {"type": "input_text", "text": "..."}.',
+                param=f"{where}[{number}]",
+            )
+        parts.append(_part(kind, text))
+    return parts
+
+
+def _part(kind: str, text: str) -> JsonDict:
+    return {"type": kind, "text": text, **({"annotations": []} if kind == "output_text" else {})}
+
+
+def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]) -> ChatRequest:
+    """Reads a request.
+
+    Args:
+        request: as it came over the wire.
+        items: all of the conversation, references replaced by what they name.
+
+    Raises:
+        InvalidRequestError: it cannot be served as asked.
+    """
+    refuse_unserved(request)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+    if request.previous_response_id is not None and request.conversation is not None:
+        raise InvalidRequestError(
+            "Send either 'previous_response_id' or 'conversation', not both.", param="previous_response_id"
+        )
+    if request.background and request.store is False:
+        raise InvalidRequestError("'background' needs the response to be kept: leave out 'store'.", param="store")
+    messages = read_items(items)
+    if request.instructions:
+        messages.insert(0, Message("system", request.instructions))
+    if not messages:
+        raise InvalidRequestError("'input' is missing: a text, or a list of items.", param="input")
+    text_format = None if request.text is None else request.text.format
+    reports_tokens = LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
+    return ChatRequest(
+        messages=messages,
+        calling=read_function_calling(request.tools, request.tool_choice),
+        options=ReplyOptions.from_fields(
+            request,
+            max_tokens=request.max_output_tokens,
+            max_tokens_param="max_output_tokens",
+            num_logprobs=(request.top_logprobs or 0) if reports_tokens else None,
+            answer=read_answer_format(request, text_format, "text.format"),
+        ),
+        continue_final=False,
+        guards_results=True,
+        truncation=request.truncation,
+        messages_param="input",
+    )
+
+
+def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Returns a conversation's messages: what the assistant says right before its calls is part of their message.
+
+    Raises:
+        InvalidRequestError: there are too many, a result is of no call, or calls at the end have no result.
+    """
+    if len(items) > MAX_ITEMS:
+        raise InvalidRequestError(
+            f"A conversation may have at most {MAX_ITEMS} items, not {len(items)}; begin a new one.", param="input"
+        )
+    calls = OpenCalls()
+    messages: list[Message] = []
+    open_message: Message | None = None  # the assistant's last, while nothing stands behind it
+    for item in items:
+        kind = item["type"]
+        if kind in _CALLS:
+            call = FunctionCall(item["name"], item[_CALLS[kind]], item["call_id"], is_text=kind == "custom_tool_call")
+            before = open_message or Message("assistant")
+            if open_message is not None:
+                messages.pop()
+            open_message = Message("assistant", before.content, calls=(*before.calls, call))
+            messages.append(open_message)
+            continue
+        if open_message is not None:
+            calls.push(open_message)
+        if kind in _RESULTS:
+            open_message = None
+            message = Message("tool", _text_of(item["output"]), tool_call_id=item["call_id"])
+            if not calls.knows(item["call_id"]):
+                raise InvalidRequestError(
+                    f"No tool call found for function call output with call_id {item['call_id'][:100]!r}.",
+                    param="input",
+                )
+            calls.push(message)
+            messages.append(message)
+            continue
+        message = Message(_ROLES[item["role"]], _text_of(item["content"]))
+        open_message = message if message.role == "assistant" else None
+        if open_message is None:
+            calls.push(message)
+        messages.append(message)
+    if messages and messages[-1].calls:
+        raise InvalidRequestError(
+            f"No tool output found for function call {str(messages[-1].calls[-1].id)[:100]!r}.", param="input"
+        )
+    return messages
+
+
+def _text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

@@ -1,0 +1,56 @@
+"""Chat streams that survive a lost connection: they are written into a log, which their client follows."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING
+
+from server.detached.runs import Run
+from server.gates.callers import Caller
+from server.replies.chunk_reply import ChunkReply
+from server.replies.generation import Generation
+from server.replies.streaming import stream_events
+
+if TYPE_CHECKING:
+    from server.services import Services
+
+logger = logging.getLogger(__name__)
+
+# So long a stream waits for its client to come back, and so long its events are kept when it is over.
+RESUME_S = 300.0
+
+
+def start_resumable(services: Services, caller: Caller, generation: Generation, reply: ChunkReply) -> Run:
+    """Begins a stream that can be taken up again.
+
+    Args:
+        services: of the app.
+        caller: whose it is.
+        generation: already submitted; closed when it is over.
+        reply: writes the events.
+
+    Raises:
+        ApiError: 429, too many of the caller's replies go on already.
+        EngineUnavailableError: the server drains.
+    """
+
+    async def work(run: Run) -> None:
+        try:
+            async with aclosing(stream_events(generation, reply)) as events:
+                async for data in events:
+                    run.log.write(data)
+                    if run.log.idle_s > RESUME_S:
+                        logger.info("nobody came back for the stream %s", run.id)
+                        return
+        finally:
+            generation.close()
+
+    inside = ExitStack()
+    try:
+        services.runs.require_room(caller)
+        inside.enter_context(services.admission.enter(caller, 0))
+    except BaseException:
+        generation.close()
+        raise
+    return services.runs.start(reply.id, caller, work, inside=inside, keep_s=RESUME_S, shows_numbers=True)

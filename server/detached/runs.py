@@ -1,0 +1,158 @@
+"""The replies that go on without their clients, by id and owner, and how much of them is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+from server.detached.event_log import EventLog
+from server.gates.callers import Caller
+from server.wire.errors import server_overloaded
+
+logger = logging.getLogger(__name__)
+
+# Not yet over, of one caller.
+MAX_RUNS_PER_CALLER = 64
+MAX_EVENT_BYTES = 8 << 20  # of one reply
+MAX_EVENT_BYTES_IN_ALL = 128 << 20
+_RETRY_AFTER_S = 10
+
+
+class Run:
+    """One reply.
+
+    Args:
+        id: of the reply.
+        caller: whose it is.
+        log: of its events.
+
+    Attributes:
+        state: what whoever runs it lets others see of it.
+        is_cancelled: its owner does not want it any more.
+    """
+
+    def __init__(self, id: str, caller: Caller, log: EventLog) -> None:
+        self.id = id
+        self.caller = caller
+        self.log = log
+        self.state: dict[str, Any] = {}
+        self.is_cancelled = False
+        self.task: asyncio.Task[None] | None = None
+
+    async def cancel(self) -> None:
+        """Ends it, and waits until it has said so."""
+        self.is_cancelled = True
+        if self.task is not None:
+            await asyncio.sleep(0)  # only what has begun can say that it was cancelled
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+
+class Runs:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+        self._running = Counter[Caller]()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._num_bytes = 0
+
+    def get(self, caller: Caller, id: str) -> Run | None:
+        """Returns a reply of a caller, or None where there is no such one."""
+        run = self._runs.get(id)
+        return run if run is not None and run.caller.owner == caller.owner else None
+
+    def require_room(self, caller: Caller) -> None:
+        """Returns if another reply of a caller may begin.
+
+        Raises:
+            ApiError: 429, too many have not ended.
+        """
+        if self._running[caller] >= MAX_RUNS_PER_CALLER:
+            raise server_overloaded(
+                f"{MAX_RUNS_PER_CALLER} of your replies go on in the background already; please try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def start(
+        self,
+        id: str,
+        caller: Caller,
+        work: Callable[[Run], Coroutine[Any, Any, None]],
+        *,
+        inside: ExitStack | None = None,
+        keep_s: float = 0.0,
+        shows_numbers: bool = False,
+    ) -> Run:
+        """Begins a reply.
+
+        Args:
+            id: of the reply.
+            caller: whose it is.
+            work: writes the reply into the run's log.
+            inside: is closed when it is over.
+            keep_s: so long its events are kept after that.
+            shows_numbers: of `EventLog`.
+        """
+        run = Run(id, caller, EventLog(self._take, shows_numbers=shows_numbers))
+        self._runs[id] = run
+        self._running[caller] += 1
+        run.task = asyncio.create_task(_logged(work(run)), name=id)
+        run.task.add_done_callback(lambda task: self._over(run, inside, keep_s))
+        return run
+
+    def _over(self, run: Run, inside: ExitStack | None, keep_s: float) -> None:
+        run.log.end()
+        if inside is not None:
+            inside.close()
+        self._running[run.caller] -= 1
+        if not self._running[run.caller]:
+            del self._running[run.caller]
+        if keep_s and not run.is_cancelled:
+            self._timers[run.id] = asyncio.get_running_loop().call_later(keep_s, self._forget, run.id)
+        else:
+            self._forget(run.id)
+
+    def _forget(self, id: str) -> None:
+        run = self._runs.pop(id, None)
+        if run is not None:
+            self._num_bytes -= run.log.num_bytes
+        timer = self._timers.pop(id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _take(self, log: EventLog, num_bytes: int) -> bool:
+        """Makes room for a log to grow, by forgetting what ended first; False says that there is none."""
+        while self._num_bytes + num_bytes > MAX_EVENT_BYTES_IN_ALL and self._timers:
+            self._forget(next(iter(self._timers)))
+        has_room = (
+            log.num_bytes + num_bytes <= MAX_EVENT_BYTES and self._num_bytes + num_bytes <= MAX_EVENT_BYTES_IN_ALL
+        )
+        self._num_bytes += num_bytes if has_room else -log.num_bytes
+        return has_room
+
+    async def end(self, run: Run) -> None:
+        """Ends a reply that its owner does not want any more, and forgets it."""
+        await run.cancel()
+        self._forget(run.id)
+
+    async def stop(self) -> None:
+        """Ends all that run."""
+        tasks = [run.task for run in self._runs.values() if run.task is not None and not run.task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for id in list(self._timers):
+            self._forget(id)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        logger.exception("a reply in the background broke")

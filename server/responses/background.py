@@ -1,0 +1,220 @@
+"""Responses in the background: made to their end whatever becomes of their client, the engine and, stored, the server.
+
+A record of each that has not ended lies in the store; a start makes what it finds there again. What is made again is
+the same: a response in the background always has a seed, and its events are one a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from starlette.types import Message
+
+from model.contract.errors import EngineUnavailableError, QwenServerError
+from server.detached.event_log import RepeatedOtherwiseError
+from server.detached.runs import Run
+from server.engine.client import MAX_ATTEMPTS
+from server.engine.supervisor import EngineState
+from server.gates.callers import Caller
+from server.replies.generation import Generation
+from server.replies.responses import ResponsesReply
+from server.responses.kept import append_events, append_items, put_response
+from server.responses.maker import NewResponse, ResponseMaker
+from server.store.errors import StoreError
+from server.store.records import Change, Delete, Put, StoredObject
+from server.wire.errors import ApiError, as_api_error
+from server.wire.responses import ResponsesRequest
+
+if TYPE_CHECKING:
+    from server.services import Services
+
+logger = logging.getLogger(__name__)
+
+RECORD = "response_run"
+_NOT_THE_SAME = ApiError(
+    500,
+    "The engine was lost, and a new one did not say the same again; please send it again.",
+    type="server_error",
+    code="server_error",
+)
+_POLL_S = 0.2
+_TRY_AGAIN_S = 2.0
+_TOO_MANY = 429
+
+
+class Background:
+    """Makes responses in the background.
+
+    Args:
+        services: of the app.
+        maker: of the app.
+    """
+
+    def __init__(self, services: Services, maker: ResponseMaker) -> None:
+        self._services = services
+        self._maker = maker
+        self._kept = maker.kept
+
+    async def create(self, http: Request, new: NewResponse) -> Run:
+        """Begins a response; when this returns it is kept, and will be made.
+
+        Raises:
+            ApiError: too much waits, or goes on in the background.
+            InvalidRequestError: it cannot be served as asked.
+            EngineUnavailableError: the engine would not serve it now.
+            StoreError: it cannot be kept.
+        """
+        self._services.runs.require_room(new.caller)
+        generation = await self._maker.generate(http, new)
+        new.response = self._maker.reply(generation, new).response
+        inside = ExitStack()
+        try:
+            inside.enter_context(self._services.admission.enter(new.caller, 0))
+            await self._kept.write(
+                put_response(new.caller.owner, new.response), append_items(new.id, new.items), _record(new)
+            )
+        except BaseException:
+            generation.close()
+            inside.close()
+            raise
+        return self._start(new, generation, inside)
+
+    def _start(self, new: NewResponse, generation: Generation | None, inside: ExitStack) -> Run:
+        async def work(run: Run) -> None:
+            await self._make(run, new, generation)
+
+        run = self._services.runs.start(new.id, new.caller, work, inside=inside)
+        run.state = new.response
+        return run
+
+    async def resume(self) -> None:
+        """Makes again what had not ended when the server did."""
+        for record in await self._services.store.all_of(RECORD):
+            try:
+                new = await self._read_record(record)
+            except (QwenServerError, ApiError, ValueError, KeyError, TypeError):
+                logger.exception("the record %s in the store cannot be used", record.id)
+                continue
+            if new is None:
+                await self._kept.write(Delete(record.id))
+            else:
+                logger.info("response %s had not ended and is made again", new.id)
+                self._start(new, None, ExitStack())
+
+    async def _read_record(self, record: StoredObject) -> NewResponse | None:
+        name, weight, has_key = record.body["caller"]
+        caller = Caller(name, weight, has_key)
+        response_id = record.body["response_id"]
+        stored = await self._services.store.get(record.owner, "response", response_id)
+        if stored is None:
+            return None
+        body = ResponsesRequest.model_validate(record.body["request"])
+        items = await self._kept.items(record.owner, response_id)
+        return NewResponse(body, stored.body, caller, items, record.body["num_before"])
+
+    async def _make(self, run: Run, new: NewResponse, generation: Generation | None) -> None:
+        """Makes a response to its end, from the start again where the engine is lost."""
+        furthest = self._maker.reply(None, new)
+        for attempt in itertools.count(1):
+            reply: ResponsesReply | None = None
+            try:
+                if generation is None:
+                    generation = await self._generate_again(new)
+                reply = self._maker.reply(generation, new)
+                run.state = reply.response
+                await self._write(run, generation, reply)
+                await self._keep(run, new, reply)
+                return
+            except asyncio.CancelledError:
+                if not run.is_cancelled:
+                    raise  # the server ends; the record is there for the next one
+                await self._give_up(run, new, _further(furthest, reply), None)
+                return
+            except Exception as error:
+                furthest = _further(furthest, reply)
+                if self._services.engine.state is EngineState.DRAINING and not isinstance(error, StoreError):
+                    return  # as above
+                if not isinstance(error, EngineUnavailableError) or attempt >= MAX_ATTEMPTS:
+                    await self._give_up(run, new, furthest, error)
+                    return
+                run.log.rewind()
+            finally:
+                if generation is not None:
+                    generation.close()
+                generation = None
+
+    async def _generate_again(self, new: NewResponse) -> Generation:
+        """Hands a response to an engine once there is one."""
+
+        async def receive() -> Message:
+            await asyncio.get_running_loop().create_future()  # nobody is there who could leave
+            raise AssertionError
+
+        while True:
+            while self._services.engine.state is not EngineState.READY:
+                if self._services.engine.state in (EngineState.DRAINING, EngineState.DEAD):
+                    raise self._services.engine.unavailable()
+                await asyncio.sleep(_POLL_S)
+            state = {"caller": new.caller, "arrived": time.monotonic()}
+            try:
+                return await self._maker.generate(Request({"type": "http", "state": state}, receive), new)
+            except ApiError as error:
+                if error.status_code != _TOO_MANY:
+                    raise
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _write(self, run: Run, generation: Generation, reply: ResponsesReply) -> None:
+        run.log.write(reply.beginning())
+        async with aclosing(generation.deltas(by_token=True)) as all_deltas:
+            async for deltas in all_deltas:
+                run.log.write(reply.events(deltas, generation.usage))
+        run.log.write(reply.finish(generation.usage()))
+
+    async def _keep(self, run: Run, new: NewResponse, reply: ResponsesReply) -> None:
+        """Keeps a response that is over, and only then says that it is."""
+        changes: list[Change] = [*new.changes(reply.response), Delete(_record_id(new))]
+        if run.log.events:
+            changes.append(append_events(new.id, run.log.events))
+        await self._kept.write(*changes)
+        run.log.write(reply.last())
+
+    async def _give_up(self, run: Run, new: NewResponse, reply: ResponsesReply, error: Exception | None) -> None:
+        """Ends a response that failed, or without an error one that was cancelled."""
+        run.state = reply.response
+        run.log.forward()
+        if not reply.num_events:
+            run.log.write(reply.beginning())
+        if error is None:
+            run.log.write(reply.cancel())
+        else:
+            api_error = _NOT_THE_SAME if isinstance(error, RepeatedOtherwiseError) else as_api_error(error)
+            logger.warning("response %s failed: %s", new.id, api_error.message, exc_info=api_error.status_code == 500)
+            run.log.write(reply.fail(api_error))
+        await self._keep(run, new, reply)
+
+
+def _further(one: ResponsesReply, other: ResponsesReply | None) -> ResponsesReply:
+    """Of two that made the same response, the one that has said more of it."""
+    return one if other is None or other.num_events < one.num_events else other
+
+
+def _record_id(new: NewResponse) -> str:
+    return f"run_{new.hex}"
+
+
+def _record(new: NewResponse) -> Put:
+    """What a start needs to make the response again; its items lie beside it."""
+    request = new.body.model_dump(mode="json", exclude_none=True, exclude={"input"})
+    body = {
+        "response_id": new.id,
+        "request": request,
+        "caller": list(new.caller),
+        "num_before": new.num_before,
+    }
+    return Put(StoredObject(id=_record_id(new), kind=RECORD, owner=new.caller.owner, body=body))

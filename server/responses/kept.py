@@ -1,0 +1,179 @@
+"""Responses and conversations as the store has them: the object as clients see it, and beside it all of its items.
+
+A response keeps the items of its whole conversation up to its own output, so that it can be gone on from when those
+before it are deleted. Ids of items say where they are kept.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from model.contract.errors import InvalidRequestError
+from server.conversion.responses_reader import MAX_ITEMS, REFERENCE
+from server.replies.response_items import item_id
+from server.store.records import Append, Change, Delete, Put, StoredObject
+from server.store.store import Store
+from server.wire.errors import ApiError
+
+JsonDict = dict[str, Any]
+
+RESPONSE, CONVERSATION = "response", "conversation"
+ITEMS, EVENTS = "items", "events"
+_KEEP_S = 30 * 24 * 3600.0
+_READ_AT_ONCE = 1024
+_HEX_CHARS = 32
+
+
+def put_response(owner: str, response: JsonDict) -> Put:
+    """Stores a response as it is now; while it is being made in the background it is not dropped for room."""
+    is_over = response["status"] not in ("queued", "in_progress")
+    stored = StoredObject(
+        id=response["id"],
+        kind=RESPONSE,
+        owner=owner,
+        body=response,
+        expires_at=time.time() + _KEEP_S,
+        expendable=is_over,
+    )
+    return Put(stored)
+
+
+def append_items(id: str, items: Sequence[JsonDict]) -> Append:
+    """Adds items to a response or a conversation."""
+    return Append(id, ITEMS, [orjson.dumps(item) for item in items], [item["id"] for item in items])
+
+
+def append_events(id: str, events: Sequence[bytes]) -> Append:
+    """Keeps the events of a response but its last, which follows from it."""
+    return Append(id, EVENTS, [zlib.compress(b"".join(events))])
+
+
+def with_ids(items: Sequence[JsonDict], hex: str, first: int) -> list[JsonDict]:
+    """Gives ids to the items that have none.
+
+    Args:
+        items: new ones.
+        hex: of the object that keeps them.
+        first: number of the first, among all it keeps.
+    """
+    return [
+        item if "id" in item else {"id": item_id(item["type"], hex, number), **item}
+        for number, item in enumerate(items, first)
+    ]
+
+
+class Kept:
+    """Finds what is kept.
+
+    Args:
+        store: keeps it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def response(self, owner: str, id: str) -> JsonDict:
+        """Returns a response as it was stored last.
+
+        Raises:
+            ApiError: 404, there is no such one of this owner.
+        """
+        stored = await self._store.get(owner, RESPONSE, id)
+        if stored is None:
+            raise ApiError(404, f"Response with id '{id[:100]}' not found.", code="response_not_found")
+        return stored.body
+
+    async def conversation(self, owner: str, id: str) -> StoredObject:
+        """Returns a conversation.
+
+        Raises:
+            ApiError: 404, there is no such one of this owner.
+        """
+        stored = await self._store.get(owner, CONVERSATION, id)
+        if stored is None:
+            raise ApiError(
+                404, f"Conversation with id '{id[:100]}' not found.", code="conversation_not_found",
+                param="conversation",
+            )  # fmt: skip
+        return stored
+
+    async def after(self, owner: str, response_id: str) -> list[JsonDict]:
+        """Returns the items of a conversation up to a response's output.
+
+        Raises:
+            InvalidRequestError: there is no such response, or it is still being made.
+        """
+        stored = await self._store.get(owner, RESPONSE, response_id)
+        if stored is None:
+            raise InvalidRequestError(
+                f"Previous response with id '{response_id[:100]}' not found.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        if stored.body["status"] in ("queued", "in_progress"):
+            raise InvalidRequestError(
+                f"Previous response with id '{response_id[:100]}' is still being made; wait until it is over.",
+                param="previous_response_id",
+            )
+        return [*await self.items(owner, response_id), *stored.body["output"]]
+
+    async def items(self, owner: str, id: str) -> list[JsonDict]:
+        """Returns all items beside an object."""
+        items: list[JsonDict] = []
+        last: int | None = None
+        while len(items) <= MAX_ITEMS:
+            entries = await self._store.entries(owner, id, ITEMS, limit=_READ_AT_ONCE, after=last)
+            if not entries:
+                break
+            items += [orjson.loads(entry.data) for entry in entries]
+            last = entries[-1].number
+        return items
+
+    async def resolved(self, owner: str, items: Sequence[JsonDict]) -> list[JsonDict]:
+        """Returns items with those in the place of references that these name.
+
+        Raises:
+            ApiError: 404, one is not kept.
+        """
+        return [await self._item(owner, item["id"]) if item["type"] == REFERENCE else item for item in items]
+
+    async def _item(self, owner: str, id: str) -> JsonDict:
+        hex = id.partition("_")[2][:_HEX_CHARS]
+        response = await self._store.get(owner, RESPONSE, f"resp_{hex}")
+        found = next((item for item in (response.body["output"] if response else ()) if item["id"] == id), None)
+        for object_id in (f"resp_{hex}", f"conv_{hex}"):
+            if found is None and (entry := await self._store.entry(owner, object_id, ITEMS, id)) is not None:
+                found = orjson.loads(entry.data)
+        if found is None:
+            raise ApiError(
+                404,
+                f"Item with id '{id[:100]}' not found. Items of responses with 'store': false are not kept.",
+                code="item_not_found",
+                param="input",
+            )
+        return dict(found)
+
+    async def events(self, owner: str, id: str) -> list[bytes] | None:
+        """Returns the events of a response but its last, or None where they are not kept."""
+        entries = await self._store.entries(owner, id, EVENTS, limit=1)
+        if not entries:
+            return None
+        return [event + b"\n\n" for event in zlib.decompress(entries[0].data).split(b"\n\n")[:-1]]
+
+    async def delete_response(self, owner: str, id: str) -> None:
+        """Deletes a response, with all beside it.
+
+        Raises:
+            ApiError: 404, there is no such one of this owner.
+        """
+        await self.response(owner, id)
+        await self._store.write(Delete(id))
+
+    async def write(self, *changes: Change) -> None:
+        """Makes changes, all or none; they are durable when this returns."""
+        await self._store.write(*changes)

@@ -1,0 +1,193 @@
+"""/v1/responses: made, kept, polled, streamed again, cancelled and deleted."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Query, Request
+from starlette.responses import Response
+
+from server.gates.callers import caller_of
+from server.replies.responses import last_event, new_response, numbered
+from server.replies.streaming import EventsResponse, respond
+from server.responses.maker import NewResponse
+from server.responses.pages import page_of
+from server.services import Services, ServicesDep
+from server.wire import examples
+from server.wire.errors import ApiError, JsonResponse
+from server.wire.json_body import JsonBodyRoute
+from server.wire.replies import COMMON_ERRORS, GENERATION_ERRORS
+from server.wire.responses import (
+    KEPT_ERRORS,
+    DeletedResponse,
+    Includable,
+    ItemList,
+    ResponseObject,
+    ResponsesRequest,
+)
+
+router = APIRouter(tags=["responses"])
+generating = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
+
+EVENTS: dict[str, dict[str, str]] = {"text/event-stream": {}}
+
+
+@generating.post(
+    "/v1/responses",
+    summary="Answer a conversation, as items",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The response, or with `stream` its events",
+            "model": ResponseObject,
+            "content": EVENTS,
+        },
+        **KEPT_ERRORS,
+        **GENERATION_ERRORS,
+    },
+)
+async def create_response(
+    body: Annotated[ResponsesRequest, Body(openapi_examples=examples.RESPONSES)],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
+    """Answers a conversation that is sent, kept from before, or both."""
+    model = services.resolve_model(body.model)
+    if body.background and body.seed is None:  # so that it can be made again
+        body = body.model_copy(update={"seed": secrets.randbits(63)})
+    conversation = body.conversation if isinstance(body.conversation, str | None) else body.conversation.id
+    response = new_response(
+        f"resp_{uuid.uuid4().hex}", body, model, truncation=services.converter.truncation, conversation=conversation
+    )
+    new = NewResponse(body, response, caller_of(request.scope))
+    if body.background:
+        run = await services.background.create(request, new)
+        if body.stream:
+            return EventsResponse(run.log.follow(), ping_interval_s=services.settings.ping_interval_s)
+        return JsonResponse(new.response)
+    generation = await services.responses.generate(request, new)
+    reply = services.responses.reply(generation, new)
+
+    async def keep() -> None:
+        await services.responses.keep(new, generation, reply)
+
+    ping_interval_s = services.settings.ping_interval_s
+    return await respond(
+        request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s, keep=keep
+    )
+
+
+@router.get(
+    "/v1/responses/{response_id}",
+    summary="A kept response",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The response, or with `stream` the events of one in the background",
+            "model": ResponseObject,
+            "content": EVENTS,
+        },
+        **KEPT_ERRORS,
+        **COMMON_ERRORS,
+    },
+)
+async def get_response(
+    response_id: str,
+    request: Request,
+    services: ServicesDep,
+    stream: Annotated[bool, Query(description="its events, also those still to come")] = False,
+    starting_after: Annotated[
+        int | None, Query(ge=0, description="with stream: number of the last event that is there already")
+    ] = None,
+    include: Annotated[list[Includable] | None, Query(description="accepted; all there is is there")] = None,
+    include_obfuscation: Annotated[bool | None, Query(description="accepted; events are never padded")] = None,
+) -> Response:
+    """Returns a response as it is now."""
+    caller = caller_of(request.scope)
+    run = services.runs.get(caller, response_id)
+    if not stream:
+        if starting_after is not None:
+            raise ApiError(400, "'starting_after' needs 'stream': true.", param="starting_after")
+        return JsonResponse(run.state if run else await services.responses.kept.response(caller.owner, response_id))
+    start = 0 if starting_after is None else starting_after + 1
+    if run is not None:
+        return EventsResponse(run.log.follow(start), ping_interval_s=services.settings.ping_interval_s)
+    return await _kept_events(services, caller.owner, response_id, start)
+
+
+async def _kept_events(services: Services, owner: str, response_id: str, start: int) -> Response:
+    response = await services.responses.kept.response(owner, response_id)
+    events = await services.responses.kept.events(owner, response_id)
+    if events is None:
+        raise ApiError(
+            400,
+            "The events of this response are not kept; those of responses with 'background': true are.",
+            code="events_not_kept",
+            param="stream",
+        )
+    events.append(numbered(last_event(response), len(events)))
+
+    async def all_events() -> AsyncGenerator[bytes, None]:
+        yield b"".join(events[start:])
+
+    return EventsResponse(all_events(), ping_interval_s=services.settings.ping_interval_s)
+
+
+@router.delete(
+    "/v1/responses/{response_id}",
+    summary="Delete a response",
+    response_class=Response,
+    responses={200: {"model": DeletedResponse}, **KEPT_ERRORS, **COMMON_ERRORS},
+)
+async def delete_response(response_id: str, request: Request, services: ServicesDep) -> Response:
+    """Deletes a response; one that is still being made is cancelled first."""
+    caller = caller_of(request.scope)
+    if (run := services.runs.get(caller, response_id)) is not None:
+        await run.cancel()
+    await services.responses.kept.delete_response(caller.owner, response_id)
+    return JsonResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post(
+    "/v1/responses/{response_id}/cancel",
+    summary="Cancel a response in the background",
+    response_class=Response,
+    responses={200: {"model": ResponseObject}, **KEPT_ERRORS, **COMMON_ERRORS},
+)
+async def cancel_response(response_id: str, request: Request, services: ServicesDep) -> Response:
+    """Cancels a response in the background; one that is over stays as it is."""
+    caller = caller_of(request.scope)
+    if (run := services.runs.get(caller, response_id)) is not None:
+        await run.cancel()
+    response = await services.responses.kept.response(caller.owner, response_id)
+    if not response["background"]:
+        raise ApiError(
+            400, "Only responses made with 'background': true can be cancelled; to end another, close its connection."
+        )
+    return JsonResponse(response)
+
+
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    summary="What a response answers",
+    response_class=Response,
+    responses={200: {"model": ItemList}, **KEPT_ERRORS, **COMMON_ERRORS},
+)
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="by default the newest first")] = "desc",
+    after: Annotated[str | None, Query(description="id of the item before the page")] = None,
+    before: Annotated[str | None, Query(description="id of the item behind the page")] = None,
+    include: Annotated[list[Includable] | None, Query(description="accepted; all there is is there")] = None,
+) -> Response:
+    """Returns items of the conversation that a response answers, those from before it too."""
+    caller = caller_of(request.scope)
+    await services.responses.kept.response(caller.owner, response_id)
+    items: list[dict[str, Any]] = await services.responses.kept.items(caller.owner, response_id)
+    return JsonResponse(page_of(items, limit=limit, order=order, after=after, before=before))

@@ -1,0 +1,223 @@
+"""Replies that go on without their clients: chats that are taken up again, responses that outlive engine and server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.contract.messages import SequenceOutput
+from server.detached import event_log, runs
+from server.detached.event_log import EventLog, RepeatedOtherwiseError
+from server.detached.runs import MAX_RUNS_PER_CALLER, Run, Runs
+from server.gates.callers import NOBODY, Caller
+from server.replies.generation import _by_token
+from server.wire.errors import ApiError
+from tests.server.test_responses import events
+from tests.support.light_server import LightServer, light_server
+from tests.support.vocabulary import score
+from tests.support.wire import Wire
+
+JsonDict = dict[str, Any]
+CHAT = "/v1/chat/completions"
+URL = "/v1/responses"
+
+
+def log_of(max_bytes: int = 1000, **options: bool) -> EventLog:
+    return EventLog(lambda log, num_bytes: log.num_bytes + num_bytes <= max_bytes, **options)
+
+
+async def read(log: EventLog, start: int = 0) -> bytes:
+    return b"".join([piece async for piece in log.follow(start)])
+
+
+async def test_a_log_is_followed_from_any_event() -> None:
+    log = log_of(shows_numbers=True)
+    reading = asyncio.create_task(read(log, 1))
+    log.write(b"data: a\n\n")
+    await asyncio.sleep(0)
+    log.write(b"data: b\n\ndata: c\n\n")
+    log.end()
+    assert await reading == b"id: 1\ndata: b\n\nid: 2\ndata: c\n\n"
+    assert await read(log, 3) == b""
+
+
+async def test_what_is_written_again_must_be_the_same() -> None:
+    log = log_of()
+    log.write(b"data: a\n\ndata: b\n\n")
+    log.rewind()
+    log.write(b"data: a\n\n")
+    with pytest.raises(RepeatedOtherwiseError):
+        log.write(b"data: x\n\n")
+    log.forward()
+    log.write(b"data: c\n\n")
+    log.end()
+    assert await read(log) == b"data: a\n\ndata: b\n\ndata: c\n\n"
+
+
+async def test_of_what_is_too_long_nothing_is_kept() -> None:
+    log = log_of(20)
+    log.write(b"data: a\n\n")
+    reading = asyncio.create_task(read(log, 1))
+    await asyncio.sleep(0)
+    log.write(b"data: " + b"b" * 20 + b"\n\n")
+    with pytest.raises(ApiError, match="not kept any more"):
+        await reading
+    assert log.num_bytes == 0
+    log.write(b"data: c\n\n")
+    log.end()
+
+
+async def test_events_of_all_replies_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MAX_EVENT_BYTES_IN_ALL", 30)
+    every = Runs()
+
+    async def work(run: Run) -> None:
+        run.log.write(b"data: 12345\n\n")
+
+    for id in "abc":
+        run = every.start(id, NOBODY, work, keep_s=60)
+        assert run.task is not None
+        await run.task
+    assert [every.get(NOBODY, id) is not None for id in "abc"] == [False, True, True]
+    assert every.get(Caller("ann", has_key=True), "c") is None
+    await every.stop()
+    assert every.get(NOBODY, "c") is None
+
+
+async def test_one_caller_may_have_so_many() -> None:
+    every = Runs()
+
+    async def wait(run: Run) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    for number in range(MAX_RUNS_PER_CALLER):
+        every.require_room(NOBODY)
+        every.start(str(number), NOBODY, wait)
+    with pytest.raises(ApiError) as caught:
+        every.require_room(NOBODY)
+    assert caught.value.status_code == 429
+    every.require_room(Caller("else"))
+    run = every.get(NOBODY, "3")
+    assert run is not None
+    await every.end(run)
+    assert every.get(NOBODY, "3") is None
+    every.require_room(NOBODY)
+    await every.stop()
+
+
+def test_an_output_is_cut_into_tokens() -> None:
+    whole = SequenceOutput(1, [5, 6, 7], "stop", 7, logprobs=[score(i) for i in (5, 6, 7)], num_cached_tokens=2)
+    first, second, third = _by_token(whole)
+    assert first == SequenceOutput(1, [5], logprobs=[score(5)], num_cached_tokens=2)
+    assert second == SequenceOutput(1, [6], logprobs=[score(6)])
+    assert third == SequenceOutput(1, [7], "stop", 7, logprobs=[score(7)])
+    assert list(_by_token(SequenceOutput(1, [], "length"))) == [SequenceOutput(1, [], "length")]
+
+
+# --- chats
+
+
+def test_a_chat_is_taken_up_from_any_event(wire: Wire) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "ignore_eos": True, "stream": True,
+        "stream_options": {"resumable": True, "include_usage": True},
+    }  # fmt: skip
+    with wire.http.stream("POST", CHAT, json=body) as stream:
+        lines = stream.iter_lines()
+        number = next(lines)
+        begun = json.loads(next(lines).removeprefix("data: "))
+    assert number == "id: 0"
+    path = f"{CHAT}/{begun['id']}"
+    rest = wire.http.get(path, headers={"last-event-id": "0"}).text
+    assert rest == wire.http.get(path, params={"starting_after": 0}).text
+    whole = wire.http.get(path).text
+    pieces = whole.split("\n\n")[:-1]
+    assert rest == "\n\n".join([*pieces[1:], ""])
+    ids, data = zip(*(piece.split("\n") for piece in pieces), strict=True)
+    assert ids == tuple(f"id: {n}" for n in range(len(pieces)))
+    assert data[-1] == "data: [DONE]" and json.loads(data[-2][6:])["usage"]["completion_tokens"] == 40
+    assert wire.http.delete(path).json()["deleted"] is True
+    assert wire.http.get(path).status_code == wire.http.delete(path).status_code == 404
+    assert wire.http.get(f"{CHAT}/chatcmpl-none").json()["error"]["code"] == "stream_not_found"
+
+
+def test_a_chat_that_nobody_takes_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_of()
+    now = 1000.0
+    monkeypatch.setattr(event_log.time, "monotonic", lambda: now)
+    log._left_at = now
+    now += 7
+    assert log.idle_s == 7
+    log._num_readers = 1
+    assert log.idle_s == 0
+
+
+# --- engines and servers that come and go
+
+
+async def post(server: LightServer, body: JsonDict, **options: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        return await http.post(URL, json=body, **options)
+
+
+async def get(server: LightServer, path: str, **options: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        return await http.get(f"{URL}/{path}", **options)
+
+
+BACKGROUND = {"input": "hi", "background": True, "max_output_tokens": 8}
+
+
+async def test_what_had_not_ended_with_the_server_is_made_by_the_next(demo_checkpoint: Path, tmp_path: Path) -> None:
+    store = tmp_path / "kept.db"
+    async with light_server(demo_checkpoint, tmp_path, store=store) as server:
+        # The engine answers only after the server has gone.
+        server.engine._supervisor.send = lambda message: None  # type: ignore[method-assign]
+        begun = (await post(server, BACKGROUND)).json()
+        assert begun["status"] == "queued"
+        server.signal()
+        server.signal()
+        await server.ended()
+    async with light_server(demo_checkpoint, tmp_path, store=store) as server:
+        stream = await get(server, begun["id"], params={"stream": "true"})
+        last = events(stream.text)[-1]["response"]
+        assert last["status"] in ("completed", "incomplete") and last["output"][0]["content"][0]["text"]
+        assert (await get(server, begun["id"])).json() == last
+    async with light_server(demo_checkpoint, tmp_path, store=store) as server:  # and not once more
+        assert (await get(server, begun["id"])).json() == last
+        again = await get(server, begun["id"], params={"stream": "true"})
+        assert again.text == stream.text
+        assert server.metric("vllm:generation_tokens_total", model_name="Qwen") == 0
+
+
+async def test_what_had_not_ended_with_the_engine_is_made_by_the_next(demo_checkpoint: Path, tmp_path: Path) -> None:
+    async with light_server(demo_checkpoint, tmp_path) as server:
+        send = server.engine._supervisor.send
+        server.engine._supervisor.send = lambda message: None  # type: ignore[method-assign]
+        begun = (await post(server, BACKGROUND)).json()
+        server.engine._supervisor.send = send  # type: ignore[method-assign]
+        server.engine._fail_all("The engine stopped while the request ran; please send it again.")
+        stream = await get(server, begun["id"], params={"stream": "true"})
+        assert events(stream.text)[-1]["response"]["status"] in ("completed", "incomplete")
+
+
+async def test_what_is_kept_is_its_key_s(demo_checkpoint: Path, tmp_path: Path) -> None:
+    ann, bob = ({"authorization": f"Bearer {key}"} for key in ("ann", "bob"))
+    async with light_server(demo_checkpoint, tmp_path, script=["One."], api_key=("ann", "bob")) as server:
+        kept = (await post(server, {"input": "hi", "max_output_tokens": 8}, headers=ann)).json()
+        running = (await post(server, BACKGROUND, headers=ann)).json()
+        for response in (kept, running):
+            for path in (response["id"], f"{response['id']}/input_items"):
+                assert (await get(server, path, headers=bob)).status_code == 404
+                assert (await get(server, path, headers=ann)).status_code == 200
+        for body in (
+            {"input": "x", "previous_response_id": kept["id"]},
+            {"input": [{"type": "item_reference", "id": kept["output"][0]["id"]}, {"role": "user", "content": "x"}]},
+        ):
+            assert (await post(server, body, headers=bob)).status_code in (400, 404)
+            assert (await post(server, body, headers=ann)).status_code == 200

@@ -1,0 +1,390 @@
+"""/v1/responses over the wire: items, events, what is kept, and that it says what a chat says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from model.contract.errors import InvalidRequestError
+from server.conversion.responses_reader import MAX_ITEMS, new_items, read_items, read_responses
+from server.responses.pages import page_of
+from server.wire.errors import ApiError
+from server.wire.responses import ResponsesRequest
+from tests.support.wire import Wire
+
+JsonDict = dict[str, Any]
+URL = "/v1/responses"
+WEATHER = {
+    "name": "get_weather",
+    "description": "Current weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+TOOL = {"type": "function", **WEATHER}
+QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
+CALL = {"type": "function_call", "call_id": "call_1", "name": "get_weather", "arguments": '{"city": "Paris"}'}
+RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "18 degrees, sunny"}
+SEEDED = {"temperature": 1, "seed": 11}
+# Of one reply and the next; scores in the last digits.
+UNEQUAL = ("id", "call_id", "logprob", "top_logprobs")
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+def events(text: str) -> list[JsonDict]:
+    """The events of a stream, whose names and numbers are as they must be."""
+    read = []
+    for number, event in enumerate(text.split("\n\n")[:-1]):
+        name, data = (line.partition(": ")[2] for line in event.split("\n"))
+        read.append(json.loads(data))
+        assert (read[-1]["type"], read[-1]["sequence_number"]) == (name, number)
+    return read
+
+
+def bare(response: JsonDict) -> list[JsonDict]:
+    """What a response says, without ids and scores."""
+    text = json.dumps(response["output"])
+    output = json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k not in UNEQUAL})
+    return list(output)
+
+
+def respond(wire: Wire, **body: Any) -> JsonDict:
+    """A response, asked for both ways: what the events add up to, what the last of them says, and the whole are one."""
+    body = {"input": "hi", "temperature": 0, "max_output_tokens": 24, **body}
+    whole = wire.ok(URL, body)
+    streamed = wire.http.post(URL, json={**body, "stream": True})
+    assert streamed.status_code == 200 and streamed.headers["content-type"].startswith("text/event-stream")
+    happened = events(streamed.text)
+    assert [event["type"] for event in happened[:2]] == ["response.created", "response.in_progress"]
+    last = happened[-1]
+    assert last["type"] == f"response.{last['response']['status']}"
+    assert folded(happened) == last["response"]["output"]
+    assert bare(last["response"]) == bare(whole)
+    fixed = {"id", "created_at", "completed_at", "output", "usage"}
+    assert {k: v for k, v in last["response"].items() if k not in fixed} == {
+        k: v for k, v in whole.items() if k not in fixed
+    }
+    assert last["response"]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    return whole
+
+
+def folded(happened: list[JsonDict]) -> list[JsonDict]:
+    """The output items, made of the events alone."""
+    items: list[JsonDict] = []
+    for event in happened:
+        kind = event["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            assert event["output_index"] == len(items)
+            items.append(event["item"])
+        elif kind == "content_part.added":
+            items[-1]["content"].append(event["part"])
+        elif kind == "output_text.delta":
+            part = items[-1]["content"][event["content_index"]]
+            part["text"] += event["delta"]
+            part["logprobs"] += event["logprobs"]
+        elif kind.endswith(("arguments.delta", "input.delta")):
+            items[-1]["arguments" if "arguments" in kind else "input"] += event["delta"]
+        elif kind == "content_part.done":
+            assert event["part"] == items[-1]["content"][-1]
+        elif kind == "output_text.done":
+            assert event["text"] == items[-1]["content"][-1]["text"]
+        elif kind == "output_item.done":
+            assert event["item"] == items[-1] | {"status": event["item"]["status"]}
+            items[-1]["status"] = event["item"]["status"]
+        if "item_id" in event:
+            assert event["item_id"] == items[-1]["id"]
+    return items
+
+
+def said(response: JsonDict) -> tuple[str, list[tuple[str, str]]]:
+    text = "".join(p["text"] for item in response["output"] if item["type"] == "message" for p in item["content"])
+    calls = [(i["name"], i["arguments"]) for i in response["output"] if i["type"] == "function_call"]
+    return text, calls
+
+
+# --- the same as a chat
+
+
+@pytest.mark.parametrize(
+    ("items", "messages", "more"),
+    [
+        ([QUESTION], [QUESTION], {}),
+        (
+            [QUESTION, CALL, RESULT],
+            [
+                QUESTION,
+                {"role": "assistant", "tool_calls": [{"id": "call_1", "type": "function", "function": {
+                    "name": CALL["name"], "arguments": CALL["arguments"]}}]},
+                {"role": "tool", "tool_call_id": "call_1", "content": RESULT["output"]},
+            ],
+            {},
+        ),
+        (
+            [QUESTION, {"role": "assistant", "content": "I look it up."}, {"type": "reasoning", "summary": []}, CALL,
+             RESULT, {"role": "user", "content": [{"type": "input_text", "text": "And in Rome?"}]}],
+            [
+                QUESTION,
+                {"role": "assistant", "content": "I look it up.", "tool_calls": [
+                    {"id": "call_1", "type": "function", "function": {
+                        "name": CALL["name"], "arguments": CALL["arguments"]}}]},
+                {"role": "tool", "tool_call_id": "call_1", "content": RESULT["output"]},
+                {"role": "user", "content": "And in Rome?"},
+            ],
+            {"tool_choice": "required"},
+        ),
+    ],
+    ids=["question", "result", "thought and call"],
+)  # fmt: skip
+def test_it_says_what_a_chat_says(wire: Wire, items: Any, messages: Any, more: JsonDict) -> None:
+    response = respond(wire, input=items, instructions="Be brief.", tools=[TOOL], **SEEDED, **more)
+    chat = wire.chat(
+        max_tokens=24,
+        messages=[{"role": "system", "content": "Be brief."}, *messages],
+        tools=[{"type": "function", "function": WEATHER}],
+        **SEEDED,
+        **more,
+    )
+    (choice,) = chat["choices"]
+    text, calls = said(response)
+    assert text == choice["content"]
+    assert calls == [(call["name"], call["arguments"]) for call in choice["calls"]]
+    usage = response["usage"]
+    assert usage["input_tokens"] == chat["usage"]["prompt_tokens"]
+    assert usage["output_tokens"] == chat["usage"]["completion_tokens"]
+
+
+def test_formats_are_enforced(wire: Wire) -> None:
+    text_format = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
+    text, _ = said(respond(wire, text={"format": text_format}, temperature=1, seed=3))
+    assert isinstance(json.loads(text)["n"], int)
+    text, _ = said(respond(wire, text={"format": {"type": "json_object"}}, temperature=1, seed=3))
+    assert isinstance(json.loads(text), dict)
+
+
+def test_a_custom_tool_is_called_with_text(wire: Wire) -> None:
+    tool = {
+        "type": "custom",
+        "name": "calc",
+        "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]{3}"},
+    }
+    choice = {"type": "custom", "name": "calc"}
+    (call,) = respond(wire, tools=[tool], tool_choice=choice, temperature=1, seed=1)["output"]
+    assert call["type"] == "custom_tool_call" and call["input"].isdigit() and len(call["input"]) == 3
+    result = {
+        "type": "custom_tool_call_output",
+        "call_id": call["call_id"],
+        "output": [{"type": "input_text", "text": "7"}],
+    }
+    assert respond(wire, input=[QUESTION, call, result], tools=[tool])["output"]
+
+
+def test_what_is_cut_off_is_incomplete(wire: Wire) -> None:
+    response = respond(wire, input="Tell me a story.", max_output_tokens=3)
+    assert response["status"] == "incomplete" and response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["output"][0]["status"] == "incomplete" and response["completed_at"] is None
+    forced = respond(wire, tools=[TOOL], tool_choice="required", max_output_tokens=6)
+    assert forced["output"][-1]["status"] == "incomplete"
+
+
+def test_tokens_are_reported_where_they_are_asked_for(wire: Wire) -> None:
+    include = {"include": ["message.output_text.logprobs", "reasoning.encrypted_content"], "top_logprobs": 2}
+    (part,) = respond(wire, input=[QUESTION], **include)["output"][0]["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode(errors="replace") == part["text"]
+    assert {len(entry["top_logprobs"]) for entry in part["logprobs"]} == {2}
+    (part,) = respond(wire, input=[QUESTION])["output"][0]["content"]
+    assert part["logprobs"] == []
+
+
+def test_the_request_is_told_back(wire: Wire) -> None:
+    sent = {"metadata": {"a": "b"}, "instructions": "Be kind.", "parallel_tool_calls": False, "user": "u",
+            "truncation": "auto", "tools": [TOOL], "tool_choice": "none", "top_p": 0.5}  # fmt: skip
+    response = respond(wire, **sent)
+    assert {key: response[key] for key in sent} == sent
+    assert response["text"]["format"] == {"type": "text"} and response["store"] is True
+
+
+# --- what is kept
+
+
+def test_a_conversation_goes_on_from_a_response(wire: Wire) -> None:
+    first = respond(wire, input="My name is Bob.")
+    second = respond(wire, input="What is my name?", previous_response_id=first["id"], instructions="Be brief.")
+    sent_whole = respond(
+        wire,
+        input=[{"role": "user", "content": "My name is Bob."}, *first["output"],
+               {"role": "user", "content": "What is my name?"}],
+        instructions="Be brief.",
+    )  # fmt: skip
+    assert said(sent_whole) == said(second)
+    items = wire.http.get(f"{URL}/{second['id']}/input_items", params={"order": "asc"}).json()
+    texts = [item["content"][0]["text"] for item in items["data"]]
+    assert texts == ["My name is Bob.", said(first)[0], "What is my name?"]
+    assert items["data"][1] == first["output"][0] and len({item["id"] for item in items["data"]}) == 3
+    # Those before it may go.
+    assert wire.http.delete(f"{URL}/{first['id']}").json() == {
+        "id": first["id"], "object": "response", "deleted": True
+    }  # fmt: skip
+    third = respond(wire, input="Again, what is my name?", previous_response_id=second["id"])
+    assert wire.http.get(f"{URL}/{third['id']}").json() == third
+    error = wire.http.post(URL, json={"input": "x", "previous_response_id": first["id"]}).json()["error"]
+    assert (error["param"], error["code"]) == ("previous_response_id", "previous_response_not_found")
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        assert wire.http.request(method, f"{URL}/{first['id']}{path}").status_code == 404
+
+
+def test_a_call_is_answered_by_its_result_alone(wire: Wire) -> None:
+    choice = {"type": "function", "name": "get_weather"}
+    asked = respond(wire, input=[QUESTION], tools=[TOOL], tool_choice=choice, max_output_tokens=200, **SEEDED)
+    call = asked["output"][-1]
+    result = {**RESULT, "call_id": call["call_id"]}
+    answer = respond(wire, input=[result], previous_response_id=asked["id"], tools=[TOOL])
+    assert said(answer) == said(respond(wire, input=[QUESTION, *asked["output"], result], tools=[TOOL]))
+    error = wire.http.post(URL, json={"input": "x", "previous_response_id": asked["id"]}).json()
+    assert "id" in error  # a result may be missing in the middle, as in a chat
+    for items in ([QUESTION, CALL], [QUESTION, result]):
+        refused = wire.http.post(URL, json={"input": items}).json()["error"]
+        assert refused["param"] == "input" and "call" in refused["message"]
+
+
+def test_what_is_not_to_be_kept_is_not(wire: Wire) -> None:
+    response = respond(wire, store=False)
+    assert response["store"] is False
+    assert wire.http.get(f"{URL}/{response['id']}").status_code == 404
+    reference = {"type": "item_reference", "id": response["output"][0]["id"]}
+    refused = wire.http.post(URL, json={"input": [reference, QUESTION]})
+    assert refused.status_code == 404 and "not kept" in refused.json()["error"]["message"]
+
+
+def test_items_may_be_named_instead_of_sent(wire: Wire) -> None:
+    first = respond(wire, input="My name is Bob.")
+    asked = wire.http.get(f"{URL}/{first['id']}/input_items").json()["data"][0]["id"]
+    named = [{"type": "item_reference", "id": asked}, {"id": first["output"][0]["id"]},
+             {"role": "user", "content": "What is my name?"}]  # fmt: skip
+    by_name = respond(wire, input=named)
+    assert said(by_name) == said(respond(wire, input="What is my name?", previous_response_id=first["id"]))
+
+
+# --- in the background
+
+
+def poll(wire: Wire, response: JsonDict) -> JsonDict:
+    stream = wire.http.get(f"{URL}/{response['id']}", params={"stream": True})
+    last = events(stream.text)[-1]["response"]
+    found = wire.http.get(f"{URL}/{response['id']}").json()
+    assert found == last
+    return dict(found)
+
+
+def test_a_response_in_the_background_is_made_without_its_client(wire: Wire) -> None:
+    body = {"input": "Tell me a story.", "max_output_tokens": 30, **SEEDED}
+    begun = wire.ok(URL, {**body, "background": True})
+    assert begun["status"] == "queued" and begun["output"] == []
+    made = poll(wire, begun)
+    assert made["status"] == "incomplete" and made["background"] is True
+    assert said(made) == said(respond(wire, **body))
+    assert wire.http.post(f"{URL}/{begun['id']}/cancel").json() == made  # it is too late
+    assert wire.http.get(f"{URL}/{begun['id']}", params={"starting_after": 1}).status_code == 400
+    assert wire.http.post(URL, json={**body, "background": True, "store": False}).status_code == 400
+
+
+def test_its_stream_is_taken_up_from_any_event(wire: Wire) -> None:
+    body = {"input": "Tell me a story.", "max_output_tokens": 24, "background": True, "stream": True}
+    whole = wire.http.post(URL, json=body).text
+    happened = events(whole)
+    assert [event["type"] for event in happened[:3]] == [
+        "response.created", "response.queued", "response.in_progress"
+    ]  # fmt: skip
+    id = happened[0]["response"]["id"]
+    pieces = whole.split("\n\n")[:-1]
+    for start in (0, 4, len(pieces) - 2, len(pieces) - 1, len(pieces) + 5):
+        again = wire.http.get(f"{URL}/{id}", params={"stream": True, "starting_after": start})
+        assert again.text.split("\n\n")[:-1] == pieces[start + 1 :]
+    unstreamed = respond(wire)
+    error = wire.http.get(f"{URL}/{unstreamed['id']}", params={"stream": True}).json()["error"]
+    assert error["code"] == "events_not_kept"
+
+
+def test_one_that_is_not_wanted_any_more_ends(wire: Wire) -> None:
+    body = {"input": "Tell me a story.", "max_output_tokens": 400, "ignore_eos": True, "background": True}
+    with wire.http.stream("POST", URL, json={**body, "stream": True}) as stream:
+        lines = stream.iter_lines()
+        id = json.loads(next(line for line in lines if line.startswith("data: "))[6:])["response"]["id"]
+        next(line for line in lines if "output_text.delta" in line)
+        cancelled = wire.http.post(f"{URL}/{id}/cancel").json()
+        rest = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert rest[-1]["response"] == cancelled and cancelled["status"] == "cancelled"
+    assert cancelled["output"][0]["status"] == "incomplete" and said(cancelled)[0]
+    assert wire.http.get(f"{URL}/{id}").json() == cancelled
+    other = wire.ok(URL, body)
+    assert wire.http.delete(f"{URL}/{other['id']}").json()["deleted"]
+    assert wire.http.get(f"{URL}/{other['id']}").status_code == 404
+    assert wire.http.post(f"{URL}/{respond(wire)['id']}/cancel").status_code == 400
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"),
+        ({"input": []}, "input"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"input": "x", "max_tokens": 5}, "max_tokens"),
+        ({"input": "x", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
+        ({"input": "x", "n": 2}, "n"),
+        ({"input": "x", "stream_options": {}}, "stream_options"),
+        ({"input": "x", "truncation": "middle"}, "truncation"),
+        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format"),
+        ({"input": "x", "previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
+        ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input[0].type"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}]}, "input[0].content[0]"),
+        ({"input": "x", "include": ["everything"]}, "include[0]"),
+        ({"input": "x", "metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"input": "x" * 600_000}, "input"),
+        ({"input": "x", "max_output_tokens": 10**6}, "max_output_tokens"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(wire: Wire, body: JsonDict, param: str) -> None:
+    response = wire.http.post(URL, json=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+# --- items
+
+
+def test_calls_are_part_of_what_is_said_before_them() -> None:
+    request = ResponsesRequest.model_validate(
+        {"input": [QUESTION, {"role": "assistant", "content": "a"}, CALL, {**CALL, "call_id": "call_2"}, RESULT,
+                   {**RESULT, "call_id": "call_2"}, {**CALL, "call_id": "call_3"}, {**RESULT, "call_id": "call_3"}]}
+    )  # fmt: skip
+    messages = read_items(new_items(request.input))
+    assert [(m.role, m.content, len(m.calls)) for m in messages] == [
+        ("user", QUESTION["content"], 0), ("assistant", "a", 2), ("tool", RESULT["output"], 0),
+        ("tool", RESULT["output"], 0), ("assistant", "", 1), ("tool", RESULT["output"], 0),
+    ]  # fmt: skip
+    assert read_responses(request, new_items(request.input)).guards_results is True
+    with pytest.raises(InvalidRequestError, match=f"at most {MAX_ITEMS} items"):
+        read_items(new_items("x") * (MAX_ITEMS + 1))
+
+
+def test_pages() -> None:
+    items = [{"id": str(n)} for n in range(5)]
+
+    def ids(**asked: Any) -> Iterator[str]:
+        return (item["id"] for item in page_of(items, **{"limit": 2, "order": "desc", **asked})["data"])
+
+    assert list(ids()) == ["4", "3"]
+    assert list(ids(after="3")) == ["2", "1"]
+    assert list(ids(order="asc", after="3", limit=9)) == ["4"]
+    assert list(ids(before="3", limit=9)) == ["4"]
+    page = page_of(items, limit=2, order="asc", after="2")
+    assert (page["first_id"], page["last_id"], page["has_more"]) == ("3", "4", False)
+    with pytest.raises(ApiError):
+        page_of(items, limit=2, order="asc", after="9")
