@@ -120,6 +120,9 @@ class Settings(BaseModel):
         pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N; untested: xpu, xpu:N, mps, and cuda on ROCm",
     )
+    tensor_parallel_size: int = Field(
+        1, ge=1, le=64, description="devices (on a CPU: processes) that share the model, each with a part of each layer"
+    )
     kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
         description="auto has torch's operations do what a kernel of ours cannot; torch uses no others,"

@@ -15,7 +15,8 @@ TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "
 # msgspec writes what crosses the pipe; orjson reads files; tiktoken and llguidance know text and ids.
 CONTRACT_LIBRARIES = {"msgspec", "orjson", "tiktoken", "llguidance"}
 # What computes with tensors, and so must not know the loop.
-TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "quantization", "adapters", "backends")
+TENSOR_ROOMS = ("execution", "sampling", "architectures", "layers", "distributed", "quantization", "adapters",
+                "backends")  # fmt: skip
 # Of the tools: what only speaks to servers, and what only computes.
 CLIENTS = ("tools.batch", "tools.chat", "tools.bench", "tools.evaluation")
 ENGINE_TOOLS = (

@@ -10,14 +10,17 @@ from model.architectures.causal_lm import CausalLM
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends.base import Backend
 from model.contract.config import PUBLISHED_CLASS, ModelConfig
+from model.distributed.ranks import ONE_RANK, Ranks
 from model.layers.linear import MakeLinear
 
-MakeModel = Callable[[ModelConfig, MakeLinear, Backend, torch.dtype], CausalLM]
+MakeModel = Callable[[ModelConfig, MakeLinear, Backend, torch.dtype, Ranks], CausalLM]
 
 ARCHITECTURES: dict[str, MakeModel] = {PUBLISHED_CLASS: QWenLMHeadModel}
 
 
-def make_model(config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> CausalLM:
+def make_model(
+    config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype, ranks: Ranks = ONE_RANK
+) -> CausalLM:
     """Builds the model of a checkpoint, its tensors still without storage.
 
     A class that is not registered is a fork's of the published one: no other architecture has such a `config.json`.
@@ -27,6 +30,7 @@ def make_model(config: ModelConfig, make_linear: MakeLinear, backend: Backend, d
         make_linear: makes the linears of its blocks.
         backend: does the device work.
         dtype: of activations and unquantised weights.
+        ranks: that share it; this one has its part.
     """
     make = ARCHITECTURES.get(config.architecture, ARCHITECTURES[PUBLISHED_CLASS])
-    return make(config, make_linear, backend, dtype)
+    return make(config, make_linear, backend, dtype, ranks)

@@ -29,5 +29,5 @@ class CausalLM(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps [R, hidden_size] to [R, vocab_size] float32."""
+        """Maps [R, hidden_size] to [R, vocab_size] float32, for the leader of its ranks."""
         raise NotImplementedError

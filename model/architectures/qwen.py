@@ -14,9 +14,11 @@ from torch import nn
 from model.architectures.causal_lm import CausalLM
 from model.backends.base import Backend
 from model.contract.config import ModelConfig
+from model.distributed.ranks import ONE_RANK, Ranks
+from model.distributed.shard import column_parallel, row_parallel
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
-from model.layers.embedding import Embedding
+from model.layers.embedding import Embedding, VocabParallelEmbedding
 from model.layers.linear import Linear, MakeLinear
 from model.layers.norm import RMSNorm
 
@@ -31,37 +33,43 @@ def is_saved_buffer(name: str) -> bool:
 class QWenAttention(nn.Module):
     """Multi-head attention; q, k and v come from one projection with a bias."""
 
-    def __init__(self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend, ranks: Ranks
+    ) -> None:
         super().__init__()
-        sizes = config.attention_shape.qkv_sizes
-        self.c_attn = make_linear(config.hidden_size, sum(sizes), bias=True)
-        self.c_proj = make_linear(sizes[0], config.hidden_size, bias=config.has_bias)
+        hidden, sizes = config.hidden_size, config.attention_shape.qkv_sizes
+        columns = column_parallel(hidden, sizes, ranks.rank, ranks.size)
+        rows = row_parallel(sizes[0], hidden, ranks.rank, ranks.size)
+        self.c_attn = make_linear(hidden, sum(sizes), bias=True, shard=columns)
+        self.c_proj = make_linear(sizes[0], hidden, bias=config.has_bias, shard=rows)
+        self._ranks = ranks
         self._layer = layer
         self._backend = backend
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch, plan: Any) -> torch.Tensor:
         """Maps [T, hidden] to [T, hidden]; writes this layer's keys and values."""
         mixed = self._backend.attention(self.c_attn(x, batch), self._layer, batch, plan)
-        out: torch.Tensor = self.c_proj(mixed, batch)
-        return out
+        return self._ranks.sum(self.c_proj(mixed, batch))
 
 
 class QWenMLP(nn.Module):
     """`c_proj(w1(x) * silu(w2(x)))`; w1 and w2 have half of `intermediate_size` outputs each."""
 
-    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend) -> None:
+    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, ranks: Ranks) -> None:
         super().__init__()
-        inner = config.intermediate_size // 2
-        self.w1 = make_linear(config.hidden_size, inner, bias=config.has_bias)
-        self.w2 = make_linear(config.hidden_size, inner, bias=config.has_bias)
-        self.c_proj = make_linear(inner, config.hidden_size, bias=config.has_bias)
+        hidden, inner = config.hidden_size, config.intermediate_size // 2
+        columns = column_parallel(hidden, (inner,), ranks.rank, ranks.size)
+        rows = row_parallel(inner, hidden, ranks.rank, ranks.size)
+        self.w1 = make_linear(hidden, inner, bias=config.has_bias, shard=columns)
+        self.w2 = make_linear(hidden, inner, bias=config.has_bias, shard=columns)
+        self.c_proj = make_linear(inner, hidden, bias=config.has_bias, shard=rows)
+        self._ranks = ranks
         self._backend = backend
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T, hidden] to [T, hidden]."""
         inner = self._backend.silu_mul(self.w2(x, batch), self.w1(x, batch))
-        out: torch.Tensor = self.c_proj(inner, batch)
-        return out
+        return self._ranks.sum(self.c_proj(inner, batch))
 
 
 class QWenBlock(nn.Module):
@@ -72,13 +80,19 @@ class QWenBlock(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        layer: int,
+        make_linear: MakeLinear,
+        backend: Backend,
+        dtype: torch.dtype,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         self.ln_1 = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
-        self.attn = QWenAttention(config, layer, make_linear, backend)
+        self.attn = QWenAttention(config, layer, make_linear, backend, ranks)
         self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
-        self.mlp = QWenMLP(config, make_linear, backend)
+        self.mlp = QWenMLP(config, make_linear, backend, ranks)
 
     def forward(
         self, x: torch.Tensor, delta: torch.Tensor | None, batch: ForwardBatch, plan: Any
@@ -105,11 +119,16 @@ class QWenBlock(nn.Module):
 class QWenModel(nn.Module):
     """Embedding, blocks and the final norm."""
 
-    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype, ranks: Ranks
+    ) -> None:
         super().__init__()
-        self.wte = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        if ranks.size == 1:
+            self.wte = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        else:
+            self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype=dtype, ranks=ranks)
         self.h = nn.ModuleList(
-            QWenBlock(config, layer, make_linear, backend, dtype) for layer in range(config.num_layers)
+            QWenBlock(config, layer, make_linear, backend, dtype, ranks) for layer in range(config.num_layers)
         )
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
 
@@ -122,14 +141,30 @@ class QWenLMHeadModel(CausalLM):
         make_linear: makes the five linears of each block (`lm_head` is never quantised).
         backend: does the device work.
         dtype: of activations and unquantised weights.
+        ranks: that share it: heads, columns of the MLP, and rows of the vocabulary.
     """
 
-    def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        make_linear: MakeLinear,
+        backend: Backend,
+        dtype: torch.dtype,
+        ranks: Ranks = ONE_RANK,
+    ) -> None:
         super().__init__()
-        self.transformer = QWenModel(config, make_linear, backend, dtype)
+        self.transformer = QWenModel(config, make_linear, backend, dtype, ranks)
         self.lm_head = Linear(
-            config.hidden_size, config.vocab_size, bias=False, backend=backend, dtype=dtype, wide_results=True
+            config.hidden_size,
+            config.vocab_size,
+            bias=False,
+            backend=backend,
+            dtype=dtype,
+            wide_results=True,
+            shard=column_parallel(config.hidden_size, (config.vocab_size,), ranks.rank, ranks.size),
         )
+        self._vocab_size = config.vocab_size
+        self._ranks = ranks
         self._backend = backend
 
     def parameter_name(self, checkpoint_name: str) -> str | None:
@@ -150,4 +185,4 @@ class QWenLMHeadModel(CausalLM):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalLM`."""
         out: torch.Tensor = self.lm_head(hidden, None)
-        return out.float()
+        return self._ranks.gather(out.float(), self._vocab_size)

@@ -87,6 +87,39 @@ def find_device(name: str) -> torch.device:
     return torch.device(kind) if kind == "mps" else torch.device(kind, int(index or 0))
 
 
+def device_of_rank(name: str, rank: int, size: int) -> str:
+    """Names the device of one of several ranks: a CPU is everybody's, else each has one of its own.
+
+    Raises:
+        ConfigError: there are too few, or they are of a kind that ranks cannot exchange tensors on.
+    """
+    if size == 1:
+        return name
+    device = find_device(name)
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        raise ConfigError(f"--tensor-parallel-size {size}: ranks run on CUDA devices or a CPU, not on {device.type}")
+    if ":" in name:
+        raise ConfigError(f"--tensor-parallel-size {size}: --device {name} names one device; use --device cuda")
+    count = _num_devices("cuda")
+    if count < size:
+        raise ConfigError(f"--tensor-parallel-size {size}: there are only {count} CUDA devices")
+    return f"cuda:{rank}"
+
+
+def num_threads_of_rank(device: torch.device, num_threads: int | None, size: int) -> int | None:
+    """What was asked for; else each of several ranks on a CPU takes its part of the cores."""
+    if num_threads is not None or size == 1 or device.type != "cpu":
+        return num_threads
+    return max(1, torch.get_num_threads() // size)
+
+
+def memory_of_rank(device: torch.device, available_bytes: int, size: int) -> int:
+    """A rank's part of what is available where it runs: the memory of a CPU is everybody's."""
+    return available_bytes // size if device.type == "cpu" else available_bytes
+
+
 def why_torch_cannot(device: torch.device) -> str | None:
     """Why not even torch computes on a device that it sees, or None: builds leave older and newer ones out."""
     if device.type != "cuda" or torch.version.hip is not None:

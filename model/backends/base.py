@@ -318,6 +318,7 @@ class Backend(Protocol):
         cache: KVCache,
         last_ids: torch.Tensor,
         max_model_len: int,
+        any_rank: Callable[[bool], bool] | None = None,
     ) -> DecodeGraphs | None:
         """Records decode steps of several batch sizes.
 
@@ -327,6 +328,8 @@ class Backend(Protocol):
             cache: of all steps.
             last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
             max_model_len: the longest sequence.
+            any_rank: whether something is true on any of the ranks that share the model: they must record the same
+                steps, whatever each has time for. All ask equally often. None where there is one rank.
 
         Returns:
             what replays them, or None where nothing is gained by it.

@@ -38,8 +38,11 @@ class ImmediateSteps:
         cache: KVCache,
         last_ids: torch.Tensor,
         max_model_len: int,
+        any_rank: Callable[[bool], bool] | None = None,
     ) -> DecodeGraphs | None:
         """See `Backend`. There is nothing to record."""
+        if any_rank is not None:
+            any_rank(True)
         return None
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:

@@ -26,6 +26,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     Attributes:
         checkpoint_path: a local folder (hub ids are resolved before).
         device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
+        tensor_parallel_size: ranks that share the model, each in a process and on a device of its own (a CPU is
+            everybody's). `kv_cache_memory_bytes` and `num_threads` are of each.
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
         quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
@@ -58,6 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
 
     checkpoint_path: str
     device: str = "auto"
+    tensor_parallel_size: int = 1
     kernels: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"

@@ -39,6 +39,7 @@ class MemoryPlan:
         kv_dtype: of the cache, a key of KV_DTYPE_BYTES.
         block_size: tokens in a block of the cache.
         max_num_batched_tokens: most tokens in one step.
+        num_ranks: devices that share it; all figures are of one of them, the first.
         at_load: how the linears of blocks are quantised while they are loaded; a key of QUANTIZED_BITS, or "none".
     """
 
@@ -48,6 +49,7 @@ class MemoryPlan:
     block_size: int = 16
     max_num_batched_tokens: int = 4096
     at_load: str = NO_QUANTIZATION
+    num_ranks: int = 1
 
     @property
     def weights_bytes(self) -> int:
@@ -55,10 +57,11 @@ class MemoryPlan:
         config = self.config
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
             return config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
-        hidden, inner = config.hidden_size, config.intermediate_size // 2
-        num_outside = 2 * config.vocab_size * hidden + hidden
+        hidden, part = config.hidden_size, config.hidden_size // self.num_ranks
+        inner = config.intermediate_size // 2 // self.num_ranks
+        num_outside = 2 * -(-config.vocab_size // self.num_ranks) * hidden + hidden
         num_norms = 2 * hidden
-        linears = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (hidden, inner), (inner, hidden))
+        linears = ((hidden, 3 * part), (part, hidden), (hidden, inner), (hidden, inner), (inner, hidden))
         layer = sum(self._linear_bytes(*shape) for shape in linears) + self._bias_bytes(linears)
         return (num_outside + config.num_layers * num_norms) * DTYPE_BYTES[self.dtype] + config.num_layers * layer
 
@@ -76,7 +79,7 @@ class MemoryPlan:
     def _bias_bytes(self, linears: tuple[tuple[int, int], ...]) -> int:
         if self.config.quantization is not None:
             return 2 * sum(num_outputs for _, num_outputs in linears)
-        num_biases = sum(n for _, n in linears) if self.config.has_bias else 3 * self.config.hidden_size
+        num_biases = sum(n for _, n in linears) if self.config.has_bias else linears[0][1]
         return num_biases * DTYPE_BYTES[self.dtype]
 
     @property
@@ -85,7 +88,7 @@ class MemoryPlan:
         config = self.config
         _, num_kv_heads, head_dim = config.attention_shape
         head = head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
-        return 2 * config.num_layers * num_kv_heads * head
+        return 2 * config.num_layers * num_kv_heads // self.num_ranks * head
 
     @property
     def kv_block_bytes(self) -> int:
@@ -100,7 +103,7 @@ class MemoryPlan:
             num_sampled: of them, those that get a next token.
         """
         config = self.config
-        widest = 2 * config.hidden_size + config.intermediate_size * 3 // 2
+        widest = 2 * config.hidden_size + config.intermediate_size * 3 // 2 // self.num_ranks
         logits = num_sampled * config.vocab_size * 4 * 2
         return num_tokens * widest * DTYPE_BYTES[self.dtype] + logits
 

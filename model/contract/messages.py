@@ -217,7 +217,7 @@ _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine
 _FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
-def encode(message: ToEngine | FromEngine) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     """Returns the whole frame, length included."""
     return frame(_ENCODER.encode(message))
 

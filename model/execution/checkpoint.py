@@ -21,6 +21,7 @@ from model.backends.base import GroupedWeight
 from model.contract.errors import CheckpointError
 from model.contract.gguf.file import is_gguf, shards
 from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
+from model.distributed.shard import Cut
 from model.quantization.gguf_tensors import iterate_gguf
 from model.quantization.grouped import expand, moved
 
@@ -139,6 +140,7 @@ def load_weights(
     """Fills a model whose tensors have no storage yet.
 
     A tensor takes the dtype that the model gave its placeholder, unless its module lists it in `stored_dtype_tensors`.
+    Of a tensor for which its module has a `Cut` in `cuts`, the part is taken that this rank has.
     A submodule with a `finish_loading` method is told as soon as its last tensor is there, and returns how many bytes
     it holds then; those it lists in `optional_tensors` may be absent.
 
@@ -228,10 +230,12 @@ class _Target:
         module, attribute = self._waiting.pop(parameter)
         self._loaded.add(parameter)
         placeholder: torch.Tensor = getattr(module, attribute)
-        if placeholder.shape != tensor.shape:
+        cut: Cut | None = getattr(module, "cuts", {}).get(attribute)
+        shape = placeholder.shape if cut is None else cut.stored_shape(placeholder.shape)
+        if shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: tensor {name!r} has shape {list(tensor.shape)}, but "
-                f"{'its metadata ask' if is_gguf(path) else 'config.json asks'} for {list(placeholder.shape)}"
+                f"{'its metadata ask' if is_gguf(path) else 'config.json asks'} for {list(shape)}"
             )
         if isinstance(tensor, GroupedWeight):
             take_grouped = getattr(module, "take_grouped", None)
@@ -245,6 +249,8 @@ class _Target:
             raise CheckpointError(f"{path}: tensor {name!r} is {tensor.dtype}, expected {placeholder.dtype}")
         keeps_dtype = attribute in getattr(module, "stored_dtype_tensors", ())
         dtype = tensor.dtype if keeps_dtype else placeholder.dtype
+        if cut is not None:
+            tensor = cut.of(tensor)  # of a mapped file the rest is never read
         # copy=True: a view of the mapped file would die with the file.
         own = tensor.to(device=self._device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
         self._bytes_of[module] = self._bytes_of.get(module, 0) + own.nbytes

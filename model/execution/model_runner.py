@@ -15,14 +15,17 @@ import torch
 
 from model.adapters.loading import load_first, make_store
 from model.architectures import make_model
-from model.backends import make_backend
+from model.backends import device_of_rank, make_backend, memory_of_rank, num_threads_of_rank
 from model.backends.base import Backend, DecodeGraphs
 from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
 from model.contract.messages import TokenLogprob
+from model.contract.parallel import require_divisible, share_of_config
 from model.contract.sampling_params import SamplingParams
+from model.distributed.ranks import LEADER, ONE_RANK, OutOfStepError, Ranks
+from model.distributed.step import RankStep
 from model.execution.checkpoint import ProgressCallback, load_weights, stored_rows
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
@@ -52,16 +55,20 @@ _GIB = 1 << 30
 class ModelRunner:
     """A loaded checkpoint that runs steps.
 
+    Where several ranks share the checkpoint each has a runner. The leader's plans nothing but tells the others what it
+    launches (`launch`), and they take part (`follow`); sampling and grammars are its alone.
+
     Args:
         config: of the engine.
         on_progress: called with (bytes read, bytes in all) while loading.
+        ranks: that share the checkpoint.
 
     Attributes:
         model_config: the checkpoint's numbers.
         dtype: of the activations.
         num_blocks: KV cache blocks; `block_size` tokens each.
         max_model_len: prompt and reply together.
-        weights_bytes: of the loaded parameters.
+        weights_bytes: of the loaded parameters, those of all ranks.
         grammars: states of the sequences that have one.
         row_costs: what steps of few rows take; None where no tokens are to be guessed.
         adapters: those that are loaded; None where there may be none.
@@ -72,10 +79,15 @@ class ModelRunner:
         ConfigError: a setting cannot be met (device, dtype, memory).
     """
 
-    def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, on_progress: ProgressCallback | None = None, ranks: Ranks = ONE_RANK
+    ) -> None:
         folder = Path(config.checkpoint_path)
         self.model_config = ModelConfig.from_folder(folder, stored_rows)
-        self.backend: Backend = make_backend(config.device, config.kernels)
+        require_divisible(self.model_config, ranks.size)
+        self._ranks = ranks
+        self._own_config = share_of_config(self.model_config, ranks.size)
+        self.backend: Backend = make_backend(device_of_rank(config.device, ranks.rank, ranks.size), config.kernels)
         self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
         declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
         if config.dtype == "auto" and declared not in (None, used):
@@ -85,11 +97,13 @@ class ModelRunner:
         self.max_num_seqs = config.max_num_seqs
         with torch.inference_mode():
             make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
-            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype)
-            self.weights_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
-            self.backend.set_num_threads(config.num_threads, self.weights_bytes)
+            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype, ranks)
+            own_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
+            self.weights_bytes = sum(ranks.numbers(own_bytes))
+            num_threads = num_threads_of_rank(self.backend.device, config.num_threads, ranks.size)
+            self.backend.set_num_threads(num_threads, own_bytes)
             cache_dtype = self._cache_dtype(config)
-            self.backend.finish_loading(self.model_config, self.dtype, cache_dtype, config.block_size)
+            self.backend.finish_loading(self._own_config, self.dtype, cache_dtype, config.block_size)
             self.adapters = make_store(self.model, self.model_config, self.backend, self.dtype, config)
             self.adapters_loaded = load_first(self.adapters, config)
             self._cache = self._make_cache(config, cache_dtype)
@@ -101,11 +115,12 @@ class ModelRunner:
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
-        self.kv_cache_bytes = self._cache.num_bytes
+        self.kv_cache_bytes = self._cache.num_bytes * ranks.size
         self._sampler = self._make_sampler(config.max_num_seqs, self.max_model_len)
+        self._is_amid_ranks = False
         self._row_of_seq: dict[int, int] = {}  # where the last launched step left each sequence's id
         self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
-        speculates = config.speculation == "auto" and not self.runs_ahead
+        speculates = config.speculation == "auto" and not self.runs_ahead and ranks.rank == LEADER
         self.row_costs = self._measure_row_costs() if speculates else None
         self.grammars = GrammarStates(self.model_config.vocab_size, speculates=speculates)
         # Requests without a seed draw from streams named by it and their sequence's id.
@@ -132,6 +147,8 @@ class ModelRunner:
             spans = [SequenceSpan([0] * n, start, 1.0, [0] * -(-(start + n) // block_size), 1) for n in lengths]
             batch = ForwardBatch.build(spans, config, block_size, device)
             logits = self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
+        if self._ranks.rank != LEADER:
+            return
         for filters in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}):
             sampling = SamplingParams(max_tokens=1, **filters)
             self._make_sampler(1, 1).launch(logits[:1], [SamplingRow(0, sampling, [0], 1, 0)])
@@ -143,6 +160,8 @@ class ModelRunner:
         def run(num_rows: int, context_len: int) -> None:
             blocks = [0] * -(-(context_len + num_rows) // self.block_size)
             spans = [SequenceSpan([0], context_len + i, 1.0, blocks, 1) for i in range(num_rows)]
+            # How many steps there are is decided by the clock, so only the leader's decides.
+            self._ranks.tell(RankStep(spans, [-1] * num_rows, False, [list(range(num_rows))]))
             batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device)
             self.model.logits(self.model(batch, self._cache)).argmax(-1).tolist()
 
@@ -158,8 +177,16 @@ class ModelRunner:
         def step(batch: ForwardBatch) -> torch.Tensor:
             return self.model.logits(self.model(batch, self._cache))
 
+        def any_rank(is_true: bool) -> bool:
+            return any(self._ranks.numbers(is_true))
+
         return self.backend.capture_decode(
-            step, self.model_config, self._cache, self._last_ids, self.max_model_len
+            step,
+            self.model_config,
+            self._cache,
+            self._last_ids,
+            self.max_model_len,
+            any_rank if self._ranks.size > 1 else None,
         )
 
     def _step_bytes(self, config: EngineConfig, dtype: torch.dtype, max_model_len: int) -> int:
@@ -171,7 +198,7 @@ class ModelRunner:
         def run() -> None:
             # All its blocks are the same one: what it computes means nothing, what it takes is what a real one takes.
             cache = allocate_kv_cache(
-                self.model_config, num_blocks=1, block_size=config.block_size, dtype=dtype, device=self.backend.device
+                self._own_config, num_blocks=1, block_size=config.block_size, dtype=dtype, device=self.backend.device
             )
             cache.data.zero_()
             blocks = [0] * -(-num_tokens // config.block_size)
@@ -182,8 +209,9 @@ class ModelRunner:
             batch = ForwardBatch.build(spans, self.model_config, config.block_size, self.backend.device)
             hidden = self.model(batch, cache)
             rows = [SamplingRow(i, sampling, [0], 1, 0) for i in range(num_rows)]
-            wide = hidden[:1].expand(num_rows, -1).contiguous()
-            self._make_sampler(1, 1).launch(self.model.logits(wide), rows)
+            logits = self.model.logits(hidden[:1].expand(num_rows, -1).contiguous())
+            if self._ranks.rank == LEADER:
+                self._make_sampler(1, 1).launch(logits, rows)
 
         num_bytes = self.backend.measure_step_bytes(run)
         if num_bytes == 0:
@@ -201,16 +229,18 @@ class ModelRunner:
         return require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
 
     def _make_cache(self, config: EngineConfig, dtype: torch.dtype) -> KVCache:
-        """Sizes the pool, and with it the longest sequence, from the memory that is free now."""
+        """Sizes the pool, and with it the longest sequence, from the memory that is free now on the fullest rank."""
         model_config = self.model_config
-        block_bytes = kv_cache_block_bytes(model_config, config.block_size, dtype)
+        block_bytes = kv_cache_block_bytes(self._own_config, config.block_size, dtype)
         max_model_len = config.max_model_len or model_config.default_max_model_len
         blocks_per_sequence = -(-max_model_len // config.block_size)
         if config.kv_cache_memory_bytes is not None:
             num_blocks = config.kv_cache_memory_bytes // block_bytes
         else:
             step_bytes = self._step_bytes(config, dtype, max_model_len)
-            free = max(0, self.backend.available_memory_bytes(config.gpu_memory_utilization) - step_bytes)
+            available = self.backend.available_memory_bytes(config.gpu_memory_utilization)
+            own = memory_of_rank(self.backend.device, available, self._ranks.size)
+            free = min(self._ranks.numbers(max(0, own - step_bytes)))
             if step_bytes:
                 logger.info("steps of %d tokens take %.2f GiB", self.max_num_batched_tokens, step_bytes / _GIB)
             # More than all sequences at full length could never be used.
@@ -240,14 +270,14 @@ class ModelRunner:
             "KV cache: %d blocks of %d tokens, %.2f GiB; weights: %.2f GiB in %s on %s",
             num_blocks,
             config.block_size,
-            num_blocks * block_bytes / _GIB,
+            self._ranks.size * num_blocks * block_bytes / _GIB,
             self.weights_bytes / _GIB,
             str(self.dtype).removeprefix("torch."),
             self.backend.device,
         )
         try:
             cache = allocate_kv_cache(
-                model_config,
+                self._own_config,
                 num_blocks=num_blocks,
                 block_size=config.block_size,
                 dtype=dtype,
@@ -281,7 +311,35 @@ class ModelRunner:
 
         Args:
             batch: not empty.
+
+        Raises:
+            OutOfStepError: other ranks have begun this step and wait for what will not come.
         """
+        try:
+            return self._launch(batch)
+        except Exception as error:
+            if self._is_amid_ranks:
+                raise OutOfStepError(f"a step failed that other ranks take part in: {error}") from error
+            raise
+
+    @torch.inference_mode()
+    def follow(self, step: RankStep) -> None:
+        """Takes part in a step of the leader's."""
+        self._share_last_ids(step.sources)
+        if step.is_replayed:
+            assert self._graphs is not None
+            self._graphs.run(step.spans, step.sources)
+            return
+        hidden = self._forward(step.spans, step.sources)
+        for rows in step.passes:
+            self.model.logits(hidden[self._to_device(rows)])
+
+    def _share_last_ids(self, sources: list[int]) -> None:
+        """Lets all ranks know the tokens that only the leader's device knows."""
+        if any(source >= 0 for source in sources):
+            self._ranks.share(self._last_ids)
+
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         entries = batch.entries
         self.grammars.look_ahead({entry.seq_id: entry.draft_ids for entry in entries if entry.draft_ids})
         spans = [span for entry in entries for span in _spans(entry, self._slot(entry))]
@@ -290,7 +348,15 @@ class ModelRunner:
         sampled = [index for index, entry in enumerate(entries) if entry.needs_sampling]
         logits: torch.Tensor | None = None
         graphs = self._graphs_for([span.adapter_slot for span in spans])
-        if graphs is not None and len(entries) == batch.num_decodes and len(spans) <= graphs.max_num_rows:
+        is_replayed = (
+            graphs is not None and len(entries) == batch.num_decodes and len(spans) <= graphs.max_num_rows
+        )
+        if self._ranks.size > 1:
+            passes = [] if is_replayed else _logit_passes(entries)
+            self._ranks.tell(RankStep(spans, sources, is_replayed, passes))
+            self._is_amid_ranks = True
+        self._share_last_ids(sources)
+        if graphs is not None and is_replayed:
             logits = graphs.run(spans, sources)
         else:
             hidden = self._forward(spans, sources)
@@ -308,6 +374,7 @@ class ModelRunner:
                     slots += [self._slot(entry)] * num_rows
             if rows:
                 logits = self._logits(hidden if len(rows) == len(hidden) else hidden[self._to_device(rows)], slots)
+        self._is_amid_ranks = False
         sample = None if logits is None else self._sample(logits, [entries[index] for index in sampled])
         copy = None
         if sample is not None:
@@ -383,6 +450,22 @@ class ModelRunner:
             ids = next_ids[low : low + _LOGIT_ROWS_PER_PASS]
             scores += prompt_logprobs(self._logits(hidden[low : low + len(ids)], [slot] * len(ids)), ids, num_top)
         return scores
+
+
+def _logit_passes(entries: list[ScheduledSequence]) -> list[list[int]]:
+    """The rows that go through the output layer together, as `ModelRunner.launch` takes them: scores, then samples."""
+    passes: list[list[int]] = []
+    sampled_rows: list[int] = []
+    row = 0
+    for entry in entries:
+        if entry.needs_prompt_logits:
+            num_scored = len(entry.token_ids[entry.start + 1 : entry.end + 1])
+            scored = list(range(row, row + num_scored))
+            passes += [scored[low : low + _LOGIT_ROWS_PER_PASS] for low in range(0, num_scored, _LOGIT_ROWS_PER_PASS)]
+        row += _num_logit_rows(entry)
+        if entry.needs_sampling:
+            sampled_rows += range(row - 1 - len(entry.draft_ids), row)
+    return [*passes, sampled_rows] if sampled_rows else passes
 
 
 def _ends(spans: list[SequenceSpan]) -> list[int]:

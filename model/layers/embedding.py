@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.backends.base import GroupedWeight
+from model.distributed.ranks import Ranks
+from model.distributed.shard import Cut, share_of
 from model.execution.forward_batch import ForwardBatch
 from model.quantization.grouped import expand_rows
 
@@ -52,3 +54,29 @@ class Embedding(nn.Module):
         offsets = None if grouped.offsets is None else grouped.offsets[token_ids]
         rows = expand_rows(values, grouped.scales[token_ids], offsets, grouped.zero, grouped.codes)
         return rows.to(self._dtype)
+
+
+class VocabParallelEmbedding(Embedding):
+    """Some of the rows on each rank; what a rank does not have is 0 in the sum.
+
+    Args:
+        vocab_size: number of rows on all ranks.
+        hidden_size: length of each.
+        dtype: of the rows.
+        ranks: that share them.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype, ranks: Ranks) -> None:
+        first, end = share_of(vocab_size, ranks.rank, ranks.size)
+        super().__init__(end - first, hidden_size, dtype=dtype)
+        self.cuts = {"weight": Cut(0, vocab_size, ((first, end),))}
+        self._first = first
+        self._num_rows = end - first
+        self._ranks = ranks
+
+    def forward(self, token_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """See `Embedding`."""
+        places = token_ids - self._first
+        is_elsewhere = (places < 0) | (places >= self._num_rows)
+        rows = super().forward(places.masked_fill(is_elsewhere, 0), batch)
+        return self._ranks.sum(rows.masked_fill_(is_elsewhere[:, None], 0))

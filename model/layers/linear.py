@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from model.backends.base import Backend, GroupedWeight, LinearKernel
+from model.distributed.shard import Cut, LinearShard
 from model.execution.forward_batch import ForwardBatch
 from model.quantization.grouped import expand
 
@@ -20,12 +21,14 @@ from model.quantization.grouped import expand
 class MakeLinear(Protocol):
     """Makes one linear layer of a block."""
 
-    def __call__(self, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+    def __call__(
+        self, in_features: int, out_features: int, *, bias: bool, shard: LinearShard | None = None
+    ) -> nn.Module:
         """Returns a layer whose tensors have no storage yet.
 
         It is called with x [T, in_features] and the step that its rows are of, and returns [T, out_features]. The step
         is there for layers that treat rows differently, such as one with an adapter for some requests; a plain one
-        does not look at it.
+        does not look at it. With a `shard` x and the result have the numbers of the rank's part.
         """
         ...
 
@@ -37,6 +40,7 @@ class Linear(nn.Module):
         in_features: K.
         out_features: N.
         bias: whether the checkpoint has one.
+        shard: the part of it that this rank has; None is all.
         backend: lays out the weight once loaded, and multiplies.
         dtype: of weight and activations.
         wide_results: see `Backend.prepare_linear`.
@@ -56,8 +60,14 @@ class Linear(nn.Module):
         dtype: torch.dtype,
         wide_results: bool = False,
         quantize: Callable[[torch.Tensor], GroupedWeight | None] | None = None,
+        shard: LinearShard | None = None,
     ) -> None:
         super().__init__()
+        self.cuts: dict[str, Cut | None] = {}
+        if shard is not None:
+            self.cuts = {"weight": shard.output_cut(0) or shard.input_cut(1), "bias": shard.output_cut(0)}
+            in_features, out_features = shard.num_inputs, shard.num_outputs
+        self.shard = shard
         self.weight: nn.Parameter | None = nn.Parameter(
             torch.empty(out_features, in_features, dtype=dtype, device="meta"), requires_grad=False
         )
@@ -86,6 +96,8 @@ class Linear(nn.Module):
             Bytes of the weight and bias.
         """
         bias = None if self.bias is None else self.bias.data
+        if self.shard is not None and not self.shard.keeps_bias:
+            bias = None
         grouped = self._grouped
         if grouped is None and self._quantize is not None:
             assert self.weight is not None

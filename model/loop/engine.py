@@ -28,6 +28,7 @@ from model.contract.messages import (
     TokenLogprob,
 )
 from model.contract.watchdog import Watchdog
+from model.distributed.ranks import ONE_RANK, OutOfStepError, Ranks
 from model.execution.checkpoint import ProgressCallback
 from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.model_runner import ModelRunner
@@ -63,6 +64,7 @@ class Engine:
     Args:
         config: settings.
         on_progress: called with (bytes read, bytes in all) while the checkpoint loads.
+        ranks: that share the checkpoint; this one leads them.
 
     Attributes:
         watchdog: of the loop, for whoever runs it.
@@ -71,9 +73,11 @@ class Engine:
         StartupError: the checkpoint or a setting is wrong.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: ProgressCallback | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, on_progress: ProgressCallback | None = None, ranks: Ranks = ONE_RANK
+    ) -> None:
         started = time.monotonic()
-        self._runner = ModelRunner(config, on_progress)
+        self._runner = ModelRunner(config, on_progress, ranks)
         costs = self._runner.row_costs
         self._speculator = None if costs is None else Speculator(costs, self._runner.model_config.vocab_size)
         self._scheduler = Scheduler(
@@ -327,8 +331,8 @@ class Engine:
         """Starts a step, or returns why it cannot be started."""
         try:
             launched = self._runner.launch(batch)
-        except torch.AcceleratorError:
-            raise  # nothing on this device works from here on
+        except (torch.AcceleratorError, OutOfStepError):
+            raise  # nothing on this device, or between these ranks, works from here on
         except Exception as error:
             self._runner.undo([entry.seq_id for entry in batch])
             return error.with_traceback(None)  # which would hold on to the step's tensors

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from model.distributed.ranks import OutOfStepError
 from model.execution.launched_step import StepResult
 from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
 
@@ -72,8 +73,8 @@ class StepGuard:
         """Runs a batch, or returns why that cannot be: without the traceback, which holds on to the step's tensors."""
         try:
             return self._execute(batch)
-        except torch.AcceleratorError:
-            raise  # nothing on this device works from here on
+        except (torch.AcceleratorError, OutOfStepError):
+            raise  # nothing on this device, or between these ranks, works from here on
         except Exception as error:
             if not is_out_of_memory(error):
                 logger.error("a step of %d sequences failed", len(batch), exc_info=error)

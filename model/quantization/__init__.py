@@ -8,6 +8,7 @@ import torch
 
 from model.backends.base import Backend
 from model.contract.config import NO_QUANTIZATION, ModelConfig, require_can_quantize
+from model.distributed.shard import LinearShard
 from model.layers.linear import Linear, MakeLinear
 from model.quantization.at_load import quantize_at_load
 from model.quantization.awq import AWQLinear
@@ -34,16 +35,24 @@ def linear_maker(
     quantization = config.quantization
     if quantization is None:
 
-        def make_linear(in_features: int, out_features: int, *, bias: bool) -> Linear:
-            return Linear(in_features, out_features, bias=bias, backend=backend, dtype=dtype, quantize=quantize)
+        def make_linear(
+            in_features: int, out_features: int, *, bias: bool, shard: LinearShard | None = None
+        ) -> Linear:
+            return Linear(
+                in_features, out_features, bias=bias, backend=backend, dtype=dtype, quantize=quantize, shard=shard
+            )
 
         return make_linear
     check_supported(quantization)
 
     kind = AWQLinear if quantization.quant_method == "awq" else GPTQLinear
 
-    def make_quantized_linear(in_features: int, out_features: int, *, bias: bool) -> GPTQLinear:
+    def make_quantized_linear(
+        in_features: int, out_features: int, *, bias: bool, shard: LinearShard | None = None
+    ) -> GPTQLinear:
         # Whether the unquantised layer has a bias says nothing: quantised ones store one, often of zeros.
-        return kind(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype)
+        return kind(
+            in_features, out_features, quantization=quantization, backend=backend, dtype=dtype, shard=shard
+        )
 
     return make_quantized_linear

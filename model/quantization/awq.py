@@ -12,6 +12,7 @@ from torch import nn
 
 from model.backends.base import Backend
 from model.contract.config import QuantizationConfig
+from model.distributed.shard import LinearShard
 from model.quantization.gptq import GPTQLinear
 from model.quantization.packing import pack_rows
 from model.quantization.words import WORD_BITS
@@ -34,9 +35,10 @@ class AWQLinear(GPTQLinear):
         quantization: group size.
         backend: keeps the weight and multiplies.
         dtype: of the activations.
+        shard: the part of it that this rank has; None is all.
 
     Raises:
-        CheckpointError: the shape does not divide into words or groups.
+        CheckpointError: the shape, or the rank's part of it, does not divide into words.
     """
 
     def __init__(
@@ -47,8 +49,14 @@ class AWQLinear(GPTQLinear):
         quantization: QuantizationConfig,
         backend: Backend,
         dtype: torch.dtype,
+        shard: LinearShard | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype)
+        super().__init__(
+            in_features, out_features, quantization=quantization, backend=backend, dtype=dtype, shard=shard
+        )
+        if shard is not None:
+            in_features, out_features = shard.num_inputs, shard.num_outputs
+            self.cuts["qweight"] = shard.input_cut(0) or self.cuts["qzeros"]
         words = torch.empty(in_features, out_features * _BITS // WORD_BITS, dtype=torch.int32, device="meta")
         self.qweight = nn.Parameter(words, requires_grad=False)
 

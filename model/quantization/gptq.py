@@ -13,6 +13,7 @@ from torch import nn
 from model.backends.base import Backend, GPTQTensors, LinearKernel
 from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
+from model.distributed.shard import Cut, LinearShard
 from model.execution.forward_batch import ForwardBatch
 from model.quantization.words import WORD_BITS, unpack_rows
 
@@ -47,9 +48,10 @@ class GPTQLinear(nn.Module):
         quantization: bits and group size.
         backend: keeps the weight and multiplies.
         dtype: of the activations.
+        shard: the part of it that this rank has; None is all. Groups may lie across its ends, in any order.
 
     Raises:
-        CheckpointError: the shape does not divide into words or groups.
+        CheckpointError: the shape, or the rank's part of it, does not divide into words.
     """
 
     # Files without act-order may leave g_idx out; a bias is stored even where the unquantised layer has none.
@@ -65,6 +67,7 @@ class GPTQLinear(nn.Module):
         quantization: QuantizationConfig,
         backend: Backend,
         dtype: torch.dtype,
+        shard: LinearShard | None = None,
     ) -> None:
         super().__init__()
         per_word = WORD_BITS // quantization.bits
@@ -74,6 +77,13 @@ class GPTQLinear(nn.Module):
                 f"a quantised layer of {in_features} x {out_features} does not divide into words of {per_word} values"
             )
         num_groups = -(-in_features // group_size)
+        self.shard = shard
+        self.cuts: dict[str, Cut | None] = {}
+        self._first_input = 0
+        if shard is not None:
+            self.cuts = _cuts(shard, per_word)
+            self._first_input = shard.inputs[0]
+            in_features, out_features = shard.num_inputs, shard.num_outputs
         self._bits = quantization.bits
         self._zero_offset = quantization.zero_offset
         self._group_size = group_size
@@ -100,7 +110,8 @@ class GPTQLinear(nn.Module):
         assert qweight is not None and qzeros is not None and scales is not None
         self.qweight = self.qzeros = self.scales = self.g_idx = self.bias = None
         if g_idx is None or g_idx.is_meta:
-            groups = torch.arange(self._in_features, device=qweight.device) // self._group_size
+            inputs = torch.arange(self._first_input, self._first_input + self._in_features, device=qweight.device)
+            groups = inputs // self._group_size
         else:
             groups = g_idx.data.to(torch.int64)
             # Some tools wrote groups from the end, as negative numbers.
@@ -108,7 +119,12 @@ class GPTQLinear(nn.Module):
             if int(groups.min()) < 0 or int(groups.max()) >= scales.shape[0]:
                 raise CheckpointError(f"g_idx names groups beyond the {scales.shape[0]} there are")
         kept_bias = None if bias is None or bias.is_meta or not bool(bias.any()) else bias.data
-        stored = GPTQTensors(qweight.data, qzeros.data, scales.data, groups, self._bits, self._zero_offset)
+        kept_scales, kept_zeros = scales.data, qzeros.data
+        if self.shard is not None and self.shard.is_row_parallel:
+            used, groups = torch.unique(groups, return_inverse=True)  # the file's scales are of all ranks' inputs
+            kept_scales, kept_zeros = kept_scales[used], kept_zeros[used]
+            kept_bias = kept_bias if self.shard.keeps_bias else None
+        stored = GPTQTensors(qweight.data, kept_zeros, kept_scales, groups, self._bits, self._zero_offset)
         packed = self._backend.prepare_gptq_linear(stored, kept_bias, self._dtype)
         if packed is not None:
             self._kernel, num_bytes = packed
@@ -122,6 +138,25 @@ class GPTQLinear(nn.Module):
         """Maps [num_tokens, in_features] to [num_tokens, out_features]; see `MakeLinear`."""
         assert self._kernel is not None, "forward before finish_loading"
         return self._kernel(x)
+
+
+def _cuts(shard: LinearShard, per_word: int) -> dict[str, Cut | None]:
+    """How the stored tensors of a layer are cut."""
+    rows, columns = shard.input_cut(0), shard.output_cut(1)
+    try:
+        return {
+            "qweight": columns if rows is None else rows.in_words(per_word),
+            "qzeros": None if columns is None else columns.in_words(per_word),
+            "scales": columns,
+            "g_idx": rows,
+            "bias": shard.output_cut(0),
+        }
+    except ValueError:
+        part = f"{shard.num_inputs} x {shard.num_outputs}"
+        raise CheckpointError(
+            f"a GPTQ layer of {shard.in_features} x {shard.out_features} cannot be split: a rank's part of {part} does "
+            f"not divide into words of {per_word} values; use a smaller --tensor-parallel-size"
+        ) from None
 
 
 def dequantize(stored: GPTQTensors, dtype: torch.dtype) -> torch.Tensor:

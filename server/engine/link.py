@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from model.contract.engine_config import EngineConfig
+from model.contract.exit_status import describe_exit
 from model.contract.framing import FrameSplitter, FramingError
 from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
 from server.run_module import module_command
@@ -221,21 +222,6 @@ class EngineLink:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-
-
-def describe_exit(status: int) -> str:
-    """Says in words how a process ended.
-
-    Args:
-        status: its exit status, negative for a signal.
-    """
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return name + (" (out of memory, or by hand)" if -status == signal.SIGKILL else "")
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

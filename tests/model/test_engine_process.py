@@ -37,7 +37,8 @@ from model.contract.messages import (
     encode,
 )
 from model.contract.sampling_params import SamplingParams
-from model.loop.process import Connection, ConnectionClosed, run
+from model.loop.connection import Connection, ConnectionClosed
+from model.loop.process import run
 from server.run_module import module_command
 
 ROOT = Path(__file__).parents[2]

@@ -13,12 +13,13 @@ import pytest
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import EngineUnavailableError
+from model.contract.exit_status import describe_exit
 from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
 from server.engine import supervisor as engine_supervisor
 from server.engine.client import MAX_ATTEMPTS, EngineClient, Prompt
 from server.engine.handle import RequestHandle
-from server.engine.link import child_environment, describe_exit
+from server.engine.link import child_environment
 from server.engine.supervisor import EngineState
 from server.gates.callers import Caller
 

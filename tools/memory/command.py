@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-num-batched-tokens", type=_positive, default=4096, help="most tokens in one step (default: %(default)s)"
     )
     parser.add_argument(
+        "--tensor-parallel-size",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="devices that share the model; figures are then of each (default: %(default)s)",
+    )
+    parser.add_argument(
         "--device-memory", type=_size, action="append", metavar="SIZE", help="such as 80GiB (repeatable; default: some)"
     )
     parser.add_argument(

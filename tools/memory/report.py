@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.contract.config import NO_QUANTIZATION, ModelConfig
-from model.contract.errors import CheckpointError
+from model.contract.errors import CheckpointError, ConfigError
 from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
+from model.contract.parallel import require_divisible
 from model.contract.safetensors_header import read_header
 from model.contract.weight_files import find_weight_files
 from server.hub import describe_checkpoint, local_folder
@@ -50,6 +51,7 @@ def report(arguments: dict[str, Any]) -> int:
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is broken.
+        ConfigError: it cannot be split over so many devices.
     """
     checkpoint = find_checkpoint(arguments["model"], arguments["hub"], arguments["revision"])
     plan = plan_memory(
@@ -59,7 +61,11 @@ def report(arguments: dict[str, Any]) -> int:
         block_size=arguments["block_size"],
         at_load=arguments["quantization"],
     )
-    plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"])
+    size = arguments["tensor_parallel_size"]
+    require_divisible(checkpoint.config, size)
+    if size > 1 and checkpoint.config.stored_weights is not None:
+        raise ConfigError("--tensor-parallel-size: GGUF files are not split over ranks yet")
+    plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"], num_ranks=size)
     figures = reckon(checkpoint, plan, arguments)
     print(dump_json(figures).decode() if arguments["json"] else _text(figures))
     return 0
@@ -111,6 +117,7 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "quantization": None if own is None else {"bits": own.bits, "group_size": own.group_size},
         "quant_method": "gguf" if config.stored_weights is not None else None if own is None else own.quant_method,
         "quantization_at_load": None if plan.at_load == NO_QUANTIZATION else plan.at_load,
+        "tensor_parallel_size": plan.num_ranks,
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.kv_dtype,
         "block_size": plan.block_size,
@@ -163,6 +170,8 @@ def _text(f: dict[str, Any]) -> str:
     elif own is not None:
         kind = f"{f['quant_method'].upper()} Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
     lines = [f"{f['model']} ({kind})", ""]
+    if f["tensor_parallel_size"] > 1:
+        lines[0] += f", its part on each of {f['tensor_parallel_size']} devices"
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [
         f"weights          {_gb(f['weights_bytes'])}{in_files}",

@@ -28,6 +28,7 @@ from model.backends.device_memory import available_device_bytes, measure_step_by
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
+from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 from model.sampling.drawing import choose_tokens
@@ -253,15 +254,23 @@ class CudaBackend:
         cache: KVCache,
         last_ids: torch.Tensor,
         max_model_len: int,
+        any_rank: Callable[[bool], bool] | None = None,
     ) -> CapturedDecodes | None:
         """See `Backend`."""
-        if self._recorder is None or self._cannot_record():
+        is_hindered = self._recorder is None or self._cannot_record()
+        if any_rank is not None:
+            is_hindered = any_rank(is_hindered)
+        if self._recorder is None or is_hindered:
             return None
         make_inputs = self.operations["make_decode_inputs"]
         try:
-            return CapturedDecodes(step, config, cache, last_ids, max_model_len, self._recorder, make_inputs)
+            return CapturedDecodes(
+                step, config, cache, last_ids, max_model_len, self._recorder, make_inputs, any_rank=any_rank
+            )
         except BrokenDeviceError as error:
             raise noted_fault(self._notes, _RECORDING, error) from error
+        except OutOfStepError:
+            raise
         except Exception as error:  # its own tables may not fit
             try:
                 require_living_device(self.device, error)

@@ -26,6 +26,7 @@ from model.backends.cuda.device_faults import one_line, relative_error, require_
 from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, DecodeInputs, make_decode_inputs
 from model.contract.config import ModelConfig
+from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.execution.kv_cache import KVCache
 from model.scheduling.sequence import UNKNOWN_TOKEN
@@ -106,6 +107,7 @@ class CapturedDecodes:
         max_model_len: the longest sequence.
         recorder: of the device.
         make_inputs: `make_decode_inputs`, or what stands in for it.
+        any_rank: see `Backend.capture_decode`.
 
     Attributes:
         batch_sizes: that were recorded, ascending.
@@ -120,6 +122,7 @@ class CapturedDecodes:
         max_model_len: int,
         recorder: Recorder,
         make_inputs: Callable[..., DecodeInputs] = make_decode_inputs,
+        any_rank: Callable[[bool], bool] | None = None,
     ) -> None:
         started = time.monotonic()
         self._step = step
@@ -128,6 +131,7 @@ class CapturedDecodes:
         self._max_model_len = max_model_len
         self._recorder = recorder
         self._make_inputs = make_inputs
+        self._any_rank = any_rank
         device = cache.data.device
         max_num_rows = min(len(last_ids), _BATCH_SIZES[-1])
         self._alpha_rows, self._angles = angle_tables(config, max_model_len, device)
@@ -151,17 +155,21 @@ class CapturedDecodes:
         """Records ascending sizes, as many as time and memory allow; none at all if any goes wrong."""
         started = time.monotonic()
         for batch_size in batch_sizes:
-            if self._graphs and time.monotonic() - started > MAX_CAPTURE_S:
+            is_late = bool(self._graphs) and time.monotonic() - started > MAX_CAPTURE_S
+            if is_late if self._any_rank is None else self._any_rank(is_late):
                 logger.warning("recording decode steps took too long; those of %d and more have none", batch_size)
                 return
             try:
                 self._graphs[batch_size] = self._recorder.record(functools.partial(self._decode, batch_size))
                 self._check_replay(batch_size, vocab_size)
-            except torch.OutOfMemoryError:
-                self._graphs.pop(batch_size, None)
-                logger.warning("no memory to record decode steps of %d sequences and more", batch_size)
-                return
             except Exception as error:
+                if self._any_rank is not None:  # the others are still at it, or have it
+                    message = f"decode steps of {batch_size} sequences cannot be recorded on every rank"
+                    raise OutOfStepError(f"{message} ({one_line(error)}); start with --no-cuda-graphs") from error
+                if isinstance(error, torch.OutOfMemoryError):
+                    self._graphs.pop(batch_size, None)
+                    logger.warning("no memory to record decode steps of %d sequences and more", batch_size)
+                    return
                 self._graphs.clear()
                 require_living_device(self._cache.data.device, error)
                 logger.warning(

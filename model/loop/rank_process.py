@@ -1,0 +1,113 @@
+"""A rank that is led: it has its part of the model, and takes part in the steps that it is told of.
+
+It must not know requests: it sees ids, positions and blocks, and what it computes goes to the leader as tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+from model.backends import device_of_rank
+from model.contract.engine_config import EngineConfig
+from model.contract.errors import RestartNeededError, StartupError
+from model.contract.messages import EngineFailed, Ping
+from model.distributed.group import GroupRanks
+from model.distributed.step import RankStep
+from model.execution.model_runner import ModelRunner
+from model.loop.child_process import configure_logging
+from model.loop.connection import Connection, ConnectionClosed
+
+logger = logging.getLogger(__name__)
+
+SIGN_OF_LIFE_S = 1.0
+
+# Longer than any step; a rank that is silent or gone is noticed by other means, and in seconds.
+_EXCHANGE_TIMEOUT = timedelta(hours=1)
+
+
+def join_group(
+    config: EngineConfig, rank: int, store: Path, tell: Callable[[RankStep], None] | None = None
+) -> GroupRanks:
+    """Meets the other ranks; returns when all are there.
+
+    Args:
+        config: of the engine.
+        rank: this one.
+        store: a file that all ranks meet at; it must not exist yet, in a folder that does.
+        tell: brings a step to the other ranks; for the leader.
+    """
+    size = config.tensor_parallel_size
+    device = torch.device(device_of_rank(config.device, rank, size))
+    meeting = FileStore(str(store), size)
+    group: Any
+    if device.type == "cpu":
+        group = ProcessGroupGloo(meeting, rank, size, _EXCHANGE_TIMEOUT)
+    else:
+        torch.cuda.set_device(device)
+        distributed.init_process_group(
+            "nccl", store=meeting, rank=rank, world_size=size, timeout=_EXCHANGE_TIMEOUT, device_id=device
+        )
+        group = distributed.group.WORLD
+    ranks = GroupRanks(group, rank, size, device, tell)
+    ranks.numbers(rank)  # until here others may still be reading the file, which the leader is about to remove
+    return ranks
+
+
+def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], store: Path) -> int:
+    """Loads a rank's part of the checkpoint and follows its leader until that is gone.
+
+    Args:
+        config: of the engine.
+        rank: 1 or above.
+        connection: to the leader: steps come in, signs of life and the reason of a failure go out.
+        store: see `join_group`.
+
+    Returns:
+        The exit status of the process.
+    """
+    configure_logging(config, rank)
+    threading.Thread(target=_show_signs_of_life, args=(connection,), name="signs of life", daemon=True).start()
+    try:
+        runner = ModelRunner(config, None, join_group(config, rank, store))
+        while True:
+            runner.follow(connection.receive())
+    except ConnectionClosed:
+        return 0
+    except Exception as error:
+        failed = failure_of(error)
+        if not failed.is_startup_error:
+            logger.error("it failed:\n%s", traceback.format_exc())
+        connection.send(failed)
+        return 1
+
+
+def failure_of(error: Exception) -> EngineFailed:
+    """Says what an error that ends a process means for the next one."""
+    if isinstance(error, StartupError):
+        return EngineFailed(str(error), is_startup_error=True)
+    if isinstance(error, RestartNeededError):
+        return EngineFailed(str(error), is_startup_error=False, wants_restart=True)
+    lines = str(error).strip().splitlines()
+    return EngineFailed(lines[0] if lines else type(error).__name__, is_startup_error=False)
+
+
+def _show_signs_of_life(connection: Connection[RankStep]) -> None:
+    """Tells the leader again and again that this process runs, and ends it when there is nobody to be told."""
+    while True:
+        try:
+            connection.send(Ping())
+        except ConnectionClosed:
+            os._exit(0)  # the main thread may wait for tensors of a leader that is gone
+        time.sleep(SIGN_OF_LIFE_S)

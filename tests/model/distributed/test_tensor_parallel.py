@@ -1,0 +1,155 @@
+"""The same replies on two and four ranks as on one, whatever the loop makes of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demo.random_checkpoint import write
+from model.contract.config import ModelConfig
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.execution.kv_cache import kv_cache_block_bytes
+from tests.model.conftest import TINY
+from tests.model.test_golden import FOLDERS, GOLDEN, MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
+from tests.support.engine_driver import Driver, Reply
+from tests.support.thread_ranks import engine_on_threads
+
+
+@contextmanager
+def driver_on(size: int, folder: Path, *, num_blocks: int = 256, **changes: Any) -> Iterator[Driver]:
+    """An engine of so many ranks with so many blocks of 16 tokens."""
+    config = ModelConfig.from_folder(folder)
+    cache_dtype = torch.int8 if changes.get("kv_cache_dtype") == "int8" else torch.float32
+    block_bytes = kv_cache_block_bytes(config, 16, cache_dtype) // size
+    made: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0}
+    made |= {"kv_cache_memory_bytes": num_blocks * block_bytes, "tensor_parallel_size": size, **changes}
+    with engine_on_threads(size, EngineConfig(checkpoint_path=str(folder), **made)) as engine:
+        yield Driver(engine)
+
+
+def sizes_of(folder: str) -> list[int]:
+    return [2, 4] if ModelConfig.from_folder(GOLDEN / folder).num_heads == 4 else [2]
+
+
+@pytest.mark.parametrize(("folder", "size"), [(folder, size) for folder in FOLDERS for size in sizes_of(folder)])
+def test_golden(folder: str, size: int) -> None:
+    """Chunks mixed with decodes, steps launched ahead of their tokens."""
+    cases = read_cases(folder)
+    changes = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": 80, "run_ahead": True}
+    with driver_on(size, GOLDEN / folder, **changes) as driver:
+        assert_golden(cases, driver.run(greedy_requests(cases)))
+
+
+@pytest.fixture(scope="module")
+def four_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With four heads, a vocabulary and an MLP that four ranks share unevenly, or in odd parts."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "four"
+    shape = {"num_heads": 4, "hidden_size": 32, "vocab_size": 303, "intermediate_size": 2 * 4 * 13}
+    write(folder, type(TINY)(**{"num_layers": 2, "seq_length": 64, **shape}), seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drivers(four_heads: Path) -> Iterator[list[Driver]]:
+    """Of one, two and four ranks; so few blocks that sequences are preempted, so few tokens that prompts are cut."""
+    changes = {"num_blocks": 14, "max_model_len": 160, "max_num_batched_tokens": 24, "max_num_seqs": 5}
+    with ExitStack() as stack:
+        yield [stack.enter_context(driver_on(size, four_heads, **changes)) for size in (1, 2, 4)]
+
+
+REQUESTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "start": st.integers(1, 3),
+            "length": st.sampled_from([1, 5, 17, 40, 90]),
+            "num_choices": st.sampled_from([1, 1, 3]),
+            "max_tokens": st.sampled_from([0, 1, 6, 30]),
+            "repetition_penalty": st.sampled_from([1.0, 1.3]),
+            "num_prompt_logprobs": st.sampled_from([None, None, 1]),
+            "wait": st.integers(0, 4),
+        }
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+def run(driver: Driver, plan: list[dict[str, Any]]) -> list[Reply]:
+    """Adds each request some steps after the one before."""
+    num_made = 0
+    for item in plan:
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=item["max_tokens"],
+            repetition_penalty=item["repetition_penalty"],
+            num_prompt_logprobs=item["num_prompt_logprobs"],
+            num_logprobs=0,
+        )
+        seq_ids = tuple(range(num_made, num_made + item["num_choices"]))
+        num_made += len(seq_ids)
+        prompt = [(item["start"] * 37 + i * i) % 303 for i in range(item["length"])]
+        driver.add([AddRequest(seq_ids=seq_ids, request_id="r", prompt_ids=prompt, sampling=sampling)])
+        for _ in range(item["wait"]):
+            driver.step()
+    return [reply for _, reply in sorted(driver.finish().items())]
+
+
+@settings(max_examples=6, deadline=None)
+@given(plan=REQUESTS)
+def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None:
+    """Prefix cache, preemption, chunks, choices, scores: all ranks see the same step; replies are one rank's."""
+    expected, *others = [run(driver, plan) for driver in drivers]
+    for replies in others:
+        assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in expected]
+        for reply, single in zip(replies, expected, strict=True):
+            assert reply.finish_reason == single.finish_reason
+            assert reply.num_cached_tokens == single.num_cached_tokens
+            for ours, theirs in zip(
+                [*reply.logprobs, *(reply.prompt_logprobs or ())],
+                [*single.logprobs, *(single.prompt_logprobs or ())],
+                strict=True,
+            ):
+                assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+                assert ours.rank == theirs.rank
+
+
+@pytest.mark.parametrize("changes", [{"kv_cache_dtype": "int8"}, {"dtype": "bfloat16", "kv_cache_dtype": "float32"}])
+def test_other_numbers(four_heads: Path, changes: dict[str, str]) -> None:
+    """An int8 cache rounds each head by itself, so it is cut exactly; bfloat16 rounds partial sums, so it is close."""
+    plan = [
+        {"start": i, "length": 40, "num_choices": 1, "max_tokens": 12, "wait": 1, "repetition_penalty": 1.0,
+         "num_prompt_logprobs": 1}
+        for i in range(3)
+    ]  # fmt: skip
+    tolerance = 1e-4 if "dtype" not in changes else 0.1
+    replies = []
+    for size in (1, 4):
+        with driver_on(size, four_heads, **changes) as driver:
+            replies.append(run(driver, plan))
+    for one, four in zip(*replies, strict=True):
+        scores = [[entry.logprob for entry in reply.prompt_logprobs or ()] for reply in (one, four)]
+        assert scores[0] == pytest.approx(scores[1], abs=tolerance)
+        if "dtype" not in changes:
+            assert one.token_ids == four.token_ids
+
+
+def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
+    with driver_on(4, four_heads) as driver:
+        four = driver.engine._runner
+        assert four._cache.data.shape[2] == 1
+        assert four.model.lm_head.shard is not None
+        held = four.weights_bytes
+    with driver_on(1, four_heads) as driver:
+        whole = driver.engine._runner.weights_bytes
+    norms = 5 * 32 * 4
+    row_biases = 0  # this checkpoint has none
+    assert held == whole + 3 * norms + row_biases, "but for the norms nothing is held twice"
