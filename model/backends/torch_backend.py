@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
 from model.backends.cpu.attention import StepAttention, attention_code
 from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
+from model.backends.cpu.low_rank import make_packed_table
 from model.backends.cpu.packed_linear import make_dense_linear
 from model.backends.cpu.row_kernels import RowFunctions, row_functions
 from model.backends.huge_pages import use_huge_pages
@@ -116,7 +117,11 @@ class TorchBackend(ImmediateSteps):
     def make_low_rank_table(
         self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
     ) -> LowRankTable:
-        """See `Backend`."""
+        """See `Backend`. Kernels of our own where they serve."""
+        if self._own_kernels and self.device.type == "cpu":
+            table = make_packed_table(num_inputs, num_outputs, num_slots, dtype)
+            if table is not None:
+                return table
         return TorchLowRankTable(num_outputs, num_slots, dtype, self.device)
 
     def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:

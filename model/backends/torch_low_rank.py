@@ -6,6 +6,7 @@ The reference for the kernels of our own, and what serves where those do not.
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,28 @@ from model.adapters.low_rank import LowRankUpdate, fold
 from model.contract.errors import AdapterError
 from model.execution.forward_batch import SequenceSpan
 
-# Each adapter of a step with its rows: a slice where they lie together.
-AdapterRows = list[tuple[int, slice | torch.Tensor]]
+
+class AdapterRows(NamedTuple):
+    """Which rows of a step have which adapter.
+
+    Attributes:
+        by_slot: each adapter with its rows: a slice where they lie together.
+        rows: [R] int64 on the host, those that have one, the rows of an adapter together.
+        segments: [S, 3] int64 on the host: slot, first of its rows in `rows`, how many.
+    """
+
+    by_slot: list[tuple[int, slice | torch.Tensor]]
+    rows: torch.Tensor
+    segments: torch.Tensor
 
 
 def plan_adapter_rows(spans: AbstractSequence[SequenceSpan], device: torch.device) -> AdapterRows | None:
-    """Finds the rows of each adapter; None where no row has one."""
+    """Finds the rows of each adapter; None where no row has one.
+
+    Args:
+        spans: of the step.
+        device: of the rows in `by_slot`.
+    """
     runs: dict[int, list[tuple[int, int]]] = {}
     first = 0
     for span in spans:
@@ -33,13 +50,21 @@ def plan_adapter_rows(spans: AbstractSequence[SequenceSpan], device: torch.devic
         first = end
     if not runs:
         return None
-    return [(slot, _rows(known, device)) for slot, known in runs.items()]
+    numbers = {slot: [row for first, end in known for row in range(first, end)] for slot, known in runs.items()}
+    segments = []
+    first = 0
+    for slot, rows in numbers.items():
+        segments.append((slot, first, len(rows)))
+        first += len(rows)
+    return AdapterRows(
+        [(slot, _rows(known, numbers[slot], device)) for slot, known in runs.items()],
+        torch.tensor([row for rows in numbers.values() for row in rows], dtype=torch.int64),
+        torch.tensor(segments, dtype=torch.int64),
+    )
 
 
-def _rows(runs: list[tuple[int, int]], device: torch.device) -> slice | torch.Tensor:
-    if len(runs) == 1:
-        return slice(*runs[0])
-    return torch.tensor([row for first, end in runs for row in range(first, end)]).to(device, non_blocking=True)
+def _rows(runs: list[tuple[int, int]], numbers: list[int], device: torch.device) -> slice | torch.Tensor:
+    return slice(*runs[0]) if len(runs) == 1 else torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def in_dtype(factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -81,7 +106,7 @@ class TorchLowRankTable:
 
     def add(self, out: torch.Tensor, x: torch.Tensor, plan: AdapterRows) -> torch.Tensor:
         """See `LowRankTable`."""
-        for slot, rows in plan:
+        for slot, rows in plan.by_slot:
             factors = self._factors[slot]
             if factors is not None:
                 a, b = factors

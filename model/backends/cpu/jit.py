@@ -128,7 +128,7 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
         logger.info("llvmlite is not installed: torch's operators serve instead of the CPU kernels")
         return None
     _initialise(llvm)
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     try:
         engine = _compile(llvm, text)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.backends.cpu.low_rank import make_packed_table
 from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import AdapterError
@@ -117,6 +118,23 @@ def test_other_types(base: Path, pair: list[Path], dtype: str) -> None:
         theirs = dict(zip(exact[i].logprobs[0].top_ids, exact[i].logprobs[0].top_logprobs, strict=True))
         for token_id in ours.keys() & theirs.keys():
             assert abs(ours[token_id] - theirs[token_id]) < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_same_bits_in_any_company(dtype: str, tmp_path: Path) -> None:
+    """Alone, among others, in chunks, guessed ahead and behind a cached prefix: seeded replies to the last bit."""
+    base = GOLDEN / "gptq_int4"
+    model = ModelConfig.from_folder(base)
+    folders = [random_adapter(tmp_path / f"a{i}", model, seed=i, rank=8 + 8 * i) for i in range(3)]
+    if make_packed_table(model.hidden_size, 3 * model.hidden_size, 1, torch.float32) is None:
+        pytest.skip("no compiler for the CPU kernels")
+    wanted = [request(i + 1, i % 4, PROMPT[: 50 + i], temperature=0.8, seed=i, max_tokens=10) for i in range(8)]
+    driver = with_adapters(base, folders, dtype=dtype)
+    alone = {asked.seq_ids[0]: driver.run([asked])[asked.seq_ids[0]] for asked in wanted}
+    cut = with_adapters(base, folders, dtype=dtype, max_num_batched_tokens=24, num_blocks=24).run(wanted)
+    for replies in (driver.run(wanted), cut):
+        for seq_id, reply in replies.items():
+            assert (reply.token_ids, reply.logprobs) == (alone[seq_id].token_ids, alone[seq_id].logprobs)
 
 
 def test_chunks_and_preemption(base: Path, pair: list[Path]) -> None:
