@@ -267,6 +267,7 @@ def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
         kv_cache_dtype=settings.kv_cache_dtype,
         block_size=settings.block_size,
         at_load=settings.quantization,
+        lm_head_dtype=settings.lm_head_dtype,
     )
     logger.info("memory: %s", plan.summary())
     tokenizer = Tokenizer.from_folder(checkpoint)

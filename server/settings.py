@@ -112,6 +112,9 @@ class Settings(BaseModel):
     quantization: Literal["none", "int8", "int4", "nf4"] = Field(
         "none", description="pack the blocks' weights while they are loaded; for checkpoints that are not quantised yet"
     )
+    lm_head_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="of the output layer; int8 halves what a step reads of it, and rounds the published weights"
+    )
     kv_cache_dtype: CacheDtype = Field(
         "auto", description="of cached keys and values; auto is that of the activations, int8 fits nearly twice as many"
     )

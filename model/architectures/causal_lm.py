@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from model.backends.base import GroupedWeight
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
 
@@ -26,6 +29,10 @@ class CausalLM(nn.Module):
         Returns:
             the final hidden states [T, hidden_size] of all new tokens, normalised.
         """
+        raise NotImplementedError
+
+    def quantize_head(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
+        """Has the output layer's weight packed while it is loaded; to be called before."""
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,14 @@ modeling_qwen.py; what a device does with it is the backend's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from model.architectures.causal_lm import CausalLM
-from model.backends.base import Backend
+from model.backends.base import Backend, GroupedWeight
 from model.contract.config import ModelConfig
 from model.distributed.ranks import ONE_RANK, Ranks
 from model.distributed.shard import column_parallel, row_parallel
@@ -138,7 +139,7 @@ class QWenLMHeadModel(CausalLM):
 
     Args:
         config: its numbers.
-        make_linear: makes the five linears of each block (`lm_head` is never quantised).
+        make_linear: makes the five linears of each block; `lm_head` stays as it is unless `quantize_head` is called.
         backend: does the device work.
         dtype: of activations and unquantised weights.
         ranks: that share it: heads, columns of the MLP, and rows of the vocabulary.
@@ -181,6 +182,10 @@ class QWenLMHeadModel(CausalLM):
         assert delta is not None
         out, _ = self.transformer.ln_f.add(delta, x)
         return out
+
+    def quantize_head(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
+        """See `CausalLM`."""
+        self.lm_head.quantize_with(quantize)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalLM`."""

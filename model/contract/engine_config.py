@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
             everybody's). `kv_cache_memory_bytes` and `num_threads` are of each.
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
+        lm_head_dtype: "auto" keeps the output layer as the checkpoint has it; "int8" packs it while it is loaded.
         quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
         max_model_len: prompt and reply together; None derives it from the checkpoint.
@@ -64,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     kernels: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
+    lm_head_dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256

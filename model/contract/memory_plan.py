@@ -41,6 +41,7 @@ class MemoryPlan:
         max_num_batched_tokens: most tokens in one step.
         num_ranks: devices that share it; all figures are of one of them, the first.
         at_load: how the linears of blocks are quantised while they are loaded; a key of QUANTIZED_BITS, or "none".
+        lm_head_dtype: "int8" where the output layer is quantised while it is loaded, else "auto".
     """
 
     config: ModelConfig
@@ -50,10 +51,23 @@ class MemoryPlan:
     max_num_batched_tokens: int = 4096
     at_load: str = NO_QUANTIZATION
     num_ranks: int = 1
+    lm_head_dtype: str = "auto"
 
     @property
     def weights_bytes(self) -> int:
         """Of the loaded checkpoint."""
+        return self._unpacked_bytes - self._saved_bytes
+
+    @property
+    def _saved_bytes(self) -> int:
+        """What the output layer takes less in int8; a file that has packed it keeps it as it is."""
+        if self.lm_head_dtype != "int8" or self.config.stored_weights is not None:
+            return 0
+        saved = DTYPE_BYTES[self.dtype] - QUANTIZED_BITS["int8"] / 8
+        return int(-(-self.config.vocab_size // self.num_ranks) * self.config.hidden_size * saved)
+
+    @property
+    def _unpacked_bytes(self) -> int:
         config = self.config
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
             return config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
@@ -176,6 +190,7 @@ def plan_memory(
     kv_cache_dtype: str = "auto",
     block_size: int = 16,
     at_load: str = NO_QUANTIZATION,
+    lm_head_dtype: str = "auto",
 ) -> MemoryPlan:
     """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
 
@@ -185,6 +200,7 @@ def plan_memory(
         kv_cache_dtype: "auto" or a key of KV_DTYPE_BYTES.
         block_size: tokens in a block.
         at_load: see `MemoryPlan`.
+        lm_head_dtype: see `MemoryPlan`.
 
     Raises:
         ConfigError: it is to be quantised at load, and is quantised already.
@@ -193,4 +209,4 @@ def plan_memory(
     resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
     if kv_cache_dtype == "auto":
         kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
-    return MemoryPlan(config, resolved, kv_cache_dtype, block_size, at_load=at_load)
+    return MemoryPlan(config, resolved, kv_cache_dtype, block_size, at_load=at_load, lm_head_dtype=lm_head_dtype)

@@ -5,6 +5,7 @@ It must not know requests or text; it sees scheduled sequences and gives back to
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -33,6 +34,7 @@ from model.execution.launched_step import LaunchedStep, StepResult
 from model.execution.overflow import require_finite
 from model.execution.row_costs import MAX_GUESSED_ROWS, measure_row_costs
 from model.quantization import linear_maker
+from model.quantization.at_load import quantize_at_load
 from model.sampling.grammar_states import GrammarStates
 from model.sampling.sampler import Sampler, SamplerOutput, prompt_logprobs
 from model.sampling.sampling_row import SamplingRow, stream_key
@@ -98,6 +100,8 @@ class ModelRunner:
         with torch.inference_mode():
             make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
             self.model = make_model(self.model_config, make_linear, self.backend, self.dtype, ranks)
+            if config.lm_head_dtype == "int8":
+                self.model.quantize_head(functools.partial(quantize_at_load, mode="int8"))
             own_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.weights_bytes = sum(ranks.numbers(own_bytes))
             num_threads = num_threads_of_rank(self.backend.device, config.num_threads, ranks.size)

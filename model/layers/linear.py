@@ -77,12 +77,17 @@ class Linear(nn.Module):
         self._backend = backend
         self._dtype = dtype
         self._wide_results = wide_results
-        self._quantize = quantize
-        if quantize is not None:  # of the file's numbers, not of rounded ones
-            self.stored_dtype_tensors = frozenset({"weight"})
+        self._quantize: Callable[[torch.Tensor], GroupedWeight | None] | None = None
+        if quantize is not None:
+            self.quantize_with(quantize)
         self._grouped: GroupedWeight | None = None
         self.is_expanded = False
         self._kernel: LinearKernel | None = None
+
+    def quantize_with(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
+        """Has the weight packed as soon as it is there; to be called before it is."""
+        self._quantize = quantize
+        self.stored_dtype_tensors = frozenset({"weight"})  # of the file's numbers, not of rounded ones
 
     def take_grouped(self, weight: GroupedWeight) -> int:
         """Takes a weight of the file as it is stored, in the place of numbers; returns its bytes."""

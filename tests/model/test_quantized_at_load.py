@@ -16,10 +16,12 @@ from model.backends.torch_gptq import TorchGroupedLinear
 from model.contract.config import QUANTIZED_BITS, ModelConfig
 from model.contract.errors import ConfigError
 from model.contract.memory_plan import plan_memory
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
 from model.quantization.at_load import NF4_CODES, quantize_at_load
 from model.quantization.grouped import expand
 from server.settings import Settings
-from tests.support.engine_driver import LoadedModel
+from tests.support.engine_driver import LoadedModel, make_driver
 from tests.support.gguf_files import shape_metadata, tiny_tensors, write_gguf
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -182,6 +184,26 @@ def test_what_is_quantised_is_not_quantised_again(mode: str, tmp_path: Path) -> 
             LoadedModel(path, quantization=mode)
         with pytest.raises(ConfigError, match=words):
             plan_memory(ModelConfig.from_folder(path), at_load=mode)
+
+
+def test_the_output_layer_alone(wide_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "head"
+    shutil.copytree(wide_checkpoint, target)
+    weights = load_file(target / "model.safetensors")
+    weights["lm_head.weight"] = expand(quantized(weights["lm_head.weight"], "int8"), torch.float32)
+    save_file(weights, target / "model.safetensors")
+    request = AddRequest(
+        seq_ids=(0,), request_id="head", prompt_ids=PROMPT, sampling=SamplingParams(max_tokens=12, temperature=0.0)
+    )
+    replies = [
+        make_driver(folder, lm_head_dtype=kind).run([request])[0].token_ids
+        for folder, kind in ((wide_checkpoint, "int8"), (target, "auto"))
+    ]
+    assert replies[0] == replies[1]
+    config = ModelConfig.from_folder(wide_checkpoint)
+    plans = [plan_memory(config, dtype="bfloat16", lm_head_dtype=kind).weights_bytes for kind in ("auto", "int8")]
+    assert 0.9 * config.vocab_size * config.hidden_size < plans[0] - plans[1] < config.vocab_size * config.hidden_size
+    assert Settings(lm_head_dtype="int8").engine_config(Path("x")).lm_head_dtype == "int8"
 
 
 def test_the_engine_is_told() -> None:
