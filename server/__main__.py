@@ -25,6 +25,7 @@ from tools.convert import options as convert_options
 from tools.doctor import command as doctor
 from tools.evaluation import command as evaluation_command
 from tools.export import options as export_options
+from tools.finetune import options as finetune_options
 from tools.memory import command as memory_command
 from tools.merge import options as merge_options
 from tools.quantize import options as quantize_options
@@ -181,6 +182,15 @@ def _add_tools(subparsers: Any) -> None:
     export_options.add_arguments(export)
     add_hub_arguments(export)
     export.set_defaults(command=_export)
+    train = subparsers.add_parser(
+        "finetune",
+        help="train an adapter, or all weights, on conversations",
+        description="LoRA, Q-LoRA or all weights, with the published defaults; what it writes serve takes, by --lora or"
+        " as MODEL. Needs the extra finetune.",
+    )
+    finetune_options.add_arguments(train)
+    add_hub_arguments(train)
+    train.set_defaults(command=_finetune)
     shell = subparsers.add_parser(
         "completion",
         help="print what makes a shell complete this command's words",
@@ -269,6 +279,12 @@ def _completion(arguments: dict[str, Any]) -> int:
 
 def _convert(arguments: dict[str, Any]) -> int:
     from tools.convert.command import run
+
+    return run(arguments)
+
+
+def _finetune(arguments: dict[str, Any]) -> int:
+    from tools.finetune.command import run
 
     return run(arguments)
 

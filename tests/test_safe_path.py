@@ -18,9 +18,9 @@ from server.cli.command_line import command_names
 from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server
-from tests.tools.tuning.test_merge import published_adapter
 
 OURS = ("server", "model", "prompts", "demo", "benchmarks", "tests", "docs")
+SILENT = ("batch", "quantize", "convert", "finetune", "merge", "export")  # they speak on stderr
 # What starts one of our modules and is not module_command: Python would look into the working folder first.
 _BARE = re.compile(rf"""sys\.executable, ["']-m["'], ["'](?:{"|".join(OURS)})\b""")
 
@@ -79,7 +79,8 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
     body = {"prompt": "Hi", "max_tokens": 1}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
     (tmp_path / "in").write_text(json.dumps(line))
-    published_adapter(tmp_path / "adapter", hostile)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]}))
     words = {
         "check-config": ["."],
         "batch": [str(tmp_path / "in"), str(tmp_path / "out"), "--base-url", server.url],
@@ -88,14 +89,15 @@ def test_the_other_commands(hostile: Path, tmp_path: Path, server: ServerProcess
         "eval": ["chat", "--base-url", f"{server.url}/v1", "--suite", suite, "--limit", "1"],
         "quantize": [".", str(tmp_path / "int8"), "--bits", "8", *little],
         "convert": [".", str(tmp_path / "qwen2"), "--to", "qwen2"],
-        "merge": [".", str(tmp_path / "adapter"), str(tmp_path / "merged")],
+        "finetune": [".", str(data), str(tmp_path / "tuned"), "--max-steps", "1", "--threads", "1", "--device", "cpu"],
+        "merge": [".", str(tmp_path / "tuned"), str(tmp_path / "merged")],
         "export": [".", str(tmp_path / "out.gguf")],
         "doctor": [".", "--device", "cpu", "--json"],
         "completion": ["bash"],
     }
     assert {"serve", "chat", *words} == set(command_names(build_parser())), "each command is started here"
     for command, arguments in words.items():
-        assert run(hostile, command, *arguments) or command in ("batch", "quantize", "convert", "merge", "export")
+        assert run(hostile, command, *arguments) or command in SILENT
 
 
 def test_the_trap_works(hostile: Path, tmp_path: Path) -> None:

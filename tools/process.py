@@ -36,8 +36,8 @@ def run_work(work: Callable[[], None], *, out_of_memory: str, interrupted: str =
     except OSError as error:
         full = "; the disk is full" if error.errno == errno.ENOSPC else ""
         return _fail(f"{error}{full}")
-    except KeyboardInterrupt:
-        _fail(f"interrupted; {interrupted}")
+    except KeyboardInterrupt as error:
+        _fail(f"interrupted; {str(error) or interrupted}")
         return 130
     return 0
 

@@ -12,8 +12,10 @@ from model.architectures.qwen import is_saved_buffer
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.torch_backend import TorchBackend
 from model.contract.adapter_tensors import linear_shapes
+from model.contract.checkpoint_folder import gguf_in
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.gguf.file import is_gguf
 from model.contract.weight_files import EMBEDDING
 from model.execution.checkpoint import stored_rows
 from model.quantization import linear_maker
@@ -39,6 +41,8 @@ class DenseWeights:
 
     def __init__(self, folder: Path) -> None:
         self.config = ModelConfig.from_folder(folder, stored_rows)
+        if is_gguf(gguf_in(folder)):
+            raise CheckpointError(f"{folder}: is a GGUF file; start from the checkpoint that it was made from")
         self._folder = folder
         self._source = TensorSource(folder, is_quantized=self.config.quantization is not None)
         self._make_linear = linear_maker(self.config, keeper := _Keeper(), torch.float32)

@@ -248,8 +248,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert again.stderr == f"qwen-server: {target}: exists already; name a new folder, or an empty one\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_command_leaves_no_folder(number: signal.Signals, tmp_path: Path) -> None:
+def test_an_interrupted_command_leaves_no_folder(tmp_path: Path) -> None:
     command = module_command("server", "quantize", str(SOURCE), str(tmp_path / "x"), "--bits", "4")
     command += ["--device", "cpu", "--threads", "1", "--num-samples", "4000", "--sample-length", "64"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -258,7 +257,7 @@ def test_an_interrupted_command_leaves_no_folder(number: signal.Signals, tmp_pat
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("interrupted; nothing was written\n")

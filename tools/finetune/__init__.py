@@ -1,0 +1,1 @@
+"""`qwen-server finetune`: trains an adapter, or all weights, on conversations."""
