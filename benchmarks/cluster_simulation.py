@@ -1,0 +1,269 @@
+"""What a cluster does when a zone is lost: `python -m benchmarks.cluster_simulation`, on paper, seeded.
+
+Replicas stand in zones; conversations of several turns arrive at random and go to replicas by their start, as
+`route_by_prefix` sends them, or anywhere. A replica computes one prompt after the other at its rate of prefill, and
+decodes at its rate of tokens; a turn whose conversation it has in its cache computes only what is new. When a zone is
+lost its conversations come to others, whose caches are cold for them; replacements serve after the time of a restart,
+with empty caches. All rates are measured ones (RESULTS.md), given as flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import statistics
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from server.cluster.prefix_routing import rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A cluster, its load and its accident; times in seconds.
+
+    Attributes:
+        load: share of what all replicas can decode and compute.
+        max_seqs: replies that one replica writes at a time; more wait.
+        cached_tokens: of prompts that one replica's cache holds.
+        max_waiting: requests that may wait at one replica; more are refused and come again.
+    """
+
+    num_replicas: int = 100
+    num_zones: int = 3
+    load: float = 0.5
+    by_prefix: bool = True
+    prefill_tokens_per_s: float = 39_466
+    decode_tokens_per_s: float = 5_018
+    max_seqs: int = 64
+    cached_tokens: int = 100_000
+    restart_s: float = 90
+    lost_at: float = 300
+    end: float = 900
+    turns: int = 6
+    think_s: float = 20
+    system_tokens: int = 400
+    question_tokens: int = 150
+    reply_tokens: int = 200
+    max_waiting: int = 64
+    retry_s: float = 2
+    seed: int = 0
+
+
+class Turn(NamedTuple):
+    """A question that has come."""
+
+    conversation: int
+    number: int
+    asked_at: float
+
+
+@dataclass
+class Replica:
+    """One server: a queue for the prompts, and places for the replies."""
+
+    zone: int
+    free_at: float = 0.0
+    replies: list[float] = field(default_factory=list)
+    cache: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    num_cached: int = 0
+    begins: list[float] = field(default_factory=list)
+
+    def cached(self, conversation: int) -> int:
+        """Tokens of a conversation that need no computing."""
+        tokens = self.cache.get(conversation, 0)
+        if tokens:
+            self.cache.move_to_end(conversation)
+        return tokens
+
+    def keep(self, conversation: int, tokens: int, most: int) -> None:
+        """Keeps a conversation's tokens, and lets go of those not used for longest."""
+        self.num_cached += tokens - self.cache.pop(conversation, 0)
+        self.cache[conversation] = tokens
+        while self.num_cached > most:
+            _, gone = self.cache.popitem(last=False)
+            self.num_cached -= gone
+
+
+class Simulation:
+    """Runs a plan once.
+
+    Attributes:
+        waits: (when asked, seconds to the first token, was computed anew) of each turn that was answered.
+        refused: times of refusals; those who were refused come again.
+        lost: turns whose reply ended with their zone; they come again.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.random = random.Random(plan.seed)
+        self.replicas = {f"r{index}": Replica(index % plan.num_zones) for index in range(plan.num_replicas)}
+        self.alive = set(self.replicas)
+        self.events: list[tuple[float, int, object]] = []
+        self.running: dict[str, dict[Turn, float]] = {name: {} for name in self.replicas}
+        self.orders: dict[int, list[str]] = {}
+        self.waits: list[tuple[float, float, bool]] = []
+        self.refused: list[float] = []
+        self.lost: list[float] = []
+        self._number = 0
+
+    def at(self, time: float, event: object) -> None:
+        """Has something happen."""
+        self._number += 1
+        heapq.heappush(self.events, (time, self._number, event))
+
+    def arrivals_per_s(self) -> float:
+        """Conversations a second that make the load: a turn costs its new prompt and its reply."""
+        plan = self.plan
+        new = plan.question_tokens + plan.system_tokens / plan.turns
+        seconds = new / plan.prefill_tokens_per_s + plan.reply_tokens / plan.decode_tokens_per_s
+        return plan.load * plan.num_replicas / (plan.turns * seconds)
+
+    def run(self) -> None:
+        """Lets time pass."""
+        rate = self.arrivals_per_s()
+        time, conversation = 0.0, 0
+        while time < self.plan.end:
+            time += self.random.expovariate(rate)
+            self.at(time, Turn(conversation, 0, time))
+            conversation += 1
+        self.at(self.plan.lost_at, "lose")
+        while self.events:
+            now, _, event = heapq.heappop(self.events)
+            if now > self.plan.end:
+                break
+            match event:
+                case Turn():
+                    self._ask(now, event)
+                case "lose":
+                    self._lose(now)
+                case "restart":
+                    self.alive = set(self.replicas)
+                case (str(name), Turn() as turn):
+                    self._answered(now, name, turn)
+
+    def _ask(self, now: float, turn: Turn) -> None:
+        plan = self.plan
+        name = self._choose(turn, now)
+        replica = self.replicas[name]
+        replica.begins = [begin for begin in replica.begins if begin > now]
+        if len(replica.begins) >= plan.max_waiting:
+            self.refused.append(now)
+            self.at(now + plan.retry_s, turn)
+            return
+        prompt = plan.system_tokens + (turn.number + 1) * plan.question_tokens + turn.number * plan.reply_tokens
+        cached = min(replica.cached(turn.conversation), prompt)
+        # A place among the replies, then the prompt, one after the other.
+        replica.replies = [end for end in replica.replies if end > now]
+        place_at = now
+        if len(replica.replies) >= plan.max_seqs:
+            place_at = sorted(replica.replies)[len(replica.replies) - plan.max_seqs]
+        begin = max(place_at, replica.free_at)
+        first = begin + (prompt - cached) / plan.prefill_tokens_per_s
+        replica.free_at = first
+        replica.begins.append(begin)
+        # A reply's speed: its part of what the replica decodes, as if as many went on as now.
+        num = min(len(replica.replies) + 1, plan.max_seqs)
+        end = first + plan.reply_tokens * max(num / plan.decode_tokens_per_s, 1 / 180)
+        replica.replies.append(end)
+        replica.keep(turn.conversation, prompt + plan.reply_tokens, plan.cached_tokens)
+        self.running[name][turn] = first
+        is_cold = turn.number > 0 and cached == 0
+        self.waits.append((turn.asked_at, first - turn.asked_at, is_cold))
+        self.at(end, (name, turn))
+
+    def _choose(self, turn: Turn, now: float) -> str:
+        if not self.plan.by_prefix:
+            first, second = self.random.sample(sorted(self.alive), 2)
+            return min(first, second, key=lambda name: self.replicas[name].free_at)
+        order = self.orders.get(turn.conversation)
+        if order is None:
+            order = self.orders[turn.conversation] = rank(str(turn.conversation), list(self.replicas))[:8]
+        candidates = [name for name in order if name in self.alive] or [self.random.choice(sorted(self.alive))]
+        # As the router does: one that has much more to do than the others is passed over.
+        busy = {name: sum(end > now for end in self.replicas[name].replies) for name in candidates}
+        least = min(busy.values())
+        return next(name for name in candidates if busy[name] <= least + 8)
+
+    def _lose(self, now: float) -> None:
+        for name, replica in list(self.replicas.items()):
+            if replica.zone == 0:
+                self.alive.discard(name)
+                for turn in self.running[name]:
+                    self.lost.append(now)
+                    self.at(now + self.plan.retry_s, turn._replace(asked_at=now + self.plan.retry_s))
+                self.running[name] = {}
+                self.replicas[name] = Replica(0)
+        self.at(now + self.plan.restart_s, "restart")
+
+    def _answered(self, now: float, name: str, turn: Turn) -> None:
+        if self.running[name].pop(turn, None) is None:
+            return  # it was lost
+        if turn.number + 1 < self.plan.turns:
+            asked_at = now + self.random.expovariate(1 / self.plan.think_s)
+            self.at(asked_at, Turn(turn.conversation, turn.number + 1, asked_at))
+
+    def window(self, start: float, end: float) -> dict[str, float]:
+        """What those saw who asked within some time."""
+        waits = [wait for asked, wait, _ in self.waits if start <= asked < end]
+        cold = [is_cold for asked, _, is_cold in self.waits if start <= asked < end]
+        cuts = statistics.quantiles(waits, n=100) if len(waits) > 1 else [0.0] * 99
+        refused = sum(start <= time < end for time in self.refused)
+        return {
+            "turns": len(waits),
+            "p50_ms": round(cuts[49] * 1000, 1),
+            "p99_ms": round(cuts[98] * 1000, 1),
+            "cold": round(sum(cold) / max(1, len(cold)), 4),
+            "refused": round(refused / max(1, refused + len(waits)), 4),
+        }
+
+
+def report(plan: Plan) -> dict[str, object]:
+    """Returns the plan and what was seen before, during and after the loss."""
+    simulation = Simulation(plan)
+    simulation.run()
+    lost, back = plan.lost_at, plan.lost_at + plan.restart_s
+    warm = min(60.0, plan.lost_at / 2)
+    return {
+        "plan": asdict(plan),
+        "replies cut": len(simulation.lost),
+        "before": simulation.window(warm, lost),
+        "first 10 s": simulation.window(lost, lost + 10),
+        "until they are back": simulation.window(lost + 10, back),
+        "the minute after": simulation.window(back, back + 60),
+        "later": simulation.window(back + 60, plan.end - 30),
+    }
+
+
+def _cell(seen: Any) -> str:
+    return f"{seen['p50_ms']:.0f} / {seen['p99_ms']:.0f}, cold {seen['cold']:.0%}, 429 {seen['refused']:.0%}"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, value in asdict(Plan()).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=value)
+        else:
+            parser.add_argument(flag, type=type(value), default=value, help=f"(default: {value})")
+    parser.add_argument("--loads", type=float, nargs="*", help="several loads, a table")
+    arguments = vars(parser.parse_args())
+    loads = arguments.pop("loads") or [arguments["load"]]
+    windows = ("before", "first 10 s", "until they are back", "the minute after", "later")
+    print("| load | routing | replies cut | " + " | ".join(windows) + " |")
+    print("|---|---|---|" + "---|" * len(windows))
+    for load in loads:
+        seen = report(Plan(**{**arguments, "load": load}))
+        cells = [_cell(seen[name]) for name in windows]
+        how = "by prefix" if arguments["by_prefix"] else "anywhere"
+        print(f"| {load} | {how} | {seen['replies cut']} | " + " | ".join(cells) + " |", flush=True)
+    print(json.dumps({name: value for name, value in arguments.items() if name not in ("load", "by_prefix")}))
+
+
+if __name__ == "__main__":
+    main()
