@@ -28,12 +28,25 @@ from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
 from server.loop_watch import EventLoopWatchdog, LoopCollector
 from server.metrics import Metrics
-from server.routes import adapters, batches, chat, completions, files, health, models, page, responses, tokenize
+from server.routes import (
+    adapters,
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    messages,
+    models,
+    page,
+    responses,
+    tokenize,
+)
 from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
 from server.tracing import Tracer, TracingMiddleware
 from server.version import server_version
+from server.wire.anthropic_errors import AnthropicErrorMiddleware
 from server.wire.errors import install_error_handlers
 from server.wire.openapi import install_openapi
 
@@ -136,7 +149,7 @@ def create_app(
     install_openapi(app)
     routers = [
         module.router
-        for module in (chat, completions, responses, files, batches, adapters, models, tokenize, health, page)
+        for module in (chat, completions, responses, messages, files, batches, adapters, models, tokenize, health, page)
     ]
     routers.append(responses.generating)
     for router in routers:
@@ -179,6 +192,7 @@ def create_app(
     app.add_middleware(
         RequestContextMiddleware, metrics=metrics, is_leaving=lambda: engine.state is EngineState.DRAINING
     )
+    app.add_middleware(AnthropicErrorMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     return app

@@ -62,14 +62,23 @@ def read_answer_format(
         raise InvalidRequestError(f"Send either '{first}' or '{last}', not both.", param=last)
     for param, wish in wishes.items():
         if param == format_param:
-            return _from_response_format(wish, param)
+            return read_response_format(wish, param)
         if param == "structured_outputs":
             return _from_structured_outputs(wish)
         return _from_kind(PEER_NAMES[param], wish, param, param)
     return None
 
 
-def _from_response_format(value: Mapping[str, Any], param: str) -> AnswerFormat:
+def read_response_format(value: Mapping[str, Any], param: str) -> AnswerFormat:
+    """Reads a format that is not plain text.
+
+    Args:
+        value: OpenAI's object.
+        param: the field that it stands in.
+
+    Raises:
+        InvalidRequestError: malformed.
+    """
     kind = value.get("type")
     if kind not in ("json_object", "json_schema"):
         raise InvalidRequestError(

@@ -24,7 +24,10 @@ def check_key(scope: Scope, credentials: Credentials) -> str | None:
     path = scope["path"]
     if not credentials.required or path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
         return None
-    authorization = Headers(scope=scope).get("authorization")
+    headers = Headers(scope=scope)
+    authorization = headers.get("authorization")
+    if authorization is None and "x-api-key" in headers:  # as clients of Anthropic's API send it
+        authorization = f"Bearer {headers['x-api-key']}"
     key = credentials.caller(authorization)
     if key is None:
         raise refusal(credentials, authorization)
@@ -39,7 +42,7 @@ def refusal(credentials: Credentials, authorization: str | None) -> ApiError:
         authorization: what was tried.
     """
     what = "Incorrect API key provided." if authorization else "You did not provide an API key."
-    ways = ["'Authorization: Bearer KEY'"] if credentials.key_digests else []
+    ways = ["'Authorization: Bearer KEY'", "'x-api-key: KEY'"] if credentials.key_digests else []
     if credentials.basic_digest is not None:
         ways.append("HTTP Basic authentication")
     challenge = 'Basic realm="qwen-server"' if credentials.basic_digest is not None else "Bearer"

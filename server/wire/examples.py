@@ -103,6 +103,44 @@ TOKENIZE: dict[str, Example] = {
     "messages": _example("A conversation with a tool", {"messages": [_QUESTION], "tools": [_TOOL]}),
 }
 
+MESSAGES: dict[str, Example] = {
+    "simple": _example(
+        "A question",
+        {"max_tokens": 64, "system": "Be brief.", "messages": [{"role": "user", "content": "Hello!"}]},
+    ),
+    "stream": _example(
+        "A stream", {"max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+    ),
+    "tool result": _example(
+        "The result of a call",
+        {
+            "max_tokens": 128,
+            "messages": [
+                _QUESTION,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Paris"}}
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "18 degrees, sunny"}],
+                },
+            ],
+            "tools": [
+                {
+                    "name": "get_weather",
+                    "description": _WEATHER["description"],
+                    "input_schema": _WEATHER["parameters"],
+                }
+            ],
+        },
+    ),
+}
+
+COUNT_TOKENS: dict[str, Example] = {"simple": _example("A question", {"messages": [_QUESTION]})}
+
 BATCHES: dict[str, Example] = {
     "chats": _example(
         "Chats, within a day",

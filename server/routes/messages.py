@@ -1,0 +1,77 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
+from starlette.responses import Response
+
+from server.conversion.generation_request import GenerationRequest
+from server.conversion.messages_reader import read_count, read_messages
+from server.replies.messages import MessageWriter
+from server.replies.streaming import respond
+from server.services import Services, ServicesDep
+from server.wire import examples
+from server.wire.errors import JsonResponse
+from server.wire.json_body import JsonBodyRoute
+from server.wire.messages import MESSAGE_ERRORS, CountTokensRequest, MessageReply, MessagesRequest, TokenCount
+
+router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
+
+
+@router.post(
+    "/v1/messages",
+    summary="Answer a conversation (Anthropic's API)",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The reply, or with `stream` its events",
+            "model": MessageReply,
+            "content": {"text/event-stream": {}},
+        },
+        **MESSAGE_ERRORS,
+    },
+)
+async def create_message(
+    body: Annotated[MessagesRequest, Body(openapi_examples=examples.MESSAGES)],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
+    """Answers a conversation, as clients of Anthropic's API ask for it."""
+    model = services.resolve_model(body.model)
+    text_tools: frozenset[str] = frozenset()
+
+    async def understand() -> GenerationRequest:
+        nonlocal text_tools
+        engine = services.engine.require_ready()
+        chat = await services.read(body, read_messages)
+        text_tools = chat.calling.text_tools
+        return await services.converter.chat(chat, engine)
+
+    generation = await services.generate(request, model, understand)
+    reply = MessageWriter(generation.request, model, body.stop_sequences or (), text_tools)
+    ping_interval_s = services.settings.ping_interval_s
+    return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Count the tokens of a conversation (Anthropic's API)",
+    response_class=Response,
+    responses={200: {"model": TokenCount}, **MESSAGE_ERRORS},
+)
+async def count_tokens(
+    body: Annotated[CountTokensRequest, Body(openapi_examples=examples.COUNT_TOKENS)],
+    request: Request,
+    services: ServicesDep,
+) -> Response:
+    """Counts what the model would see."""
+    services.resolve_model(body.model)
+    num_tokens = await services.prepare(request, _count(body, services))
+    return JsonResponse({"input_tokens": num_tokens})
+
+
+async def _count(body: CountTokensRequest, services: Services) -> int:
+    chat = await services.read(body, read_count)
+    return len((await services.converter.encoder.chat(chat)).ids)

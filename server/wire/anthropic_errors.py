@@ -1,0 +1,103 @@
+"""Errors of Anthropic's routes, wherever they arise: `{"type": "error", "error": {"type", "message"}}`.
+
+Gates and handlers know one shape, OpenAI's. What leaves for a path of this API is written anew here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.wire.errors import dump_json
+
+_PATH = "/v1/messages"
+_OVERLOADED = 529
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    _OVERLOADED: "overloaded_error",
+}
+
+
+def is_messages_path(path: str) -> bool:
+    """Whether a path is one of this API."""
+    return path == _PATH or path.startswith(_PATH + "/")
+
+
+def message_error(
+    status: int, code: str | None, message: str, request_id: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Returns status and body of an error.
+
+    Args:
+        status: that it has in OpenAI's API.
+        code: the same.
+        message: what is wrong and what to do about it.
+        request_id: of the request.
+    """
+    if status == 429 and code == "server_overloaded":
+        status = _OVERLOADED  # not the client's own doing
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+    return status, body | ({} if request_id is None else {"request_id": request_id})
+
+
+class AnthropicErrorMiddleware:
+    """Writes errors of this API's paths in its shape, and the request's id under its name.
+
+    Args:
+        app: everything inside.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http" or not is_messages_path(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        held: Message | None = None  # the beginning of an error, until its body is there
+
+        async def send_in_shape(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                request_id = headers.get("x-request-id")
+                if request_id is not None:
+                    headers["request-id"] = request_id
+                if message["status"] >= 400 and headers.get("content-type", "").startswith("application/json"):
+                    held = message
+                    return
+            elif held is not None:
+                start, held = held, None
+                body = _in_shape(start, message.get("body", b""))
+                await send(start)
+                message = {**message, "body": body}
+            await send(message)
+
+        await self._app(scope, receive, send_in_shape)
+
+
+def _in_shape(start: Message, body: bytes) -> bytes:
+    """Returns the body of an error in this API's shape, and sets its status and length."""
+    try:
+        error = orjson.loads(body)["error"]
+        status, shaped = message_error(
+            start["status"], error["code"], error["message"], Headers(raw=start["headers"]).get("x-request-id")
+        )
+    except (ValueError, KeyError, TypeError):
+        return body
+    start["status"] = status
+    body = dump_json(shaped)
+    MutableHeaders(scope=start)["content-length"] = str(len(body))
+    return body
