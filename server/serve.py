@@ -153,7 +153,7 @@ def serve(settings: Settings) -> None:
     if (demo := demo_name(local_folder(settings.model))) is not None:
         logger.info("%s is %s", demo, ABOUT)
     checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
-    tokenizer = _look_at(checkpoint, settings)
+    tokenizer = look_at(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)
     for ids in defaults.stop_sequences:
         if any(map(tokenizer.is_special, ids)):
@@ -249,7 +249,7 @@ def draining_server(
     )
 
 
-def _look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
+def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
     """Reads config and vocabulary, and logs what is odd in them and, in one line, what `qwen-server memory` would say.
 
     How many blocks of the KV cache there are the engine tells when it is ready.

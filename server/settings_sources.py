@@ -66,6 +66,7 @@ def trace_settings(
             )
             merged[name], origins[name] = text, variable
     for name, value in flags.items():
+        _known(name, known, f"unknown setting {name!r}", str)
         merged[name], origins[name] = value, "MODEL" if name == "model" else flag_name(name)
     try:
         return Settings.model_validate(merged), origins

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from server.cluster.options import read_arguments
 
 from model.contract.messages import EngineStats
 from server.__main__ import build_parser
+from server.cluster.options import read_arguments
 from server.metrics import Metrics
 from server.settings import Settings
 

@@ -1,0 +1,77 @@
+"""What stands before replicas that are chosen by their cache: it reads a body, passes it on and streams the answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+from starlette.types import Receive, Scope, Send
+
+from model.contract.errors import EngineUnavailableError
+from server.cluster.asgi import to_send
+from server.cluster.prefix_routing import routing_key
+from server.wire.errors import as_api_error
+
+logger = logging.getLogger(__name__)
+
+
+class Front:
+    """An ASGI app without a model.
+
+    Args:
+        replicas: the deployment of servers.
+        max_body_bytes: more of a body is not read; the replica refuses it.
+    """
+
+    def __init__(self, replicas: DeploymentHandle[Any], max_body_bytes: int) -> None:
+        self._replicas = replicas.options(stream=True, method_name="asgi")
+        self._max_body_bytes = max_body_bytes
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Ray asks for what it is to serve."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:  # uvicorn takes a method for an older ASGI
+            await self._serve(scope, receive, send)
+
+        return app
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        body = await self._body(receive)
+        if body is None:
+            return
+        key = routing_key(body) if scope["method"] == "POST" else None
+        answer = self._replicas.remote(to_send(scope), body, key=key)
+        has_begun = False
+        try:
+            async for messages in answer:
+                for message in messages:
+                    has_begun = True
+                    await send(message)
+        except BaseException as error:  # also when the client has left: Ray cancels us
+            answer.cancel()
+            if has_begun or not isinstance(error, Exception):
+                raise
+            logger.warning("a replica was lost before it answered: %s", error)
+            gone = EngineUnavailableError("The server that took this request is gone; please send it again.")
+            await as_api_error(gone).response()(scope, receive, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """Reads up to one byte more than may be sent; None, the client has left."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes or not message.get("more_body", False):
+                return bytes(body[: self._max_body_bytes + 1])
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    for word in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{word}.complete"})

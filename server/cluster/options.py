@@ -1,0 +1,119 @@
+"""What `build` is told: how many replicas there are and where they run; all else are settings of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.contract.errors import ConfigError
+from server.settings import Settings
+from server.settings_sources import load_settings
+
+# Requests that are on their way to a replica when it begins to go.
+_DRAIN_MARGIN_S = 10.0
+
+
+class ClusterOptions(BaseModel):
+    """Arguments of `build` that are not the server's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_replicas: int = Field(1, ge=0, description="servers, each with an engine of its own")
+    max_replicas: int | None = Field(None, ge=1, description="scale between num_replicas and so many, by requests")
+    target_ongoing_requests: float = Field(
+        32, gt=0, description="running and waiting requests a replica should have when they are scaled"
+    )
+    upscale_delay_s: float = Field(30, ge=0, description="how long more are asked for before one is added")
+    downscale_delay_s: float = Field(600, ge=0, description="how long fewer are enough before one goes")
+    route_by_prefix: bool = Field(
+        False,
+        description="send a conversation where its start is in the cache, by way of a process before the replicas",
+    )
+    num_fronts: int = Field(1, ge=1, description="processes that route by prefix")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray keeps for a replica")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs that Ray keeps for a replica (default: one a rank, where device is not cpu)"
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ClusterOptions:
+        if self.max_replicas is not None and self.max_replicas < max(1, self.num_replicas):
+            raise ValueError("max_replicas must be at least num_replicas")
+        return self
+
+    def is_scaled(self) -> bool:
+        """Whether there may ever be more than one replica."""
+        return max(self.num_replicas, self.max_replicas or 0) > 1
+
+
+def read_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[ClusterOptions, Settings]:
+    """Tells options from settings and checks both, before anything is started.
+
+    Args:
+        arguments: of `serve run`, where all values are text, or of a configuration file.
+        environ: of the process that builds the application; its QWEN_SERVER_ variables count.
+
+    Raises:
+        ConfigError: an unknown name or a bad value, in one line.
+    """
+    given = {name.replace("-", "_"): value for name, value in arguments.items()}
+    own = {name: given.pop(name) for name in ClusterOptions.model_fields if name in given}
+    try:
+        options = ClusterOptions.model_validate(own)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise ConfigError(where + str(first["msg"]).removeprefix("Value error, ")) from error
+    config_file = given.pop("config", None)
+    # Ray's proxy stands before it, which listens where Ray is told to.
+    settings = load_settings({"host": "0.0.0.0", **given}, environ, config_file)
+    if options.is_scaled():
+        _refuse_what_one_replica_alone_would_do(settings)
+    return options, settings
+
+
+def _refuse_what_one_replica_alone_would_do(settings: Settings) -> None:
+    if getattr(settings, "allow_lora_updates", False):
+        raise ConfigError("allow_lora_updates would load an adapter on one of the replicas only; name them with lora")
+
+
+def deployment_options(options: ClusterOptions, settings: Settings) -> dict[str, Any]:
+    """Returns what Ray Serve is told of the deployment of servers."""
+    num_ranks = getattr(settings, "tensor_parallel_size", 1) * getattr(settings, "pipeline_parallel_size", 1)
+    num_gpus = options.num_gpus
+    if num_gpus is None:
+        num_gpus = 0 if settings.device == "cpu" else num_ranks if _has_gpus() else 0
+    scaling: dict[str, Any]
+    if options.max_replicas is None:
+        scaling = {"num_replicas": options.num_replicas}
+    else:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": options.num_replicas,
+                "max_replicas": options.max_replicas,
+                "target_ongoing_requests": options.target_ongoing_requests,
+                "upscale_delay_s": options.upscale_delay_s,
+                "downscale_delay_s": options.downscale_delay_s,
+            }
+        }
+    return {
+        **scaling,
+        "ray_actor_options": {"num_cpus": options.num_cpus},
+        # One bundle lies on one machine: the ranks of a replica speak over its links.
+        "placement_group_bundles": [{"CPU": options.num_cpus, **({"GPU": num_gpus} if num_gpus else {})}],
+        "placement_group_strategy": "STRICT_PACK",
+        # The server has a queue of its own, shared fairly; Ray's is only for what it would refuse.
+        "max_ongoing_requests": settings.max_num_seqs + settings.max_queue_requests,
+        "graceful_shutdown_timeout_s": settings.shutdown_timeout_s + _DRAIN_MARGIN_S,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 30.0,
+    }
+
+
+def _has_gpus() -> bool:
+    import ray
+
+    return bool(ray.is_initialized() and ray.cluster_resources().get("GPU"))

@@ -1,0 +1,54 @@
+"""By what conversations find the replica that has their start in its cache.
+
+A conversation's start, all up to its first question, names an order of the replicas (rendezvous hashing): every front
+agrees on it without asking anybody, all turns of a conversation go to the same replica, and when one is added or lost
+only its own share moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+# Of texts: enough to tell conversations apart, little enough to be hashed beside others' streams.
+_MAX_START_CHARS = 4096
+# Larger bodies are not parsed here; their first bytes stand for them.
+_MAX_PARSED_BYTES = 256 << 10
+
+
+def routing_key(body: bytes) -> str:
+    """Returns what stands for the start of a request's prompt: equal for all turns of a conversation.
+
+    Args:
+        body: of a request to any of the generating routes.
+    """
+    start: object = None
+    if len(body) <= _MAX_PARSED_BYTES:
+        try:
+            start = _start(json.loads(body))
+        except (ValueError, RecursionError):
+            start = None
+    data = body[:_MAX_START_CHARS] if start is None else json.dumps(start)[:_MAX_START_CHARS].encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _start(request: Any) -> object:
+    """The prompt up to its first question, whichever API it is of; None where it has none."""
+    if not isinstance(request, dict):
+        return None
+    head = [request.get("system"), request.get("instructions")]
+    for name in ("messages", "input"):
+        turns = request.get(name)
+        if isinstance(turns, str):
+            return [*head, turns]
+        if isinstance(turns, list) and turns:
+            roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
+            first = roles.index("user") if "user" in roles else 0
+            return [*head, [turn.get("content") if isinstance(turn, dict) else None for turn in turns[: first + 1]]]
+    return request.get("prompt")
+
+
+def rank(key: str, names: list[str]) -> list[str]:
+    """Returns the names in the order in which they are tried for a key."""
+    return sorted(names, key=lambda name: hashlib.blake2b(f"{key} {name}".encode(), digest_size=8).digest())

@@ -1,0 +1,114 @@
+"""One replica: our app, with an engine of its own, run by Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from sse_starlette.sse import AppStatus
+from starlette.types import Message, Receive, Scope, Send
+
+from model.contract.errors import StartupError
+from server.app import create_app
+from server.cluster.asgi import run_asgi
+from server.cluster.metrics_board import MetricsRoute
+from server.conversion.defaults import GenerationDefaults
+from server.engine.client import EngineClient
+from server.engine.supervisor import EngineState
+from server.hub import resolve_checkpoint
+from server.logs import configure_logging
+from server.serve import look_at
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+class Replica:
+    """Serves while Ray wants it to; Ray replaces it once `check_health` fails.
+
+    Args:
+        settings: validated.
+        board: collects the metrics of all replicas.
+    """
+
+    def __init__(self, settings: Settings, board: DeploymentHandle[Any]) -> None:
+        configure_logging(settings.log_level, settings.log_format)
+        self._fatal: list[str] = []
+        checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
+        self._engine = EngineClient(
+            settings.engine_config(checkpoint),
+            start_timeout_s=settings.engine_start_timeout_s,
+            timeout_s=settings.engine_timeout_s,
+            on_fatal=self._fatal.append,
+        )
+        # Streams end when they are finished or the drain is over, not because a signal came.
+        AppStatus.enable_automatic_graceful_drain = False
+        defaults = GenerationDefaults.from_folder(checkpoint)
+        self._app = create_app(settings, look_at(checkpoint, settings), defaults, self._engine)
+        self._app.router.lifespan_context = self._until_ready(self._app.router.lifespan_context)
+        self._served = MetricsRoute(self._app, board, serve.get_replica_context().replica_id.unique_id)
+
+    def _until_ready(
+        self, lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]
+    ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]:
+        """Lets the start end when requests can be served: Ray sends them from then on."""
+
+        @asynccontextmanager
+        async def waiting(app: FastAPI) -> AsyncIterator[Any]:
+            async with lifespan(app) as state, self._served.reporting():
+                while self._engine.state is not EngineState.READY:
+                    if self._fatal:
+                        raise StartupError(self._fatal[0])
+                    await asyncio.sleep(_POLL_S)
+                yield state
+
+        return waiting
+
+    def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Ray asks for what it is to serve."""
+        return self._served
+
+    def check_health(self) -> None:
+        """Ray calls it now and then.
+
+        Raises:
+            RuntimeError: the engine cannot be brought back; Ray starts another replica.
+        """
+        if self._engine.state is EngineState.DEAD:
+            raise RuntimeError(self._fatal[0] if self._fatal else "the engine is gone for good")
+
+
+class RoutedReplica(Replica):
+    """One that fronts send requests to: an application has one ingress in Ray Serve, so it starts its app itself."""
+
+    async def __init__(self, settings: Settings, board: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        super().__init__(settings, board)
+        self._lifespan = self._app.router.lifespan_context(self._app)
+        await self._lifespan.__aenter__()
+
+    async def __del__(self) -> None:
+        """Ray's last word to a replica whose requests have ended."""
+        await self._lifespan.__aexit__(None, None, None)
+
+    async def asgi(self, scope: dict[str, Any], body: bytes, *, key: str | None) -> AsyncIterator[list[Message]]:
+        """Serves a request that a front sends here.
+
+        Args:
+            scope: of ASGI, but for what cannot be sent.
+            body: whole.
+            key: what it was routed by.
+
+        Yields:
+            What the app sent since the last time.
+        """
+        async for messages in run_asgi(self._served, scope, body):
+            yield messages

@@ -1,0 +1,191 @@
+"""What makes our app one of Ray Serve's, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from model.contract.errors import ConfigError
+from server.cluster.asgi import run_asgi, to_send
+from server.cluster.metrics_board import MetricsBoard, merge
+from server.cluster.options import deployment_options, read_arguments
+from server.cluster.prefix_routing import rank, routing_key
+
+
+def chat(*turns: tuple[str, str], **more: Any) -> bytes:
+    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns], **more}).encode()
+
+
+# --- arguments
+
+
+def test_text_and_typed_arguments_are_the_same() -> None:
+    text = {"model": "m", "num_replicas": "2", "max-num-seqs": "8", "device": "cpu", "api_key": "a,b"}
+    typed = {"model": "m", "num_replicas": 2, "max_num_seqs": 8, "device": "cpu", "api_key": ["a", "b"]}
+    assert read_arguments(text, {}) == read_arguments(typed, {})
+    options, settings = read_arguments(text, {"QWEN_SERVER_PORT": "9", "HOME": "/"})
+    assert (options.num_replicas, settings.max_num_seqs, settings.port) == (2, 8, 9)
+    assert settings.host == "0.0.0.0", "a proxy stands before it: any name may be its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"modle": "m"}, "unknown setting 'modle'; did you mean model"),
+        ({"num_replicas": "many"}, "^num_replicas: "),
+        ({"num_replicas": 3, "max_replicas": 2}, "max_replicas must be at least num_replicas"),
+        ({"max_num_seqs": "0"}, "--max-num-seqs: "),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_arguments(arguments, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_ray_is_told() -> None:
+    told = deployment_options(*read_arguments({"model": "m", "num_replicas": 2, "device": "cpu", "num_cpus": 3}, {}))
+    assert told["num_replicas"] == 2
+    assert told["placement_group_bundles"] == [{"CPU": 3.0}]
+    scaled = {"model": "m", "num_replicas": 1, "max_replicas": 4, "num_gpus": 2, "shutdown_timeout_s": 50}
+    told = deployment_options(*read_arguments(scaled, {}))
+    assert told["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 2.0}]
+    assert (told["autoscaling_config"]["min_replicas"], told["autoscaling_config"]["max_replicas"]) == (1, 4)
+    assert told["graceful_shutdown_timeout_s"] > 50, "no stream is cut that the server would let finish"
+    assert told["max_ongoing_requests"] > 1024, "the server's own queue is the one that is fair"
+
+
+# --- routing
+
+
+def test_all_turns_of_a_conversation_have_one_key() -> None:
+    first = routing_key(chat(("system", "S"), ("user", "A")))
+    assert routing_key(chat(("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), temperature=0)) == first
+    assert routing_key(chat(("system", "S"), ("user", "B"))) != first
+    assert routing_key(chat(("system", "T"), ("user", "A"))) != first
+    messages = json.dumps({"system": "S", "messages": [{"role": "user", "content": "A"}], "max_tokens": 1}).encode()
+    assert routing_key(messages) == routing_key(messages.replace(b'"max_tokens": 1', b'"max_tokens": 2'))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'{"messages": 3}', b'{"messages": [1, null]}', b"[" * 10**5]
+)
+def test_any_body_has_a_key(body: bytes) -> None:
+    assert len(routing_key(body)) == 32
+
+
+def test_a_lost_replica_moves_only_its_own_share() -> None:
+    names = ["a", "b", "c", "d"]
+    keys = [routing_key(chat(("user", str(number)))) for number in range(400)]
+    before = {key: rank(key, names)[0] for key in keys}
+    shares = Counter(before.values())
+    assert all(60 < shares[name] < 140 for name in names)
+    for key in keys:
+        after = rank(key, ["a", "b", "d"])[0]
+        assert after == before[key] or before[key] == "c"
+
+
+# --- metrics
+
+
+TEXT = """# HELP tokens_total All.
+# TYPE tokens_total counter
+tokens_total{model="m"} %d.0
+# HELP wait_seconds Time.
+# TYPE wait_seconds histogram
+wait_seconds_bucket{le="1.0"} 2.0
+wait_seconds_bucket{le="+Inf"} 3.0
+wait_seconds_count 3.0
+wait_seconds_sum 4.5
+"""
+
+
+def test_metrics_of_replicas_stand_beside_each_other() -> None:
+    lines = merge({"b": TEXT % 2, "a": TEXT % 1}).decode().splitlines()
+    assert [line for line in lines if line.startswith("tokens_total")] == [
+        'tokens_total{model="m",replica="a"} 1.0',
+        'tokens_total{model="m",replica="b"} 2.0',
+    ]
+    assert lines.count("# TYPE tokens_total counter") == 1
+    assert 'wait_seconds_bucket{le="+Inf",replica="b"} 3.0' in lines
+
+
+def test_silent_replicas_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = MetricsBoard()
+    now = [100.0]
+    monkeypatch.setattr("server.cluster.metrics_board.time.monotonic", lambda: now[0])
+    board.tell("a", "x")
+    now[0] += 10
+    board.tell("b", "y")
+    assert board.all() == {"a": "x", "b": "y"}
+    now[0] += 10
+    assert board.all() == {"b": "y"}
+    board.forget("b")
+    assert board.all() == {}
+
+
+# --- requests in another process
+
+
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "method": "POST",
+    "path": "/x",
+    "query_string": b"",
+    "headers": [[b"a", b"b"]],
+    "client": ["1.2.3.4", 5],
+    "app": object(),
+    "state": {"not": "sent"},
+}
+
+
+async def test_a_request_comes_through_with_its_reply() -> None:
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.update(scope)
+        body = (await receive())["body"]
+        await PlainTextResponse(body.decode().upper())(scope, receive, send)
+
+    batches = [batch async for batch in run_asgi(app, to_send(SCOPE), b"hello")]
+    messages = [message for batch in batches for message in batch]
+    assert messages[0]["status"] == 200
+    assert b"".join(message.get("body", b"") for message in messages) == b"HELLO"
+    assert seen["client"] == ("1.2.3.4", 5) and seen["headers"] == [(b"a", b"b")]
+    assert seen["state"] == {} and "app" not in seen
+
+
+async def test_who_stops_listening_is_seen_to_leave() -> None:
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def endless() -> Any:
+            while True:
+                yield b"x"
+                await asyncio.sleep(0)
+
+        await receive()
+        try:
+            await StreamingResponse(endless())(scope, receive, send)
+        finally:
+            left.set()
+
+    answer = run_asgi(app, to_send(SCOPE), b"")
+    first: list[Message] = await anext(answer)
+    assert first[0]["type"] == "http.response.start"
+    await answer.aclose()  # type: ignore[attr-defined]
+    assert left.is_set()
+
+
+async def test_a_failure_of_the_app_is_one_of_the_request() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _ = [batch async for batch in run_asgi(app, to_send(SCOPE), b"")]
