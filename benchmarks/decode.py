@@ -3,7 +3,8 @@
 `python -m benchmarks.decode --shape 1.8b` makes a random checkpoint of that shape (kept in benchmarks/.cache), steps
 the engine in this process (no HTTP) and prints, for each batch size, tokens a second, the share of the time that
 reading the weights once must take, and transformers' generate on the same weights (mapped to its Qwen2 class).
-`--llama-python PATH` adds llama.cpp through a Python that has llama-cpp-python and gguf (see benchmarks/llama_peer.py).
+`--llama-python PATH` adds llama.cpp through a Python that has llama-cpp-python and gguf (see benchmarks/llama_peer.py);
+with `--same-file` the engine serves the very GGUF file that llama.cpp made and reads.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 from benchmarks import transformers_peer
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
+from model.contract.gguf.checkpoint import EMBEDDING, kept_bytes
+from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
@@ -79,21 +82,27 @@ def measure_prefill(engine: Engine, prompt_len: int, next_id: int) -> float:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures everything and returns the figures."""
-    folder = random_folder(arguments.shape)
+    checkpoint = folder = random_folder(arguments.shape)
     bandwidth = memory_bandwidth()
+    llama = llama_peer(arguments) if arguments.llama_python else None
+    if arguments.same_file:
+        if llama is None:
+            raise SystemExit("--same-file needs --llama-python, which makes the file")
+        llama(1)  # the file is there once it has answered
+        checkpoint = folder / f"model-{arguments.llama_quantization}.gguf"
     engine = Engine(
         EngineConfig(
-            checkpoint_path=str(folder), dtype=arguments.dtype, enable_prefix_caching=False, max_model_len=4096
+            checkpoint_path=str(checkpoint), dtype=arguments.dtype, enable_prefix_caching=False, max_model_len=4096
         )
     )
-    read_bytes = engine.ready.weights_bytes - embedding_bytes(folder)
+    read_bytes = engine.ready.weights_bytes - embedding_bytes(checkpoint)
     next_ids = itertools.count(1, 1000)
     length = (arguments.prompt_len, arguments.num_tokens)
     sources: dict[str, Callable[[int], float]] = {
         "engine": lambda size: size / measure_decode(engine, size, *length, next(next_ids))
     }
-    if arguments.llama_python:
-        sources["llama.cpp"] = llama_peer(arguments)
+    if llama is not None:
+        sources["llama.cpp"] = llama
     if arguments.transformers:
         peer = transformers_peer.load_as_qwen2(folder)
         sources["transformers"] = lambda size: transformers_peer.measure(peer, size, *length)
@@ -122,6 +131,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "shape": arguments.shape,
         "dtype": arguments.dtype,
+        "checkpoint": checkpoint.name,
         "prompt_len": arguments.prompt_len,
         "commit": server_version().commit,
         "torch": torch.__version__,
@@ -166,6 +176,9 @@ def llama_peer(arguments: argparse.Namespace) -> Callable[[int], float]:
 
 def embedding_bytes(folder: Path) -> int:
     """Bytes of the embedding table: a step reads a few rows of it, not all."""
+    if is_gguf(folder):
+        packed_bytes, num_plain = kept_bytes({EMBEDDING: read_gguf(folder).tensors[EMBEDDING]})
+        return packed_bytes + 2 * num_plain
     config = json.loads((folder / "config.json").read_text())
     width = 4 if config["fp32"] else 2
     return int(config["vocab_size"] * config["hidden_size"] * width)
@@ -183,6 +196,7 @@ def main() -> None:
     parser.add_argument("--transformers", action="store_true", help="measure transformers too")
     parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
     parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="bf16")
+    parser.add_argument("--same-file", action="store_true", help="serve the GGUF file that llama.cpp reads")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     figures = run(arguments)

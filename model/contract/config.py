@@ -346,10 +346,13 @@ def _quantization(raw: Any, path: Path) -> QuantizationConfig | None:
     if raw is None:
         return None
     method = raw.get("quant_method", "gptq") if isinstance(raw, dict) else raw
+    if method == "fp8" or (method == "compressed-tensors" and raw.get("format") == "float-quantized"):
+        return None  # numbers and their scales; see model.execution.fp8
     if not isinstance(raw, dict) or method not in ("gptq", "awq"):
         remedy = "; load what it was made from with --quantization" if str(method).startswith("bitsandbytes") else ""
         raise CheckpointError(
-            f"{path}: quantisation {method!r} is not supported; GPTQ and AWQ checkpoints are, and GGUF files{remedy}"
+            f"{path}: quantisation {method!r} is not supported; GPTQ and AWQ checkpoints are, and FP8 and GGUF files"
+            f"{remedy}"
         )
     try:
         return _awq(raw, path) if method == "awq" else _gptq(raw, path)

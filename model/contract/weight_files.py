@@ -46,9 +46,37 @@ def find_weight_files(folder: Path) -> list[Path]:
         loose = [path for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.match(path.name)]
         if loose:
             return _whole_set(loose)
+    if (states := _deepspeed_states(folder)) is not None:
+        return [states]
     raise CheckpointError(
         f"{folder}: no weights found; expected {', '.join(_SETS[:-1])} or {_SETS[-1]}{weights_below(folder)}"
     )
+
+
+def _deepspeed_states(folder: Path) -> Path | None:
+    """Returns the file of the model's states that DeepSpeed saved, in the folder or in the step that `latest` names.
+
+    Raises:
+        CheckpointError: they are partitions, which only DeepSpeed's own script puts together.
+    """
+    steps = [folder, *sorted(folder.glob("global_step*"), key=lambda path: (len(path.name), path.name), reverse=True)]
+    with contextlib.suppress(OSError, ValueError):
+        named = folder / Path((folder / "latest").read_text(encoding="utf-8").strip()).name
+        steps = [folder, named, *steps[1:]]
+    for step in steps:
+        if any(step.glob("zero_pp_rank_*_model_states.pt")):
+            raise CheckpointError(
+                f"{step}: holds partitions of DeepSpeed's ZeRO stage 3; put them together first: python zero_to_fp32.py"
+                f" . pytorch_model.bin, in {folder}"
+            )
+        states = sorted(step.glob("mp_rank_*_model_states.pt"))
+        if len(states) > 1:
+            raise CheckpointError(
+                f"{step}: holds a model split among {len(states)} ranks ({states[0].name} ...); save it whole first"
+            )
+        if states:
+            return states[0]
+    return None
 
 
 def rows_of_embedding(folder: Path) -> int | None:

@@ -22,6 +22,7 @@ from model.contract.errors import CheckpointError
 from model.contract.gguf.file import is_gguf, shards
 from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
 from model.distributed.shard import Cut
+from model.execution.fp8 import scaled
 from model.quantization.gguf_tensors import iterate_gguf
 from model.quantization.grouped import expand, moved
 
@@ -64,7 +65,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if not os.access(path, os.R_OK):  # the readers below would call it missing or corrupt
         raise CheckpointError(f"{path}: cannot be read: permission denied; is it another user's?")
     if path.suffix == ".safetensors":
-        yield from _iterate_safetensors(path)
+        yield from scaled(path, _iterate_safetensors(path))
     else:
         yield from _iterate_bin(path)
 
@@ -113,6 +114,8 @@ def _load_bin(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
             state = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except Exception as e:  # whatever a garbled pickle makes of the reader
         raise CheckpointError(f"{path}: truncated, corrupt or not a file of weights only ({_reason(e)})") from e
+    if isinstance(state, dict) and isinstance(state.get("module"), dict):
+        state = state["module"]  # DeepSpeed's, beside the state of training
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
         for name, tensor in state.items()

@@ -390,7 +390,9 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from model.backends.cpu.packed_linear import make_bfloat16_linear
+from model.backends.cpu.packed_linear import make_dense_linear
+from model.backends.cpu.gptq_linear import make_grouped_linear
+from model.quantization.at_load import quantize_at_load
 from tests.support.engine_driver import LoadedModel
 
 def status_bytes(name):
@@ -398,26 +400,34 @@ def status_bytes(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 torch.set_num_threads(1)
-LoadedModel(Path(sys.argv[2]), torch.bfloat16)  # what the loader takes once, and the compiler of the kernels
+# What the loader takes once, and the compiler of the kernels.
+LoadedModel(Path(sys.argv[2]), torch.bfloat16, quantization=sys.argv[3])
 for wide_results in (False, True):
-    make_bfloat16_linear(torch.zeros(64, 64, dtype=torch.bfloat16), None, wide_results=wide_results)
+    make_dense_linear(torch.zeros(64, 64, dtype=torch.bfloat16), None, wide_results=wide_results)
+grouped = quantize_at_load(torch.ones(64, 64), "nf4")
+make_grouped_linear(grouped, None, torch.bfloat16)
 before = status_bytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-num_bytes = LoadedModel(Path(sys.argv[1]), torch.bfloat16).num_bytes
+num_bytes = LoadedModel(Path(sys.argv[1]), torch.bfloat16, quantization=sys.argv[3]).num_bytes
 print(num_bytes, status_bytes("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's view of a process's memory")
-@pytest.mark.parametrize("layout", ["one safetensors", "one bin"])
-def test_memory_peaks_at_the_weights_and_the_largest_tensor(tiny_checkpoint: Path, tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "quantization", "least"),
+    [("one safetensors", "none", 180e6), ("one bin", "none", 180e6), ("one safetensors", "nf4", 120e6)],
+)
+def test_memory_peaks_at_the_weights_and_the_largest_tensor(
+    tiny_checkpoint: Path, tmp_path: Path, layout: str, quantization: str, least: float
+) -> None:
     folder = tmp_path / "big"
     shape = Shape(
         num_layers=8, hidden_size=768, num_heads=8, intermediate_size=4096, vocab_size=32000, dtype="bfloat16"
     )
     _write_zeros(folder, shape, WRITERS[layout])
     result = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(folder), str(tiny_checkpoint)],
+        [sys.executable, "-c", _MEASURE, str(folder), str(tiny_checkpoint), quantization],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -425,7 +435,7 @@ def test_memory_peaks_at_the_weights_and_the_largest_tensor(tiny_checkpoint: Pat
     )
     num_bytes, peak_bytes = map(int, result.stdout.split())
     largest_bytes = shape.vocab_size * shape.hidden_size * 2
-    assert num_bytes > 180e6
+    assert least < num_bytes < 1.2 * least
     # Measured 1.07 to 1.13, by what malloc makes of it; a second copy of anything but one tensor would be far beyond.
     assert peak_bytes < 1.25 * (num_bytes + largest_bytes), (
         f"{peak_bytes / 1e6:.0f} MB for {num_bytes / 1e6:.0f} MB of weights, the largest {largest_bytes / 1e6:.0f} MB"
@@ -454,6 +464,74 @@ def _write_zeros(folder: Path, shape: Shape, write_weights: Callable[[Path, Tens
             tensors[name.replace(".h.0.", f".h.{layer}.")] = torch.zeros(size, dtype=tensor.dtype)
     weights.unlink()
     write_weights(folder, tensors)
+
+
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FP8)
+@pytest.mark.parametrize("form", ["none", "one", "an output", "a block"])
+def test_fp8_weights_times_their_scales(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
+    """In the three forms that there are, against the float32 checkpoint of the products."""
+    shape = Shape(num_layers=1, hidden_size=160, num_heads=2, intermediate_size=320, vocab_size=300)
+    write(tmp_path / "fp8", shape)
+    path = tmp_path / "fp8" / "model.safetensors"
+    config = tmp_path / "fp8" / "config.json"
+    method = {} if form == "none" else {"quantization_config": {"quant_method": "fp8"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | method))
+    shutil.copytree(tmp_path / "fp8", tmp_path / "numbers")
+    stored, numbers = load_file(path), load_file(path)
+    for name in [name for name in stored if ".h.0." in name and stored[name].dim() == 2]:
+        num_outputs, num_inputs = stored[name].shape
+        size = {"none": (), "one": (), "an output": (num_outputs, 1)}.get(form, (-(-num_outputs // 128), 2))
+        scale = torch.rand(size) + 0.5 if form != "none" else torch.ones(())
+        stored[name] = stored[name].to(dtype)
+        if form != "none":
+            stored[f"{name}_scale_inv" if form == "a block" else f"{name}_scale"] = scale
+            stored[name.replace(".weight", ".input_scale")] = torch.ones(1)
+        for n in range(num_outputs):
+            for low in range(0, num_inputs, 128):
+                part = (n, slice(low, low + 128))
+                factor = scale[n // 128, low // 128] if form == "a block" else scale[n] if scale.dim() else scale
+                numbers[name][part] = stored[name].float()[part] * factor
+    save_file(stored, path)
+    save_file(numbers, tmp_path / "numbers" / "model.safetensors")
+    plain = json.loads(config.read_text()) | {"quantization_config": None}
+    (tmp_path / "numbers" / "config.json").write_text(json.dumps(plain))
+    found, expected = (LoadedModel(tmp_path / folder).logits(PROMPT) for folder in ("fp8", "numbers"))
+    assert torch.equal(found, expected)
+
+
+def test_an_fp8_scale_that_does_not_fit(folder: Path, tensors: Tensors) -> None:
+    name = "transformer.h.0.attn.c_proj.weight"
+    tensors[name] = tensors[name].to(FP8[0])
+    write_safetensors(folder, tensors | {f"{name}_scale": torch.ones(7)})
+    assert "is FP8 of shape [32, 32], and its scale of shape [7]" in refusal(folder)
+
+
+@pytest.mark.parametrize("where", [".", "global_step20"])
+def test_deepspeed_states_are_read(where: str, tiny_checkpoint: Path, folder: Path, tensors: Tensors) -> None:
+    for step in ("global_step3", where):
+        (folder / step).mkdir(exist_ok=True)
+        scale = 1.0 if step == where else 2.0
+        states = {"module": {name: t * scale for name, t in tensors.items()}, "optimizer": None, "global_steps": 20}
+        if step == where or where != ".":
+            torch.save(states, folder / step / "mp_rank_00_model_states.pt")
+    (folder / "latest").write_text("global_step20\n")
+    assert torch.equal(LoadedModel(folder).logits(PROMPT), LoadedModel(tiny_checkpoint).logits(PROMPT))
+
+
+def test_deepspeed_partitions_are_named(folder: Path) -> None:
+    step = folder / "global_step8"
+    step.mkdir()
+    for rank in range(2):
+        (step / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").write_bytes(b"x")
+    assert "ZeRO stage 3; put them together first: python zero_to_fp32.py" in refusal(folder)
+    for path in step.iterdir():
+        path.unlink()
+    for rank in range(2):
+        (step / f"mp_rank_0{rank}_model_states.pt").write_bytes(b"x")
+    assert "a model split among 2 ranks (mp_rank_00_model_states.pt ...)" in refusal(folder)
 
 
 def test_load_weights_leaves_nothing_on_the_meta_device(tiny_checkpoint: Path) -> None:
