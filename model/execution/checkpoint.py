@@ -24,7 +24,7 @@ from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_em
 from model.distributed.shard import Cut
 from model.execution.fp8 import scaled
 from model.quantization.gguf_tensors import iterate_gguf
-from model.quantization.grouped import expand, moved
+from model.quantization.grouped import expand, moved, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -242,9 +242,11 @@ class _Target:
             )
         if isinstance(tensor, GroupedWeight):
             take_grouped = getattr(module, "take_grouped", None)
-            if attribute == "weight" and callable(take_grouped):
+            part = tensor if cut is None else part_of(tensor, cut)
+            if part is not None and attribute == "weight" and callable(take_grouped):
+                tensor = part
                 self._bytes_of[module] = self._bytes_of.get(module, 0) + take_grouped(moved(tensor, self._device))
-                del tensor
+                del tensor, part
                 self._arrived(module)
                 return
             tensor = expand(tensor, torch.float32)

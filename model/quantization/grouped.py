@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.backends.base import GroupedWeight
+from model.distributed.shard import Cut
 
 # Of float32 products at a time.
 _NUMBERS_PER_PASS = 16 << 20
@@ -55,6 +56,26 @@ def expand_rows(
     if offsets is not None:
         levels += offsets[..., None]
     return levels.view(num_rows, -1)
+
+
+def part_of(weight: GroupedWeight, cut: Cut) -> GroupedWeight | None:
+    """The part of a weight that a rank has.
+
+    Args:
+        weight: whole.
+        cut: along its outputs (0) or its inputs (1).
+
+    Returns:
+        it; None where the cut goes through a group.
+    """
+    values, scales, offsets = weight.values, weight.scales, weight.offsets
+    try:
+        of_groups = cut if cut.dim == 0 else cut.in_words(weight.group_size)
+    except ValueError:
+        return None
+    return weight._replace(
+        values=cut.of(values), scales=of_groups.of(scales), offsets=None if offsets is None else of_groups.of(offsets)
+    )
 
 
 def moved(weight: GroupedWeight, device: torch.device) -> GroupedWeight:

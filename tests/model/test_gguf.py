@@ -23,9 +23,10 @@ from model.contract.gguf.file import read_gguf
 from model.contract.gguf.types import TENSOR_TYPES
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
+from model.distributed.shard import Cut
 from model.quantization.gguf_export import export_gguf
 from model.quantization.gguf_tensors import read_tensor
-from model.quantization.grouped import expand
+from model.quantization.grouped import expand, part_of
 from server.conversion.defaults import GenerationDefaults
 from tests.support.engine_driver import LoadedModel
 from tests.support.gguf_files import (
@@ -118,6 +119,17 @@ def test_bfloat16_is_near(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", shape_metadata(), tiny_tensors(MIXES["Q4_0 and Q4_K"]))
     exact, rounded = LoadedModel(path).logits(PROMPT), LoadedModel(path, torch.bfloat16).logits(PROMPT)
     assert float((exact - rounded).norm() / exact.norm()) < 0.03
+
+
+def test_a_rank_has_its_part_of_groups(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {"general.architecture": "qwen"}, {"a": random_blocks("Q4_K", 8, 512, 1)})
+    weight = read_tensor("a", read_gguf(path).tensors["a"])
+    assert isinstance(weight, GroupedWeight)
+    numbers = expand(weight, torch.float32)
+    for cut in (Cut(0, 8, ((1, 3), (6, 8))), Cut(1, 512, ((64, 256),))):
+        part = part_of(weight, cut)
+        assert part is not None and torch.equal(expand(part, torch.float32), cut.of(numbers))
+    assert part_of(weight, Cut(1, 512, ((0, 40),))) is None
 
 
 def test_shapes_that_no_kernel_takes_are_expanded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
