@@ -88,6 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import ray
     from ray import serve
+
     from server.ray_app import build
 
     environment = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
