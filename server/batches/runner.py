@@ -217,6 +217,7 @@ class BatchRunner:
         if not num_left:
             return 0
         num_seen = 0
+        await self._engine_ready()  # one waits for it, not each line
         async with self._taking_part(caller), asyncio.TaskGroup() as group:
             async for line in self._lines(batch):
                 num_seen += 1
@@ -267,6 +268,7 @@ class BatchRunner:
             status, reply = await ask(self._app, endpoint, body, caller)
             if status not in _LATER:
                 return status, reply
+            await asyncio.sleep(_ENGINE_POLL_S)
             await self._engine_ready()
             num_lost += self._engine.num_restarts != num_restarts
             if num_lost >= MAX_ATTEMPTS:
@@ -274,12 +276,11 @@ class BatchRunner:
 
     async def _engine_ready(self) -> None:
         while True:
-            await asyncio.sleep(_ENGINE_POLL_S)
             try:
                 self._engine.require_open()
                 return
             except EngineUnavailableError:
-                pass
+                await asyncio.sleep(_ENGINE_POLL_S)
 
     async def _expire(self, batch: Batch) -> None:
         """Writes down what was not done in time, where it had begun."""
