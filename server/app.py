@@ -33,6 +33,7 @@ from server.routes import (
     batches,
     chat,
     completions,
+    conversations,
     files,
     health,
     messages,
@@ -149,8 +150,11 @@ def create_app(
     install_openapi(app)
     routers = [
         module.router
-        for module in (chat, completions, responses, messages, files, batches, adapters, models, tokenize, health, page)
-    ]
+        for module in (
+            chat, completions, responses, conversations, messages, files, batches, adapters, models, tokenize, health,
+            page,
+        )
+    ]  # fmt: skip
     routers.append(responses.generating)
     for router in routers:
         app.include_router(router)

@@ -180,7 +180,7 @@ class Background:
         """Keeps a response that is over, and only then says that it is."""
         changes: list[Change] = [*new.changes(reply.response), Delete(_record_id(new))]
         if run.log.events:
-            changes.append(append_events(new.id, run.log.events))
+            changes.append(await asyncio.to_thread(append_events, new.id, list(run.log.events)))
         await self._kept.write(*changes)
         run.log.write(reply.last())
 

@@ -6,6 +6,7 @@ before it are deleted. Ids of items say where they are kept.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import zlib
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ import orjson
 
 from model.contract.errors import InvalidRequestError
 from server.conversion.responses_reader import MAX_ITEMS, REFERENCE
+from server.gates.request_context import body_bytes_var
+from server.off_loop import OffLoop
 from server.replies.response_items import item_id
-from server.store.records import Append, Change, Delete, Put, StoredObject
+from server.store.records import Append, Change, Delete, Entry, Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError
 
@@ -27,6 +30,7 @@ ITEMS, EVENTS = "items", "events"
 _KEEP_S = 30 * 24 * 3600.0
 _READ_AT_ONCE = 1024
 _HEX_CHARS = 32
+MAX_CONVERSATION_BYTES = 8 << 20
 
 
 def put_response(owner: str, response: JsonDict) -> Put:
@@ -72,10 +76,12 @@ class Kept:
 
     Args:
         store: keeps it.
+        off_loop: reads what is large.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, off_loop: OffLoop) -> None:
         self._store = store
+        self._off_loop = off_loop
 
     async def response(self, owner: str, id: str) -> JsonDict:
         """Returns a response as it was stored last.
@@ -123,16 +129,25 @@ class Kept:
         return [*await self.items(owner, response_id), *stored.body["output"]]
 
     async def items(self, owner: str, id: str) -> list[JsonDict]:
-        """Returns all items beside an object."""
-        items: list[JsonDict] = []
-        last: int | None = None
-        while len(items) <= MAX_ITEMS:
-            entries = await self._store.entries(owner, id, ITEMS, limit=_READ_AT_ONCE, after=last)
-            if not entries:
-                break
-            items += [orjson.loads(entry.data) for entry in entries]
-            last = entries[-1].number
-        return items
+        """Returns all items beside an object; the request they are for counts as large as they are.
+
+        Raises:
+            InvalidRequestError: they are too long for a conversation that is gone on with.
+        """
+        found: list[Entry] = []
+        num_bytes = 0
+        while entries := await self._store.entries(
+            owner, id, ITEMS, limit=_READ_AT_ONCE, after=found[-1].number if found else None
+        ):
+            found += entries
+            num_bytes += sum(len(entry.data) for entry in entries)
+            if len(found) > MAX_ITEMS or num_bytes > MAX_CONVERSATION_BYTES:
+                raise InvalidRequestError(
+                    f"The conversation has more than {MAX_ITEMS} items or {MAX_CONVERSATION_BYTES >> 20} MiB; begin a"
+                    " new one."
+                )
+        body_bytes_var.set(body_bytes_var.get() + num_bytes)
+        return await self._off_loop.run(lambda: [orjson.loads(entry.data) for entry in found])
 
     async def resolved(self, owner: str, items: Sequence[JsonDict]) -> list[JsonDict]:
         """Returns items with those in the place of references that these name.
@@ -163,7 +178,8 @@ class Kept:
         entries = await self._store.entries(owner, id, EVENTS, limit=1)
         if not entries:
             return None
-        return [event + b"\n\n" for event in zlib.decompress(entries[0].data).split(b"\n\n")[:-1]]
+        whole = await asyncio.to_thread(zlib.decompress, entries[0].data)
+        return [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
 
     async def delete_response(self, owner: str, id: str) -> None:
         """Deletes a response, with all beside it.

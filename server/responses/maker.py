@@ -77,7 +77,7 @@ class ResponseMaker:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self.kept = Kept(services.store)
+        self.kept = Kept(services.store, services.off_loop)
 
     async def generate(self, http: Request, new: NewResponse) -> Generation:
         """Reads what the response goes on from, and hands it to the engine.

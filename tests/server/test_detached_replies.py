@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from server.detached.runs import MAX_RUNS_PER_CALLER, Run, Runs
 from server.gates.callers import NOBODY, Caller
 from server.replies.generation import _by_token
 from server.wire.errors import ApiError
+from tests.conftest import SMALL
 from tests.server.test_responses import events
 from tests.support.light_server import LightServer, light_server
+from tests.support.server_process import running_server
 from tests.support.vocabulary import score
 from tests.support.wire import Wire
 
@@ -204,6 +207,30 @@ async def test_what_had_not_ended_with_the_engine_is_made_by_the_next(demo_check
         server.engine._fail_all("The engine stopped while the request ran; please send it again.")
         stream = await get(server, begun["id"], params={"stream": "true"})
         assert events(stream.text)[-1]["response"]["status"] in ("completed", "incomplete")
+
+
+@pytest.mark.slow
+def test_a_killed_server_makes_what_it_had_begun(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """With the real engine: what a client read before the kill, and reads after it, is one reply."""
+    flags = (*SMALL, "--store", str(tmp_path / "kept.db"))
+    body = {**BACKGROUND, "max_output_tokens": 300, "ignore_eos": True, "temperature": 1, "stream": True}
+    with running_server(demo_checkpoint, tmp_path / "log", *flags) as server:
+        seen: list[JsonDict] = []
+        with contextlib.suppress(httpx.TransportError), httpx.stream("POST", server.url + URL, json=body) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: "):
+                    seen.append(json.loads(line[6:]))
+                if len(seen) == 40:
+                    server.process.kill()
+    id = seen[0]["response"]["id"]
+    with running_server(demo_checkpoint, tmp_path / "log", *flags) as server:
+        asked = {"stream": "true", "starting_after": seen[-1]["sequence_number"]}
+        text = httpx.get(f"{server.url}{URL}/{id}", params=asked, timeout=60).text
+        rest = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ")]
+    numbers = [event["sequence_number"] for event in [*seen, *rest]]
+    assert numbers == list(range(len(numbers)))
+    deltas = [event["delta"] for event in [*seen, *rest] if event["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == rest[-1]["response"]["output"][0]["content"][0]["text"]
 
 
 async def test_what_is_kept_is_its_key_s(demo_checkpoint: Path, tmp_path: Path) -> None:
