@@ -25,6 +25,7 @@ from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
 from model.contract.memory_plan import plan_memory
+from model.contract.parallel import require_divisible
 from model.contract.tokenizer import Tokenizer
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
@@ -257,6 +258,7 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
     Raises:
         CheckpointError: one of them cannot be used; a vocabulary with more tokens than the embedding has rows would
             only fail in the middle of a reply.
+        ConfigError: it cannot be split over the devices that were asked for.
     """
     config = ModelConfig.from_folder(checkpoint)
     for remark in config.remarks:
@@ -268,8 +270,10 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
         block_size=settings.block_size,
         at_load=settings.quantization,
         lm_head_dtype=settings.lm_head_dtype,
+        num_ranks=settings.tensor_parallel_size,
     )
-    logger.info("memory: %s", plan.summary())
+    require_divisible(config, settings.tensor_parallel_size)
+    logger.info("memory%s: %s", " of each rank" if plan.num_ranks > 1 else "", plan.summary())
     tokenizer = Tokenizer.from_folder(checkpoint)
     if tokenizer.num_rows_needed > config.vocab_size:
         raise CheckpointError(

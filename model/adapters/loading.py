@@ -59,10 +59,12 @@ class AdapterLoader:
 
     Args:
         store: of the adapters; None refuses all.
+        num_ranks: that share the model; those that are led know only the adapters of the start.
     """
 
-    def __init__(self, store: AdapterStore | None) -> None:
+    def __init__(self, store: AdapterStore | None, num_ranks: int = 1) -> None:
         self._store = store
+        self._num_ranks = num_ranks
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._loads: list[tuple[int, Future[PreparedAdapter]]] = []
         self._refused: list[AdapterLoaded] = []
@@ -81,6 +83,9 @@ class AdapterLoader:
         """Begins to load an adapter."""
         if self._store is None:
             self._refused.append(AdapterLoaded(adapter.adapter_id, error="the engine was started without adapters"))
+        elif self._num_ranks > 1:
+            message = "with --tensor-parallel-size adapters are loaded at the start only: name it with --lora"
+            self._refused.append(AdapterLoaded(adapter.adapter_id, error=message))
         else:
             self._loads.append((adapter.adapter_id, self._pool.submit(self._store.prepare, Path(adapter.path))))
 

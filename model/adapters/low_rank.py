@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from model.distributed.shard import LinearShard
+
 
 class LowRankUpdate(NamedTuple):
     """An addition to some rows of a weight: `weight[first : first + n] += scaling * B @ A`.
@@ -31,6 +33,22 @@ class LowRankUpdate(NamedTuple):
     def scaled_b(self) -> torch.Tensor:
         """Returns scaling * B, [n, rank] float32."""
         return self.b.float() * self.scaling
+
+    def on(self, shard: LinearShard) -> list[LowRankUpdate]:
+        """The rank's part of it, counted from the rank's first output: B is cut as outputs are, A as inputs.
+
+        Of a row-parallel layer every rank adds a partial sum, as its weight does.
+        """
+        a = self.a[:, slice(*shard.inputs)]
+        parts: list[LowRankUpdate] = []
+        start = 0
+        for low, high in shard.outputs:
+            first, end = max(low, self.outputs.start), min(high, self.outputs.stop)
+            if first < end:
+                b = self.b[first - self.first_output : end - self.first_output]
+                parts.append(LowRankUpdate(start + first - low, a, b, self.scaling))
+            start += high - low
+        return parts
 
     def delta(self) -> torch.Tensor:
         """Returns what it adds to the weight's rows: [n, K] float32."""

@@ -24,6 +24,7 @@ from model.backends.torch_low_rank import in_dtype
 from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
+from model.distributed.shard import LinearShard
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class AdapterStore:
         self._dtype = dtype
         self._max_rank = max_rank
         self._tables: dict[str, LowRankTable] = {}
+        self._shards: dict[str, LinearShard] = {}  # of the layers that several ranks share
         self._slots: dict[int, int] = {}  # by adapter id
         self._free = list(range(max_adapters - 1, -1, -1))
         self._num_bytes: dict[int, int] = {}
@@ -98,9 +100,14 @@ class AdapterStore:
         for layer in range(self._config.num_layers):
             for part, (num_inputs, num_outputs) in shapes.items():
                 name = f"transformer.h.{layer}.{part}"
+                base = model.get_submodule(name)
+                shard: LinearShard | None = getattr(base, "shard", None)
+                if shard is not None:
+                    num_inputs, num_outputs = shard.num_inputs, shard.num_outputs
+                    self._shards[name] = shard
                 table = self._backend.make_low_rank_table(num_inputs, num_outputs, num_slots, self._dtype)
                 parent, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, AdaptedLinear(model.get_submodule(name), table))
+                setattr(model.get_submodule(parent), attribute, AdaptedLinear(base, table))
                 self._tables[name] = table
         parent, _, attribute = EMBEDDING.rpartition(".")
         embedding = AdaptedEmbedding(model.get_submodule(EMBEDDING), self._embeddings)
@@ -129,13 +136,18 @@ class AdapterStore:
     def _lay_out(self, adapter: Adapter) -> PreparedAdapter:
         linears, num_bytes = {}, 0
         for name, updates in adapter.updates.items():
-            linears[name], size = self._tables[name].prepare(updates)
-            num_bytes += size
+            shard = self._shards.get(name)
+            own = updates if shard is None else [part for update in updates for part in update.on(shard)]
+            if own:
+                linears[name], size = self._tables[name].prepare(own)
+                num_bytes += size
         embedding = head = None
         if EMBEDDING in adapter.saved:
             embedding = in_dtype(adapter.saved[EMBEDDING], self._dtype).to(self._backend.device, copy=True)
             num_bytes += embedding.nbytes
         if HEAD in adapter.saved:
+            if self._shards:
+                raise AdapterError("it has an output layer of its own, which is not split over ranks yet")
             weight = in_dtype(adapter.saved[HEAD], self._dtype).to(self._backend.device, copy=True)
             num_bytes += weight.nbytes
             head = self._backend.prepare_linear(weight, None, wide_results=True)

@@ -70,7 +70,8 @@ class MemoryPlan:
     def _unpacked_bytes(self) -> int:
         config = self.config
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
-            return config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
+            whole = config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
+            return -(-whole // self.num_ranks)
         hidden, part = config.hidden_size, config.hidden_size // self.num_ranks
         inner = config.intermediate_size // 2 // self.num_ranks
         num_outside = 2 * -(-config.vocab_size // self.num_ranks) * hidden + hidden
@@ -191,6 +192,7 @@ def plan_memory(
     block_size: int = 16,
     at_load: str = NO_QUANTIZATION,
     lm_head_dtype: str = "auto",
+    num_ranks: int = 1,
 ) -> MemoryPlan:
     """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
 
@@ -201,6 +203,7 @@ def plan_memory(
         block_size: tokens in a block.
         at_load: see `MemoryPlan`.
         lm_head_dtype: see `MemoryPlan`.
+        num_ranks: likewise.
 
     Raises:
         ConfigError: it is to be quantised at load, and is quantised already.
@@ -209,4 +212,12 @@ def plan_memory(
     resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
     if kv_cache_dtype == "auto":
         kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
-    return MemoryPlan(config, resolved, kv_cache_dtype, block_size, at_load=at_load, lm_head_dtype=lm_head_dtype)
+    return MemoryPlan(
+        config,
+        resolved,
+        kv_cache_dtype,
+        block_size,
+        at_load=at_load,
+        lm_head_dtype=lm_head_dtype,
+        num_ranks=num_ranks,
+    )

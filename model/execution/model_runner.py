@@ -110,6 +110,10 @@ class ModelRunner:
             self.backend.finish_loading(self._own_config, self.dtype, cache_dtype, config.block_size)
             self.adapters = make_store(self.model, self.model_config, self.backend, self.dtype, config)
             self.adapters_loaded = load_first(self.adapters, config)
+            # Slots are given out in turn: where one adapter is missing, the next would be taken for it.
+            loaded = sum(1 << i for i, adapter in enumerate(self.adapters_loaded[:62]) if adapter.error is None)
+            if len(set(ranks.numbers(loaded))) > 1:
+                raise RuntimeError("an adapter could be loaded on some ranks only")
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)

@@ -96,7 +96,7 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
-        self._adapter_loader = AdapterLoader(self._runner.adapters)
+        self._adapter_loader = AdapterLoader(self._runner.adapters, ranks.size)
         self._adapter_of_seq: dict[int, int] = {}
         self._in_flight: LaunchedStep | None = None
         self._last_settled_s = 0.0

@@ -25,9 +25,7 @@ import msgspec
 
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
-from model.contract.errors import ConfigError
 from model.contract.exit_status import describe_exit
-from model.contract.gguf.file import is_gguf
 from model.contract.messages import EngineFailed, Ping
 from model.contract.parallel import require_divisible
 from model.distributed.group import GroupRanks
@@ -71,7 +69,7 @@ class RankLeader:
     def __init__(
         self, config: EngineConfig, on_failed: Callable[[EngineFailed], None], forget: Callable[[], None]
     ) -> None:
-        require_splittable(config)
+        require_divisible(ModelConfig.from_folder(config.checkpoint_path, stored_rows), config.tensor_parallel_size)
         self._on_failed = on_failed
         self._has_failed = threading.Event()
         self._is_serving = False
@@ -180,18 +178,3 @@ def _exit_of(pid: int) -> str:
                 return describe_exit(os.waitstatus_to_exitcode(status))
         time.sleep(0.01)
     return "its socket closed"
-
-
-def require_splittable(config: EngineConfig) -> None:
-    """Refuses what cannot be split over ranks.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    size = config.tensor_parallel_size
-    if is_gguf(Path(config.checkpoint_path)):
-        raise ConfigError(f"--tensor-parallel-size {size}: GGUF files are not split over ranks yet; convert it first")
-    model_config = ModelConfig.from_folder(config.checkpoint_path, stored_rows)
-    require_divisible(model_config, size)
-    if config.max_adapters:
-        raise ConfigError(f"--tensor-parallel-size {size}: adapters are not split over ranks yet; leave them out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.contract.config import NO_QUANTIZATION, ModelConfig
-from model.contract.errors import CheckpointError, ConfigError
+from model.contract.errors import CheckpointError
 from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.contract.parallel import require_divisible
@@ -60,12 +60,10 @@ def report(arguments: dict[str, Any]) -> int:
         kv_cache_dtype=arguments["kv_cache_dtype"],
         block_size=arguments["block_size"],
         at_load=arguments["quantization"],
+        num_ranks=arguments["tensor_parallel_size"],
     )
-    size = arguments["tensor_parallel_size"]
-    require_divisible(checkpoint.config, size)
-    if size > 1 and checkpoint.config.stored_weights is not None:
-        raise ConfigError("--tensor-parallel-size: GGUF files are not split over ranks yet")
-    plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"], num_ranks=size)
+    require_divisible(checkpoint.config, plan.num_ranks)
+    plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"])
     figures = reckon(checkpoint, plan, arguments)
     print(dump_json(figures).decode() if arguments["json"] else _text(figures))
     return 0

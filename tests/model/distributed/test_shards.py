@@ -13,13 +13,11 @@ from torch import nn
 from model.architectures.causal_lm import CausalLM
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig, QuantizationConfig
-from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError, ConfigError
 from model.contract.parallel import require_divisible, share_of_config
 from model.distributed.shard import Cut, LinearShard, column_parallel, row_parallel, share_of
 from model.execution.checkpoint import load_weights
 from model.layers.linear import Linear
-from model.loop.rank_leader import require_splittable
 from model.quantization.gptq import GPTQLinear
 from model.quantization.packing import pack_rows
 
@@ -149,9 +147,5 @@ def test_what_cannot_be_split_is_refused_in_a_sentence(tiny_checkpoint: Path) ->
     config = ModelConfig.from_folder(tiny_checkpoint)
     require_divisible(config, 2)
     assert share_of_config(config, 2).num_heads == 1
-    with pytest.raises(ConfigError, match=r"has 2 heads and an MLP of 32 columns.*possible are 1, 2"):
+    with pytest.raises(ConfigError, match=r"has 2 heads and an MLP of 32 columns.*possible are 1, 2$"):
         require_divisible(config, 4)
-    for changes, reason in [({"tensor_parallel_size": 3}, "2 heads"), ({"max_adapters": 2}, "adapters are not split")]:
-        settings: dict[str, Any] = {"tensor_parallel_size": 2, **changes}
-        with pytest.raises(ConfigError, match=reason):
-            require_splittable(EngineConfig(checkpoint_path=str(tiny_checkpoint), **settings))
