@@ -1,0 +1,171 @@
+"""What guessing tokens ahead gains at one sequence, on texts that copy and on texts with nothing to copy.
+
+`python -m benchmarks.speculation --shape 1.8b-int4 --llama-python PATH` makes a random checkpoint of that shape
+and generates the replies of texts/speculation.json: edits of code, answers from a passage, tool calls, prose.
+Random weights say nothing sensible, so what a good model replies is written down, and the sampler is told it once the
+logits are there; all else is what it is in the server, and llama.cpp is told the same. One engine takes turns with and
+without guesses, and llama.cpp without and with its own prompt lookup; medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.decode import random_folder
+from demo import random_checkpoint
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.contract.tokenizer import Tokenizer
+from model.loop.engine import Engine
+from model.sampling.sampling_row import SamplingRow
+from server.demo import DEMO, demo_folder
+from server.run_module import module_command
+from server.version import server_version
+
+TEXTS = Path(__file__).parent / "texts" / "speculation.json"
+# Lengths of llama.cpp's lookup: its default, and what its documentation advises for a CPU.
+LOOKUPS = {"llama.cpp": 0, "llama.cpp, lookup of 2": 2, "llama.cpp, lookup of 10": 10}
+
+
+class ToldEngine:
+    """An engine whose replies are written down.
+
+    Args:
+        folder: of the checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = Engine(EngineConfig(checkpoint_path=str(folder), enable_prefix_caching=False, max_model_len=2048))
+        self._speculator = self.engine._speculator
+        self._num_requests = 0
+        self._reply: list[int] = []
+        sampler = self.engine._runner._sampler
+        choose = sampler._choose
+
+        def tell(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+            _, is_valid = choose(logits, rows)
+            last = len(self._reply) - 1
+            return torch.tensor([self._reply[min(row.num_output_tokens, last)] for row in rows]), is_valid
+
+        sampler._choose = tell  # type: ignore[assignment]
+
+    def rate(self, prompt: list[int], reply: list[int], *, guesses: bool) -> float:
+        """Tokens a second of a reply, from its first token on."""
+        engine = self.engine
+        engine._speculator = engine._scheduler._speculator = self._speculator if guesses else None
+        self._reply = reply
+        self._num_requests += 1
+        sampling = SamplingParams(max_tokens=len(reply), temperature=0.0, ignore_eos=True)
+        engine.add_request(
+            AddRequest(seq_ids=(self._num_requests,), request_id="bench", prompt_ids=prompt, sampling=sampling)
+        )
+        while not (tokens := [token for output in engine.step().outputs for token in output.token_ids]):
+            pass
+        started = time.perf_counter()
+        num_first = len(tokens)
+        while engine.has_work():
+            tokens += [token for output in engine.step().outputs for token in output.token_ids]
+        elapsed = time.perf_counter() - started
+        assert tokens == reply
+        return (len(reply) - num_first) / elapsed
+
+
+def llama_peer(arguments: argparse.Namespace) -> Callable[[list[int], list[int], int], float]:
+    """Starts llama.cpp in a process of its own; returns what measures a reply there."""
+    folder = random_folder(arguments.shape.partition("-")[0])
+    command = module_command("benchmarks.llama_lookup_peer", str(folder), python=arguments.llama_python)
+    command += ["--quantization", arguments.llama_quantization]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def measure(prompt: list[int], reply: list[int], num_guessed: int) -> float:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"prompt": prompt, "reply": reply, "num_guessed": num_guessed}) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("{"):
+                return float(json.loads(line)["tokens_per_s"])
+        raise SystemExit("the llama.cpp process has ended")
+
+    return measure
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures everything and returns the figures."""
+    folder = demo_folder(DEMO)
+    assert folder is not None, "the demo's vocabulary comes with the source"
+    tokenizer = Tokenizer.from_folder(folder)
+    told = ToldEngine(random_folder(arguments.shape))
+    speculator = told.engine._speculator
+    if speculator is None:
+        raise SystemExit("nothing is guessed on this device")
+    sources: dict[str, Callable[[list[int], list[int]], float]] = {
+        "plain": lambda prompt, reply: told.rate(prompt, reply, guesses=False),
+        "guessing": lambda prompt, reply: told.rate(prompt, reply, guesses=True),
+    }
+    if arguments.llama_python:
+        peer = llama_peer(arguments)
+        for name, num_guessed in LOOKUPS.items():
+            sources[name] = lambda prompt, reply, number=num_guessed: peer(prompt, reply, number)  # type: ignore[misc]
+    rows = []
+    for text in json.loads(TEXTS.read_text()):
+        prompt = tokenizer.encode(text["prompt"])
+        reply = tokenizer.encode(text["reply"])[: arguments.max_tokens]
+        rates: dict[str, list[float]] = {name: [] for name in sources}
+        for number in range(arguments.rounds):
+            for name, measure in sources.items():
+                rates[name].append(measure(prompt, reply))
+            latest = {name: round(values[-1], 1) for name, values in rates.items()}
+            print(f"{text['name']}, round {number}, tokens/s: {latest}", flush=True)
+        ratios = {
+            f"to {other}": statistics.median(a / b for a, b in zip(rates["guessing"], rates[other], strict=True))
+            for other in sources
+            if other != "guessing"
+        }
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        kind = {"text": text["name"], "copies": text["copies"], "prompt": len(prompt), "reply": len(reply)}
+        rows.append({**kind, "tokens_per_s": medians, "ratio": ratios, "rounds": rates})
+    stats = told.engine.step().stats
+    return {
+        "shape": arguments.shape,
+        "commit": server_version().commit,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "row_costs": told.engine._runner.row_costs,
+        "share_accepted": speculator.num_accepted_tokens_total / max(1, speculator.num_draft_tokens_total),
+        "num_steps": stats.num_steps_total,
+        "texts": rows,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Speed of one sequence with guesses, without, and of llama.cpp.")
+    parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b-int4")
+    parser.add_argument("--max-tokens", type=int, default=200, help="of a reply")
+    parser.add_argument("--rounds", type=int, default=5, help="measure so often, in turns; medians are reported")
+    parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
+    parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="q4_0")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    figures = run(arguments)
+    for row in figures["texts"]:
+        print(row["text"], {name: round(ratio, 2) for name, ratio in row["ratio"].items()})
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
