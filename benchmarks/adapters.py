@@ -62,7 +62,7 @@ def measure(engine: Engine, adapter_ids: Sequence[int], num_tokens: int, next_id
     generator = random.Random(0)
     vocab_size = engine.ready.vocab_size
     for i, adapter_id in enumerate(adapter_ids):
-        prompt = [generator.randrange(vocab_size) for _ in range(16)]
+        prompt = [generator.randrange(vocab_size) for _ in range(2)]
         sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
         engine.add_request(
             AddRequest(

@@ -23,7 +23,7 @@ import uvicorn
 from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
-from model.contract.memory_plan import plan_memory
+from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.contract.parallel import require_divisible
 from model.contract.tokenizer import Tokenizer
 from server.app import create_app
@@ -270,7 +270,8 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
         num_ranks=settings.tensor_parallel_size,
     )
     require_divisible(config, settings.tensor_parallel_size)
-    logger.info("memory%s: %s", " of each rank" if plan.num_ranks > 1 else "", plan.summary())
+    each = " of each rank" if plan.num_ranks > 1 else ""
+    logger.info("memory%s: %s%s", each, plan.summary(), _adapters_summary(plan, settings))
     tokenizer = Tokenizer.from_folder(checkpoint)
     if tokenizer.num_rows_needed > config.vocab_size:
         raise CheckpointError(
@@ -278,6 +279,13 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
             f" {config.vocab_size} rows (vocab_size in config.json); is the vocabulary another checkpoint's?"
         )
     return tokenizer
+
+
+def _adapters_summary(plan: MemoryPlan, settings: Settings) -> str:
+    if not settings.max_adapters:
+        return ""
+    megabytes = plan.adapter_bytes(settings.max_lora_rank) / 1e6
+    return f"; up to {settings.max_adapters} LoRA adapters, {megabytes:.1f} MB each at rank {settings.max_lora_rank}"
 
 
 def _open_standard_files() -> None:

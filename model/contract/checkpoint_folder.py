@@ -107,6 +107,6 @@ def _describe_adapter(path: Path) -> str:
     base = config.get("base_model_name_or_path") or "a model that it does not name"
     kind = f" ({config['peft_type']})" if config.get("peft_type") else ""
     return (
-        f"this is an adapter of {base}{kind}, not a whole model; merge it first (PEFT's merge_and_unload(), then"
-        " save_pretrained()) and serve what that writes"
+        f"this is an adapter of {base}{kind}, not a whole model; merge it first (qwen-server merge) and"
+        f" serve what that writes, or serve its base with --lora NAME={path.parent}"
     )

@@ -8,6 +8,8 @@ Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabul
 - KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale.
 - activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
   residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
+- a LoRA adapter of rank r: r*(9*H + 1.5*I) numbers a layer (A and B of all five linears), times L and b. What an
+  adapter trained whole (wte, lm_head: V*H numbers each) comes on top.
 - what the device's runtime itself takes (a CUDA context and its libraries) is not in these figures.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import (
     NO_QUANTIZATION,
     QUANTIZED_BITS,
@@ -169,6 +172,10 @@ class MemoryPlan:
             at_load=NO_QUANTIZATION,
         )
 
+    def adapter_bytes(self, rank: int) -> int:
+        """Of a LoRA adapter that has factors of this rank for all linears of the blocks."""
+        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype])
+
     def summary(self) -> str:
         """One line for the log."""
         quantization = self.config.quantization
@@ -221,3 +228,15 @@ def plan_memory(
         lm_head_dtype=lm_head_dtype,
         num_ranks=num_ranks,
     )
+
+
+def adapter_bytes(config: ModelConfig, rank: int, dtype_bytes: int) -> int:
+    """Bytes of a LoRA adapter that has factors for all linears of the blocks.
+
+    Args:
+        config: of the checkpoint.
+        rank: of the factors.
+        dtype_bytes: of a number.
+    """
+    num_factors = sum(num_inputs + num_outputs for num_inputs, num_outputs in linear_shapes(config).values())
+    return rank * num_factors * config.num_layers * dtype_bytes

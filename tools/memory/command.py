@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory-utilization", type=_share, default=0.9, help="share of it to use (default: %(default)s)"
     )
+    parser.add_argument("--max-loras", type=_positive, help="so many LoRA adapters beside it")
+    parser.add_argument("--max-lora-rank", type=_positive, default=64, help="rank of them (default: %(default)s)")
     add_hub_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -124,6 +124,9 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "kv_cache_bytes_per_token": plan.kv_token_bytes,
         "kv_cache_bytes_per_block": plan.kv_block_bytes,
         "activation_bytes": plan.activation_bytes(plan.max_num_batched_tokens, arguments["max_num_seqs"]),
+        "adapter_bytes": plan.adapter_bytes(arguments["max_lora_rank"]),
+        "max_lora_rank": arguments["max_lora_rank"],
+        "max_loras": arguments["max_loras"] or 0,
         "max_model_len": max_len,
         "max_num_seqs": arguments["max_num_seqs"],
         "max_num_batched_tokens": plan.max_num_batched_tokens,
@@ -135,6 +138,7 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
 
 def _device(plan: MemoryPlan, size: int, lengths: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
     usable = int(size * arguments["gpu_memory_utilization"])
+    usable -= (arguments["max_loras"] or 0) * plan.adapter_bytes(arguments["max_lora_rank"])
     blocks = plan.blocks_that_fit(usable, arguments["max_num_seqs"])
     fits = blocks >= 1
     return {
@@ -170,6 +174,7 @@ def _text(f: dict[str, Any]) -> str:
     lines = [f"{f['model']} ({kind})", ""]
     if f["tensor_parallel_size"] > 1:
         lines[0] += f", its part on each of {f['tensor_parallel_size']} devices"
+    beside = "weights and adapters" if f["max_loras"] else "the weights"
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [
         f"weights          {_gb(f['weights_bytes'])}{in_files}",
@@ -177,8 +182,10 @@ def _text(f: dict[str, Any]) -> str:
         f"of {f['block_size']} ({f['kv_cache_dtype']})",
         f"activations      {_gb(f['activation_bytes'])} at most in a step of {f['max_num_batched_tokens']} tokens "
         f"and {f['max_num_seqs']} sequences (estimate)",
+        f"LoRA adapters    {_gb(f['adapter_bytes'])} each at rank {f['max_lora_rank']} (all linears)"
+        + (f", {_gb(f['max_loras'] * f['adapter_bytes'])} for {f['max_loras']}" if f["max_loras"] else ""),
         "",
-        f"What fits beside the weights in {f['gpu_memory_utilization']:.0%} of a device:",
+        f"What fits beside {beside} in {f['gpu_memory_utilization']:.0%} of a device:",
         *_devices_table(f["devices"]),
         "",
         "Peak GB when all of a batch are at their end (without the device's own runtime):",

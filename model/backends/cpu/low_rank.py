@@ -107,8 +107,8 @@ class PackedLowRankTable:
 
     def put(self, slot: int, prepared: _Packed | None) -> None:
         """See `LowRankTable`."""
-        words = slice(slot * ENTRY_WORDS, (slot + 1) * ENTRY_WORDS)
-        self._entries[words] = [0] * ENTRY_WORDS if prepared is None else prepared.entry
+        for word, value in enumerate([0] * ENTRY_WORDS if prepared is None else prepared.entry):
+            self._entries[slot * ENTRY_WORDS + word] = value
         self._packed[slot] = prepared
         self._num_packed = sum(packed is not None for packed in self._packed)
         self._max_rank = max((packed.max_rank for packed in self._packed if packed is not None), default=RANKS)
