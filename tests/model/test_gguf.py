@@ -58,7 +58,9 @@ def expanded_numbers(stored: Stored) -> np.ndarray:
     return dequantize(rows, kind).reshape(stored.shape)
 
 
-def as_folder(folder: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Path:
+def as_folder(
+    folder: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored], *, vocab_size: int = 512
+) -> Path:
     """The same model as a float32 checkpoint in the published layout."""
     folder.mkdir()
     config = {
@@ -68,7 +70,7 @@ def as_folder(folder: Path, metadata: Mapping[str, Any], tensors: Mapping[str, S
         "num_attention_heads": 4,
         "kv_channels": 64,
         "intermediate_size": 512,
-        "vocab_size": 512,
+        "vocab_size": vocab_size,
         "seq_length": metadata["qwen.context_length"],
         "max_position_embeddings": metadata["qwen.context_length"],
         "rotary_emb_base": 10000.0,
@@ -132,12 +134,26 @@ def test_a_rank_has_its_part_of_groups(tmp_path: Path) -> None:
     assert part_of(weight, Cut(1, 512, ((0, 40),))) is None
 
 
-def test_shapes_that_no_kernel_takes_are_expanded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tensors = tiny_tensors({"output": "Q4_0", "token_embd": "Q4_0"})
-    tensors |= {name: random_blocks("Q4_0", 500, 256, seed=1) for name in ("output.weight", "token_embd.weight")}
-    model = LoadedModel(write_gguf(tmp_path / "m.gguf", shape_metadata(), tensors))
-    assert model.logits(PROMPT).shape == (len(PROMPT), 500)
-    assert "1 quantised weights are kept as numbers" in caplog.text
+def test_rows_that_fill_no_block_are_packed(tmp_path: Path) -> None:
+    tensors = tiny_tensors({"output": "Q4_1", "token_embd": "Q4_1"})
+    tensors |= {name: random_blocks("Q4_1", 500, 256, seed=1) for name in ("output.weight", "token_embd.weight")}
+    metadata = shape_metadata()
+    packed = LoadedModel(write_gguf(tmp_path / "m.gguf", metadata, tensors))
+    numbers = LoadedModel(as_folder(tmp_path / "folder", metadata, tensors, vocab_size=500))
+    expected = numbers.logits(PROMPT)
+    assert torch.allclose(packed.logits(PROMPT), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_what_no_kernel_takes_is_expanded_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", shape_metadata(), tiny_tensors({}))
+    expected = LoadedModel(path).logits(PROMPT)
+    assert "kept as numbers" not in caplog.text
+    monkeypatch.setattr("model.backends.torch_backend.make_grouped_linear", lambda *_, **__: None)
+    expanded = LoadedModel(path)
+    assert torch.allclose(expanded.logits(PROMPT), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert "11 quantised weights are kept as numbers" in caplog.text
 
 
 def test_split_files_are_one_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
 from model.backends.cpu.jit import has_bf16_products, load_kernels
@@ -66,7 +67,7 @@ def make_grouped_linear(
     """Packs a weight of any other origin for the kernels.
 
     Args:
-        weight: its values, scales and offsets.
+        weight: its values, scales and offsets; filled up with outputs of nothing where N is no multiple of 64.
         bias: [N] or None.
         dtype: of the activations.
         wide_results: whether results are float32.
@@ -74,10 +75,7 @@ def make_grouped_linear(
     Returns:
         as `make_gptq_linear`.
     """
-    num_outputs = len(weight.values)
-    if dtype not in (torch.bfloat16, torch.float32) or num_outputs % BLOCK:
-        return None
-    if weight.group_size % INPUTS_PER_VECTOR[weight.bits]:
+    if dtype not in (torch.bfloat16, torch.float32) or weight.group_size % INPUTS_PER_VECTOR[weight.bits]:
         return None
     codes = None if weight.codes is None else tuple(weight.codes.tolist())
     arithmetic = "bf16" if dtype == torch.bfloat16 and has_bf16_products() else "float32"
@@ -90,13 +88,15 @@ def make_grouped_linear(
     kernels = load_kernels(weight.bits, arithmetic, has_offsets=offsets is not None, wide_results=wide, codes=codes)
     if kernels is None:
         return None
+    missing = -len(weight.values) % BLOCK
     linear = PackedLinear(
         kernels,
         weight.bits,
-        pack_integers(weight.values.t(), weight.bits),
-        scales=pack_groups(scales.t()),
-        offsets=None if offsets is None else pack_groups(offsets.t()),
-        bias=bias,
+        pack_integers(F.pad(weight.values, (0, 0, 0, missing)).t(), weight.bits),
+        scales=pack_groups(F.pad(scales, (0, 0, 0, missing)).t()),
+        offsets=None if offsets is None else pack_groups(F.pad(offsets, (0, 0, 0, missing)).t()),
+        bias=None if bias is None else F.pad(bias, (0, missing)),
+        num_padded=(0, missing),
         dtype=dtype,
         computed_dtype=torch.bfloat16 if arithmetic == "bf16" else torch.float32,
         wide_results=wide_results,
