@@ -79,13 +79,24 @@ async def upload_file(request: Request, services: ServicesDep) -> Response:
 
 
 async def _receive(request: Request, services: Services, form: FormReader, id: str) -> StoredObject:
-    """Stores what comes as it comes; returns the object it is to become."""
+    """Stores what comes as it comes; returns the object it is to become.
+
+    What is refused is read to its end all the same: a client that is cut off while it sends never reads the reply.
+    """
     num_bytes = 0
+    refusal: ApiError | StoreError | None = None
     async for data in request.stream():
-        form.push(data)
-        if piece := form.take(PIECE_BYTES):
-            await services.uploads.add(id, piece, num_bytes)
-            num_bytes += len(piece)
+        if refusal is not None:
+            continue
+        try:
+            form.push(data)
+            if piece := form.take(PIECE_BYTES):
+                await services.uploads.add(id, piece, num_bytes)
+                num_bytes += len(piece)
+        except (ApiError, StoreError) as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
     form.finish()
     if piece := form.take():
         await services.uploads.add(id, piece, num_bytes)

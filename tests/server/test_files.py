@@ -153,6 +153,24 @@ async def test_files_belong_to_the_key_that_stored_them(demo_checkpoint: Path, t
         assert len((await http.get("/v1/files", headers=ann)).json()["data"]) == 2
 
 
+async def test_who_is_refused_on_the_way_is_told(demo_checkpoint: Path, tmp_path: Path) -> None:
+    async with (
+        light_server(demo_checkpoint, tmp_path, max_store_bytes=40 << 20) as server,
+        httpx.AsyncClient(base_url=server.url) as http,
+    ):
+        statuses = []
+        for _ in range(2):
+            files = {"file": ("f", b"x" * (15 << 20))}
+            statuses.append((await http.post("/v1/files", data={"purpose": "batch"}, files=files)).status_code)
+        broken = await http.post(
+            "/v1/files",
+            content=b"--no" * (3 << 20),
+            headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+        )
+        assert [*statuses, broken.status_code] == [200, 507, 400]
+        assert [upload.id for upload in await server.services.store.all_of("upload")] == []
+
+
 async def test_what_a_client_left_unfinished_is_gone(demo_checkpoint: Path, tmp_path: Path) -> None:
     async with light_server(demo_checkpoint, tmp_path) as server:
         services = server.services
