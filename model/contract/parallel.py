@@ -11,6 +11,12 @@ from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
 
 
+def possible_sizes(config: ModelConfig) -> list[int]:
+    """Numbers of ranks that a checkpoint can be split over, 1 included."""
+    heads, inner = config.num_heads, config.intermediate_size // 2
+    return [size for size in range(1, heads + 1) if heads % size == 0 and inner % size == 0]
+
+
 def require_divisible(config: ModelConfig, size: int) -> None:
     """Refuses a number of ranks that a checkpoint cannot be split over.
 
@@ -21,13 +27,13 @@ def require_divisible(config: ModelConfig, size: int) -> None:
     Raises:
         ConfigError: saying which numbers of ranks there could be.
     """
-    heads, inner = config.num_heads, config.intermediate_size // 2
-    if heads % size == 0 and inner % size == 0 and size <= config.vocab_size:
+    possible = possible_sizes(config)
+    if size in possible:
         return
-    possible = [n for n in range(1, heads + 1) if heads % n == 0 and inner % n == 0]
     raise ConfigError(
-        f"--tensor-parallel-size {size}: this checkpoint has {heads} heads and an MLP of {inner} columns, which do not "
-        f"divide by it; possible are {', '.join(map(str, possible))}"
+        f"--tensor-parallel-size {size}: this checkpoint has {config.num_heads} heads and an MLP of "
+        f"{config.intermediate_size // 2} columns, which do not divide by it; possible are "
+        f"{', '.join(map(str, possible))}"
     )
 
 

@@ -18,6 +18,7 @@ from model.backends.exam import KernelExam
 from model.contract.config import ModelConfig, QuantizationConfig, StoredWeights
 from model.contract.errors import StartupError
 from model.contract.memory_plan import plan_memory
+from model.contract.parallel import possible_sizes
 from tools.doctor import facts, limits
 from tools.doctor.advice import advise
 from tools.doctor.text import as_text
@@ -39,6 +40,7 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
         "device": str(device),
         "obstacle": None if device.type == "cpu" else why_no_kernels(device),
         "weights_bytes": plan_memory(config).weights_bytes if is_given else None,
+        "tensor_parallel_sizes": possible_sizes(config) if is_given else [],
         "noted_faults": {},
         "notes_path": None,
         "exam_failure": None,

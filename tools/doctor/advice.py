@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 _GIB = 1 << 30
 # Below this share of what a device's memory allows, something is odd: another program, a throttled clock.
 _LOW_SHARE = 0.3
+# More of a device's memory should not be weights: a cache and the steps want some.
+_WEIGHTS_SHARE = 0.8
 # Calls that move less are over before the memory is at its speed.
 MIN_TELLING_BYTES = 32 << 20
 
@@ -95,10 +97,12 @@ def _about_memory(report: dict[str, Any]) -> Iterator[Advice]:
     free = report["machine"]["available_memory_bytes"] if device is None else device.get("free_bytes")
     weights = report["weights_bytes"]
     if total and weights and weights > total:
+        size = _enough_devices(report, weights)
+        split = "" if size is None else f"share them among {size} devices (--tensor-parallel-size {size}), or "
         yield Advice(
             True,
-            f"the weights take {weights / _GIB:.1f} GiB and {report['device']} has {total / _GIB:.1f}: take a smaller "
-            "checkpoint, or an Int4 one (qwen-server quantize)",
+            f"the weights take {weights / _GIB:.1f} GiB and {report['device']} has {total / _GIB:.1f}: {split}take a "
+            "smaller checkpoint, or an Int4 one (qwen-server quantize)",
         )
     elif free and weights and weights > free:
         yield Advice(
@@ -112,6 +116,15 @@ def _about_memory(report: dict[str, Any]) -> Iterator[Advice]:
             f"only {free / _GIB:.1f} of {total / _GIB:.1f} GiB are free on {report['device']}: other programs hold the "
             "rest",
         )
+
+
+def _enough_devices(report: dict[str, Any], weights_bytes: int) -> int | None:
+    """The fewest CUDA devices whose memory holds the weights with room for a cache; None where there are too few."""
+    sizes = [device.get("memory_bytes") or 0 for device in report["devices"] if device["device"].startswith("cuda")]
+    for number in report["tensor_parallel_sizes"]:
+        if 1 < number <= len(sizes) and weights_bytes / number < _WEIGHTS_SHARE * min(sizes[:number]):
+            return int(number)
+    return None
 
 
 def _about_the_cpu(report: dict[str, Any]) -> Iterator[Advice]:

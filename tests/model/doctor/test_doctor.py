@@ -48,6 +48,7 @@ ON_A_GPU: dict[str, Any] = {
         "huge_pages": "madvise", "gives_huge_pages": True, "has_python_headers": True, "has_nvidia_device": True,
     },
     "devices": [GPU], "device": "cuda:0", "obstacle": None, "weights_bytes": None, "noted_faults": {},
+    "tensor_parallel_sizes": [1, 2, 4],
     "notes_path": "/notes.json", "exam_failure": None, "kernels": [KERNEL], "dtype": "bfloat16", "shape": "qwen-7b",
     "limits": {"copy_bytes_per_s": 3e12, "read_bytes_per_s": 2.9e12, "matmul_flops_per_s": 7e14},
 }  # fmt: skip
@@ -66,6 +67,7 @@ def changed(report: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 UNSEEN = changed(ON_A_CPU, "machine.has_nvidia_device", True)
+TWO_GPUS = changed(ON_A_GPU, "devices", [GPU, GPU | {"device": "cuda:1"}])
 FULL = changed(ON_A_GPU, "devices.0.free_bytes", 40 * GIB)
 
 
@@ -88,6 +90,8 @@ def test_a_machine_that_is_well_needs_nothing(report: dict[str, Any]) -> None:
         (changed(ON_A_GPU, "kernels.0.share", 0.1), False, "rms_norm takes 10.0 times what the device allows"),
         (changed(ON_A_GPU, "noted_faults", {"silu_mul": "bad address"}), False, "delete /notes.json to have it tried"),
         (changed(ON_A_GPU, "weights_bytes", 90 * GIB), True, "the weights take 90.0 GiB and cuda:0 has 80.0"),
+        (changed(TWO_GPUS, "weights_bytes", 90 * GIB), True, "among 2 devices (--tensor-parallel-size 2), or take a"),
+        (changed(TWO_GPUS, "weights_bytes", 130 * GIB), True, "has 80.0: take a smaller checkpoint"),
         (changed(FULL, "weights_bytes", 44 * GIB), True, "40.0 of 80.0 are free"),
         (FULL, False, "only 40.0 of 80.0 GiB are free"),
         (changed(ON_A_GPU, "exam_failure", "RuntimeError: no"), True, "could not be looked at: RuntimeError: no"),
