@@ -36,6 +36,7 @@ from server.run_module import module_command
 from server.version import server_version
 
 CACHE = Path(__file__).parent / ".cache"
+_PREFILL_LEN = 512
 
 
 def memory_bandwidth(num_bytes: int = 1 << 30, repeats: int = 5) -> float:
@@ -64,8 +65,9 @@ def measure_decode(engine: Engine, batch_size: int, prompt_len: int, num_tokens:
         elapsed = time.perf_counter() - started
         if len(outputs) == batch_size:
             steps.append(elapsed)
-    steps = sorted(steps[1:-1])  # the first still holds a prefill, the last frees
-    return steps[len(steps) // 2]
+    if len(steps) < 3:
+        raise SystemExit(f"{batch_size} sequences of {prompt_len + num_tokens} tokens do not run together")
+    return statistics.median(steps[1:-1])  # the first still holds a prefill, the last frees
 
 
 def measure_prefill(engine: Engine, prompt_len: int, next_id: int) -> float:
@@ -92,7 +94,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpoint = folder / f"model-{arguments.llama_quantization}.gguf"
     engine = Engine(
         EngineConfig(
-            checkpoint_path=str(checkpoint), dtype=arguments.dtype, enable_prefix_caching=False, max_model_len=4096
+            checkpoint_path=str(checkpoint),
+            dtype=arguments.dtype,
+            lm_head_dtype=arguments.lm_head_dtype,
+            kv_cache_dtype=arguments.kv_cache_dtype,
+            enable_prefix_caching=False,
+            speculation="off",  # random tokens give nothing to guess by
+            max_model_len=max(_PREFILL_LEN, arguments.prompt_len + arguments.num_tokens) + 1,
+            max_num_batched_tokens=max(_PREFILL_LEN, *arguments.batch_sizes),
         )
     )
     read_bytes = engine.ready.weights_bytes - embedding_bytes(checkpoint)
@@ -114,7 +123,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 rates[name][size].append(measure(size))
             latest = {name: round(rates[name][size][-1], 2) for name in sources}
             print(f"round {number}, batch {size}, tokens/s: {latest}", flush=True)
-    prefill = measure_prefill(engine, 512, next(next_ids))
+    prefill = measure_prefill(engine, _PREFILL_LEN, next(next_ids))
     rows = []
     for size in arguments.batch_sizes:
         medians = {name: statistics.median(rates[name][size]) for name in sources}
@@ -132,6 +141,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "shape": arguments.shape,
         "dtype": arguments.dtype,
         "checkpoint": checkpoint.name,
+        "lm_head_dtype": arguments.lm_head_dtype,
+        "kv_cache_dtype": arguments.kv_cache_dtype,
         "prompt_len": arguments.prompt_len,
         "commit": server_version().commit,
         "torch": torch.__version__,
@@ -156,22 +167,35 @@ def llama_peer(arguments: argparse.Namespace) -> Callable[[int], float]:
 
     It quantises in its own way, from the unquantised checkpoint of the same shape.
     """
-    folder = random_folder(arguments.shape.partition("-")[0])
-    command = module_command("benchmarks.llama_peer", str(folder), python=arguments.llama_python)
-    command += ["--prompt-len", str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens)]
-    command += ["--quantization", arguments.llama_quantization]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    peer = LlamaPeer(arguments)
+    length = {"prompt_len": arguments.prompt_len, "num_tokens": arguments.num_tokens}
+    return lambda batch_size: peer.ask(do="batch", batch_size=batch_size, **length)
 
-    def measure(batch_size: int) -> float:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{batch_size}\n")
-        process.stdin.flush()
-        for line in process.stdout:
+
+class LlamaPeer:
+    """llama.cpp in a process of its own, with the weights loaded; see benchmarks/llama_peer.py.
+
+    Args:
+        arguments: `shape`, `llama_python`, `llama_quantization`, and `kv_cache_dtype`.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        folder = random_folder(arguments.shape.partition("-")[0])
+        command = module_command("benchmarks.llama_peer", str(folder), python=arguments.llama_python)
+        command += ["--quantization", arguments.llama_quantization]
+        if arguments.kv_cache_dtype == "int8":
+            command += ["--kv", "q8_0"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **request: Any) -> float:
+        """Has it do something, and returns the figure that it tells."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
             if line.startswith("{"):
-                return float(json.loads(line)["tokens_per_s"])
+                return float(json.loads(line)["figure"])
         raise SystemExit("the llama.cpp process has ended")
-
-    return measure
 
 
 def embedding_bytes(folder: Path) -> int:
@@ -189,6 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Decode speed against the memory's limit and against peers.")
     parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--lm-head-dtype", choices=["auto", "int8"], default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto", help="the peer's is q8_0 then")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--num-tokens", type=int, default=32)

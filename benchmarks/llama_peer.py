@@ -1,8 +1,8 @@
 """llama.cpp on the same weights, as a peer; runs in a Python of its own that has llama-cpp-python, gguf and numpy.
 
 `python -m benchmarks.llama_peer FOLDER` converts a checkpoint to GGUF once (BF16, no vocabulary), loads it, and for
-each batch size that it reads from its input prints one line of JSON with the decode tokens a second. So a benchmark
-can measure the two in turns, with both loaded. Nothing of the engine is imported here.
+each request that it reads from its input, a line of JSON that names a method of `Peer`, prints one line of JSON with
+the figure. So a benchmark can measure the two in turns, with both loaded. Nothing of the engine is imported here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+
+BATCH = 512
 
 
 def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], np.memmap]]:
@@ -117,63 +119,130 @@ def load(path: Path) -> Any:
     return model, silent
 
 
-def measure(model: Any, batch_size: int, prompt_len: int, num_tokens: int) -> float:
-    """Tokens a second while `batch_size` sequences decode together, prefill left out."""
-    vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = batch_size * (prompt_len + num_tokens + 8)
-    parameters.n_batch = parameters.n_ubatch = 512
-    parameters.n_seq_max = batch_size
-    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
-    context = llama_cpp.llama_init_from_model(model, parameters)
-    rate = _decode_rate(context, vocab_size, batch_size, prompt_len, num_tokens)
-    llama_cpp.llama_free(context)
-    return rate
+class Context:
+    """A context of llama.cpp and the batch it is fed with.
 
+    Args:
+        model: loaded.
+        num_tokens: of all sequences together.
+        num_sequences: at most.
+        kv: "f16", its default, or "q8_0".
+    """
 
-def _decode_rate(context: Any, vocab_size: int, batch_size: int, prompt_len: int, num_tokens: int) -> float:
-    batch = llama_cpp.llama_batch_init(max(512, batch_size), 0, 1)
-    generator = random.Random(batch_size)
+    def __init__(self, model: Any, num_tokens: int, num_sequences: int, kv: str) -> None:
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = num_tokens
+        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_seq_max = num_sequences
+        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+        if kv == "q8_0":
+            parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_Q8_0
+        self._context = llama_cpp.llama_init_from_model(model, parameters)
+        if not self._context:
+            raise SystemExit(f"llama.cpp has no room for {num_tokens} tokens of {num_sequences} sequences")
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        self._generator = random.Random(num_sequences)
 
-    def run(entries: list[tuple[int, int, int]]) -> None:
+    def prefill(self, sequence: int, first: int, last: int) -> None:
+        """Computes random tokens at positions `first` up to `last`, a batch at a time."""
+        for low in range(first, last, BATCH):
+            positions = range(low, min(low + BATCH, last))
+            self._run([(self._generator.randrange(self.vocab_size), position, sequence) for position in positions])
+
+    def decode(self, num_sequences: int, first: int, num_tokens: int) -> float:
+        """Seconds that a step takes, the median of greedy ones from position `first` on."""
+        steps = []
+        next_ids = [0] * num_sequences
+        for step in range(num_tokens):
+            started = time.perf_counter()
+            self._run([(next_ids[i], first + step, i) for i in range(num_sequences)], all_logits=True)
+            for i in range(num_sequences):
+                logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, i), (self.vocab_size,))
+                next_ids[i] = int(logits.argmax())
+            steps.append(time.perf_counter() - started)
+        return sorted(steps)[len(steps) // 2]
+
+    def forget(self, first: int) -> None:
+        """Drops the tokens of the first sequence from a position on."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_seq_rm(memory, 0, first, -1)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+
+    def _run(self, entries: list[tuple[int, int, int]], *, all_logits: bool = False) -> None:
+        batch = self._batch
         batch.n_tokens = len(entries)
         for i, (token_id, position, sequence) in enumerate(entries):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token_id, position, 1
             batch.seq_id[i][0] = sequence
-            batch.logits[i] = 1
-        if llama_cpp.llama_decode(context, batch):
+            batch.logits[i] = all_logits or i == len(entries) - 1
+        if llama_cpp.llama_decode(self._context, batch):
             raise SystemExit("llama_decode failed")
 
-    for sequence in range(batch_size):
-        run([(generator.randrange(vocab_size), position, sequence) for position in range(prompt_len)])
-    steps = []
-    next_ids = [0] * batch_size
-    for step in range(num_tokens):
+
+class Peer:
+    """Does what is asked for, a request a line.
+
+    Args:
+        model: loaded.
+        kv: see `Context`.
+    """
+
+    def __init__(self, model: Any, kv: str) -> None:
+        self._model, self._kv = model, kv
+        self._long: Context | None = None  # of one sequence that grows
+        self._length = 0
+
+    def batch(self, batch_size: int, prompt_len: int, num_tokens: int) -> float:
+        """Tokens a second while `batch_size` sequences decode together, prefill left out."""
+        context = Context(self._model, batch_size * (prompt_len + num_tokens + 8), batch_size, self._kv)
+        for sequence in range(batch_size):
+            context.prefill(sequence, 0, prompt_len)
+        seconds = context.decode(batch_size, prompt_len, num_tokens)
+        context.close()
+        return batch_size / seconds
+
+    def open(self, num_tokens: int) -> float:
+        """Makes room for one sequence of so many tokens."""
+        self._long, self._length = Context(self._model, num_tokens, 1, self._kv), 0
+        return 0.0
+
+    def grow(self, length: int) -> float:
+        """Seconds until the sequence has that length."""
+        assert self._long is not None
         started = time.perf_counter()
-        run([(next_ids[i], prompt_len + step, i) for i in range(batch_size)])
-        for i in range(batch_size):  # greedy, as the engine does
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (vocab_size,))
-            next_ids[i] = int(logits.argmax())
-        steps.append(time.perf_counter() - started)
-    llama_cpp.llama_batch_free(batch)
-    return batch_size / sorted(steps)[len(steps) // 2]
+        self._long.prefill(0, self._length, length)
+        self._length = length
+        return time.perf_counter() - started
+
+    def decode(self, num_tokens: int) -> float:
+        """Seconds of a step that decodes behind the sequence, which stays as long as it is."""
+        assert self._long is not None
+        seconds = self._long.decode(1, self._length, num_tokens)
+        self._long.forget(self._length)
+        return seconds
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="llama.cpp's decode speed on a checkpoint.")
+    parser = argparse.ArgumentParser(description="llama.cpp's speed on a checkpoint; requests come a line each.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--prompt-len", type=int, default=64)
-    parser.add_argument("--num-tokens", type=int, default=32)
     parser.add_argument("--quantization", choices=["bf16", "q4_0", "q8_0"], default="bf16")
+    parser.add_argument("--kv", choices=["f16", "q8_0"], default="f16")
     arguments = parser.parse_args()
     target = arguments.folder / f"model-{arguments.quantization}.gguf"
     if not target.exists():
         convert(arguments.folder, target, arguments.quantization)
     model, _silent = load(target)
+    peer = Peer(model, arguments.kv)
     for line in sys.stdin:
-        rate = measure(model, int(line), arguments.prompt_len, arguments.num_tokens)
-        print(json.dumps({"tokens_per_s": rate, "version": llama_cpp.__version__}), flush=True)
+        request = json.loads(line)
+        figure = getattr(peer, request.pop("do"))(**request)
+        print(json.dumps({"figure": figure, "version": llama_cpp.__version__}), flush=True)
 
 
 if __name__ == "__main__":
