@@ -12,6 +12,8 @@ from model.contract.gguf.file import is_gguf, is_later_shard
 from model.contract.json_file import read_json
 
 MODEL_TYPE = "qwen"
+# Of a config.json that `qwen-server convert` wrote: what transformers' Qwen2 layout has no words for.
+CONVERTED_KEY = "first_generation_qwen"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 _NUM_FIRST_BYTES = 64
@@ -36,7 +38,13 @@ def require_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is empty; a checkpoint has config.json, qwen.tiktoken and its weights")
     _refuse_stand_ins(folder)
     if "config.json" in names:
-        model_type = read_json(folder / "config.json").get("model_type")
+        raw = read_json(folder / "config.json")
+        model_type = raw.get("model_type")
+        if CONVERTED_KEY in raw and model_type == "qwen2":
+            raise CheckpointError(
+                f"{folder}: is a first-generation checkpoint in transformers' Qwen2 layout;"
+                f" `qwen-server convert {folder} OUT --to qwen` writes the one that is served"
+            )
         if model_type != MODEL_TYPE:
             raise CheckpointError(f"{folder / 'config.json'}: {describe_model_type(model_type)}")
         return

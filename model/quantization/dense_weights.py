@@ -94,6 +94,8 @@ class DenseWeights:
         names = [name for name in parameters if name not in optional or f"{prefix}.{name}" in self._source]
         shapes = {f"{prefix}.{name}": tuple(parameters[name].shape) for name in names}
         stored = self._read(shapes, shapes)
+        if not self.is_expanded:  # as it is stored
+            return stored[f"{prefix}.weight"], stored.get(f"{prefix}.bias")
         for name in names:
             setattr(layer, name, nn.Parameter(stored[f"{prefix}.{name}"], requires_grad=False))
         try:
@@ -121,6 +123,8 @@ class DenseWeights:
                 linear = self._make_linear(num_inputs, num_outputs, bias=name == "attn.c_attn" or self.config.has_bias)
                 known |= {f"transformer.h.{layer}.{name}.{key}" for key, _ in linear.named_parameters()}
         unexpected = [name for name in self._source.names if name not in known and not is_saved_buffer(name)]
+        if unexpected and unexpected[0].endswith(("_scale", "_scale_inv")):
+            raise CheckpointError(f"{self._folder}: its weights are FP8; start from the checkpoint they were made from")
         if unexpected:
             raise CheckpointError(
                 f"{self._folder}: unexpected tensor {unexpected[0]!r}; config.json describes another architecture"

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model.contract.checkpoint_folder import CONVERTED_KEY
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.json_file import read_json
-
-ORIGINAL = "first_generation_qwen"
 
 _DTYPE_FLAGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _NOT_KEPT = ("auto_map", "quantization_config", "transformers_version", "torch_dtype", "dtype")
@@ -65,7 +64,7 @@ def qwen2_config(
         "bos_token_id": ids["endoftext"],
         "eos_token_id": ids["end"],
         "pad_token_id": ids["endoftext"],
-        ORIGINAL: {
+        CONVERTED_KEY: {
             "config": {key: value for key, value in raw.items() if key not in _NOT_KEPT},
             "generation_config": dict(generation),
         },
@@ -106,7 +105,7 @@ class Qwen2Source:
         self._path = folder / "config.json"
         self._raw = read_json(self._path)
         self._refuse_other_models()
-        original = self._raw.get(ORIGINAL)
+        original = self._raw.get(CONVERTED_KEY)
         original = original if isinstance(original, dict) else {}
         self._original: dict[str, Any] = original.get("config") or {}
         self._original_generation: dict[str, Any] = original.get("generation_config") or {}

@@ -23,7 +23,6 @@ def require(*names: str) -> list[Any]:
             modules.append(importlib.import_module(name))
         except ImportError as error:
             missing = error.name or name
-            raise ConfigError(
-                f"fine-tuning needs {missing.partition('.')[0]}, which is not installed: {_EXTRA}"
-            ) from error
+            how = "pip install deepspeed" if missing == "deepspeed" else _EXTRA
+            raise ConfigError(f"fine-tuning needs {missing.split('.')[0]}, which is not installed: {how}") from error
     return modules

@@ -42,7 +42,9 @@ def finetune(options: FinetuneOptions) -> None:
         StartupError: data, checkpoint, libraries or folder cannot be used, or the disk is full.
         KeyboardInterrupt: interrupted; what to do is said in it.
     """
-    require("transformers", "peft", "accelerate")
+    require("transformers", "peft", "accelerate", *(("deepspeed",) if options.deepspeed else ()))
+    if options.deepspeed is not None and not options.deepspeed.is_file():
+        raise ConfigError(f"{options.deepspeed}: no such file; --deepspeed names its configuration")
     conversations = read_conversations(options.data)
     uses_gpu(options)
     tokenizer = read_tokenizer(options.model)

@@ -233,6 +233,12 @@ def test_numbers_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
         converted(source, tmp_path / "never")
 
 
+def test_a_converted_checkpoint_is_told_how_it_is_served(tmp_path: Path) -> None:
+    folder = converted(GOLDEN / "gptq_int8", tmp_path / "qwen2")
+    with pytest.raises(CheckpointError, match=r"`qwen-server convert \S+ OUT --to qwen` writes the one that is served"):
+        LoadedModel(folder)
+
+
 def test_the_target_is_empty_or_new(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     converted(GOLDEN / "gptq_int8", tmp_path / "empty")

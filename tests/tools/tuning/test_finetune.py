@@ -178,6 +178,8 @@ def test_refusals_come_before_anything_is_written(tmp_path: Path, monkeypatch: p
         finetune(wanted)
     with pytest.raises(ConfigError, match="exists already"):
         finetune(options(tmp_path, out="."))
+    with pytest.raises(ConfigError, match="needs deepspeed, which is not installed"):
+        finetune(options(tmp_path, deepspeed=tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"needs peft, which is not installed: pip install 'qwen-server\[finetune\]'"):
         finetune(options(tmp_path))
