@@ -13,11 +13,58 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Message
 
+from model.contract.errors import EngineUnavailableError
+from server.engine.client import MAX_ATTEMPTS, EngineClient
 from server.gates.callers import Caller
 from server.wire.errors import server_error
 
+_LATER = frozenset({429, 503})
+_ENGINE_POLL_S = 0.2
 
-async def ask(app: FastAPI, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
+
+class LineClient:
+    """Asks what lines ask, of the last of some engines where they die of it.
+
+    Args:
+        app: with the generating routes.
+        engine: that does them in the end.
+    """
+
+    def __init__(self, app: FastAPI, engine: EngineClient) -> None:
+        self._app = app
+        self._engine = engine
+
+    async def ask(self, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
+        """Returns status and body of the answer, which is never that the engine is not there now.
+
+        Args:
+            path: of a generating route.
+            body: JSON.
+            caller: whose request it is.
+        """
+        num_lost = 0
+        while True:
+            num_restarts = self._engine.num_restarts
+            status, reply = await ask_once(self._app, path, body, caller)
+            if status not in _LATER:
+                return status, reply
+            await asyncio.sleep(_ENGINE_POLL_S)
+            await self.engine_ready()
+            num_lost += self._engine.num_restarts != num_restarts
+            if num_lost >= MAX_ATTEMPTS:
+                return status, reply
+
+    async def engine_ready(self) -> None:
+        """Returns when the engine takes requests."""
+        while True:
+            try:
+                self._engine.require_open()
+                return
+            except EngineUnavailableError:
+                await asyncio.sleep(_ENGINE_POLL_S)
+
+
+async def ask_once(app: FastAPI, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
     """Returns status and body of the answer.
 
     Args:

@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI
 
-from model.contract.errors import EngineUnavailableError, InvalidRequestError
+from model.contract.errors import InvalidRequestError
 from server.batches.batch import BATCH, TERMINAL, Batch
-from server.batches.line_request import ask
+from server.batches.line_request import LineClient
 from server.batches.lines import Line, LineChecker, read_lines
 from server.batches.slots import Slots
-from server.engine.client import MAX_ATTEMPTS, EngineClient
+from server.engine.client import EngineClient
 from server.files.stored_files import CONTENT
 from server.gates.callers import Caller
 from server.gates.credentials import Credentials
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ACTIVE = 100
 _RETRY_STORE_S = 5.0
-_ENGINE_POLL_S = 0.2
-_LATER = frozenset({429, 503})
 # Lines given up are written so many at a time.
 _GIVEN_UP_TOGETHER = 500
 # A line of so many bytes is parsed on a thread.
@@ -80,8 +78,7 @@ class BatchRunner:
         max_line_bytes: int,
     ) -> None:
         self._store = store
-        self._app = app
-        self._engine = engine
+        self._client = LineClient(app, engine)
         self._credentials = credentials
         self._max_line_bytes = max_line_bytes
         self._slots = Slots(num_slots)
@@ -217,7 +214,7 @@ class BatchRunner:
         if not num_left:
             return 0
         num_seen = 0
-        await self._engine_ready()  # one waits for it, not each line
+        await self._client.engine_ready()  # one waits for it, not each line
         async with self._taking_part(caller), asyncio.TaskGroup() as group:
             async for line in self._lines(batch):
                 num_seen += 1
@@ -255,32 +252,10 @@ class BatchRunner:
                 custom_id, body = await asyncio.to_thread(_parse, line.text)
             else:
                 custom_id, body = _parse(line.text)
-            status, reply = await self._ask(batch.wire["endpoint"], body, caller)
+            status, reply = await self._client.ask(batch.wire["endpoint"], body, caller)
             await self._write(batch.result(line.number, custom_id, status, request_id, reply))
         finally:
             await self._slots.give_back(caller, len(line.text))
-
-    async def _ask(self, endpoint: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
-        """Returns status and body of a line's answer, of the last of some engines where they die of it."""
-        num_lost = 0
-        while True:
-            num_restarts = self._engine.num_restarts
-            status, reply = await ask(self._app, endpoint, body, caller)
-            if status not in _LATER:
-                return status, reply
-            await asyncio.sleep(_ENGINE_POLL_S)
-            await self._engine_ready()
-            num_lost += self._engine.num_restarts != num_restarts
-            if num_lost >= MAX_ATTEMPTS:
-                return status, reply
-
-    async def _engine_ready(self) -> None:
-        while True:
-            try:
-                self._engine.require_open()
-                return
-            except EngineUnavailableError:
-                await asyncio.sleep(_ENGINE_POLL_S)
 
     async def _expire(self, batch: Batch) -> None:
         """Writes down what was not done in time, where it had begun."""

@@ -108,11 +108,12 @@ async def test_chats_and_lists(server: ServerProcess) -> None:
     client = Client(server.url)
     async with client.http:
         ids = []
-        for _ in range(3):
-            batch = await client.ended(await client.send([line(1, CHAT)], CHAT))
+        response = {**line(1, "/v1/responses"), "body": {"input": "hi", "max_output_tokens": 16}}
+        for one, kind in ((line(1, CHAT), "chat.completion"), (response, "response"), (line(1), "text_completion")):
+            batch = await client.ended(await client.send([one], one["url"]))
             ids.append(batch["id"])
             (result,) = await client.lines(batch, "output")
-            assert result["response"]["body"]["object"] == "chat.completion" and batch["error_file_id"] is None
+            assert result["response"]["body"]["object"] == kind and batch["error_file_id"] is None
         first = (await client.http.get("/v1/batches?limit=2")).json()
         assert [b["id"] for b in first["data"]] == [ids[2], ids[1]] and first["has_more"]
         rest = (await client.http.get(f"/v1/batches?after={first['last_id']}")).json()
