@@ -135,7 +135,7 @@ def ask_suites(folder: Path, at_load: str, suites: list[Path], limit: int | None
             words += [] if limit is None else ["--limit", str(limit)]
             subprocess.run(module_command("server", *words), check=True, stdout=subprocess.DEVNULL)
             figures = json.loads(out.read_text(encoding="utf-8"))
-            results[suite.stem] = {key: each for key, each in figures.items() if isinstance(each, int | float)}
+            results[suite.stem] = figures["all"]
     return results
 
 

@@ -27,13 +27,17 @@ _SMALL_FILES = (
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.bin.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# One GGUF file among those of a repository, which mostly are one model in many sizes.
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/((?:\w[\w.-]*/)*\w[\w.-]*\.gguf)", re.IGNORECASE)
+_LATER_SHARDS = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$", re.IGNORECASE)
 
 
 def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
     """Returns the folder of a checkpoint, fetching it from a hub if need be.
 
     Args:
-        model: a folder, or a hub id such as `Qwen/Qwen-1_8B-Chat`. HF_HUB_OFFLINE=1 keeps to what was fetched before.
+        model: a folder, a GGUF file, or a hub id such as `Qwen/Qwen-1_8B-Chat`, with a GGUF file behind it or not
+            (`owner/name/model-q4_0.gguf`). HF_HUB_OFFLINE=1 keeps to what was fetched before.
         hub: where an id is looked up.
         revision: of a hub id: branch, tag or commit.
 
@@ -44,6 +48,8 @@ def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | Non
     folder = folder_here(model, revision)
     if folder is not None:
         return folder
+    if (file := _HUB_FILE.fullmatch(model)) is not None:
+        return _gguf_of_hub(file[1], file[2], hub, revision)
     # Before gigabytes of another model's weights are fetched in vain.
     require_checkpoint(download(model, _SMALL_FILES, hub=hub, revision=revision))
     folder = download(model, (*_SMALL_FILES, *_SAFETENSORS), hub=hub, revision=revision)
@@ -89,7 +95,18 @@ def describe_checkpoint(model: str, otherwise: str, hub: Hub = "huggingface", re
         ConfigError: as for `resolve_checkpoint`.
     """
     folder = folder_here(model, revision, otherwise)
+    if folder is None and (file := _HUB_FILE.fullmatch(model)) is not None:
+        return _gguf_of_hub(file[1], file[2], hub, revision)
     return folder or download(model, (*_SMALL_FILES, "*.index.json"), hub=hub, revision=revision)
+
+
+def _gguf_of_hub(model: str, name: str, hub: Hub, revision: str | None) -> Path:
+    """Fetches one file of a repository, and the others of its model where it is one of several."""
+    folder = download(model, (_LATER_SHARDS.sub(r"-*\1", name),), hub=hub, revision=revision)
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{model}: has no file {name}")
+    return path
 
 
 def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path | None:
@@ -138,7 +155,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def _require_hub_id(model: str, otherwise: str = "") -> None:
-    if _HUB_ID.fullmatch(model) is None:
+    if _HUB_ID.fullmatch(model) is None and _HUB_FILE.fullmatch(model) is None:
         raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name {otherwise}".rstrip())
     owner = model.split("/")[0]
     if Path(owner).is_dir():
