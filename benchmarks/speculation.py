@@ -5,6 +5,9 @@ and generates the replies of texts/speculation.json: edits of code, answers from
 Random weights say nothing sensible, so what a good model replies is written down, and the sampler is told it once the
 logits are there; all else is what it is in the server, and llama.cpp is told the same. One engine takes turns with and
 without guesses, and llama.cpp without and with its own prompt lookup; medians are reported.
+
+`--simulate 40 42 47 75 125` computes nothing: it counts the steps, and what they would gain where steps of 1, 2, 4, 8
+and 16 rows take so many milliseconds.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from model.contract.sampling_params import SamplingParams
 from model.contract.tokenizer import Tokenizer
 from model.loop.engine import Engine
 from model.sampling.sampling_row import SamplingRow
+from model.scheduling.sequence import Sequence
+from model.scheduling.speculation import RowCosts, Speculator
 from server.demo import DEMO, demo_folder
 from server.run_module import module_command
 from server.version import server_version
@@ -100,11 +105,45 @@ def llama_peer(arguments: argparse.Namespace) -> Callable[[list[int], list[int],
     return measure
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures everything and returns the figures."""
+def load_texts(max_tokens: int) -> list[dict[str, Any]]:
+    """The texts as ids of the demo's vocabulary, which splits them as other vocabularies do, if somewhat finer."""
     folder = demo_folder(DEMO)
     assert folder is not None, "the demo's vocabulary comes with the source"
     tokenizer = Tokenizer.from_folder(folder)
+    texts: list[dict[str, Any]] = json.loads(TEXTS.read_text())
+    for text in texts:
+        text["prompt"] = tokenizer.encode(text["prompt"])
+        text["reply"] = tokenizer.encode(text["reply"])[:max_tokens]
+    return texts
+
+
+def simulate(row_ms: list[float], max_tokens: int) -> None:
+    """Counts steps and guesses, and prints what steps of these times would gain."""
+    costs = RowCosts((1, 2, 4, 8, 16)[: len(row_ms)], tuple(row_ms), 0.0)
+    for text in load_texts(max_tokens):
+        prompt, reply = text["prompt"], text["reply"]
+        speculator = Speculator(costs, max(prompt + reply) + 1)
+        seq = Sequence(0, "bench", prompt, SamplingParams(max_tokens=len(reply)))
+        speculator.start([seq], prompt, [])
+        seq.token_ids.append(reply[0])
+        num_done, num_steps, spent_ms = 1, 0, 0.0
+        while num_done < len(reply):
+            drafts = speculator.draft({seq: len(reply) - num_done - 1}, costs.max_num_rows, {}).get(0, [])
+            num_right = 0
+            while num_right < len(drafts) and drafts[num_right] == reply[num_done + num_right]:
+                num_right += 1
+            speculator.note(len(drafts), num_right)
+            seq.token_ids += reply[num_done : num_done + num_right + 1]
+            num_done += num_right + 1
+            num_steps += 1
+            spent_ms += costs.step_s(1 + len(drafts), 0)
+        right = f"{speculator.num_accepted_tokens_total} of {speculator.num_draft_tokens_total} guesses right"
+        gain = (len(reply) - 1) * row_ms[0] / spent_ms
+        print(f"{text['name']}: {len(reply)} tokens in {num_steps} steps, {right}, {gain:.2f} times as fast")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures everything and returns the figures."""
     told = ToldEngine(random_folder(arguments.shape))
     speculator = told.engine._speculator
     if speculator is None:
@@ -118,9 +157,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, num_guessed in LOOKUPS.items():
             sources[name] = lambda prompt, reply, number=num_guessed: peer(prompt, reply, number)  # type: ignore[misc]
     rows = []
-    for text in json.loads(TEXTS.read_text()):
-        prompt = tokenizer.encode(text["prompt"])
-        reply = tokenizer.encode(text["reply"])[: arguments.max_tokens]
+    for text in load_texts(arguments.max_tokens):
+        prompt, reply = text["prompt"], text["reply"]
         rates: dict[str, list[float]] = {name: [] for name in sources}
         for number in range(arguments.rounds):
             for name, measure in sources.items():
@@ -152,12 +190,16 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Speed of one sequence with guesses, without, and of llama.cpp.")
     parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b-int4")
-    parser.add_argument("--max-tokens", type=int, default=200, help="of a reply")
+    parser.add_argument("--max-tokens", type=int, default=450, help="of a reply")
     parser.add_argument("--rounds", type=int, default=5, help="measure so often, in turns; medians are reported")
     parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
     parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="q4_0")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--simulate", type=float, nargs="+", metavar="MS", help="only count steps and guesses")
     arguments = parser.parse_args()
+    if arguments.simulate:
+        simulate(arguments.simulate, arguments.max_tokens)
+        return
     figures = run(arguments)
     for row in figures["texts"]:
         print(row["text"], {name: round(ratio, 2) for name, ratio in row["ratio"].items()})

@@ -375,7 +375,7 @@ class Scheduler:
         self, decodes: list[ScheduledSequence], plan: _Plan, forced: Mapping[int, list[int]]
     ) -> list[ScheduledSequence]:
         """Adds guesses to a step of nothing but decodes, as far as they are likely to pay and memory is free."""
-        if self._speculator is None or self._num_in_flight:
+        if self._speculator is None or self._num_in_flight or len(decodes) >= self._speculator.max_num_rows:
             return decodes
         is_shared = any(not seq.is_background for seq in plan.tokens)
         rooms = {seq: 0 if is_shared and seq.is_background else self._draft_room(seq) for seq in plan.tokens}

@@ -72,6 +72,11 @@ class Speculator:
         self.num_draft_tokens_total = 0
         self.num_accepted_tokens_total = 0
 
+    @property
+    def max_num_rows(self) -> int:
+        """Nothing is guessed in steps of so many sequences or more."""
+        return self._costs.max_num_rows
+
     def start(self, seqs: Iterable[Sequence], prompt_ids: list[int], prediction_ids: list[int]) -> None:
         """Takes in the choices of one request.
 

@@ -1,4 +1,4 @@
-"""On a CPU a reply is the same, bit for bit, whatever the company and however its prompt was computed."""
+"""On a CPU a reply is the same, bit for bit, whatever the company, the chunks of its prompt, and the guesses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
+from model.scheduling.speculation import RowCosts
 from tests.support.engine_driver import Driver, Reply, make_driver
 
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
@@ -46,18 +47,28 @@ class Way(NamedTuple):
     turns: int
 
 
-def request(seq_id: int, number: int) -> AddRequest:
-    """One of the prompts: the even ones greedy, the odd ones drawn from a stream of their own."""
+def request(seq_id: int, number: int, expected: list[int] | None = None) -> AddRequest:
+    """One of the prompts: the even ones greedy, the odd ones drawn from a stream of their own.
+
+    The client expects the right tokens, but for every fourth.
+    """
+    prediction = [token_id if i % 4 else 1 for i, token_id in enumerate(expected or [], 1)]
     temperature = 0.9 if number % 2 else 0.0
     sampling = SamplingParams(
         max_tokens=NUM_TOKENS, temperature=temperature, top_p=0.9, seed=number, ignore_eos=True, num_logprobs=2
     )
-    return AddRequest(seq_ids=(seq_id,), request_id="same", prompt_ids=PROMPTS[number], sampling=sampling)
+    return AddRequest(
+        seq_ids=(seq_id,),
+        request_id="same",
+        prompt_ids=PROMPTS[number],
+        sampling=sampling,
+        prediction_ids=prediction,
+    )
 
 
-def driver_for(kind: tuple[str, str, str], budget: int = 512, num_blocks: int = 64) -> Driver:
+def driver_for(kind: tuple[str, str, str], budget: int = 512, num_blocks: int = 64, **changes: Any) -> Driver:
     folder, dtype, cache_dtype = kind
-    return make_driver(
+    driver = make_driver(
         GOLDEN / folder,
         num_blocks,
         8,
@@ -65,7 +76,11 @@ def driver_for(kind: tuple[str, str, str], budget: int = 512, num_blocks: int = 
         kv_cache_dtype=cache_dtype,
         max_num_batched_tokens=budget,
         max_model_len=160,
+        **changes,
     )
+    if driver.engine._speculator is not None:
+        driver.engine._speculator._costs = RowCosts((1, 32), (1.0, 1.0), 0.0)  # whatever is guessed is tried
+    return driver
 
 
 def as_bits(reply: Reply) -> Any:
@@ -74,7 +89,7 @@ def as_bits(reply: Reply) -> Any:
 
 @cache
 def alone(kind: tuple[str, str, str]) -> list[Any]:
-    driver = driver_for(kind)
+    driver = driver_for(kind, speculation="off")
     return [as_bits(driver.run([request(0, number)])[0]) for number in range(len(PROMPTS))]
 
 
@@ -98,13 +113,14 @@ WAYS = st.builds(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-def test_in_any_company_in_any_chunks_cached_or_preempted(kind: tuple[str, str, str], way: Way) -> None:
+def test_in_any_company_in_any_chunks_cached_preempted_or_guessed(kind: tuple[str, str, str], way: Way) -> None:
     driver = driver_for(kind, way.budget, way.num_blocks)
     for _ in range(way.turns):
         for seq_id, (number, num_steps) in enumerate(way.order):
-            driver.add([request(seq_id, number)])
+            driver.add([request(seq_id, number, alone(kind)[number][0])])
             for _ in range(num_steps):
                 driver.step()
         replies = driver.finish()
         for seq_id, (number, _) in enumerate(way.order):
             assert as_bits(replies[seq_id]) == alone(kind)[number], (seq_id, number)
+    assert driver.stats.num_accepted_tokens_total > 0
