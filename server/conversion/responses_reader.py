@@ -65,13 +65,19 @@ def _item(item: InputItem, where: str) -> JsonDict | None:
             "name": _needed(item.name, f"{where}.name"),
             key: getattr(item, key) or ("{}" if kind == "function_call" else ""),
             "status": "completed",
+            **({} if item.namespace is None else {"namespace": item.namespace}),
         }
     elif kind in _RESULTS:
         output = _needed(item.output, f"{where}.output")
         if not isinstance(output, str):
             output = _parts(output, f"{where}.output", "input_text")
-        call_id = _needed(item.call_id, f"{where}.call_id")
-        read = {"type": kind, "call_id": call_id, "output": output, "status": "completed"}
+        # A client may tell of a call that it made itself: by the tool's name alone, as codex does.
+        answered = {"call_id": _needed(item.call_id, f"{where}.call_id")} if item.name is None else {"name": item.name}
+        if item.call_id is not None:
+            answered = {"call_id": item.call_id}
+        elif item.namespace is not None:
+            answered["namespace"] = item.namespace
+        read = {"type": kind, **answered, "output": output, "status": "completed"}
     else:
         kinds = ", ".join(("message", *_CALLS, *_RESULTS, REFERENCE))
         raise InvalidRequestError(
@@ -141,7 +147,7 @@ def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]
     reports_tokens = LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     return ChatRequest(
         messages=messages,
-        calling=read_function_calling(request.tools, request.tool_choice),
+        calling=read_function_calling(_without_namespaces(request.tools or ()), request.tool_choice),
         options=ReplyOptions.from_fields(
             request,
             max_tokens=request.max_output_tokens,
@@ -154,6 +160,22 @@ def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]
         truncation=request.truncation,
         messages_param="input",
     )
+
+
+def _without_namespaces(tools: Sequence[JsonDict]) -> list[JsonDict]:
+    """Returns tools in a row; those in a namespace are called `namespace.name` before the model."""
+    flat: list[JsonDict] = []
+    for number, tool in enumerate(tools):
+        if tool.get("type") != "namespace":
+            flat.append(tool)
+            continue
+        where, name, inner = f"tools[{number}]", tool.get("name"), tool.get("tools")
+        if not isinstance(name, str) or not name:
+            raise InvalidRequestError(f"'{where}.name' should be a text.", param=f"{where}.name")
+        if not isinstance(inner, list) or not all(isinstance(one, dict) for one in inner):
+            raise InvalidRequestError(f"'{where}.tools' should be a list of tools.", param=f"{where}.tools")
+        flat += [{**one, "name": f"{name}.{one['name']}"} if isinstance(one.get("name"), str) else one for one in inner]
+    return flat
 
 
 def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -172,7 +194,7 @@ def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
     for item in items:
         kind = item["type"]
         if kind in _CALLS:
-            call = FunctionCall(item["name"], item[_CALLS[kind]], item["call_id"], is_text=kind == "custom_tool_call")
+            call = FunctionCall(_name_of(item), item[_CALLS[kind]], item["call_id"], is_text=kind == "custom_tool_call")
             before = open_message or Message("assistant")
             if open_message is not None:
                 messages.pop()
@@ -183,6 +205,12 @@ def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
             calls.push(open_message)
         if kind in _RESULTS:
             open_message = None
+            if "call_id" not in item:
+                made = Message("assistant", calls=(FunctionCall(_name_of(item), "{}"),))
+                calls.push(made)
+                messages += [made, Message("tool", _text_of(item["output"]))]
+                calls.push(messages[-1])
+                continue
             message = Message("tool", _text_of(item["output"]), tool_call_id=item["call_id"])
             if not calls.knows(item["call_id"]):
                 raise InvalidRequestError(
@@ -206,3 +234,8 @@ def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 def _text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _name_of(call: Mapping[str, Any]) -> str:
+    """What the model calls the tool of a call by."""
+    return f"{call['namespace']}.{call['name']}" if "namespace" in call else str(call["name"])

@@ -75,15 +75,19 @@ class CallItem:
         call_id: pairs it with its result.
         index: among the output items.
         name: of the tool.
+        namespace: that the tool stands in, if it does.
         is_custom: the tool is a custom one.
     """
 
-    def __init__(self, id: str, call_id: str, index: int, name: str, *, is_custom: bool) -> None:
+    def __init__(
+        self, id: str, call_id: str, index: int, name: str, *, namespace: str = "", is_custom: bool = False
+    ) -> None:
         self._place = {"item_id": id, "output_index": index}
         self._key = "input" if is_custom else "arguments"
         self._kind = "custom_tool_call" if is_custom else "function_call"
         self._event = f"response.{'custom_tool_call_input' if is_custom else 'function_call_arguments'}"
         self._id, self._call_id, self._name = id, call_id, name
+        self._in_namespace = {"namespace": namespace} if namespace else {}
         self._texts: list[str] = []
 
     def begin(self) -> Iterator[JsonDict]:
@@ -111,6 +115,7 @@ class CallItem:
             "status": status,
             "call_id": self._call_id,
             "name": self._name,
+            **self._in_namespace,
             self._key: "".join(self._texts),
         }
 

@@ -94,6 +94,7 @@ class ResponsesReply:
         self._num_top = 0 if request is None else request.num_top_logprobs or 0
         self._custom_tools = frozenset[str]() if request is None else request.custom_tools
         self._tokenizer = tokenizer
+        self._namespaces = {tool["name"] for tool in response["tools"] if tool.get("type") == "namespace"}
         self._hex = response["id"].partition("_")[2]
         self._num_items = num_items
         self._number = 0
@@ -155,7 +156,10 @@ class ResponsesReply:
         number = self._num_items + index
         id = item_id("custom_tool_call" if is_custom else "function_call", self._hex, number)
         call_id = f"call_{self._hex[:20]}{number:04x}"
-        yield from self._begin(CallItem(id, call_id, index, name, is_custom=is_custom))
+        namespace, dot, inner = name.partition(".")
+        if not dot or namespace not in self._namespaces:
+            namespace, inner = "", name
+        yield from self._begin(CallItem(id, call_id, index, inner, namespace=namespace, is_custom=is_custom))
 
     def _begin(self, item: MessageItem | CallItem) -> Iterator[JsonDict]:
         self._item = item

@@ -62,6 +62,7 @@ class InputItem(WireModel):
     content: str | Parts | None = None
     call_id: str | None = Field(None, description="pairs a call with its result")
     name: str | None = Field(None, description="of the tool that is called")
+    namespace: str | None = Field(None, description="that the tool stands in")
     arguments: str | None = Field(None, description="of a function_call: a JSON text")
     input: str | None = Field(None, description="of a custom_tool_call")
     output: str | Parts | None = Field(None, description="the result of a call")
@@ -107,7 +108,7 @@ class ResponsesRequest(GenerationFields):
     tools: Tools | None = Field(
         None,
         description='{"type": "function", name, description, parameters, strict}; arguments fit the schema; or'
-        ' {"type": "custom", name, description, format}; others are refused',
+        ' {"type": "custom", name, description, format}; or {"type": "namespace", name, tools}; others are refused',
     )
     tool_choice: str | JsonObject | None = Field(
         None, description="none, auto, required, one function, or allowed_tools"
@@ -158,6 +159,7 @@ class OutputItem(ReplyModel):
     content: list[OutputText] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     input: str | None = None
 

@@ -179,6 +179,17 @@ def test_a_custom_tool_is_called_with_text(wire: Wire) -> None:
     assert respond(wire, input=[QUESTION, call, result], tools=[tool])["output"]
 
 
+def test_tools_may_stand_in_a_namespace(wire: Wire) -> None:
+    space = {"type": "namespace", "name": "sky", "description": "Weather", "tools": [TOOL]}
+    asked: JsonDict = {"input": [QUESTION], "tools": [space], "max_output_tokens": 200, **SEEDED}
+    (call,) = respond(wire, **asked, tool_choice={"type": "function", "name": "sky.get_weather"})["output"]
+    assert (call["namespace"], call["name"]) == ("sky", "get_weather")
+    result = {**RESULT, "call_id": call["call_id"]}
+    request = ResponsesRequest.model_validate({"input": [QUESTION, call, result], "tools": [space]})
+    chat = read_responses(request, new_items(request.input))
+    assert chat.messages[1].calls[0].name == chat.calling.names[0] == "sky.get_weather"
+
+
 def test_what_is_cut_off_is_incomplete(wire: Wire) -> None:
     response = respond(wire, input="Tell me a story.", max_output_tokens=3)
     assert response["status"] == "incomplete" and response["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -332,6 +343,7 @@ def test_one_that_is_not_wanted_any_more_ends(wire: Wire) -> None:
         ({"input": []}, "input"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"input": "x", "tools": [{"type": "namespace", "tools": []}]}, "tools[0].name"),
         ({"input": "x", "max_tokens": 5}, "max_tokens"),
         ({"input": "x", "response_format": {"type": "json_object"}}, "response_format"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
@@ -372,6 +384,14 @@ def test_calls_are_part_of_what_is_said_before_them() -> None:
     assert read_responses(request, new_items(request.input)).guards_results is True
     with pytest.raises(InvalidRequestError, match=f"at most {MAX_ITEMS} items"):
         read_items(new_items("x") * (MAX_ITEMS + 1))
+
+
+def test_a_client_may_tell_of_a_call_that_it_made_itself() -> None:
+    told = {"type": "function_call_output", "name": "goal", "namespace": "agent", "output": "win"}
+    request = ResponsesRequest.model_validate({"input": [QUESTION, CALL, RESULT, told]})
+    messages = read_items(new_items(request.input))
+    assert [m.role for m in messages] == ["user", "assistant", "tool", "assistant", "tool"]
+    assert messages[3].calls[0].name == "agent.goal" and messages[4].content == "win"
 
 
 def test_pages() -> None:
