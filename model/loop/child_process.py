@@ -19,6 +19,10 @@ _PR_SET_PDEATHSIG = 1
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line, in the shape of the server's own."""
 
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
     def format(self, record: logging.LogRecord) -> str:
         """Returns the object as text."""
         entry: dict[str, object] = {
@@ -27,6 +31,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": "engine",
             "message": record.getMessage(),
         }
+        if self._rank:
+            entry["rank"] = self._rank
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(entry).decode()
@@ -45,7 +51,7 @@ def configure_logging(config: EngineConfig, rank: int = 0) -> None:
     handler = logging.StreamHandler(sys.stderr)
     name = f"rank {rank}: " if rank else ""
     text = _TextFormatter(f"%(asctime)s %(levelname)s engine: {name}%(message)s")
-    handler.setFormatter(_JsonFormatter() if config.log_format == "json" else text)
+    handler.setFormatter(_JsonFormatter(rank) if config.log_format == "json" else text)
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
     logging.basicConfig(level=max(level, logging.WARNING) if rank else level, handlers=[handler], force=bool(rank))
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from model.loop.rank_leader import RankLeader
 from tests.model.test_engine_process import EngineProcess, make_config, request
 from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, read_cases
 
+ROOT = Path(__file__).parents[3]
 FOLDER = "gptq_int4_asym_desc_act"
 
 
@@ -65,11 +67,24 @@ def test_the_published_replies_and_a_rank_that_is_killed_amid_a_step() -> None:
 
 
 def test_no_rank_outlives_its_leader() -> None:
-    with start() as engine:
-        assert isinstance(engine.receive_start(), EngineReady)
-        (follower,) = ranks_of(engine.process.pid)
-        engine.process.kill()
-        wait_until_gone(follower)
+    """Not even one that waits for tensors, and reads no socket."""
+    code = """
+import os, time
+from model.loop.child_process import die_with_parent
+reader, writer = os.pipe()
+if os.fork() == 0:
+    die_with_parent()
+    os.write(writer, b"x")
+else:
+    os.read(reader, 1)
+    print(open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read(), flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as leader:
+        assert leader.stdout is not None
+        rank = int(leader.stdout.readline())
+        leader.kill()
+        wait_until_gone(rank)
 
 
 class Watched:
