@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.execution.launched_step import accept
+from model.execution.row_costs import measure_row_costs
 from model.sampling.sampler import SampledToken
 from model.scheduling.drafting import Drafter, TextIndex
 from model.scheduling.sequence import Sequence
@@ -233,3 +234,24 @@ def test_no_guess_is_made_beyond_the_last_token(tiny_checkpoint: Path) -> None:
     )
     assert len(speculating(tiny_checkpoint).run([request])[0].token_ids) == 3
     assert make_driver(tiny_checkpoint, run_ahead=True).engine._speculator is None
+
+
+def test_row_costs_are_measured_as_far_as_rows_are_nearly_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves as steps run; one of a single row is held up both times."""
+    now = 0.0
+    took = {1: 9.0, 2: 2.0, 4: 2.5, 8: 8.0, 16: 20.0}
+    seen: list[tuple[int, int]] = []
+
+    def run(num_rows: int, context_len: int) -> None:
+        nonlocal now
+        seen.append((num_rows, context_len))
+        now += took[num_rows] + context_len / 100
+
+    monkeypatch.setattr("model.execution.row_costs.time.perf_counter", lambda: now)
+    costs = measure_row_costs(run, 301)
+    assert costs.num_rows == (1, 2, 4, 8)
+    assert costs.seconds == (2.0, 2.0, 2.5, 8.0)
+    assert max(seen) == (8, 0)
+    assert (1, 300) in seen
+    assert costs.step_s(3, 0) == 2.25
+    assert costs.step_s(1, 100) == 2.0 + 100 * costs.key_s
