@@ -45,13 +45,16 @@ def examine_cpu(
     """
     bits = None if config.quantization is None else config.quantization.bits
     group_size = 128 if config.quantization is None else config.quantization.group_size
+    is_packed = config.stored_weights is not None and config.stored_weights.packed_bytes > 0
+    if is_packed:
+        group_size = 32  # of most of GGUF's types
     exams = []
-    if all_kernels or (bits is None and dtype == torch.bfloat16):
+    if all_kernels or (bits is None and not is_packed and dtype == torch.bfloat16):
         exams.append(_examine_product("product, bfloat16", config, torch.bfloat16, None, group_size))
     exams += [
         _examine_product(f"product, Int{number}", config, dtype, number, group_size)
         for number in (4, 8)
-        if all_kernels or bits == number
+        if all_kernels or is_packed or bits == number
     ]
     cached = (torch.float32, torch.bfloat16, torch.int8) if all_kernels else (cache_dtype,)
     return exams + [_examine_decode_attention(config, each) for each in cached]
