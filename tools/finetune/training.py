@@ -57,7 +57,10 @@ def finetune(options: FinetuneOptions) -> None:
     try:
         with state.local_main_process_first():
             base = working_copy(options)
-        trained_length = int(read_json(base / "config.json")["max_position_embeddings"])
+        config = read_json(base / "config.json")
+        if tokenizer.num_rows_needed > int(config["vocab_size"]):
+            raise ConfigError(f"{options.model}: the vocabulary has more tokens than the embedding has rows")
+        trained_length = int(config["max_position_embeddings"])
         examples = make_examples(conversations, tokenizer, options, trained_length)
         _train(options, base, examples, Padding(tokenizer.endoftext_id), state)
     except StartupError:

@@ -21,7 +21,7 @@ from model.contract.tokenizer import Tokenizer
 from server.__main__ import build_parser
 from tests.support.engine_driver import LoadedModel
 from tests.support.vocabulary import byte_tokenizer
-from tests.tools.tuning.checkpoints import DEMO, GOLDEN, converted
+from tests.tools.tuning.checkpoints import DEMO, GOLDEN, converted, with_vocabulary
 from tests.tools.tuning.test_conversations import EPISODE, TOOLS
 from tools.finetune import run as process
 from tools.finetune import training
@@ -173,6 +173,11 @@ def test_refusals_come_before_anything_is_written(tmp_path: Path, monkeypatch: p
         with pytest.raises(ConfigError, match=message):
             finetune(replace(wanted, **more))
         assert not wanted.out.exists()
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {n.to_bytes(3, "big"): n for n in range(256, 2000)}
+    large = with_vocabulary(BASE, tmp_path / "large", ranks)
+    with pytest.raises(ConfigError, match="more tokens than the embedding has rows"):
+        finetune(replace(wanted, model=large))
     wanted.data.write_text("{}")
     with pytest.raises(ConfigError, match=r"data\.jsonl, line 1"):
         finetune(wanted)
