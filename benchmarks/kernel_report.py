@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 from model.backends.cuda.gptq_layout import ROWS, PackedWeight
 from model.backends.cuda.kernels import decode_attention, decode_inputs, gptq_matmul, norm, prefill_attention, sampling
 from model.backends.cuda.kernels.launch import Launch, recorded
+from model.backends.cuda.kernels.low_rank import add_low_rank
 from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
@@ -130,6 +131,9 @@ def _rows(dtype: torch.dtype) -> None:
     norm.rms_norm(x, weight, 1e-6, x)
     silu_mul(x, x)
     row_matmul(x, _meta(22016, 8192, dtype=dtype), weight[:22016])
+    slots = _meta(16, dtype=torch.int32)
+    a, b = _meta(8, 192, 4096, dtype=dtype), _meta(8, 12288, 64, dtype=dtype)
+    add_low_rank(_meta(16, 12288, dtype=dtype), _meta(16, 4096, dtype=dtype), slots, a, b)
 
 
 def _step() -> None:

@@ -105,7 +105,9 @@ class AdapterStore:
                 if shard is not None:
                     num_inputs, num_outputs = shard.num_inputs, shard.num_outputs
                     self._shards[name] = shard
-                table = self._backend.make_low_rank_table(num_inputs, num_outputs, num_slots, self._dtype)
+                table = self._backend.make_low_rank_table(
+                    num_inputs, num_outputs, num_slots, self._max_rank, self._dtype
+                )
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, AdaptedLinear(base, table))
                 self._tables[name] = table

@@ -225,7 +225,7 @@ class Backend(Protocol):
         ...
 
     def make_low_rank_table(
-        self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
+        self, num_inputs: int, num_outputs: int, num_slots: int, max_rank: int, dtype: torch.dtype
     ) -> LowRankTable:
         """Makes room for the factors of one linear layer.
 
@@ -233,6 +233,7 @@ class Backend(Protocol):
             num_inputs: K.
             num_outputs: N.
             num_slots: how many adapters there may be.
+            max_rank: that their factors may have.
             dtype: of the activations.
         """
         ...

@@ -20,12 +20,12 @@ from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack
 from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
 from model.backends.cuda.kernels.sampling import RowFilters
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
+from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
-from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
 from model.distributed.ranks import OutOfStepError
@@ -148,14 +148,16 @@ class CudaBackend:
         return out
 
     def make_low_rank_table(
-        self, num_inputs: int, num_outputs: int, num_slots: int, dtype: torch.dtype
+        self, num_inputs: int, num_outputs: int, num_slots: int, max_rank: int, dtype: torch.dtype
     ) -> LowRankTable:
         """See `Backend`."""
-        return TorchLowRankTable(num_outputs, num_slots, dtype, self.device)
+        return CudaLowRankTable(
+            self.operations, num_inputs, num_outputs, num_slots, max_rank, dtype, self.device
+        )
 
     def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:
         """See `Backend`."""
-        return plan_adapter_rows(spans, self.device)
+        return plan_adapter_table(spans, self.device)
 
     def finish_loading(
         self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int

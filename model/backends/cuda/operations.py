@@ -13,6 +13,7 @@ from model.backends.cuda.device_faults import is_alive, is_recording, one_line
 from model.backends.cuda.kernels.decode_attention import decode_attention
 from model.backends.cuda.kernels.decode_inputs import make_decode_inputs
 from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
+from model.backends.cuda.kernels.low_rank import add_low_rank
 from model.backends.cuda.kernels.norm import rms_norm
 from model.backends.cuda.kernels.prefill_attention import prefill_attention
 from model.backends.cuda.kernels.rotary import rotate_and_cache
@@ -34,6 +35,7 @@ KERNELS: dict[str, Operation] = {
     "make_decode_inputs": make_decode_inputs,
     "sample_rows": sample_rows,
     "row_matmul": row_matmul,
+    "add_low_rank": add_low_rank,
     "gptq_one_row": gptq_matmul,
     "gptq_few_rows": gptq_matmul,
     "gptq_many_rows": gptq_matmul,
@@ -48,6 +50,7 @@ TORCH: dict[str, Operation] = {
     "prefill_attention": torch_operations.prefill_attention,
     "make_decode_inputs": torch_operations.make_decode_inputs,
     "row_matmul": torch_operations.row_matmul,
+    "add_low_rank": torch_operations.add_low_rank,
     "gptq_one_row": torch_operations.gptq_matmul,
     "gptq_few_rows": torch_operations.gptq_matmul,
     "gptq_many_rows": torch_operations.gptq_matmul,

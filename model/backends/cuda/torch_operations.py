@@ -139,6 +139,23 @@ def row_matmul(
     return out.to(dtype or x.dtype)
 
 
+def add_low_rank(
+    out: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
+    """See `kernels.low_rank.add_low_rank`; one adapter after another."""
+    rank = b.shape[2]
+    num_parts = a.shape[1] // rank
+    for slot in sorted(set(slots.tolist())):
+        if slot < 0:
+            continue
+        rows = (slots == slot).nonzero()[:, 0]
+        hidden = F.linear(x[rows].float(), a[slot].float()).view(-1, num_parts, rank)
+        factors = b[slot].float().view(num_parts, -1, rank)
+        added = torch.einsum("tpr,pnr->tpn", hidden, factors).reshape(len(rows), -1)
+        out[rows] = (out[rows].float() + added).to(out.dtype)
+    return out
+
+
 def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """See `kernels.gptq_matmul.gptq_matmul`."""
     if weight.permutation is not None:

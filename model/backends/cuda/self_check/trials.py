@@ -215,6 +215,19 @@ def _row_matmul(operation: Operation, shape: KernelShape, size: int) -> list[tor
     return [operation(x, weight, None, torch.float32), operation(x, weight, bias)]
 
 
+def _add_low_rank(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
+    draw = Draw(shape, size)
+    hidden, rank, num_slots = shape.hidden_size, 16, 3
+    results = []
+    for num_parts, num_outputs in ((3, 3 * hidden), (1, hidden + 8)):
+        x, out = (draw.normal(size, n, dtype=shape.dtype) for n in (hidden, num_outputs))
+        a = draw.normal(num_slots, num_parts * rank, hidden) / hidden**0.5
+        b = draw.normal(num_slots, num_outputs, rank) / rank**0.5
+        slots = draw.integers(-1, num_slots, size, dtype=torch.int32)
+        results.append(operation(out, x, slots, a.to(shape.dtype), b.to(shape.dtype)))
+    return results
+
+
 # A share whose middle no sum in float32 misses.
 _LEAST_SHARE = 1e-3
 # Temperature, top_k, top_p, min_p.
@@ -320,6 +333,7 @@ TRIALS: dict[str, Trial] = {
     "make_decode_inputs": Trial(_make_decode_inputs, (1, 3)),
     "sample_rows": Trial(_sample_rows, (300, 0)),
     "row_matmul": Trial(_row_matmul, (24, 37)),
+    "add_low_rank": Trial(_add_low_rank, (1, 5)),
     "gptq_one_row": Trial(_gptq, (1, -1)),
     "gptq_few_rows": Trial(_gptq, (2, -19, 40)),
     "gptq_many_rows": Trial(_gptq, (MAX_ROWS_OF_TILES + 2, -MAX_ROWS_OF_TILES - 1)),

@@ -141,6 +141,14 @@ def _row_matmul(kernel: Operation, shape: KernelShape, sizes: Sizes) -> Workload
     return Workload(lambda: kernel(x, weight, None, None), weight.nbytes)
 
 
+def _add_low_rank(kernel: Operation, shape: KernelShape, sizes: Sizes) -> Workload:
+    rank, num_slots = 64, 8
+    out, x = (_normal(shape, sizes.num_seqs, n) for n in (sizes.inner_size, shape.hidden_size))
+    a, b = _normal(shape, num_slots, rank, shape.hidden_size), _normal(shape, num_slots, sizes.inner_size, rank)
+    slots = torch.arange(sizes.num_seqs, dtype=torch.int32, device=shape.device) % num_slots
+    return Workload(lambda: kernel(out, x, slots, a, b), a.nbytes + b.nbytes)
+
+
 def _gptq(num_rows: int, kernel: Operation, shape: KernelShape, sizes: Sizes) -> Workload:
     bits = shape.bits or 4
     num_inputs = shape.hidden_size
@@ -166,6 +174,7 @@ def _gptq(num_rows: int, kernel: Operation, shape: KernelShape, sizes: Sizes) ->
 _MAKERS: dict[str, Callable[[Operation, KernelShape, Sizes], Workload]] = {
     "rms_norm": _rms_norm,
     "silu_mul": _silu_mul,
+    "add_low_rank": _add_low_rank,
     "rotate_and_cache": _rotate_and_cache,
     "decode_attention": _decode_attention,
     "prefill_attention": _prefill_attention,
