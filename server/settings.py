@@ -295,7 +295,6 @@ class Settings(BaseModel):
             num_threads=self.threads,
             max_adapters=self.max_adapters,
             max_adapter_rank=self.max_lora_rank,
-            reserve_adapters=self.allow_lora_updates,
             **{name: getattr(self, name) for name in alike},
         )
 

@@ -52,7 +52,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         adapters: LoRA adapters to load before the first request; their folders are local.
         max_adapters: that may be loaded at a time; 0 leaves no room for any.
         max_adapter_rank: that their factors may have.
-        reserve_adapters: set memory aside for `max_adapters` of that rank, where memory is all given out at the start.
         adapters_may_fail: go on without one that cannot be loaded: it was served before, and its requests are told.
         log_level: least severe log line written.
         log_format: "text" or "json" lines.
@@ -85,7 +84,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     adapters: tuple[LoadAdapter, ...] = ()
     max_adapters: int = 0
     max_adapter_rank: int = 64
-    reserve_adapters: bool = False
     adapters_may_fail: bool = False
     log_level: str = "info"
     log_format: str = "text"

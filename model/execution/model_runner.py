@@ -22,7 +22,6 @@ from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
-from model.contract.memory_plan import adapter_bytes
 from model.contract.messages import TokenLogprob
 from model.contract.parallel import require_divisible, share_of_config
 from model.contract.sampling_params import SamplingParams
@@ -237,11 +236,6 @@ class ModelRunner:
             return self.dtype
         return require_known_cache_dtype("int8" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype)
 
-    def _reserved_bytes(self, config: EngineConfig) -> int:
-        """What adapters that are loaded later may take, where the cache would else take all there is."""
-        num_more = config.max_adapters - len(config.adapters) if config.reserve_adapters else 0
-        return num_more * adapter_bytes(self.model_config, config.max_adapter_rank, self.dtype.itemsize)
-
     def _make_cache(self, config: EngineConfig, dtype: torch.dtype) -> KVCache:
         """Sizes the pool, and with it the longest sequence, from the memory that is free now on the fullest rank."""
         model_config = self.model_config
@@ -254,7 +248,6 @@ class ModelRunner:
             step_bytes = self._step_bytes(config, dtype, max_model_len)
             available = self.backend.available_memory_bytes(config.gpu_memory_utilization)
             own = memory_of_rank(self.backend.device, available, self._ranks.size)
-            own -= step_bytes and self._reserved_bytes(config)
             free = min(self._ranks.numbers(max(0, own - step_bytes)))
             if step_bytes:
                 logger.info("steps of %d tokens take %.2f GiB", self.max_num_batched_tokens, step_bytes / _GIB)
