@@ -390,7 +390,8 @@ class ModelRunner:
                 self._last_ids[: len(sample.ids)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
         num_checkable = [
-            self.grammars.num_followed(entries[index].seq_id, len(entries[index].draft_ids)) for index in sampled
+            self.grammars.num_followed(entry.seq_id, len(entry.draft_ids)) if entry.draft_ids else 0
+            for entry in map(entries.__getitem__, sampled)
         ]
         return LaunchedStep(batch, scores, sampled, num_checkable, sample, copy, self.grammars)
 
@@ -406,7 +407,8 @@ class ModelRunner:
 
     def _sources(self, entry: ScheduledSequence) -> list[int]:
         """For each of an entry's spans, which row of the step before sampled its last token, or -1."""
-        return [self._source(entry)] + [-1] * len(entry.draft_ids)
+        source = self._source(entry)
+        return [source, *[-1] * len(entry.draft_ids)] if entry.draft_ids else [source]
 
     def _source(self, entry: ScheduledSequence) -> int:
         return self._row_of_seq[entry.seq_id] if entry.has_unknown_token else -1
@@ -432,8 +434,9 @@ class ModelRunner:
             row_of_seq[entry.seq_id] = len(rows)
             row = self._sampling_row(entry)
             rows.append(row)
-            drafts = tuple(entry.draft_ids)
-            rows += [row._replace(draft_ids=drafts[:i]) for i in range(1, len(drafts) + 1)]
+            if entry.draft_ids:
+                drafts = tuple(entry.draft_ids)
+                rows += [row._replace(draft_ids=drafts[:i]) for i in range(1, len(drafts) + 1)]
         self._row_of_seq = row_of_seq
         masks = self.grammars.masks([(row.seq_id, len(row.draft_ids)) for row in rows])
         return self._sampler.launch(logits, rows, masks, self._last_ids)
@@ -492,6 +495,8 @@ def _spans(entry: ScheduledSequence, adapter_slot: int) -> list[SequenceSpan]:
         num_logit_rows=_num_logit_rows(entry) - len(entry.draft_ids),
         adapter_slot=adapter_slot,
     )
+    if not entry.draft_ids:
+        return [chunk]
     drafts = [
         replace(chunk, token_ids=[token_id], start=entry.end + i) for i, token_id in enumerate(entry.draft_ids)
     ]
