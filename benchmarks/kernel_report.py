@@ -32,6 +32,7 @@ from model.backends.cuda.kernels.low_rank import add_low_rank
 from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.kernels.tile_matmul import tile_matmul
 
 _TYPES = {
     torch.float32: "fp32",
@@ -134,6 +135,7 @@ def _rows(dtype: torch.dtype) -> None:
     slots = _meta(16, dtype=torch.int32)
     a, b = _meta(8, 192, 4096, dtype=dtype), _meta(8, 12288, 64, dtype=dtype)
     add_low_rank(_meta(16, 12288, dtype=dtype), _meta(16, 4096, dtype=dtype), slots, a, b)
+    tile_matmul(x, _meta(22016, 8192, dtype=dtype), None)
 
 
 def _step() -> None:

@@ -131,6 +131,10 @@ class Settings(BaseModel):
         description="auto has torch's operations do what a kernel of ours cannot; torch uses no others,"
         " triton refuses to start where one fails",
     )
+    batch_invariant: bool = Field(
+        False,
+        description="a reply never depends on what else is served: always so on a CPU, on a GPU at the price of speed",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of prompt and reply together (default: from the checkpoint)"
     )

@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
             everybody's). `kv_cache_memory_bytes` and `num_threads` are of each.
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
+        batch_invariant: whether a row's result must not depend on what else is in a step, at the price of speed.
         lm_head_dtype: "auto" keeps the output layer as the checkpoint has it; "int8" packs it while it is loaded.
         quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
@@ -62,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     device: str = "auto"
     tensor_parallel_size: int = 1
     kernels: str = "auto"
+    batch_invariant: bool = False
     dtype: str = "auto"
     quantization: str = "none"
     lm_head_dtype: str = "auto"

@@ -89,8 +89,14 @@ class ModelRunner:
         require_divisible(self.model_config, ranks.size)
         self._ranks = ranks
         self._own_config = share_of_config(self.model_config, ranks.size)
-        self.backend: Backend = make_backend(device_of_rank(config.device, ranks.rank, ranks.size), config.kernels)
+        self.backend: Backend = make_backend(
+            device_of_rank(config.device, ranks.rank, ranks.size),
+            config.kernels,
+            batch_invariant=config.batch_invariant,
+        )
         self.dtype = self.backend.resolve_dtype(config.dtype, self.model_config.declared_dtype)
+        if config.batch_invariant and self.backend.device.type == "cpu" and self.dtype == torch.float16:
+            raise ConfigError("--batch-invariant: a CPU multiplies float16 as torch does; use bfloat16 or float32")
         declared, used = self.model_config.declared_dtype, str(self.dtype).removeprefix("torch.")
         if config.dtype == "auto" and declared not in (None, used):
             logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)

@@ -96,6 +96,23 @@ def test_without_triton_torch_serves_and_says_what_to_install(
     assert backend.resolve_dtype("auto", "bfloat16") == torch.bfloat16
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.usefixtures("old")
+def test_replies_that_depend_on_the_company_are_not_promised_away(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="--batch-invariant: torch's products depend"):
+        make_backend(device, "torch", batch_invariant=True)
+    if device == "cuda":
+        with pytest.raises(ConfigError, match=r"compute capability 7\.5"):
+            make_backend(device, batch_invariant=True)
+        return
+    monkeypatch.setattr(model.backends, "row_functions", lambda dtype: object())
+    assert isinstance(make_backend(device, batch_invariant=True), TorchBackend)
+    with pytest.raises(ConfigError, match="float16"):
+        make_driver(GOLDEN / FOLDERS[0], dtype="float16", batch_invariant=True)
+
+
 @pytest.mark.parametrize(
     ("device", "kernels", "message"),
     [

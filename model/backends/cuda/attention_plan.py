@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.execution.forward_batch import SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -34,7 +34,12 @@ class AttentionPlan:
 
 
 def make_plan(
-    spans: AbstractSequence[SequenceSpan], cache: KVCache, device: torch.device, dtype: torch.dtype
+    spans: AbstractSequence[SequenceSpan],
+    cache: KVCache,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_fixed: bool = False,
 ) -> AttentionPlan:
     """Plans a step.
 
@@ -43,6 +48,7 @@ def make_plan(
         cache: keys and values.
         device: where the numbers go.
         dtype: of the queries.
+        is_fixed: whether tiles and parts must not depend on what else is in the step.
     """
     table: list[int] = []
     decodes: list[tuple[int, int, int]] = []  # row, keys, where its blocks begin
@@ -56,7 +62,8 @@ def make_plan(
         else:
             chunks.append((row, span.start, span.num_tokens, start))
         row += span.num_tokens
-    block_rows = choose_block_rows(dtype, max((n for _, _, n, _ in chunks), default=1))
+    longest_chunk = max((n for _, _, n, _ in chunks), default=1)
+    block_rows = choose_block_rows(dtype, 1 << 30 if is_fixed else longest_chunk)
     records = tile_records(chunks, block_rows)
     parts = [*(list(column) for column in zip(*decodes, strict=True)), [n for r in records for n in r], table]
     views = iter(_to_device(parts, device))
@@ -67,7 +74,7 @@ def make_plan(
     return AttentionPlan(
         cache=cache,
         decodes=None if rows is None else DecodeRows(*rows, table_view),
-        num_splits=choose_num_splits(len(decodes), num_heads, longest),
+        num_splits=FIXED_SPLITS if is_fixed else choose_num_splits(len(decodes), num_heads, longest),
         tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,
     )
 

@@ -50,15 +50,18 @@ class CudaBackend:
     Args:
         device: a CUDA device of compute capability 8.0 or above; the CPU when Triton interprets (tests).
         must_pass: whether to refuse to start where a kernel fails, instead of having torch do its work.
+        batch_invariant: whether a row's result must not depend on what else is in the step: tiles of one size for every
+            product, and keys cut into as many parts always. Then every kernel must pass.
     """
 
     name = "cuda"
 
-    def __init__(self, device: torch.device, *, must_pass: bool = False) -> None:
+    def __init__(self, device: torch.device, *, must_pass: bool = False, batch_invariant: bool = False) -> None:
         self.device = device
         self.runs_ahead = True
+        must_pass |= batch_invariant
         self.operations = Operations(device, may_replace=not must_pass)
-        self._must_pass = must_pass
+        self._must_pass, self._is_fixed = must_pass, batch_invariant
         self._notes = Notes(None)
         self._dtype = torch.bfloat16
         self.choose_tokens: Choose | None = self._choose_tokens
@@ -112,6 +115,10 @@ class CudaBackend:
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
         """See `Backend`. cuBLAS, and for one row a kernel of our own where that is faster."""
+        if self._is_fixed:
+            result = torch.float32 if wide_results else weight.dtype
+            tiles = self.operations["tile_matmul"]
+            return lambda x: tiles(x, weight, bias, result)
         library: LinearKernel = functools.partial(F.linear, weight=weight, bias=bias)
         result = weight.dtype
         if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
@@ -143,6 +150,9 @@ class CudaBackend:
         return functools.partial(self._gptq_matmul, packed, bias), num_bytes
 
     def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        if self._is_fixed:
+            fixed: torch.Tensor = self.operations["gptq_few_rows"](x, weight, bias, is_fixed=True)
+            return fixed
         name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"
         out: torch.Tensor = self.operations[name](x, weight, bias)
         return out
@@ -193,7 +203,7 @@ class CudaBackend:
         if batch.attention_plan is not None:
             plan: AttentionPlan = batch.attention_plan
             return plan
-        return make_plan(batch.spans, cache, batch.token_ids.device, self._dtype)
+        return make_plan(batch.spans, cache, batch.token_ids.device, self._dtype, is_fixed=self._is_fixed)
 
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
         """See `Backend`."""
@@ -267,7 +277,15 @@ class CudaBackend:
         make_inputs = self.operations["make_decode_inputs"]
         try:
             return CapturedDecodes(
-                step, config, cache, last_ids, max_model_len, self._recorder, make_inputs, any_rank=any_rank
+                step,
+                config,
+                cache,
+                last_ids,
+                max_model_len,
+                self._recorder,
+                make_inputs,
+                any_rank=any_rank,
+                is_fixed=self._is_fixed,
             )
         except BrokenDeviceError as error:
             raise noted_fault(self._notes, _RECORDING, error) from error

@@ -23,7 +23,7 @@ import torch
 
 from model.backends.cuda.attention_plan import AttentionPlan
 from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
-from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, DecodeInputs, make_decode_inputs
 from model.contract.config import ModelConfig
 from model.distributed.ranks import OutOfStepError
@@ -108,6 +108,7 @@ class CapturedDecodes:
         recorder: of the device.
         make_inputs: `make_decode_inputs`, or what stands in for it.
         any_rank: see `Backend.capture_decode`.
+        is_fixed: whether keys are cut into as many parts for every batch size.
 
     Attributes:
         batch_sizes: that were recorded, ascending.
@@ -123,6 +124,7 @@ class CapturedDecodes:
         recorder: Recorder,
         make_inputs: Callable[..., DecodeInputs] = make_decode_inputs,
         any_rank: Callable[[bool], bool] | None = None,
+        is_fixed: bool = False,
     ) -> None:
         started = time.monotonic()
         self._step = step
@@ -132,6 +134,7 @@ class CapturedDecodes:
         self._recorder = recorder
         self._make_inputs = make_inputs
         self._any_rank = any_rank
+        self._is_fixed = is_fixed
         device = cache.data.device
         max_num_rows = min(len(last_ids), _BATCH_SIZES[-1])
         self._alpha_rows, self._angles = angle_tables(config, max_model_len, device)
@@ -215,7 +218,9 @@ class CapturedDecodes:
         plan = AttentionPlan(
             cache=self._cache,
             decodes=decodes,
-            num_splits=choose_num_splits(batch_size, num_heads, self._max_model_len),
+            num_splits=(
+                FIXED_SPLITS if self._is_fixed else choose_num_splits(batch_size, num_heads, self._max_model_len)
+            ),
             tiles=None,
         )
         return self._step(

@@ -20,6 +20,7 @@ from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.sampling import sample_rows
 from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.kernels.tile_matmul import tile_matmul
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ KERNELS: dict[str, Operation] = {
     "sample_rows": sample_rows,
     "row_matmul": row_matmul,
     "add_low_rank": add_low_rank,
+    "tile_matmul": tile_matmul,
     "gptq_one_row": gptq_matmul,
     "gptq_few_rows": gptq_matmul,
     "gptq_many_rows": gptq_matmul,
@@ -51,6 +53,7 @@ TORCH: dict[str, Operation] = {
     "make_decode_inputs": torch_operations.make_decode_inputs,
     "row_matmul": torch_operations.row_matmul,
     "add_low_rank": torch_operations.add_low_rank,
+    "tile_matmul": torch_operations.row_matmul,
     "gptq_one_row": torch_operations.gptq_matmul,
     "gptq_few_rows": torch_operations.gptq_matmul,
     "gptq_many_rows": torch_operations.gptq_matmul,

@@ -459,3 +459,22 @@ def test_draws_are_the_streams_own() -> None:
     assert is_valid.all()
     assert len(set(ids.tolist())) == 3
     assert again.tolist() == ids[1:2].tolist()
+
+
+def test_batch_invariant_steps_have_tiles_and_parts_of_one_size() -> None:
+    backend = CudaBackend(CPU, batch_invariant=True)
+    weight, x = torch.randn(70, 48).bfloat16(), torch.randn(19, 48).bfloat16()
+    linear = backend.prepare_linear(weight, None, wide_results=True)
+    together = linear(x)
+    assert together.dtype == torch.float32
+    assert torch.equal(linear(x[7:8]), together[7:8])
+    cache = allocate_kv_cache(CONFIG, num_blocks=80, block_size=16, dtype=torch.float32, device=CPU)
+    spans = [SequenceSpan([0], length - 1, 1.0, list(range(80)), 1) for length in (5, 1200)]
+    chunks = [SequenceSpan([0] * length, 0, 1.0, list(range(80)), 1) for length in (3, 200)]
+    plans = [
+        backend.plan_attention(ForwardBatch.build(step, CONFIG, 16, CPU), cache)
+        for step in ([spans[0], chunks[0]], [*spans, *spans, *chunks])
+    ]
+    assert plans[0].num_splits == plans[1].num_splits
+    assert plans[0].tiles is not None and plans[1].tiles is not None
+    assert plans[0].tiles.block_rows == plans[1].tiles.block_rows

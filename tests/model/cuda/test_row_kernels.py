@@ -13,6 +13,7 @@ from model.backends.cuda.kernels.norm import rms_norm
 from model.backends.cuda.kernels.rotary import rotate_and_cache
 from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
+from model.backends.cuda.kernels.tile_matmul import tile_matmul
 from model.backends.cuda.linear_choice import LinearChoice
 from model.backends.cuda.notes import Notes
 from model.backends.torch_backend import TorchBackend
@@ -117,6 +118,22 @@ def test_one_row_times_a_weight(device: torch.device, dtype: torch.dtype, has_bi
     torch.testing.assert_close(out.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     wide = row_matmul(*operands, torch.float32)
     torch.testing.assert_close(wide.double().cpu(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rows_in_tiles_of_one_size(device: torch.device, dtype: torch.dtype, has_bias: bool) -> None:
+    """Exact, and to the bit the same for a row alone and among any number of others."""
+    x, weight = torch.randn(37, 150).to(dtype), (torch.randn(70, 150) / 12).to(dtype)
+    bias = torch.randn(70).to(dtype) if has_bias else None
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    operands = (weight.to(device), None if bias is None else bias.to(device))
+    wide = tile_matmul(x.to(device), *operands, torch.float32)
+    torch.testing.assert_close(wide.double().cpu(), exact, rtol=1e-4, atol=1e-4)
+    together = tile_matmul(x.to(device), *operands)
+    assert together.dtype == dtype
+    for rows in (slice(0, 1), slice(5, 6), slice(11, 30)):
+        assert torch.equal(tile_matmul(x[rows].to(device), *operands), together[rows])
 
 
 class Products:

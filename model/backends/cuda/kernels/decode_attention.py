@@ -183,6 +183,10 @@ def _decode_attention_kernel(
             tl.store(places, merged.to(out_ptr.dtype.element_ty), mask=dim_mask)
 
 
+# Into which keys are cut where that must not depend on the step.
+FIXED_SPLITS = 8
+
+
 def choose_num_splits(num_seqs: int, num_heads: int, max_length: int) -> int:
     """How many parts the keys are cut into.
 

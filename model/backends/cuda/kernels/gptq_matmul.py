@@ -38,19 +38,24 @@ def choose_num_splits(num_programs: int, num_tiles: int) -> int:
     return max(1, min(_MAX_SPLITS, num_tiles // 2, -(-_TARGET_PROGRAMS // num_programs)))
 
 
-def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def gptq_matmul(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool = False
+) -> torch.Tensor:
     """Multiplies with a quantised weight.
 
     Args:
         x: [T, K], contiguous rows.
         weight: [N, K].
         bias: [N] or None.
+        is_fixed: whether tiles and parts must not depend on the number of rows.
 
     Returns:
         [T, N], dtype of x, or float32 where the weight asks for it.
     """
     if x.stride(1) != 1:
         x = x.contiguous()
+    if is_fixed:
+        return _few_rows(x, weight, bias, is_fixed=True)
     if x.shape[0] > MAX_ROWS_OF_TILES:
         return _many_rows(x, weight, bias)
     if x.shape[0] == 1:
@@ -113,16 +118,18 @@ def _one_row(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -
     return out
 
 
-def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def _few_rows(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool = False
+) -> torch.Tensor:
     num_rows = x.shape[0]
     out_features, num_tiles = weight.out_features, weight.num_tiles
-    block_tokens = max(16, min(64, next_power_of_2(num_rows)))
+    block_tokens = 16 if is_fixed else max(16, min(64, next_power_of_2(num_rows)))
     # The wider tile is faster where its registers suffice, which small groups and a permutation use up.
     is_wide = block_tokens > 16 and weight.group_size >= 128 and weight.permutation is None
     block_columns = 128 if is_wide else 64
     num_column_blocks = triton.cdiv(out_features, block_columns)
     num_token_blocks = triton.cdiv(num_rows, block_tokens)
-    num_splits, tiles_per_split = _split(num_column_blocks * num_token_blocks, num_tiles)
+    num_splits, tiles_per_split = _split(num_column_blocks * (1 if is_fixed else num_token_blocks), num_tiles)
     partial = torch.empty((num_splits, num_rows, out_features), dtype=torch.float32, device=x.device)
     launch(
         tile_kernel,

@@ -228,6 +228,14 @@ def _add_low_rank(operation: Operation, shape: KernelShape, size: int) -> list[t
     return results
 
 
+def _tile_matmul(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
+    draw = Draw(shape, size)
+    inputs = shape.hidden_size + (0 if size % 8 == 0 else 5)
+    x, weight = (draw.normal(n, inputs) / inputs**0.25 for n in (size, 70))
+    x, weight, bias = x.to(shape.dtype), weight.to(shape.dtype), draw.normal(70, dtype=shape.dtype)
+    return [operation(x, weight, None, torch.float32), operation(x, weight, bias)]
+
+
 # A share whose middle no sum in float32 misses.
 _LEAST_SHARE = 1e-3
 # Temperature, top_k, top_p, min_p.
@@ -334,6 +342,7 @@ TRIALS: dict[str, Trial] = {
     "sample_rows": Trial(_sample_rows, (300, 0)),
     "row_matmul": Trial(_row_matmul, (24, 37)),
     "add_low_rank": Trial(_add_low_rank, (1, 5)),
+    "tile_matmul": Trial(_tile_matmul, (8, 19)),
     "gptq_one_row": Trial(_gptq, (1, -1)),
     "gptq_few_rows": Trial(_gptq, (2, -19, 40)),
     "gptq_many_rows": Trial(_gptq, (MAX_ROWS_OF_TILES + 2, -MAX_ROWS_OF_TILES - 1)),

@@ -180,6 +180,7 @@ _MAKERS: dict[str, Callable[[Operation, KernelShape, Sizes], Workload]] = {
     "prefill_attention": _prefill_attention,
     "sample_rows": _sample_rows,
     "row_matmul": _row_matmul,
+    "tile_matmul": _row_matmul,
     "gptq_one_row": lambda *rest: _gptq(1, *rest),
     "gptq_few_rows": lambda *rest: _gptq(16, *rest),
     "gptq_many_rows": lambda *rest: _gptq(512, *rest),
