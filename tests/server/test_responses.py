@@ -20,7 +20,7 @@ URL = "/v1/responses"
 WEATHER = {
     "name": "get_weather",
     "description": "Current weather of a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
 }
 TOOL = {"type": "function", **WEATHER}
 QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
