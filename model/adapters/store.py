@@ -215,9 +215,9 @@ class AdapterStore:
         """Returns the slot of an adapter that a sequence uses; -1 for the base model, which is adapter 0."""
         return self._slots[adapter_id] if adapter_id else -1
 
-    def can_replay(self, slots: AbstractSequence[int]) -> bool:
-        """Whether recorded steps serve rows with these adapters: those know the model's own layers only."""
-        return all(slot < 0 for slot in slots)
+    def has_own_layers(self, slots: AbstractSequence[int]) -> bool:
+        """Whether any of these has an embedding or an output layer of its own: recorded steps know the model's only."""
+        return any(slot in self._embeddings or slot in self._heads for slot in slots)
 
     def logits(self, model: HasLogits, hidden: torch.Tensor, slots: AbstractSequence[int]) -> torch.Tensor:
         """Maps [R, hidden_size] to [R, vocab_size] float32, by each row's own output layer.

@@ -320,6 +320,7 @@ class Backend(Protocol):
         last_ids: torch.Tensor,
         max_model_len: int,
         any_rank: Callable[[bool], bool] | None = None,
+        with_adapters: bool = False,
     ) -> DecodeGraphs | None:
         """Records decode steps of several batch sizes.
 
@@ -331,6 +332,7 @@ class Backend(Protocol):
             max_model_len: the longest sequence.
             any_rank: whether something is true on any of the ranks that share the model: they must record the same
                 steps, whatever each has time for. All ask equally often. None where there is one rank.
+            with_adapters: whether rows may have adapters.
 
         Returns:
             what replays them, or None where nothing is gained by it.

@@ -39,6 +39,7 @@ class ImmediateSteps:
         last_ids: torch.Tensor,
         max_model_len: int,
         any_rank: Callable[[bool], bool] | None = None,
+        with_adapters: bool = False,
     ) -> DecodeGraphs | None:
         """See `Backend`. There is nothing to record."""
         if any_rank is not None:

@@ -126,6 +126,8 @@ class ModelRunner:
             num_ids = config.max_num_seqs + MAX_GUESSED_ROWS
             self._last_ids = torch.zeros(num_ids, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
+            has_adapters = self.adapters is not None and self._graphs is not None
+            self._graphs_with_adapters = self._capture(with_adapters=True) if has_adapters else None
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
@@ -187,7 +189,7 @@ class ModelRunner:
         )
         return costs
 
-    def _capture(self) -> DecodeGraphs | None:
+    def _capture(self, *, with_adapters: bool = False) -> DecodeGraphs | None:
         def step(batch: ForwardBatch) -> torch.Tensor:
             return self.model.logits(self.model(batch, self._cache))
 
@@ -201,6 +203,7 @@ class ModelRunner:
             self._last_ids,
             self.max_model_len,
             any_rank if self._ranks.size > 1 else None,
+            with_adapters,
         )
 
     def _step_bytes(self, config: EngineConfig, dtype: torch.dtype, max_model_len: int) -> int:
@@ -403,7 +406,9 @@ class ModelRunner:
 
     def _graphs_for(self, slots: list[int]) -> DecodeGraphs | None:
         """The recorded steps that serve these rows' adapters, if any do."""
-        return self._graphs if self.adapters is None or self.adapters.can_replay(slots) else None
+        if self.adapters is None or all(slot < 0 for slot in slots):
+            return self._graphs
+        return None if self.adapters.has_own_layers(slots) else self._graphs_with_adapters
 
     def _logits(self, hidden: torch.Tensor, slots: list[int]) -> torch.Tensor:
         return self.model.logits(hidden) if self.adapters is None else self.adapters.logits(self.model, hidden, slots)

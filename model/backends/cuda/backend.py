@@ -267,6 +267,7 @@ class CudaBackend:
         last_ids: torch.Tensor,
         max_model_len: int,
         any_rank: Callable[[bool], bool] | None = None,
+        with_adapters: bool = False,
     ) -> CapturedDecodes | None:
         """See `Backend`."""
         is_hindered = self._recorder is None or self._cannot_record()

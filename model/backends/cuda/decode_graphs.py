@@ -25,6 +25,7 @@ from model.backends.cuda.attention_plan import AttentionPlan
 from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
 from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, AngleTables, DecodeInputs, make_decode_inputs
+from model.backends.cuda.low_rank import AdapterTable
 from model.contract.config import ModelConfig
 from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
@@ -108,6 +109,7 @@ class CapturedDecodes:
         recorder: of the device.
         make_inputs: `make_decode_inputs`, or what stands in for it.
         any_rank: see `Backend.capture_decode`.
+        with_adapters: whether rows may have adapters: for each what theirs adds is worked out too.
         is_fixed: whether keys are cut into as many parts for every batch size.
 
     Attributes:
@@ -124,6 +126,7 @@ class CapturedDecodes:
         recorder: Recorder,
         make_inputs: Callable[..., DecodeInputs] = make_decode_inputs,
         any_rank: Callable[[bool], bool] | None = None,
+        with_adapters: bool = False,
         is_fixed: bool = False,
     ) -> None:
         started = time.monotonic()
@@ -138,8 +141,10 @@ class CapturedDecodes:
         device = cache.data.device
         max_num_rows = min(len(last_ids), _BATCH_SIZES[-1])
         self._alpha_rows, self._angles = angle_tables(config, max_model_len, device)
-        # The numbers of the rows, then the block tables of the sequences, one after another.
-        self._table_start = max_num_rows * NUM_FIELDS
+        # The numbers of the rows, the slots of their adapters, then the block tables one after another.
+        self._slot_start = max_num_rows * NUM_FIELDS
+        self._with_adapters = with_adapters
+        self._table_start = self._slot_start + max_num_rows
         capacity = self._table_start + max_num_rows * -(-max_model_len // cache.block_size)
         self._numbers = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._staging = [torch.zeros(capacity, dtype=torch.int32) for _ in range(2)]
@@ -148,7 +153,8 @@ class CapturedDecodes:
         self._is_free: list[Callable[[], None]] = [lambda: None, lambda: None]
         self._turn = 0
         self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
-        rows = self._numbers[: self._table_start].view(-1, NUM_FIELDS)
+        self._numbers[self._slot_start : self._table_start] = -1
+        rows = self._numbers[: self._slot_start].view(-1, NUM_FIELDS)
         rows.copy_(torch.tensor(_UNUSED_ROW, dtype=torch.int32))
         self._record_all(_batch_sizes(max_num_rows), config.vocab_size)
         self.batch_sizes = sorted(self._graphs)
@@ -234,8 +240,12 @@ class CapturedDecodes:
                 logit_rows=rows,
                 block_size=self._cache.block_size,
                 attention_plan=plan,
+                adapter_plan=AdapterTable(self._adapter_slots(batch_size), []) if self._with_adapters else None,
             )
         )
+
+    def _adapter_slots(self, batch_size: int) -> torch.Tensor:
+        return self._numbers[self._slot_start : self._slot_start + batch_size]
 
     def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:
         """See `DecodeGraphs`."""
@@ -246,6 +256,8 @@ class CapturedDecodes:
         self._is_free[self._turn]()
         numbers = staging.numpy()
         numbers[: len(fields)] = fields
+        slots = [span.adapter_slot for span in spans] + [-1] * (batch_size - len(spans))
+        numbers[self._slot_start : self._slot_start + batch_size] = slots
         end = self._table_start + len(table)
         numbers[self._table_start : end] = np.frombuffer(table, dtype=np.int32)
         self._numbers[:end].copy_(staging[:end], non_blocking=True)

@@ -175,6 +175,18 @@ def capture(model: FakeModel, recorder: FakeRecorder, max_num_seqs: int = 6) -> 
     return CapturedDecodes(model, CONFIG, cache, last_ids, 60, recorder)
 
 
+def test_recorded_rows_have_their_adapters(model: FakeModel) -> None:
+    """A replay reads the slots of this step's rows, not of the one that was recorded; rows to spare have none."""
+    cache = allocate_kv_cache(CONFIG, num_blocks=8, block_size=4, dtype=torch.float32, device=CPU)
+    last_ids = torch.zeros(6, dtype=torch.int64)
+    graphs = CapturedDecodes(model, CONFIG, cache, last_ids, 60, FakeRecorder(), with_adapters=True)
+    assert all(batch.adapter_plan.slots.tolist() == [-1] * len(batch.token_ids) for batch in model.batches)
+    graphs.run([SequenceSpan([i], 0, 1.0, [i], 1, slot) for i, slot in enumerate((2, -1, 0))], [-1] * 3)
+    assert model.batches[-1].adapter_plan.slots.tolist() == [2, -1, 0, -1]
+    graphs.run([SequenceSpan([1], 0, 1.0, [1], 1, 1)], [-1])
+    assert model.batches[-1].adapter_plan.slots.tolist() == [1]
+
+
 def test_a_step_runs_in_the_next_larger_graph(model: FakeModel) -> None:
     recorder = FakeRecorder()
     graphs = capture(model, recorder)
@@ -316,7 +328,7 @@ class InterpretedBackend(CudaBackend):
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments: InterpretedBackend(CPU))
+    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *_, **__: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
     # Programs run one after another here.
