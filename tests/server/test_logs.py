@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.loop.process import _TextFormatter
+from model.loop.child_process import _TextFormatter
 from server.__main__ import main
 from server.logs import JsonFormatter, TextFormatter
 from tests.support.server_process import ROOT, ServerProcess

@@ -181,7 +181,7 @@ def refusal(folder: Path, model: ModelConfig) -> str:
         (_with("base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", torch.zeros(8, 32)), "lora_B of"),
         (lambda tensors: {}, "no weights of 'c_attn'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_odd_weights_are_refused(
     tmp_path: Path, model: ModelConfig, change: Callable[[Tensors], Tensors], told: str
