@@ -24,7 +24,7 @@ from model.contract.messages import (
     encode,
 )
 
-STEP_S = 0.04
+STEP_S = 0.01
 _TOKENS = b"Nobody had opened the lighthouse door for a winter, and the air tasted of salt. "
 
 

@@ -83,7 +83,7 @@ def configure_logging(level: str, log_format: str) -> None:
     if log_format == "json":
         logging.captureWarnings(True)
         sys.excepthook = _log_uncaught
-    for chatty in ("asyncio", "httpx", "httpx2", "httpcore", "filelock", "huggingface_hub"):
+    for chatty in ("asyncio", "sse_starlette", "httpx", "httpx2", "httpcore", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(max(logging.INFO, root.level))
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
@@ -224,6 +225,8 @@ def draining_server(
         credentials: who may use the API; by default those that the settings name.
         tls: certificate and key, or None for plain HTTP.
     """
+    # Streams end when they are finished or the drain is over, not because a signal came.
+    AppStatus.enable_automatic_graceful_drain = False
     app = create_app(settings, tokenizer, defaults, engine, credentials)
     app.state.services.store.open()  # what cannot be used stops the start, in one line
     return DrainingServer(

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from sse_starlette.sse import AppStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from model.contract.errors import StartupError
@@ -49,6 +50,8 @@ class Replica:
             timeout_s=settings.engine_timeout_s,
             on_fatal=self._fatal.append,
         )
+        # Streams end when they are finished or the drain is over, not because a signal came.
+        AppStatus.enable_automatic_graceful_drain = False
         defaults = GenerationDefaults.from_folder(checkpoint)
         self._app = create_app(settings, look_at(checkpoint, settings), defaults, self._engine)
         self._app.router.lifespan_context = self._until_ready(self._app.router.lifespan_context)

@@ -17,13 +17,6 @@ CLIENT_CLOSED_REQUEST = 499
 T = TypeVar("T")
 
 
-class ClientLeftError(ApiError):
-    """The client has left; nobody reads what this would say."""
-
-    def __init__(self) -> None:
-        super().__init__(CLIENT_CLOSED_REQUEST, "The client has left.", code="client_closed_request")
-
-
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Returns what comes of some work.
 
@@ -32,7 +25,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         work: cancelled when the client leaves.
 
     Raises:
-        ClientLeftError: it has left.
+        ApiError: 499, the client has left.
     """
     working = asyncio.create_task(work, name=request_id_var.get())
     leaving = asyncio.create_task(_client_gone(receive))
@@ -40,7 +33,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientLeftError
+        raise ApiError(CLIENT_CLOSED_REQUEST, "The client has left.", code="client_closed_request")
     finally:
         for task in (working, leaving):
             task.cancel()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
-from typing import Protocol
+from contextlib import aclosing
+from functools import partial
+from typing import Protocol, TypeVar
 
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.gates.request_context import name_task, request_id_var
-from server.gates.while_connected import ClientLeftError, while_connected
+from server.gates.while_connected import while_connected
 from server.replies.generation import Generation, TokenUsage
 from server.replies.output_processor import ChoiceDelta
 from server.wire.errors import ApiError, as_api_error
@@ -24,7 +26,8 @@ from server.wire.errors import ApiError, as_api_error
 logger = logging.getLogger(__name__)
 
 _MANY_SCORES = 512
-_PING = b": ping\n\n"
+
+T = TypeVar("T")
 
 
 class Reply(Protocol):
@@ -54,7 +57,7 @@ class Reply(Protocol):
         """Returns the reply that is not streamed, a JSON text."""
 
 
-class EventsResponse(Response):
+class EventsResponse(EventSourceResponse):
     """A reply of server-sent events.
 
     Args:
@@ -63,8 +66,6 @@ class EventsResponse(Response):
         close: called however the stream ends.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
@@ -72,47 +73,23 @@ class EventsResponse(Response):
         ping_interval_s: float,
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._events = events
-        self._ping_interval_s = ping_interval_s
+        super().__init__(
+            events,
+            sep="\n",
+            ping=ping_interval_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            headers={"Cache-Control": "no-cache"},
+        )
+        # Whether the connection is kept is the protocol's to say, and it says it once.
+        del self.headers["connection"]
         self._close = close
-        self._last_sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the stream, until its end or until the client leaves."""
+        """Sends the stream."""
         try:
-            with suppress(ClientLeftError):
-                await while_connected(receive, self._send_all(send))
+            await super().__call__(scope, receive, send)
         finally:
-            await self._events.aclose()
             self._close()  # also if the client left before the first event was asked for
-
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        clock = asyncio.get_running_loop().time
-        self._last_sent_s = clock()
-        pinging = asyncio.create_task(self._ping(send)) if self._ping_interval_s else None
-        try:
-            async for data in self._events:
-                self._last_sent_s = clock()
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        finally:
-            if pinging is not None:
-                pinging.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _ping(self, send: Send) -> None:
-        """Shows proxies that an idle stream is alive."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            idle_s = clock() - self._last_sent_s
-            if idle_s < self._ping_interval_s:
-                await asyncio.sleep(self._ping_interval_s - idle_s)
-                continue
-            self._last_sent_s = clock()
-            await send({"type": "http.response.body", "body": _PING, "more_body": True})
 
 
 async def _nothing() -> None:
@@ -135,11 +112,7 @@ async def stream_events(
             yield beginning
         async with aclosing(generation.deltas()) as all_deltas:
             async for deltas in all_deltas:
-                if _is_long(deltas):
-                    events = await asyncio.to_thread(reply.events, deltas, generation.usage)
-                else:
-                    events = reply.events(deltas, generation.usage)
-                if events:
+                if events := await _off_loop_if_long(deltas, partial(reply.events, deltas, generation.usage)):
                     yield events
         await keep()
         yield reply.ending(generation.usage())
@@ -150,9 +123,10 @@ async def stream_events(
         yield reply.failure(api_error)
 
 
-def _is_long(deltas: list[ChoiceDelta]) -> bool:
-    """Whether deltas are much to write: the scores of a long prompt, which come all at once."""
-    return sum(len(delta.prompt_logprobs) for delta in deltas if delta.prompt_logprobs) > _MANY_SCORES
+async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) -> T:
+    """Does what is to be done with deltas; the scores of a long prompt, which come all at once, are many."""
+    num_scores = sum(len(delta.prompt_logprobs or ()) for delta in deltas)
+    return await asyncio.to_thread(work) if num_scores > _MANY_SCORES else work()
 
 
 async def respond(
@@ -194,9 +168,6 @@ async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], A
     """
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
-            if _is_long(deltas):
-                await asyncio.to_thread(reply.add, deltas)
-            else:
-                reply.add(deltas)
+            await _off_loop_if_long(deltas, partial(reply.add, deltas))
     await keep()
     return reply.whole(generation.usage())
