@@ -15,7 +15,6 @@ import os
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -142,7 +141,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         alone = [arguments.model, "--num-lines", str(arguments.num_lines), "--engine-alone", *flags]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.batches", *alone], stdout=subprocess.PIPE, text=True, check=True,
+            module_command("benchmarks.batches", *alone), stdout=subprocess.PIPE, text=True, check=True,
             timeout=_TIMEOUT_S,
         )  # fmt: skip
         engine_s = float(done.stdout.splitlines()[-1])

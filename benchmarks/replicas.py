@@ -14,12 +14,13 @@ import platform
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from server.run_module import module_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,7 +116,7 @@ def main() -> None:
             if changes is None:
                 own = _free_port()
                 flags = ["--threads", str(arguments.threads), "--kv-cache-memory", "256MiB", "--log-level", "warning"]
-                command = [sys.executable, "-m", "server", "serve", settings["model"], "--port", str(own), *flags]
+                command = module_command("server", "serve", settings["model"], "--port", str(own), *flags)
                 process = subprocess.Popen(command, cwd=ROOT)
                 url = f"http://127.0.0.1:{own}"
             else:

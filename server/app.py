@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -51,6 +51,12 @@ from server.wire.anthropic_errors import AnthropicErrorMiddleware
 from server.wire.errors import install_error_handlers
 from server.wire.openapi import install_openapi
 
+ROUTERS = [
+    *(module.router for module in (chat, completions, responses, conversations, messages, files, batches)),
+    *(module.router for module in (adapters, models, tokenize, health, page)),
+    responses.generating,
+]
+
 
 def create_app(
     settings: Settings,
@@ -69,27 +75,84 @@ def create_app(
         credentials: who may use the API; by default those that the settings name.
     """
     credentials = settings.credentials() if credentials is None else credentials
+    tracer = None if settings.otel_endpoint is None else Tracer(settings.otel_endpoint)
+    generating = FastAPI(openapi_url=None)  # what the lines of batches are asked, with no gate in front
+    services = _services(settings, credentials, tokenizer, defaults, engine, generating)
+    app = FastAPI(
+        title="qwen-server",
+        version=server_version().version,
+        summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
+        lifespan=_lifespan(services, tracer),
+        docs_url=None,  # routes/page has a reference that needs no other host
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,  # a body without a Content-Type is JSON
+    )
+    app.state.services = generating.state.services = services
+    for router in (chat.router, completions.router, responses.generating):
+        generating.include_router(router)
+    install_error_handlers(generating, [])
+    install_openapi(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    install_error_handlers(app, [route.path for route in routes])
+    _put_gates_before(app, services, WorkRoutes(routes), tracer)
+    return app
+
+
+def _services(
+    settings: Settings,
+    credentials: Credentials,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    engine: EngineClient,
+    generating: FastAPI,
+) -> Services:
     metrics = Metrics(
         settings.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
     )
     engine.on_step(metrics.observe_step)
-    watchdog = EventLoopWatchdog()
-    metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
-    grammars = GrammarChecker(tokenizer)
     converter = Converter(
         PromptEncoder(tokenizer, defaults, settings.chat_format, guards_results=settings.guard_tool_results),
-        grammars,
+        GrammarChecker(tokenizer),
         settings.max_request_tokens,
         clamp_max_tokens=settings.clamp_max_tokens,
         default_max_tokens=_default_max_tokens(settings, defaults),
         truncation=settings.truncation,
     )
-    tracer = None if settings.otel_endpoint is None else Tracer(settings.otel_endpoint)
-    admission = Admission(
-        engine, metrics, max_queue_requests=settings.max_queue_requests, max_queue_tokens=settings.max_queue_tokens
-    )
-    limiter = RateLimiter(settings.max_requests_per_minute, settings.max_tokens_per_minute)
     store = Store(settings.store, settings.store_bytes)
+    return Services(
+        settings=settings.without_secrets(),
+        credentials=credentials,
+        tokenizer=tokenizer,
+        converter=converter,
+        engine=engine,
+        admission=Admission(
+            engine,
+            metrics,
+            max_queue_requests=settings.max_queue_requests,
+            max_queue_tokens=settings.max_queue_tokens,
+        ),
+        limiter=RateLimiter(settings.max_requests_per_minute, settings.max_tokens_per_minute),
+        metrics=metrics,
+        store=store,
+        uploads=Uploads(store),
+        batches=BatchRunner(
+            store,
+            generating,
+            engine,
+            credentials,
+            num_slots=2 * settings.max_num_seqs,  # while one half runs the other is made ready
+            max_line_bytes=settings.max_body_bytes,
+        ),
+    )
+
+
+def _lifespan(services: Services, tracer: Tracer | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    engine, store, grammars = services.engine, services.store, services.converter.grammars
+    watchdog = EventLoopWatchdog()
+    services.metrics.registry.register(LoopCollector(watchdog, lambda: engine.stats))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -106,61 +169,18 @@ def create_app(
             await services.batches.stop()
             await services.runs.stop()
             grammars.close()
-            converter.encoder.off_loop.close()
+            services.off_loop.close()
             await engine.stop()
             await asyncio.to_thread(store.close)
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
-    app = FastAPI(
-        title="qwen-server",
-        version=server_version().version,
-        summary="An OpenAI-compatible API for first-generation Qwen checkpoints",
-        lifespan=lifespan,
-        docs_url=None,  # routes/page has a reference that needs no other host
-        redoc_url=None,
-        redirect_slashes=False,
-        strict_content_type=False,  # a body without a Content-Type is JSON
-    )
-    generating = FastAPI(openapi_url=None)  # what the lines of batches are asked, with no gate in front
-    app.state.services = services = Services(
-        settings=settings.without_secrets(),
-        credentials=credentials,
-        tokenizer=tokenizer,
-        converter=converter,
-        engine=engine,
-        admission=admission,
-        limiter=limiter,
-        metrics=metrics,
-        store=store,
-        uploads=Uploads(store),
-        batches=BatchRunner(
-            store,
-            generating,
-            engine,
-            credentials,
-            num_slots=2 * settings.max_num_seqs,  # while one half runs the other is made ready
-            max_line_bytes=settings.max_body_bytes,
-        ),
-    )
-    generating.state.services = services
-    for router in (chat.router, completions.router, responses.generating):
-        generating.include_router(router)
-    install_error_handlers(generating, [])
-    install_openapi(app)
-    routers = [
-        module.router
-        for module in (
-            chat, completions, responses, conversations, messages, files, batches, adapters, models, tokenize, health,
-            page,
-        )
-    ]  # fmt: skip
-    routers.append(responses.generating)
-    for router in routers:
-        app.include_router(router)
-    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
-    install_error_handlers(app, [route.path for route in routes])
-    # The last one added is the outermost.
+    return lifespan
+
+
+def _put_gates_before(app: FastAPI, services: Services, work: WorkRoutes, tracer: Tracer | None) -> None:
+    """The last one added is the outermost."""
+    settings, metrics = services.settings, services.metrics
     app.add_middleware(
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
@@ -169,11 +189,11 @@ def create_app(
     )
     app.add_middleware(
         GateMiddleware,
-        credentials=credentials,
+        credentials=services.credentials,
         trusted_proxies=settings.trusted_proxy,
-        limiter=limiter,
-        admission=admission,
-        work=WorkRoutes(routes),
+        limiter=services.limiter,
+        admission=services.admission,
+        work=work,
         metrics=metrics,
     )
     if settings.cors_allow_origin:
@@ -194,12 +214,11 @@ def create_app(
     if tracer is not None:
         app.add_middleware(TracingMiddleware, tracer=tracer)
     app.add_middleware(
-        RequestContextMiddleware, metrics=metrics, is_leaving=lambda: engine.state is EngineState.DRAINING
+        RequestContextMiddleware, metrics=metrics, is_leaving=lambda: services.engine.state is EngineState.DRAINING
     )
     app.add_middleware(AnthropicErrorMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
-    return app
 
 
 def _default_max_tokens(settings: Settings, defaults: GenerationDefaults) -> int | None:

@@ -16,6 +16,7 @@ def python(code: str) -> list[str]:
     return [module_command("x")[0], "-c", code]
 
 
+@pytest.mark.slow
 def test_a_small_day(tmp_path: Path) -> None:
     """Every kind of part, and the table that is made of it."""
     results = tmp_path / "RESULTS.md"

@@ -101,7 +101,7 @@ def test_models(client: openai.OpenAI, server: ServerProcess, max_model_len: int
     models = client.models.list().data
     names = [m.id for m in models]
     assert names == ["Qwen-Demo", "Qwen"]
-    assert all(m.object == "model" and m.model_extra == {"max_model_len": max_model_len} for m in models)
+    assert all(m.object == "model" and (m.model_extra or {})["max_model_len"] == max_model_len for m in models)
     for name in names:
         assert client.models.retrieve(name).id == name
     for name in names:

@@ -144,7 +144,7 @@ def test_other_tools_still_take_json() -> None:
 @pytest.mark.parametrize(
     ("tool", "param"),
     [
-        ({"type": "custom"}, "tools[0].custom.name"),
+        ({"type": "custom"}, "tools[0].name"),
         ({"type": "custom", "custom": 1}, "tools[0].custom"),
         (custom(type="xml"), "tools[0].custom.format"),
         (custom(type="grammar"), "tools[0].custom.format"),

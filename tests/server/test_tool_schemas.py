@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from msgspec.structs import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,7 +130,7 @@ async def test_a_strict_tool_and_a_format_are_refused_with_path_and_reason(kind:
 async def refused_before_the_engine(body: JsonDict) -> None:
     """Reads a request for a context that is long enough for tools."""
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **body})
-    await converter().chat(read_chat(request), ENGINE._replace(max_model_len=20_000))
+    await converter().chat(read_chat(request), replace(ENGINE, max_model_len=20_000))
 
 
 async def test_the_whole_reason_is_given() -> None:

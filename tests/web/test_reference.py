@@ -48,7 +48,7 @@ def test_it_shows_every_route_and_every_field(reference: Any, server: ServerProc
     titles = reference.locator("section h2").all_inner_texts()
     assert {" ".join(title.split()) for title in titles} == routes
     assert len(reference.locator("#routes a").all()) == len(routes)
-    section = reference.get_by_role("region", name="/v1/chat/completions")
+    section = reference.get_by_role("region", name="POST /v1/chat/completions", exact=True)
     fields = section.locator("> .fields").first.locator("> div > dt").all_inner_texts()
     names = {field.replace("required", "").strip() for field in fields}
     assert names == document["components"]["schemas"]["ChatCompletionRequest"]["properties"].keys()
@@ -60,7 +60,7 @@ def test_it_shows_every_route_and_every_field(reference: Any, server: ServerProc
 
 
 def test_its_examples_can_be_changed_and_sent(reference: Any) -> None:
-    section = reference.get_by_role("region", name="/v1/chat/completions")
+    section = reference.get_by_role("region", name="POST /v1/chat/completions", exact=True)
     section.get_by_role("tab", name="A stream, with its usage at the end").click()
     body = json.loads(section.get_by_role("textbox").input_value())
     section.get_by_role("textbox").fill(json.dumps({**body, "max_tokens": 3, "ignore_eos": True}))

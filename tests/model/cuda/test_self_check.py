@@ -112,7 +112,7 @@ def test_whole_kernels_are_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: p
     in_use = Operations(CPU)
     check_kernels(in_use, SHAPE, NO_NOTES, must_pass=True)
     assert not in_use.replaced
-    assert "12 kernels checked" in caplog.text
+    assert f"{len(odd)} kernels checked" in caplog.text
     assert "all agree" in caplog.text
 
 
@@ -277,7 +277,7 @@ def test_golden_replies_with_broken_kernels(
     for name in how:
         monkeypatch.setitem(operations.KERNELS, name, broken(name, how[name]))
     backend = InterpretedBackend(CPU)
-    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments: backend)
+    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments, **options: backend)
     small = {name: TRIALS[name]._replace(sizes=TRIALS[name].sizes[:1]) for name in how}
     monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: small)
     monkeypatch.setattr("model.execution.model_runner.ModelRunner._warm_up", lambda self: None)
