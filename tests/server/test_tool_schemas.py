@@ -10,9 +10,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from msgspec.structs import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.contract.errors import InvalidRequestError
 from prompts.schemas.check import has_finite_value
