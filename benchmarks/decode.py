@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             kv_cache_dtype=arguments.kv_cache_dtype,
             enable_prefix_caching=False,
             speculation="off",  # random tokens give nothing to guess by
+            max_step_ms=0,  # all prompts first: the steps that decode all of them are what is measured
             max_model_len=max(_PREFILL_LEN, arguments.prompt_len + arguments.num_tokens) + 1,
             max_num_batched_tokens=max(_PREFILL_LEN, *arguments.batch_sizes),
         )
