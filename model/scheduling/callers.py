@@ -172,14 +172,20 @@ class FairShare:
         """Returns the callers who hold more than their due."""
         return [caller for caller in self if self._held(caller) > self._due(caller)]
 
-    def victim(self, callers: Iterable[Caller]) -> Sequence | None:
+    def victim(self, callers: Iterable[Caller], wanting: Sequence | None = None) -> Sequence | None:
         """Returns whom of these callers to preempt: the least important sequence of the one who holds most.
 
         Spared is the one that came before the most important ones of all other callers: it goes on whatever comes
-        after it, and so everybody's turn comes.
+        after it, and so everybody's turn comes. Where it is of the background it makes way for one that is not.
+
+        Args:
+            callers: who hold something.
+            wanting: a sequence that waits; None where a running one cannot go on.
         """
         firsts = [caller.running[0] for caller in self if caller.running]
-        spared = min(firsts, key=lambda seq: (self._urgency(seq), seq.arrival_index))
+        first = min(firsts, key=lambda seq: (self._urgency(seq), seq.arrival_index))
+        makes_way = first.is_background and wanting is not None and not wanting.is_background
+        spared = None if makes_way else first
         lasts = [caller.running[-1] for caller in callers if caller.running and caller.running[-1] is not spared]
         if len(lasts) < 2:
             return lasts[0] if lasts else None

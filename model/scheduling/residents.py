@@ -151,7 +151,7 @@ class Residents:
         rich = self.callers.above_due()
         if self.num_running < self.callers.max_num_seqs and self._release_waiting_prefix(rich):
             return True
-        victim = self.callers.victim(rich)
+        victim = self.callers.victim(rich, seq)
         if victim is None:
             return False
         self._preempt(victim)

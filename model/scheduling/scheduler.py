@@ -171,10 +171,12 @@ class Scheduler:
         """
         preempted = self.residents.secure_blocks(self._going_on())
         chosen = self._going_on()
-        keeps_waiting = any(not seq.is_prefilling for seq in chosen)
+        is_alone = all(caller.is_background for caller in self.residents.callers)
+        # Nobody waits for the next token of what runs in the background.
+        keeps_waiting = any(not seq.is_prefilling and (is_alone or not seq.is_background) for seq in chosen)
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
-        max_num_background = self._max_num_background(chosen)
+        max_num_background = self.max_num_batched_tokens if is_alone else self._max_num_background(chosen)
         if sum(seq.is_background for seq in chosen) > max_num_background:
             background = [seq for seq in chosen if seq.is_background]
             chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
@@ -187,7 +189,7 @@ class Scheduler:
         chunks: list[ScheduledSequence] = []
         for seq, num_tokens in plan.tokens.items():
             (chunks if seq.is_prefilling else decodes).append(self._entry(seq, num_tokens))
-        if decodes and not chunks and plan.num_left:
+        if decodes and not chunks:
             decodes = self._with_drafts(decodes, plan, forced)
         batch = ScheduledBatch(decodes, chunks)
         self._num_steps += bool(batch)
@@ -285,9 +287,7 @@ class Scheduler:
         return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
 
     def _max_num_background(self, running: list[Sequence]) -> int:
-        """Tokens of a step that the background may have: while others are there few, so that they hardly notice."""
-        if all(caller.is_background for caller in self.residents.callers):
-            return self.max_num_batched_tokens
+        """Tokens of a step that the background may have while others are there: few, so that they hardly notice."""
         num_others = sum(not seq.is_background for seq in running)
         return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
 
@@ -379,7 +379,8 @@ class Scheduler:
             return decodes
         is_shared = any(not seq.is_background for seq in plan.tokens)
         rooms = {seq: 0 if is_shared and seq.is_background else self._draft_room(seq) for seq in plan.tokens}
-        drafts = self._speculator.draft(rooms, len(decodes) + plan.num_left, forced)
+        # Guesses are no prompts: what they add to a step's time is weighed against what they gain.
+        drafts = self._speculator.draft(rooms, self.max_num_batched_tokens, forced)
         for i, entry in enumerate(decodes):
             draft_ids = drafts.get(entry.seq_id)
             if draft_ids:

@@ -37,6 +37,19 @@ def test_others_take_what_it_has_at_once(num_blocks: int) -> None:
     assert all(seq.seq_id in engine.finished for seq in live) and len(engine.finished) == 28
 
 
+@pytest.mark.parametrize(("max_num_seqs", "num_blocks"), [(1, 64), (8, 12)], ids=["one slot", "few blocks"])
+def test_its_only_sequence_makes_way_too(max_num_seqs: int, num_blocks: int) -> None:
+    engine = FakeEngine(max_num_seqs=max_num_seqs, num_blocks=num_blocks)
+    engine.add([1] * 30, caller="batch a", max_tokens=15)
+    for _ in range(3):
+        engine.step()
+    (live,) = engine.add([2] * 20, caller="b", max_tokens=4)
+    engine.step()
+    assert live.status is SequenceStatus.RUNNING
+    engine.run()
+    assert len(engine.finished) == 2
+
+
 def test_it_takes_nothing_from_others() -> None:
     engine = FakeEngine(max_num_seqs=4)
     for _ in range(4):

@@ -9,17 +9,21 @@ from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import ScheduledBatch, Scheduler
 from model.scheduling.sequence import Sequence, SequenceStatus
+from model.scheduling.speculation import MAX_DRAFT_TOKENS, RowCosts, Speculator
 
 MAX_STEP_S = 0.25
 
 
-def make_scheduler(max_step_s: float = MAX_STEP_S, max_num_batched_tokens: int = 512) -> Scheduler:
+def make_scheduler(
+    max_step_s: float = MAX_STEP_S, max_num_batched_tokens: int = 512, speculator: Speculator | None = None
+) -> Scheduler:
     return Scheduler(
         BlockManager(4000, 16, False),
         max_num_seqs=64,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=32000,
         max_step_s=max_step_s,
+        speculator=speculator,
     )
 
 
@@ -32,8 +36,15 @@ class Machine:
         self.num_added = 0
         self.times: list[float] = []
 
-    def add(self, num_prompt_tokens: int, max_tokens: int = 30000) -> Sequence:
-        seq = Sequence(self.num_added, "request", [1] * num_prompt_tokens, SamplingParams(max_tokens=max_tokens))
+    def add(self, num_prompt_tokens: int, max_tokens: int = 30000, *, background: bool = False) -> Sequence:
+        seq = Sequence(
+            self.num_added,
+            "request",
+            [1] * num_prompt_tokens,
+            SamplingParams(max_tokens=max_tokens),
+            caller="batch" if background else "",
+            is_background=background,
+        )
         self.num_added += 1
         self.scheduler.add([seq])
         return seq
@@ -152,6 +163,32 @@ def test_who_is_left_out_of_a_step_waits_too() -> None:
     machine.step()
     machine.add(2000)
     assert machine.scheduler.schedule({waiting.seq_id}).num_tokens < 64
+
+
+def test_for_the_background_no_prompt_is_cut() -> None:
+    """Nobody waits for its tokens: a prompt beside it is computed as if it was alone, but for a row or some."""
+    machine = Machine(make_scheduler(), 0.5, 0.008)
+    for _ in range(3):
+        machine.prefill(machine.add(40, background=True))
+    machine.step()
+    assert [batch.num_tokens for batch in machine.prefill(machine.add(1000))] == [512, 494]
+    machine.add(40)
+    for _ in range(3):
+        machine.step()
+    prompt = machine.add(1000)
+    assert len(machine.prefill(prompt)) > 20, "for others it is"
+
+
+def test_guesses_are_no_prompts() -> None:
+    """Where a prompt may have a token or two a step, guesses are as many as pay."""
+    speculator = Speculator(RowCosts((1, 24), (1.0, 1.0), 0.0), 8)
+    machine = Machine(make_scheduler(speculator=speculator), 0.3, 0.05)
+    seq = machine.add(40)
+    speculator.start([seq], seq.token_ids[:], [])
+    machine.prefill(seq)
+    machine.step()
+    assert machine.scheduler.prefill_budget.max_tokens(1) == 1
+    assert machine.scheduler.schedule().num_tokens == 1 + MAX_DRAFT_TOKENS
 
 
 def test_many_prompts_share_what_is_there() -> None:
