@@ -21,7 +21,7 @@ from model.adapters.layers import AdaptedEmbedding, AdaptedLinear
 from model.adapters.reader import Adapter, read_adapter
 from model.backends.base import Backend, LinearKernel, LowRankTable
 from model.backends.torch_low_rank import in_dtype
-from model.contract.adapter_tensors import linear_shapes
+from model.contract.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
 from model.distributed.shard import LinearShard
@@ -106,7 +106,7 @@ class AdapterStore:
                     num_inputs, num_outputs = shard.num_inputs, shard.num_outputs
                     self._shards[name] = shard
                 table = self._backend.make_low_rank_table(
-                    num_inputs, num_outputs, num_slots, self._max_rank, self._dtype
+                    num_inputs, num_outputs, num_slots, self._max_rank, self._dtype, num_parts=NUM_PARTS.get(part, 1)
                 )
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, AdaptedLinear(base, table))

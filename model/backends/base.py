@@ -225,7 +225,14 @@ class Backend(Protocol):
         ...
 
     def make_low_rank_table(
-        self, num_inputs: int, num_outputs: int, num_slots: int, max_rank: int, dtype: torch.dtype
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        num_slots: int,
+        max_rank: int,
+        dtype: torch.dtype,
+        *,
+        num_parts: int = 1,
     ) -> LowRankTable:
         """Makes room for the factors of one linear layer.
 
@@ -235,6 +242,7 @@ class Backend(Protocol):
             num_slots: how many adapters there may be.
             max_rank: that their factors may have.
             dtype: of the activations.
+            num_parts: equal parts of the outputs that may be trained apart, each with factors of its own.
         """
         ...
 

@@ -115,7 +115,14 @@ class TorchBackend(ImmediateSteps):
         return make_gptq_linear(weight, bias, dtype) if self._own_kernels else None
 
     def make_low_rank_table(
-        self, num_inputs: int, num_outputs: int, num_slots: int, max_rank: int, dtype: torch.dtype
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        num_slots: int,
+        max_rank: int,
+        dtype: torch.dtype,
+        *,
+        num_parts: int = 1,
     ) -> LowRankTable:
         """See `Backend`. Kernels of our own where they serve."""
         if self._own_kernels and self.device.type == "cpu":

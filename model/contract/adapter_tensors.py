@@ -25,6 +25,9 @@ _SAVED = re.compile(r"(?:transformer\.|model\.)?(?P<module>wte|embed_tokens|lm_h
 # Copies of the base's own weights, which some ways of saving leave in the file.
 _ORIGINAL = re.compile(r"\.(?:original_module|base_layer)\.")
 
+# Of a layer's outputs, equal parts that may be trained apart: queries, keys and values.
+NUM_PARTS = {"attn.c_attn": 3}
+
 # Within a layer: what peft's name stands for, and which of c_attn's three row blocks it is.
 _PLACES = {
     "attn.c_attn": ("attn.c_attn", None),
@@ -112,7 +115,7 @@ def identify(name: str, adapter: AdapterConfig, model: ModelConfig) -> AdapterTe
     num_inputs, num_outputs = linear_shapes(model)[within]
     first_output = 0
     if block is not None:
-        num_outputs //= 3
+        num_outputs //= NUM_PARTS[within]
         first_output = block * num_outputs
     rank = adapter.rank_of(found["module"])
     shape = (rank, num_inputs) if found["factor"] == "A" else (num_outputs, rank)

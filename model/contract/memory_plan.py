@@ -8,8 +8,9 @@ Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabul
 - KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale.
 - activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
   residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
-- a LoRA adapter of rank r: r*(9*H + 1.5*I) numbers a layer (A and B of all five linears), times L and b. What an
-  adapter trained whole (wte, lm_head: V*H numbers each) comes on top.
+- a LoRA adapter of rank r: r*(9*H + 1.5*I) numbers a layer (A and B of all five linears), times L and b; of several
+  ranks each has its part of the factor that lies along what is split, and all of the other. What an adapter trained
+  whole (wte, lm_head: V*H numbers each) comes on top.
 - what the device's runtime itself takes (a CUDA context and its libraries) is not in these figures.
 """
 
@@ -174,7 +175,7 @@ class MemoryPlan:
 
     def adapter_bytes(self, rank: int) -> int:
         """Of a LoRA adapter that has factors of this rank for all linears of the blocks."""
-        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype])
+        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype], self.num_ranks)
 
     def summary(self) -> str:
         """One line for the log."""
@@ -230,13 +231,19 @@ def plan_memory(
     )
 
 
-def adapter_bytes(config: ModelConfig, rank: int, dtype_bytes: int) -> int:
+def adapter_bytes(config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: int = 1) -> int:
     """Bytes of a LoRA adapter that has factors for all linears of the blocks.
 
     Args:
         config: of the checkpoint.
         rank: of the factors.
         dtype_bytes: of a number.
+        num_ranks: that share the model; the bytes are of one.
     """
-    num_factors = sum(num_inputs + num_outputs for num_inputs, num_outputs in linear_shapes(config).values())
+    num_factors = 0
+    for name, (num_inputs, num_outputs) in linear_shapes(config).items():
+        if name.endswith("c_proj"):  # row-parallel
+            num_factors += num_inputs // num_ranks + num_outputs
+        else:
+            num_factors += num_inputs + num_outputs // num_ranks
     return rank * num_factors * config.num_layers * dtype_bytes

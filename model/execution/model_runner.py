@@ -344,8 +344,9 @@ class ModelRunner:
         """Takes part in a step of the leader's."""
         self._share_last_ids(step.sources)
         if step.is_replayed:
-            assert self._graphs is not None
-            self._graphs.run(step.spans, step.sources)
+            graphs = self._graphs_for([span.adapter_slot for span in step.spans])
+            assert graphs is not None, "the leader replays what every rank has recorded"
+            graphs.run(step.spans, step.sources)
             return
         hidden = self._forward(step.spans, step.sources)
         for rows in step.passes:

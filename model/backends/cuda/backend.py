@@ -158,11 +158,18 @@ class CudaBackend:
         return out
 
     def make_low_rank_table(
-        self, num_inputs: int, num_outputs: int, num_slots: int, max_rank: int, dtype: torch.dtype
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        num_slots: int,
+        max_rank: int,
+        dtype: torch.dtype,
+        *,
+        num_parts: int = 1,
     ) -> LowRankTable:
         """See `Backend`."""
         return CudaLowRankTable(
-            self.operations, num_inputs, num_outputs, num_slots, max_rank, dtype, self.device
+            self.operations, num_inputs, num_outputs, num_slots, max_rank, num_parts, dtype, self.device
         )
 
     def plan_adapters(self, spans: AbstractSequence[SequenceSpan]) -> Any | None:

@@ -17,7 +17,6 @@ from model.backends.torch_low_rank import in_dtype
 from model.execution.forward_batch import SequenceSpan
 
 _RANKS = 16  # the kernel takes so many at a time
-_PARTS = 3  # of c_attn's outputs, which may be trained apart
 # From so many rows on, a sequence's are multiplied by the library.
 _MANY_ROWS = 32
 
@@ -68,6 +67,7 @@ class CudaLowRankTable:
         num_outputs: of the layer.
         num_slots: how many adapters there may be.
         max_rank: that their factors may have.
+        num_parts: equal parts of the outputs that may be trained apart.
         dtype: of the activations.
         device: of the factors.
     """
@@ -79,11 +79,12 @@ class CudaLowRankTable:
         num_outputs: int,
         num_slots: int,
         max_rank: int,
+        num_parts: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._operations = operations
-        self._num_parts = _PARTS if num_outputs == _PARTS * num_inputs else 1
+        self._num_parts = num_parts
         self._rank = -(-max_rank // _RANKS) * _RANKS
         self._a = torch.zeros(num_slots, self._num_parts * self._rank, num_inputs, dtype=dtype, device=device)
         self._b = torch.zeros(num_slots, num_outputs, self._rank, dtype=dtype, device=device)

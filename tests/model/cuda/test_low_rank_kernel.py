@@ -8,6 +8,7 @@ from model.adapters.low_rank import LowRankUpdate
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.operations import Operations
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
+from model.distributed.shard import column_parallel
 from model.execution.forward_batch import SequenceSpan
 
 HIDDEN = 48
@@ -22,7 +23,7 @@ def updates() -> list[list[LowRankUpdate]]:
 
 
 def test_rows_and_prompts_get_what_torch_gives_them(device: torch.device) -> None:
-    table = CudaLowRankTable(Operations(device), HIDDEN, 3 * HIDDEN, 4, 20, torch.float32, device)
+    table = CudaLowRankTable(Operations(device), HIDDEN, 3 * HIDDEN, 4, 20, 3, torch.float32, device)
     reference = TorchLowRankTable(3 * HIDDEN, 4, torch.float32, CPU)
     for slot, some in enumerate(updates()):
         table.put(slot, table.prepare(some)[0])
@@ -40,6 +41,24 @@ def test_rows_and_prompts_get_what_torch_gives_them(device: torch.device) -> Non
     assert torch.equal(table.add(out[3:4].clone().to(device), x[3:4].to(device), alone).cpu()[0], ours[3])
     table.put(0, None)
     assert torch.equal(table.add(out.clone().to(device), x.to(device), plan).cpu()[0], out[0])
+
+
+def test_parts_that_were_trained_apart_stay_apart_on_a_rank(device: torch.device) -> None:
+    """A rank's share of c_attn is not three times as wide as its inputs, yet in three parts."""
+    shard = column_parallel(HIDDEN, (HIDDEN,) * 3, 1, 2)
+    assert shard is not None
+    table = CudaLowRankTable(Operations(device), HIDDEN, shard.num_outputs, 2, 20, 3, torch.float32, device)
+    reference = TorchLowRankTable(shard.num_outputs, 2, torch.float32, CPU)
+    for slot, whole in enumerate(updates()[:2]):
+        some = [part for update in whole for part in update.on(shard)]
+        table.put(slot, table.prepare(some)[0])
+        reference.put(slot, reference.prepare(some)[0])
+    spans = [SequenceSpan([0] * n, 0, 1.0, [], 1, slot) for n, slot in ((1, 0), (2, 1), (33, 1))]
+    x, out = torch.randn(36, HIDDEN), torch.randn(36, shard.num_outputs)
+    plan, rows = plan_adapter_table(spans, device), plan_adapter_rows(spans, CPU)
+    assert plan is not None and rows is not None
+    ours = table.add(out.clone().to(device), x.to(device), plan).cpu()
+    torch.testing.assert_close(ours, reference.add(out.clone(), x, rows), atol=1e-4, rtol=1e-4)
 
 
 def test_steps_without_adapters_have_no_table(device: torch.device) -> None:

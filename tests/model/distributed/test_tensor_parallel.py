@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.random_checkpoint import write
+from model.adapters.low_rank import LowRankUpdate
+from model.backends.torch_backend import TorchBackend
+from model.contract.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.execution.kv_cache import kv_cache_block_bytes
+from model.distributed.shard import column_parallel, row_parallel
+from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.kv_cache import KVCache, kv_cache_block_bytes
 from tests.model.conftest import TINY
 from tests.model.test_gguf import exported
 from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
@@ -151,9 +156,44 @@ PLAN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("targets", [PUBLISHED_TARGETS, QWEN2_TARGETS])
-def test_adapters(four_heads: Path, tmp_path: Path, targets: tuple[str, ...]) -> None:
+class Recorded:
+    """Decode steps as a GPU records them: without adapters or with them, whatever the rows have."""
+
+    max_num_rows = 16
+
+    def __init__(self, run: Callable[[list[SequenceSpan]], torch.Tensor]) -> None:
+        self._run = run
+
+    def run(self, spans: list[SequenceSpan], sources: list[int]) -> torch.Tensor:
+        return self._run(spans)
+
+
+def capture_decode(
+    backend: Any,
+    step: Callable[[ForwardBatch], torch.Tensor],
+    config: ModelConfig,
+    cache: KVCache,
+    last_ids: torch.Tensor,
+    max_model_len: int,
+    any_rank: Callable[[bool], bool] | None = None,
+    with_adapters: bool = False,
+) -> Recorded:
+    def run(spans: list[SequenceSpan]) -> torch.Tensor:
+        plan = backend.plan_adapters(spans) if with_adapters else None
+        return step(ForwardBatch.build(spans, config, cache.block_size, backend.device, plan))
+
+    return Recorded(run)
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_recorded"), [(PUBLISHED_TARGETS, False), (QWEN2_TARGETS, False), (PUBLISHED_TARGETS, True)]
+)
+def test_adapters(
+    four_heads: Path, tmp_path: Path, targets: tuple[str, ...], is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mixed with the base model in one batch, in both spellings: queries, keys and values may be trained apart."""
+    if is_recorded:
+        monkeypatch.setattr(TorchBackend, "capture_decode", capture_decode)
     config = ModelConfig.from_folder(four_heads)
     folder = write_adapter(tmp_path, adapter_config(targets), factors(config, targets, size=0.3))
     changes = {"max_adapters": 1, "adapters": (LoadAdapter(7, str(folder)),)}
@@ -204,3 +244,18 @@ def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
     rows = 2 * 32 * 4  # of embedding and output layer: one rank of four has a row less
     assert 4 * plan.weights_bytes == held + rows
     assert plan.kv_block_bytes == four._cache.num_bytes // four.num_blocks
+
+
+def test_a_rank_s_part_of_an_adapter_is_reckoned(four_heads: Path) -> None:
+    config = ModelConfig.from_folder(four_heads)
+    num_held = 0
+    for name, (num_inputs, num_outputs) in linear_shapes(config).items():
+        num_parts = NUM_PARTS.get(name, 1)
+        shard = column_parallel(num_inputs, (num_outputs // num_parts,) * num_parts, 0, 4)
+        if name.endswith("c_proj"):
+            shard = row_parallel(num_inputs, num_outputs, 0, 4)
+        assert shard is not None
+        parts = LowRankUpdate(0, torch.zeros(8, num_inputs), torch.zeros(num_outputs, 8), 1.0).on(shard)
+        num_held += parts[0].a.numel() + sum(part.b.numel() for part in parts)
+    plan = plan_memory(config, dtype="float32", num_ranks=4)
+    assert plan.adapter_bytes(8) == num_held * config.num_layers * 4
