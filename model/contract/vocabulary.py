@@ -24,6 +24,7 @@ NUM_CONTROL_TOKENS = 208
 _NUM_PUBLISHED_RANKS = 151643
 # No vocabulary comes near; a damaged rank must not become a table of a trillion rows.
 _MAX_RANK = 1 << 24
+_MAX_BYTES = 64 << 20
 _CONFIG_FILE = "tokenizer_config.json"
 # The usual name of a file of added ranks, and the key of tokenizer_config.json that names it.
 _EXTRA_FILE = "qwen_extra.tiktoken"
@@ -129,6 +130,8 @@ def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:
 
 def _read_rank_file(path: Path) -> dict[bytes, int]:
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: is larger than {_MAX_BYTES:,} bytes; no vocabulary is")
         lines = path.read_bytes().splitlines()
     except OSError as e:
         raise CheckpointError(

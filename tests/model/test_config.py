@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
+from model.contract.json_file import read_json
 from model.contract.memory_plan import plan_memory
+from model.contract.vocabulary import read_ranks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -196,6 +199,14 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(CheckpointError, match="not valid JSON"):
         ModelConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "read"), [("config.json", read_json), ("qwen.tiktoken", read_ranks)])
+def test_a_sparse_file_is_not_read(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(CheckpointError, match=rf"{name}: is larger than"):
+        read(tmp_path / name)
 
 
 def test_no_file(tmp_path: Path) -> None:

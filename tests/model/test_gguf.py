@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from model.backends.base import GroupedWeight
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
-from model.contract.gguf.checkpoint import checkpoint_name, gguf_generation, gguf_name
+from model.contract.gguf.checkpoint import TOKEN_TYPES, checkpoint_name, gguf_generation, gguf_name
 from model.contract.gguf.file import read_gguf
 from model.contract.gguf.types import TENSOR_TYPES
 from model.contract.memory_plan import plan_memory
@@ -306,6 +306,28 @@ def test_a_hostile_file_ends_in_one_sentence(case: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         LoadedModel(path)
     assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+
+
+GREAT = 1 << 36
+SPARSE = {
+    "a text": (struct.pack("<IQ", 8, GREAT), "more metadata"),
+    "wanted numbers": (struct.pack("<IIQ", 9, 5, GREAT >> 2), "more metadata"),
+    "empty texts": (struct.pack("<IIQ", 9, 8, GREAT >> 3), "more metadata"),
+    "numbers nobody wants": (struct.pack("<IIQ", 9, 12, GREAT >> 3), "not a model's"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(SPARSE))
+def test_a_sparse_file_takes_neither_memory_nor_time(case: str, tmp_path: Path) -> None:
+    """64 GiB of zeros that are nowhere: what the file tells of does fit into it."""
+    value, words = SPARSE[case]
+    key = TOKEN_TYPES if case == "wanted numbers" else "other"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes({key: value}, {}))
+    with path.open("r+b") as file:
+        file.truncate(GREAT + 4096)
+    with pytest.raises(CheckpointError, match=words):
+        read_gguf(path, frozenset({TOKEN_TYPES})) if "more" in words else ModelConfig.from_folder(path)
 
 
 def test_a_file_cut_anywhere_ends_in_one_sentence(tmp_path: Path) -> None:

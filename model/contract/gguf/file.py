@@ -25,9 +25,13 @@ _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 # No model comes near; a count is read before what it counts.
 _MAX_KEYS = 1 << 16
-_MAX_TENSORS = 1 << 20
+_MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 1 << 16
+# Of all names, texts and wanted arrays together, and how many elements of arrays are looked at one by one. A sparse
+# file is as long as it says and costs its sender nothing: that all of it fits the file is no bound.
+_MAX_KEPT_BYTES = 64 << 20
+_MAX_ELEMENTS = 1 << 22
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
@@ -142,6 +146,8 @@ class _Reader:
         self._path = path
         self._data = data
         self._at = 0
+        self._num_kept_bytes = 0
+        self._num_elements = 0
 
     def read(self, arrays: frozenset[str]) -> GGUFFile:
         if self._data[:4] != MAGIC:
@@ -220,12 +226,17 @@ class _Reader:
         element, count = self._number("I"), self._number("Q")
         if element in _NUMBERS:
             code = _NUMBERS[element]
-            raw = self._take(count * struct.calcsize("<" + code))
-            return list(struct.unpack(f"<{count}{code}", raw)) if wanted else None
+            num_bytes = count * struct.calcsize("<" + code)
+            if not wanted:
+                self._skip(num_bytes)
+                return None
+            raw = self._keep(num_bytes, count)
+            return list(struct.unpack(f"<{count}{code}", raw))
         if element != _STRING:
             raise CheckpointError(f"{self._path}: {key!r} is an array of type {element}, which is not read")
         if count * 8 > len(self._data) - self._at:  # each has its length in front
             raise self._truncated()
+        self._note(0, count)
         return self._texts(count, wanted=wanted)
 
     def _texts(self, count: int, *, wanted: bool) -> list[bytes] | None:
@@ -241,6 +252,7 @@ class _Reader:
             if at > end:
                 raise self._truncated()
             if wanted:
+                self._note(length)
                 texts.append(data[at - length : at])
         self._at = at
         return texts if wanted else None
@@ -258,13 +270,29 @@ class _Reader:
         length = self._number("Q")
         if limit is not None and length > limit:
             raise CheckpointError(f"{self._path}: tells of a name of {length:,} bytes: it is corrupt")
-        return self._take(length).decode("utf-8", errors="replace")
+        return self._keep(length).decode("utf-8", errors="replace")
+
+    def _keep(self, num_bytes: int, num_elements: int = 0) -> bytes:
+        if num_bytes > len(self._data) - self._at:
+            raise self._truncated()
+        self._note(num_bytes, num_elements)
+        return self._take(num_bytes)
+
+    def _note(self, num_bytes: int, num_elements: int = 0) -> None:
+        """Counts what is about to be kept or looked at."""
+        self._num_kept_bytes += num_bytes
+        self._num_elements += num_elements
+        if self._num_kept_bytes > _MAX_KEPT_BYTES or self._num_elements > _MAX_ELEMENTS:
+            raise CheckpointError(f"{self._path}: has more metadata than any model: it is corrupt")
 
     def _take(self, num_bytes: int) -> bytes:
+        self._skip(num_bytes)
+        return self._data[self._at - num_bytes : self._at]
+
+    def _skip(self, num_bytes: int) -> None:
         if num_bytes > len(self._data) - self._at:
             raise self._truncated()
         self._at += num_bytes
-        return self._data[self._at - num_bytes : self._at]
 
     def _truncated(self) -> CheckpointError:
         return CheckpointError(
