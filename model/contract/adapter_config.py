@@ -51,6 +51,8 @@ _OTHER_MODELS = re.compile(r"[\w.-]+/(?P<name>Qwen(?:1\.5|[2-9]|-VL|-Audio)[\w.-
 _MAX_PATTERNS = 16
 _MAX_PATTERN_CHARS = 200
 _MAX_QUANTIFIERS = 2
+_MAX_GROUPS = 2
+_MAX_ALTERNATIVES = 32
 _LITERAL = re.compile(r"(?:[\w-]|\\?\.)+")
 _COSTLY = re.compile(r"\)[*+{]|\(\?|\\[1-9]")
 
@@ -174,14 +176,25 @@ def _pattern(raw: dict[str, Any], key: str, path: Path, *, whole: bool = False) 
     if len(expressions) > _MAX_PATTERNS:
         raise AdapterError(f"{path}: {key} has more than {_MAX_PATTERNS} regular expressions; give the names")
     for pattern in expressions:
-        num_quantifiers = sum(pattern.count(sign) for sign in "*+{")
-        if len(pattern) > _MAX_PATTERN_CHARS or num_quantifiers > _MAX_QUANTIFIERS or _COSTLY.search(pattern):
+        if _may_take_long(pattern):
             raise AdapterError(f"{path}: {key}: {pattern[:80]!r} may take too long to match; give the modules' names")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError) as error:
             raise AdapterError(f"{path}: {key}: {pattern[:80]!r} is no regular expression ({error})") from error
     return {name: _number(value, f"{key} of {name[:80]!r}", path, whole=whole) for name, value in found.items()}
+
+
+def _may_take_long(pattern: str) -> bool:
+    """Whether there are too many ways to read a name by a regular expression: the product of all its choices."""
+    num_quantifiers = sum(pattern.replace("*?", "*").replace("+?", "+").count(sign) for sign in "*+?{")
+    return (
+        len(pattern) > _MAX_PATTERN_CHARS
+        or num_quantifiers > _MAX_QUANTIFIERS
+        or pattern.count("(") > _MAX_GROUPS
+        or pattern.count("|") > _MAX_ALTERNATIVES
+        or _COSTLY.search(pattern) is not None
+    )
 
 
 def _matching(pattern: Mapping[str, float], module: str, otherwise: float) -> float:
