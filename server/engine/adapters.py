@@ -152,7 +152,8 @@ class EngineAdapters:
         """Takes what an engine that has started says of those it was to load; one that failed loses its name."""
         for result in results:
             adapter = self._by_id.get(result.adapter_id)
-            if adapter is None:
+            if adapter is None:  # unloaded while the engine started
+                self._send(UnloadAdapter(result.adapter_id))
                 continue
             if result.error is None:
                 adapter.num_bytes = result.num_bytes

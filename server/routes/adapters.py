@@ -45,6 +45,7 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> 
     root = services.settings.lora_root
     try:
         folder = await services.off_loop.run(lambda: _find(body.lora_path, root, services))
+        services.engine.require_open()  # a download takes long enough for an engine to go: it would never answer
         adapter = ServedAdapter(body.lora_name, body.lora_path, folder)
         await services.engine.adapters.load(adapter, replace=bool(body.load_inplace))
     except StartupError as error:

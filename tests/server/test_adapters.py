@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,8 +18,10 @@ from model.contract.engine_config import LoadAdapter
 from model.contract.errors import AdapterError, EngineUnavailableError, StartupError
 from model.contract.messages import AdapterLoaded, ToEngine, UnloadAdapter
 from server.engine.adapters import EngineAdapters, ServedAdapter
+from server.routes.adapters import load_lora_adapter
 from server.serve import find_adapters
 from server.settings import Settings
+from server.wire.requests import LoadAdapterRequest
 from tests.conftest import SMALL
 from tests.support.adapters import adapter_config, factors, random_adapter, write_adapter
 from tests.support.server_process import ServerProcess, running_server
@@ -225,6 +228,29 @@ async def test_an_engine_that_dies_or_refuses() -> None:
     adapters.on_ready([AdapterLoaded(1, num_bytes=7), AdapterLoaded(2, error="gone"), AdapterLoaded(9)])
     assert [(adapter.name, adapter.num_bytes) for adapter in adapters] == [("a", 7)]
     assert engine.ids() == [1]
+    assert engine.sent[-1] == UnloadAdapter(9), "it was unloaded while the engine started"
+
+
+async def test_an_engine_that_went_while_an_adapter_was_fetched() -> None:
+    """What is sent to it would be lost, and the name taken for good."""
+    engine = Engine()
+    answers = iter([None, EngineUnavailableError("gone")])
+
+    def require_open() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    async def run(work: Any) -> Path:
+        return Path("/adapters/sql")
+
+    services: Any = SimpleNamespace(
+        settings=Settings(model="m", allow_lora_updates=True),
+        engine=SimpleNamespace(require_open=require_open, adapters=engine.adapters),
+        off_loop=SimpleNamespace(run=run),
+    )
+    with pytest.raises(EngineUnavailableError, match="gone"):
+        await load_lora_adapter(LoadAdapterRequest(lora_name="sql", lora_path="sql"), services)
+    assert not engine.sent
 
 
 def test_how_many_there_may_be() -> None:
