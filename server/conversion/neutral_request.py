@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
+from pydantic import BaseModel
+
 from prompts.messages import Message
 from prompts.schemas.schema import whole_grammar
 from server.conversion.tools import FunctionCalling
@@ -79,14 +81,15 @@ class ReplyOptions:
     max_tokens_param: str = "max_tokens"
 
     @classmethod
-    def from_fields(cls, source: object, **own: Any) -> Self:
+    def from_fields(cls, source: BaseModel, **own: Any) -> Self:
         """Takes the fields of a request that are called as here; one that is absent or null is the default.
 
         Args:
-            source: a request with these fields, or with some of them.
+            source: a request with these fields, or with some of them; what it has beyond its own was never looked at.
             own: what the reader of the request says itself.
         """
-        sent = ((one.name, getattr(source, one.name, None)) for one in fields(cls))
+        known = type(source).model_fields
+        sent = ((one.name, getattr(source, one.name)) for one in fields(cls) if one.name in known)
         return cls(**{name: value for name, value in sent if value is not None} | own)
 
 

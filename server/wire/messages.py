@@ -27,6 +27,9 @@ from server.wire.requests import (
 _INT64 = 1 << 63
 
 
+ResultBlocks = Annotated[list[JsonObject], FirstError(), Field(max_length=MAX_PARTS), at_most(MAX_PARTS)]
+
+
 class ContentBlock(WireModel):
     """A piece of a message's content: text, a call, the result of one; thinking is left out of the prompt."""
 
@@ -36,7 +39,7 @@ class ContentBlock(WireModel):
     name: str | None = Field(None, description="of the tool a tool_use calls")
     input: JsonObject | None = Field(None, description="of a tool_use")
     tool_use_id: str | None = Field(None, description="of a tool_result: the call it is of")
-    content: str | list[JsonObject] | None = Field(None, description="of a tool_result: text, or blocks of text")
+    content: str | ResultBlocks | None = Field(None, description="of a tool_result: text, or blocks of text")
     is_error: bool | None = Field(None, description="of a tool_result: the call failed")
 
 

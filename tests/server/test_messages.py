@@ -187,6 +187,11 @@ def user(*blocks: Json) -> list[Json]:
         ({"tools": [TOOL], "tool_choice": {"type": "all"}}, "'tool_choice.type' is"),
         ({"tool_choice": {"type": "any"}}, "needs 'tools'"),
         ({"mcp_servers": [{"url": "u"}]}, "'mcp_servers' is not served"),
+        ({"logit_bias": {"5": 1}}, "'logit_bias' is not served"),
+        ({"guided_regex": "a+"}, "'guided_regex' is not served"),
+        ({"ignore_eos": True}, "'ignore_eos' is not served"),
+        ({"repetition_penalty": "x"}, "'repetition_penalty' is not served"),
+        ({"messages": user({"type": "tool_result", "content": [1] * 2000})}, "at most 1024 items"),
         ({"output_config": {"format": {"type": "xml"}}}, "'output_config.format' should be"),
     ],
 )  # fmt: skip
@@ -201,6 +206,8 @@ def test_what_asks_for_nothing_is_let_through() -> None:
         thinking={"type": "enabled", "budget_tokens": 1024},
         mcp_servers=[],
         container=None,
+        repetition_penalty=1.0,
+        logit_bias={},
     )
     read_count(CountTokensRequest.model_validate({"messages": HELLO, "tools": [TOOL], "tool_choice": {"type": "none"}}))
 
