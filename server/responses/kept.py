@@ -21,7 +21,7 @@ from server.off_loop import OffLoop
 from server.replies.response_items import item_id
 from server.store.records import Append, Change, Delete, Entry, Put, StoredObject
 from server.store.store import Store
-from server.wire.errors import ApiError
+from server.wire.errors import ApiError, dump_json
 
 JsonDict = dict[str, Any]
 
@@ -49,7 +49,7 @@ def put_response(owner: str, response: JsonDict) -> Put:
 
 def append_items(id: str, items: Sequence[JsonDict]) -> Append:
     """Adds items to a response or a conversation."""
-    return Append(id, ITEMS, [orjson.dumps(item) for item in items], [item["id"] for item in items])
+    return Append(id, ITEMS, [dump_json(item) for item in items], [item["id"] for item in items])
 
 
 def append_events(id: str, events: Sequence[bytes]) -> Append:
@@ -154,24 +154,42 @@ class Kept:
 
         Raises:
             ApiError: 404, one is not kept.
+            InvalidRequestError: those that are named are too long together.
         """
-        return [await self._item(owner, item["id"]) if item["type"] == REFERENCE else item for item in items]
+        named: dict[str, tuple[JsonDict, int]] = {}
+        read: list[JsonDict] = []
+        num_bytes = 0
+        for item in items:
+            if item["type"] == REFERENCE:
+                if item["id"] not in named:
+                    named[item["id"]] = await self._item(owner, item["id"])
+                item, size = named[item["id"]]
+                num_bytes += size
+                if num_bytes > MAX_CONVERSATION_BYTES:
+                    raise InvalidRequestError(
+                        f"The items that are named have more than {MAX_CONVERSATION_BYTES >> 20} MiB; name fewer.",
+                        param="input",
+                    )
+            read.append(item)
+        body_bytes_var.set(body_bytes_var.get() + num_bytes)
+        return read
 
-    async def _item(self, owner: str, id: str) -> JsonDict:
+    async def _item(self, owner: str, id: str) -> tuple[JsonDict, int]:
+        """Returns an item that is named, and how many bytes of JSON it has."""
         hex = id.partition("_")[2][:_HEX_CHARS]
         response = await self._store.get(owner, RESPONSE, f"resp_{hex}")
         found = next((item for item in (response.body["output"] if response else ()) if item["id"] == id), None)
+        if found is not None:
+            return found, len(dump_json(found))
         for object_id in (f"resp_{hex}", f"conv_{hex}"):
-            if found is None and (entry := await self._store.entry(owner, object_id, ITEMS, id)) is not None:
-                found = orjson.loads(entry.data)
-        if found is None:
-            raise ApiError(
-                404,
-                f"Item with id '{id[:100]}' not found. Items of responses with 'store': false are not kept.",
-                code="item_not_found",
-                param="input",
-            )
-        return dict(found)
+            if (entry := await self._store.entry(owner, object_id, ITEMS, id)) is not None:
+                return orjson.loads(entry.data), len(entry.data)
+        raise ApiError(
+            404,
+            f"Item with id '{id[:100]}' not found. Items of responses with 'store': false are not kept.",
+            code="item_not_found",
+            param="input",
+        )
 
     async def events(self, owner: str, id: str) -> list[bytes] | None:
         """Returns the events of a response but its last, or None where they are not kept."""

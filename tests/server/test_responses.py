@@ -10,7 +10,12 @@ import pytest
 
 from model.contract.errors import InvalidRequestError
 from server.conversion.responses_reader import MAX_ITEMS, new_items, read_items, read_responses
+from server.gates.request_context import body_bytes_var
+from server.off_loop import OffLoop
+from server.responses.kept import CONVERSATION, Kept, append_items, with_ids
 from server.responses.pages import page_of
+from server.store.records import Put, StoredObject
+from server.store.store import Store
 from server.wire.errors import ApiError
 from server.wire.responses import ResponsesRequest
 from tests.support.wire import Wire
@@ -392,6 +397,31 @@ def test_a_client_may_tell_of_a_call_that_it_made_itself() -> None:
     messages = read_items(new_items(request.input))
     assert [m.role for m in messages] == ["user", "assistant", "tool", "assistant", "tool"]
     assert messages[3].calls[0].name == "agent.goal" and messages[4].content == "win"
+
+
+def test_fields_that_are_not_of_the_api_are_not_taken() -> None:
+    sent = {"input": "hi", "n": 1.0, "return_token_ids": "x", "prompt_logprobs": 0}
+    options = read_responses(ResponsesRequest.model_validate(sent), new_items("hi")).options
+    assert (str(options.n), options.return_token_ids, options.prompt_logprobs) == ("1", False, None)
+
+
+async def test_items_that_are_named_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, hex = Store(), "0" * 32
+    items = with_ids(new_items("\ud800" + "x" * 500), hex, 0)
+    named = [{"type": "item_reference", "id": items[0]["id"]}] * 3
+    store.start()
+    try:
+        conversation = StoredObject(id=f"conv_{hex}", kind=CONVERSATION, owner="", body={})
+        await store.write(Put(conversation), append_items(conversation.id, items))
+        monkeypatch.setattr("server.responses.kept.MAX_CONVERSATION_BYTES", 2500)
+        kept = Kept(store, OffLoop())
+        found = await kept.resolved("", named)
+        assert [item["content"][0]["text"] for item in found] == ["?" + "x" * 500] * 3
+        assert body_bytes_var.get() > 1500, "what they are for is as large as they are"
+        with pytest.raises(InvalidRequestError, match="name fewer"):
+            await kept.resolved("", named * 2)
+    finally:
+        store.close()
 
 
 def test_pages() -> None:
