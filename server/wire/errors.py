@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60
 ENGINE_UNAVAILABLE = "engine_unavailable"
+# Of what orjson writes by itself; it ends at 254 levels.
+_MAX_INT_BITS = 63
+_MAX_DEPTH = 200
 
 
 class ApiError(HTTPException):
@@ -74,21 +77,25 @@ class JsonResponse(Response):
 
 
 def dump_json(content: Any) -> bytes:
-    """Serialises wire objects; text that is not valid Unicode is repaired first."""
+    """Serialises wire objects; text that is not valid Unicode is repaired, numbers and depth are what JSON has."""
     try:
         return orjson.dumps(content)
     except orjson.JSONEncodeError:
         return orjson.dumps(_repaired(content))
 
 
-def _repaired(content: Any) -> Any:
+def _repaired(content: Any, depth: int = 0) -> Any:
     if isinstance(content, str):
         return content.encode("utf-8", errors="replace").decode("utf-8")
+    if isinstance(content, int) and content.bit_length() > _MAX_INT_BITS:
+        return orjson.Fragment(str(content).encode())  # as the bounds in a client's schema may be
     if isinstance(content, dict):
-        return {_repaired(key): _repaired(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_repaired(item) for item in content]
-    return content
+        content = {_repaired(key): _repaired(value, depth + 1) for key, value in content.items()}
+    elif isinstance(content, list | tuple):
+        content = [_repaired(item, depth + 1) for item in content]
+    else:
+        return content
+    return orjson.Fragment(orjson.dumps(content)) if depth % _MAX_DEPTH == _MAX_DEPTH - 1 else content
 
 
 def engine_unavailable(message: str, *, retry_after_s: int = 5) -> ApiError:

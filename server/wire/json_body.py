@@ -22,6 +22,8 @@ from server.wire.errors import ApiError, validation_error
 
 # Objects and lists of a body together, each worth 5 to 10 microseconds and some hundred bytes.
 MAX_CONTAINERS = 1 << 15
+# Objects and lists within each other: what is told back is written by recursion.
+MAX_DEPTH = 350
 
 # In a text without escapes.
 _STRING_OR_OPENING = re.compile(rb'"[^"]*"?|[{\[]')
@@ -61,7 +63,9 @@ class _JsonRequest(Request):
         body = await self.body()
         body_bytes_var.set(len(body))
         if len(body) <= SMALL_BYTES:
-            return json.loads(body)
+            data = json.loads(body)
+            refuse_deep(body, data)
+            return data
         return await self.app.state.services.off_loop.run(lambda: self._read(body))
 
     def _read(self, body: bytes) -> Any:
@@ -70,10 +74,32 @@ class _JsonRequest(Request):
                 400, f"The body has more than {MAX_CONTAINERS} JSON objects and lists; send several requests."
             )
         data = json.loads(body)
+        refuse_deep(body, data)
         value, errors = self._field.validate(data, {}, loc=("body",))
         if errors:
             raise validation_error(errors, data)
         return value
+
+
+def refuse_deep(body: bytes, data: object) -> None:
+    """Returns where a body is not nested too deeply to be told back.
+
+    Args:
+        body: the text.
+        data: that it holds.
+
+    Raises:
+        ApiError: it is.
+    """
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return
+    level: list[Any] = [data] if isinstance(data, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ApiError(400, f"The body is not valid JSON: it is nested too deeply, in more than {MAX_DEPTH} levels.")
 
 
 def _count_containers(body: bytes) -> int:

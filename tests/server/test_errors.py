@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from server.conversion.chat_reader import read_message
-from server.wire.errors import as_api_error, dump_json, validation_error
+from server.wire.errors import ApiError, as_api_error, dump_json, validation_error
+from server.wire.json_body import refuse_deep
 from server.wire.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
@@ -88,6 +90,16 @@ def test_every_failure_has_all_four_keys() -> None:
 
 def test_text_that_is_not_unicode_does_not_break_a_reply() -> None:
     assert dump_json({"a": ["\ud800x"]}) == b'{"a":["?x"]}'
+    assert dump_json([10**30, 2**64 - 1, True, -1]) == b"[1000000000000000000000000000000,18446744073709551615,true,-1]"
+
+
+def test_what_is_nested_is_told_back() -> None:
+    text = b'{"a":[' * 175 + b"5" + b"]}" * 175
+    data = json.loads(text)
+    refuse_deep(text, data)
+    assert dump_json(data) == text
+    with pytest.raises(ApiError, match="nested too deeply"):
+        refuse_deep(b"[" + text + b"]", json.loads(b"[" + text + b"]"))
 
 
 def test_no_name_of_a_union_branch_is_a_field() -> None:
