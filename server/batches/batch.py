@@ -98,7 +98,8 @@ class Batch:
             "error_id": self.error_id,
             "expires_after_s": self.expires_after_s,
         }
-        return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body))
+        is_over = self.status in TERMINAL  # nobody can delete one, so it must not take room for good
+        return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body, expendable=is_over))
 
     def enter(self, status: str) -> Put:
         """Goes on to a status."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,19 +44,31 @@ async def read_lines(store: Store, owner: str, file_id: str, max_bytes: int) -> 
     """
     number, rest = 0, b""
     async for piece in content_of(store, owner, file_id):
-        *complete, rest = (rest + piece).split(b"\n")
-        lines = [Line(number + index, text) for index, text in enumerate(complete, 1)]
-        number += len(complete)
+        lines, num_lines, rest = await asyncio.to_thread(_split, rest + piece, number)
+        number += num_lines
         if too_long := next((line.number for line in lines if len(line.text) > max_bytes), None):
             raise _too_long(too_long, max_bytes)
         if len(rest) > max_bytes:
             raise _too_long(number + 1, max_bytes)
-        yield _without_blanks(lines)
-    yield _without_blanks([Line(number + 1, rest)])
+        yield lines
+    yield _split(rest + b"\n", number)[0]
 
 
-def _without_blanks(lines: list[Line]) -> list[Line]:
-    return [Line(n, text.removeprefix(_BOM) if n == 1 else text) for n, text in lines if text.strip()]
+def _split(text: bytes, number: int) -> tuple[list[Line], int, bytes]:
+    """Cuts a piece of a file into lines; one of 1 MiB may have a million of them.
+
+    Args:
+        text: the piece, with what was left of the one before.
+        number: of the last line before it.
+
+    Returns:
+        The lines that are complete and not blank, how many are complete, and what is left.
+    """
+    *complete, rest = text.split(b"\n")
+    if not number and complete:
+        complete[0] = complete[0].removeprefix(_BOM)
+    lines = [Line(n, line) for n, line in enumerate(complete, number + 1) if line and not line.isspace()]
+    return lines, len(complete), rest
 
 
 def _too_long(number: int, max_bytes: int) -> InvalidRequestError:
@@ -132,4 +145,8 @@ class LineChecker:
             return "invalid_body", "'body' should be a JSON object, the request.", "body"
         if body.get("stream") or body.get("background"):
             return "invalid_body", "'stream' and 'background' are not for the requests of a batch.", "body"
+        try:
+            orjson.dumps(body)
+        except orjson.JSONEncodeError:  # it reads more than it writes
+            return "invalid_body", "'body' is nested too deeply.", "body"
         return None

@@ -48,11 +48,14 @@ class _Lane:
     Attributes:
         checking: held by the one that is looked at.
         running: held by the one whose lines are done.
+        has_room: results can be stored; without it no lines are begun.
     """
 
     def __init__(self) -> None:
         self.checking = asyncio.Lock()
         self.running = asyncio.Lock()
+        self.has_room = asyncio.Event()
+        self.has_room.set()
 
 
 class BatchRunner:
@@ -178,7 +181,7 @@ class BatchRunner:
                     if not is_good:
                         return
                 async with lane.running:
-                    num_missing = await self._run(batch)
+                    num_missing = await self._run(batch, lane)
         except TimeoutError:
             await self._expire(batch)
             return
@@ -205,7 +208,7 @@ class BatchRunner:
         await self._write(batch.begin(checker.num_lines))
         return True
 
-    async def _run(self, batch: Batch) -> int:
+    async def _run(self, batch: Batch, lane: _Lane) -> int:
         """Does the lines that have no result; returns how many the file lacks, because it was deleted."""
         caller = Caller(batch.owner, self._credentials.weight_of(batch.owner), has_key=bool(batch.owner))
         done = await self._count_done(batch)
@@ -219,8 +222,9 @@ class BatchRunner:
             async for line in self._lines(batch):
                 num_seen += 1
                 if str(line.number) not in done:
+                    await lane.has_room.wait()
                     await self._slots.take(caller, len(line.text))
-                    group.create_task(self._do_line(batch, line, caller))
+                    group.create_task(self._do_line(batch, line, caller, lane))
         return batch.counts["total"] - num_seen
 
     @asynccontextmanager
@@ -243,7 +247,7 @@ class BatchRunner:
         batch.counts["completed"], batch.counts["failed"] = len(output), len(errors)
         return {*output, *errors}
 
-    async def _do_line(self, batch: Batch, line: Line, caller: Caller) -> None:
+    async def _do_line(self, batch: Batch, line: Line, caller: Caller, lane: _Lane) -> None:
         request_id = f"{batch.id}-{line.number}"
         request_id_var.set(request_id)
         name_task(request_id)
@@ -253,9 +257,16 @@ class BatchRunner:
             else:
                 custom_id, body = _parse(line.text)
             status, reply = await self._client.ask(batch.wire["endpoint"], body, caller)
-            await self._write(batch.result(line.number, custom_id, status, request_id, reply))
+            result = batch.result(line.number, custom_id, status, request_id, reply)
+            error = await self._try(result)
         finally:
             await self._slots.give_back(caller, len(line.text))
+        if error is not None:  # its slot is for those who have room
+            lane.has_room.clear()
+            try:
+                await self._write(result)
+            finally:
+                lane.has_room.set()
 
     async def _expire(self, batch: Batch) -> None:
         """Writes down what was not done in time, where it had begun."""
@@ -293,16 +304,20 @@ class BatchRunner:
 
     async def _write(self, changes: Sequence[Change]) -> None:
         """Stores what must not be lost: where there is no room now, waits for some."""
-        is_first = True
-        while True:
-            try:
-                await self._store.write(*changes)
-                return
-            except StoreError as error:
-                if is_first:
-                    logger.warning("a batch waits: %s", error)
-                is_first = False
-                await asyncio.sleep(_RETRY_STORE_S)
+        error = await self._try(changes)
+        if error is not None:
+            logger.warning("a batch waits: %s", error)
+        while error is not None:
+            await asyncio.sleep(_RETRY_STORE_S)
+            error = await self._try(changes)
+
+    async def _try(self, changes: Sequence[Change]) -> StoreError | None:
+        """Stores something; returns why that cannot be now."""
+        try:
+            await self._store.write(*changes)
+        except StoreError as error:
+            return error
+        return None
 
 
 def _parse(text: bytes) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, ReplyModel, Responses, error_reply
-from server.wire.requests import Integer, RequestBody, WireModel
+from server.wire.requests import Integer, RequestBody, WireModel, at_most
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.
@@ -48,7 +48,7 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-Metadata = Annotated[dict[str, str], AfterValidator(_check_metadata)]
+Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), AfterValidator(_check_metadata)]
 
 
 class ExpiresAfter(WireModel):

@@ -17,16 +17,21 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from pydantic import ValidationError
 
 from server.batches import lines as batch_lines
+from server.batches.batch import Batch
 from server.batches.lines import Line, LineChecker, read_lines
+from server.batches.runner import BatchRunner, _Lane
 from server.batches.slots import Slots
 from server.files.stored_files import CONTENT, file_object
 from server.gates.callers import Caller
+from server.gates.credentials import Credentials
 from server.store.errors import StoreFullError
 from server.store.records import Append, Put
 from server.store.store import Store
-from server.wire.files import window_seconds
+from server.wire.files import BatchRequest, window_seconds
 from tests.support.light_server import LightServer, light_server
 from tests.support.server_process import ROOT, ServerProcess
 
@@ -168,6 +173,7 @@ GOOD = json.dumps(line(1)).encode()
         (GOOD.replace(b"/v1/completions", b"/v1/chat/completions"), "mismatched_endpoint"),
         (GOOD.replace(b'"body": {', b'"body": [], "x": {'), "invalid_body"),
         (GOOD.replace(b'"body": {', b'"body": {"stream": true, '), "invalid_body"),
+        (GOOD.replace(b'"body": {', b'"body": {"x": ' + b"[" * 300 + b"]" * 300 + b", "), "invalid_body"),
     ],
 )
 def test_lines_are_looked_at(text: bytes, code: str) -> None:
@@ -200,10 +206,56 @@ async def test_lines_are_the_same_however_they_were_stored() -> None:
             )
             found = [found async for lines in read_lines(store, "", str(size), 99) for found in lines]
             assert found == [(1, b"one\r"), (4, b"two"), (5, b"three")]
-        with pytest.raises(Exception, match="Line 1 is longer than the 6 bytes"):
-            _ = [lines async for lines in read_lines(store, "", "1", 6)]
+        with pytest.raises(Exception, match="Line 5 is longer than the 4 bytes"):
+            _ = [lines async for lines in read_lines(store, "", "1", 4)]
     finally:
         store.close()
+
+
+def test_blank_lines_cost_next_to_nothing() -> None:
+    assert batch_lines._split(b"\n" * 1000 + b" \n\r", 0) == ([], 1001, b"\r")
+
+
+def test_what_is_over_gives_way() -> None:
+    wishes: Json = {"input_file_id": "f", "endpoint": CHAT, "completion_window": "24h"}
+    batch = Batch.from_request(BatchRequest.model_validate(wishes), "")
+    assert not batch.put().object.expendable
+    assert batch.fail([]).object.expendable
+    with pytest.raises(ValidationError) as caught:
+        BatchRequest.model_validate({**wishes, "metadata": {str(n): n for n in range(1000)}})
+    assert caught.value.error_count() == 1
+
+
+async def test_a_result_that_waits_for_room_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.batches.runner._RETRY_STORE_S", 0.0)
+
+    class Full:
+        has_room = False
+
+        async def write(self, *changes: Any) -> None:
+            if not self.has_room:
+                raise StoreFullError("no room")
+
+    async def ask(*_: Any) -> tuple[int, bytes]:
+        return 200, b"{}"
+
+    store: Any = Full()
+    engine: Any = None
+    runner = BatchRunner(store, FastAPI(), engine, Credentials(), num_slots=1, max_line_bytes=99)
+    monkeypatch.setattr(runner._client, "ask", ask)
+    wishes: Json = {"input_file_id": "f", "endpoint": COMPLETION, "completion_window": "24h"}
+    batch = Batch.from_request(BatchRequest.model_validate(wishes), "")
+    lane, ann, bob = _Lane(), Caller("ann"), Caller("bob")
+    async with asyncio.timeout(5):
+        for caller in (ann, bob):
+            await runner._slots.enter(caller)
+        await runner._slots.take(ann, len(GOOD))
+        doing = asyncio.create_task(runner._do_line(batch, Line(1, GOOD), ann, lane))
+        await runner._slots.take(bob, 1)
+        assert not lane.has_room.is_set(), "no more lines are begun"
+        store.has_room = True
+        await doing
+    assert lane.has_room.is_set()
 
 
 def test_windows() -> None:
