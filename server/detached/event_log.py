@@ -92,6 +92,15 @@ class EventLog:
             if not future.done():
                 future.set_result(None)
 
+    def require_kept(self) -> None:
+        """Returns if it can be followed, which is asked before a reply begins.
+
+        Raises:
+            ApiError: its events are not kept any more.
+        """
+        if self._is_dropped:
+            raise events_are_gone()
+
     async def follow(self, start: int = 0) -> AsyncGenerator[bytes, None]:
         """Yields events from one on, until the last.
 
@@ -104,8 +113,7 @@ class EventLog:
         self._num_readers += 1
         try:
             while True:
-                if self._is_dropped:
-                    raise events_are_gone()
+                self.require_kept()
                 if batch := self._events[start : start + _MAX_EVENTS_TOGETHER]:
                     start += len(batch)
                     yield b"".join(batch)

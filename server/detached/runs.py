@@ -33,6 +33,7 @@ class Run:
     Attributes:
         state: what whoever runs it lets others see of it.
         is_cancelled: its owner does not want it any more.
+        is_ending: it is over and being kept, which is not interrupted.
     """
 
     def __init__(self, id: str, caller: Caller, log: EventLog) -> None:
@@ -41,14 +42,16 @@ class Run:
         self.log = log
         self.state: dict[str, Any] = {}
         self.is_cancelled = False
+        self.is_ending = False
         self.task: asyncio.Task[None] | None = None
 
     async def cancel(self) -> None:
-        """Ends it, and waits until it has said so."""
+        """Ends it, unless it is about to end by itself, and waits until it has said so."""
         self.is_cancelled = True
         if self.task is not None:
             await asyncio.sleep(0)  # only what has begun can say that it was cancelled
-            self.task.cancel()
+            if not self.is_ending:
+                self.task.cancel()
             await asyncio.wait([self.task])
 
 

@@ -26,7 +26,7 @@ from server.replies.generation import Generation
 from server.replies.responses import ResponsesReply
 from server.responses.kept import append_events, append_items, put_response
 from server.responses.maker import NewResponse, ResponseMaker
-from server.store.errors import StoreError
+from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put, StoredObject
 from server.wire.errors import ApiError, as_api_error
 from server.wire.responses import ResponsesRequest
@@ -178,7 +178,8 @@ class Background:
 
     async def _keep(self, run: Run, new: NewResponse, reply: ResponsesReply) -> None:
         """Keeps a response that is over, and only then says that it is."""
-        changes: list[Change] = [*new.changes(reply.response), Delete(_record_id(new))]
+        run.is_ending = True
+        changes: list[Change] = [Delete(_record_id(new)), *new.changes(reply.response)]
         if run.log.events:
             changes.append(await asyncio.to_thread(append_events, new.id, list(run.log.events)))
         await self._kept.write(*changes)
@@ -196,7 +197,12 @@ class Background:
             api_error = _NOT_THE_SAME if isinstance(error, RepeatedOtherwiseError) else as_api_error(error)
             logger.warning("response %s failed: %s", new.id, api_error.message, exc_info=api_error.status_code == 500)
             run.log.write(reply.fail(api_error))
-        await self._keep(run, new, reply)
+        try:
+            await self._keep(run, new, reply)
+        except StoreFullError:  # for what it says; that it has ended takes no more than the record did
+            reply.response = run.state = {**reply.response, "output": []}
+            await self._kept.write(Delete(_record_id(new)), put_response(new.caller.owner, reply.response))
+            run.log.write(reply.last())
 
 
 def _further(one: ResponsesReply, other: ResponsesReply | None) -> ResponsesReply:

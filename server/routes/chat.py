@@ -87,6 +87,7 @@ async def resume_chat_completion(
 ) -> Response:
     """Returns the events of a chat streamed with `stream_options.resumable`, for five minutes after its end."""
     run = _run_of(request, services, completion_id)
+    run.log.require_kept()
     if starting_after is None and last_event_id is not None and last_event_id[:19].isdecimal():
         starting_after = int(last_event_id[:19])
     start = 0 if starting_after is None else starting_after + 1
@@ -108,7 +109,7 @@ async def end_chat_completion(completion_id: str, request: Request, services: Se
 
 def _run_of(request: Request, services: Services, id: str) -> Run:
     run = services.runs.get(caller_of(request.scope), id)
-    if run is None:
+    if run is None or run.state:  # that of a response
         raise ApiError(
             404,
             f"There is no stream '{id[:100]}' to take up: streams with 'stream_options': {{\"resumable\": true}} are"

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
-from server.gates.callers import caller_of
+from server.detached.runs import Run
+from server.gates.callers import Caller, caller_of
 from server.replies.responses import last_event, new_response, numbered
 from server.replies.streaming import EventsResponse, respond
 from server.responses.maker import NewResponse
@@ -107,15 +108,22 @@ async def get_response(
 ) -> Response:
     """Returns a response as it is now."""
     caller = caller_of(request.scope)
-    run = services.runs.get(caller, response_id)
+    run = _run_of(services, caller, response_id)
     if not stream:
         if starting_after is not None:
             raise ApiError(400, "'starting_after' needs 'stream': true.", param="starting_after")
         return JsonResponse(run.state if run else await services.responses.kept.response(caller.owner, response_id))
     start = 0 if starting_after is None else starting_after + 1
     if run is not None:
+        run.log.require_kept()
         return EventsResponse(run.log.follow(start), ping_interval_s=services.settings.ping_interval_s)
     return await _kept_events(services, caller.owner, response_id, start)
+
+
+def _run_of(services: Services, caller: Caller, id: str) -> Run | None:
+    """Returns a response that is being made; chats that go on without their clients have no state to tell."""
+    run = services.runs.get(caller, id)
+    return run if run is not None and run.state else None
 
 
 async def _kept_events(services: Services, owner: str, response_id: str, start: int) -> Response:
@@ -145,7 +153,7 @@ async def _kept_events(services: Services, owner: str, response_id: str, start: 
 async def delete_response(response_id: str, request: Request, services: ServicesDep) -> Response:
     """Deletes a response; one that is still being made is cancelled first."""
     caller = caller_of(request.scope)
-    if (run := services.runs.get(caller, response_id)) is not None:
+    if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
     await services.responses.kept.delete_response(caller.owner, response_id)
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
@@ -160,7 +168,7 @@ async def delete_response(response_id: str, request: Request, services: Services
 async def cancel_response(response_id: str, request: Request, services: ServicesDep) -> Response:
     """Cancels a response in the background; one that is over stays as it is."""
     caller = caller_of(request.scope)
-    if (run := services.runs.get(caller, response_id)) is not None:
+    if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
     response = await services.responses.kept.response(caller.owner, response_id)
     if not response["background"]:

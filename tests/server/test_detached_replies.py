@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -17,7 +18,14 @@ from server.detached.event_log import EventLog, RepeatedOtherwiseError
 from server.detached.runs import MAX_RUNS_PER_CALLER, Run, Runs
 from server.gates.callers import NOBODY, Caller
 from server.replies.generation import _by_token
+from server.replies.output_processor import ChoiceDelta
+from server.replies.responses import ResponsesReply, new_response
+from server.responses.background import Background
+from server.responses.maker import NewResponse
+from server.store.errors import StoreFullError
+from server.store.records import Change, Delete, Put
 from server.wire.errors import ApiError
+from server.wire.responses import ResponsesRequest
 from tests.conftest import SMALL
 from tests.server.test_responses import events
 from tests.support.light_server import LightServer, light_server
@@ -70,6 +78,8 @@ async def test_of_what_is_too_long_nothing_is_kept() -> None:
     log.write(b"data: " + b"b" * 20 + b"\n\n")
     with pytest.raises(ApiError, match="not kept any more"):
         await reading
+    with pytest.raises(ApiError, match="not kept any more"):
+        log.require_kept()
     assert log.num_bytes == 0
     log.write(b"data: c\n\n")
     log.end()
@@ -113,6 +123,45 @@ async def test_one_caller_may_have_so_many() -> None:
     await every.stop()
 
 
+async def test_what_is_about_to_end_is_not_interrupted() -> None:
+    every, may_end = Runs(), asyncio.Event()
+
+    async def keep(run: Run) -> None:
+        run.is_ending = True
+        await may_end.wait()
+        run.state["is_kept"] = True
+
+    run = every.start("a", NOBODY, keep)
+    ending = asyncio.create_task(run.cancel())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    may_end.set()
+    await ending
+    assert run.state == {"is_kept": True}
+
+
+async def test_a_response_ends_also_where_it_has_no_room() -> None:
+    kept: list[Change] = []
+
+    class Full:
+        async def write(self, *changes: Change) -> None:
+            if any(isinstance(change, Put) and change.object.body["output"] for change in changes):
+                raise StoreFullError("no room")
+            kept.extend(changes)
+
+    body = ResponsesRequest(input="hi", background=True)
+    new = NewResponse(body, new_response("resp_1", body, "m", truncation="disabled"), NOBODY)
+    tokenizer: Any = None
+    reply = ResponsesReply(None, new.response, 1, tokenizer)
+    reply.add([ChoiceDelta(0, "Hello")])
+    run, services = Run("resp_1", NOBODY, log_of(10_000)), cast(Any, None)
+    maker = cast(Any, SimpleNamespace(kept=Full()))
+    await Background(services, maker)._give_up(run, new, reply, None)
+    assert run.is_ending and run.state["status"] == "cancelled" and run.state["output"] == []
+    assert [type(change) for change in kept] == [Delete, Put]
+    assert b"event: response.incomplete" in run.log.events[-1]
+
+
 def test_an_output_is_cut_into_tokens() -> None:
     whole = SequenceOutput(1, [5, 6, 7], "stop", 7, logprobs=[score(i) for i in (5, 6, 7)], num_cached_tokens=2)
     first, second, third = _by_token(whole)
@@ -144,6 +193,8 @@ def test_a_chat_is_taken_up_from_any_event(wire: Wire) -> None:
     ids, data = zip(*(piece.split("\n") for piece in pieces), strict=True)
     assert ids == tuple(f"id: {n}" for n in range(len(pieces)))
     assert data[-1] == "data: [DONE]" and json.loads(data[-2][6:])["usage"]["completion_tokens"] == 40
+    for method, more in (("GET", ""), ("DELETE", ""), ("POST", "/cancel")):
+        assert wire.http.request(method, f"{URL}/{begun['id']}{more}").status_code == 404, "it is no response"
     assert wire.http.delete(path).json()["deleted"] is True
     assert wire.http.get(path).status_code == wire.http.delete(path).status_code == 404
     assert wire.http.get(f"{CHAT}/chatcmpl-none").json()["error"]["code"] == "stream_not_found"
