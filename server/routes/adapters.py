@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> 
         raise ApiError(400, f"The model itself is served as '{body.lora_name}'.", param="lora_name")
     root = services.settings.lora_root
     try:
-        folder = await services.off_loop.run(lambda: _find(body.lora_path, root, services))
+        folder = await asyncio.to_thread(_find, body.lora_path, root, services)  # it may fetch them from a hub
         services.engine.require_open()  # a download takes long enough for an engine to go: it would never answer
         adapter = ServedAdapter(body.lora_name, body.lora_path, folder)
         await services.engine.adapters.load(adapter, replace=bool(body.load_inplace))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.routes.adapters import load_lora_adapter
 from server.serve import find_adapters
 from server.settings import Settings
+from server.wire.errors import ApiError
 from server.wire.requests import LoadAdapterRequest
 from tests.conftest import SMALL
 from tests.support.adapters import adapter_config, factors, random_adapter, write_adapter
@@ -231,7 +233,7 @@ async def test_an_engine_that_dies_or_refuses() -> None:
     assert engine.sent[-1] == UnloadAdapter(9), "it was unloaded while the engine started"
 
 
-async def test_an_engine_that_went_while_an_adapter_was_fetched() -> None:
+async def test_an_engine_that_went_while_an_adapter_was_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent to it would be lost, and the name taken for good."""
     engine = Engine()
     answers = iter([None, EngineUnavailableError("gone")])
@@ -240,17 +242,33 @@ async def test_an_engine_that_went_while_an_adapter_was_fetched() -> None:
         if (error := next(answers)) is not None:
             raise error
 
-    async def run(work: Any) -> Path:
-        return Path("/adapters/sql")
-
+    monkeypatch.setattr("server.routes.adapters._find", lambda *_: Path("/adapters/sql"))
     services: Any = SimpleNamespace(
         settings=Settings(model="m", allow_lora_updates=True),
         engine=SimpleNamespace(require_open=require_open, adapters=engine.adapters),
-        off_loop=SimpleNamespace(run=run),
     )
     with pytest.raises(EngineUnavailableError, match="gone"):
         await load_lora_adapter(LoadAdapterRequest(lora_name="sql", lora_path="sql"), services)
     assert not engine.sent
+
+
+async def test_adapters_are_looked_for_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def find(*_: Any) -> Path:
+        threads.append(threading.current_thread())
+        raise AdapterError("none")
+
+    async def run(work: Any) -> Any:
+        return work()
+
+    monkeypatch.setattr("server.routes.adapters._find", find)
+    settings = SimpleNamespace(allow_lora_updates=True, served_names=("m",), lora_root=None)
+    engine, off_loop = SimpleNamespace(require_open=lambda: None), SimpleNamespace(run=run)
+    services: Any = SimpleNamespace(settings=settings, engine=engine, off_loop=off_loop)
+    with pytest.raises(ApiError, match="none"):
+        await load_lora_adapter(LoadAdapterRequest(lora_name="a", lora_path="b/c"), services)
+    assert threads and threads[0] is not threading.current_thread()
 
 
 def test_how_many_there_may_be() -> None:
