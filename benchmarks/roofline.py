@@ -112,6 +112,8 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device, limi
         kv_cache_dtype=arguments.kv_cache_dtype,
         max_model_len=arguments.max_model_len,
         max_num_seqs=max(arguments.batch_sizes),
+        speculation="off",  # random tokens repeat by chance, and a step is what is measured
+        max_step_ms=0,
         kv_cache_memory_bytes=arguments.kv_cache_memory_bytes,
         enable_prefix_caching=False,
         cuda_graphs=not arguments.no_cuda_graphs,
