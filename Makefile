@@ -13,8 +13,6 @@ PORT ?= 8000
 ARGS ?=
 # CPU=1 leaves out the CUDA libraries that torch brings on Linux.
 CPU ?=
-# Tests wait for servers half of their time.
-TEST_PROCESSES := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? 2 * n : 8)))
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -79,7 +77,7 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml setup.py
 	@touch $@ $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
