@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from model.backends.cpu import attention_ir
-from model.backends.cpu.attention_ir import ATTEND, KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel, query_factor
+from model.backends.cpu.attention_ir.kernel import KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel
+from model.backends.cpu.attention_ir.module import ATTEND, TILE, module_text, query_factor
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_permutes
 from model.backends.cpu.rotary_ir import ROTATE, RotaryKernel
 from model.backends.cpu.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
@@ -26,7 +26,7 @@ class AttentionCode(NamedTuple):
     """The compiled kernels for one type of activations and one kind of cache.
 
     Attributes:
-        attend: the kernel of attention_ir.py.
+        attend: the kernel of attention_ir.
         rotate: the kernel of rotary_ir.py.
         scratch_bytes: of a thread.
         query_dtype: of the rotated queries.
@@ -62,7 +62,7 @@ class StepAttention:
         # Bytes from one layer's keys to the next one's, and from keys to values.
         self._layer_bytes, self._value_bytes = (data.stride(i) * data.itemsize for i in (0, 1))
         self._scale_bytes = (0, 0) if cache.scales is None else (cache.scales.stride(0) * 4, cache.scales.stride(1) * 4)
-        self._num_tiles = len(tiles) // len(attention_ir.TILE)
+        self._num_tiles = len(tiles) // len(TILE)
         self._fixed = (
             *(tables.data_ptr(), tiles.data_ptr(), self._factors.data_ptr()),
             *(-(-scratch.data_ptr() // _ALIGNMENT) * _ALIGNMENT, ctypes.addressof(self._counter)),
@@ -148,7 +148,7 @@ def _compile(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> Att
     query_dtype = torch.bfloat16 if is_bf16 else torch.float32
     names = DTYPE_NAMES[dtype], DTYPE_NAMES[cache_dtype]
     kernel = AttentionKernel(*names, "bf16" if is_bf16 else "float32", head_dim, has_bf16, not has_permutes())
-    attend = compile_functions(kernel.text, [ATTEND])
+    attend = compile_functions(module_text(kernel), [ATTEND])
     rotate = compile_functions(RotaryKernel(*names, DTYPE_NAMES[query_dtype], has_bf16).text, [ROTATE])
     if attend is None or rotate is None:
         return None

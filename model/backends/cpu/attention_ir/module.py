@@ -1,0 +1,178 @@
+"""What walks the tiles of a step on every thread, and the text of the whole module.
+
+A thread takes the next tile (rows of a sequence that follow each other) and head. For each 64 keys it lays keys and
+values out in scratch memory, keys transposed, and lets the tile's rows use them, a few at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+from model.backends.cpu.attention_ir.kernel import KEYS, MASKED, MAX_ROWS, AttentionKernel, Part
+from model.backends.cpu.attention_ir.keys import LayOutKeys, Scores, ScoresOfOne
+from model.backends.cpu.attention_ir.softmax import Scales, Softmax
+from model.backends.cpu.attention_ir.values import LayOutValues, Totals, TotalsOfOne
+from model.backends.cpu.ir_writer import KINDS, LANES, NUMBER_DECLARATIONS, float_literal
+
+# Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
+ARGUMENTS = (
+    *("query", "out", "keys", "values", "key_scales", "value_scales"),
+    *("slots", "tiles", "query_scales", "scratch", "next"),
+    *("items", "rows", "heads", "heads_per_key", "num_slots"),
+)
+# Of a tile: where its sequence's slots begin, its first row in the batch, how many rows, the first one's position.
+TILE = ("table", "row", "count", "position")
+ATTEND = "attend"
+_NUM_ADDRESSES = 11
+
+_DECLARATIONS = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+declare i64 @llvm.umin.i64(i64, i64)
+"""
+
+
+def module_text(kernel: AttentionKernel) -> str:
+    """A module with the function `attend`, which takes the arguments' address and runs on every thread."""
+    parts = [NUMBER_DECLARATIONS, _DECLARATIONS]
+    parts += [writer(kernel).write() for writer in (LayOutKeys, LayOutValues, Softmax, ScoresOfOne, TotalsOfOne)]
+    if kernel.cache_dtype == "int8":
+        parts.append(Scales(kernel).write())
+    for rows in range(1, MAX_ROWS + 1):
+        parts += [Scores(kernel, rows).write(), Totals(kernel, rows).write()]
+    return "\n".join([*parts, _Attend(kernel).write()])
+
+
+class _Attend(Part):
+    """What runs on every thread."""
+
+    def write(self) -> str:
+        """The function's text."""
+        loops = ("clear", "block", "at.work", "soft", "done", "column")
+        self.begin(f"{ATTEND}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, loops)
+        thread = self.emit("zext i32 " + self.emit("call i32 @omp_get_thread_num()") + " to i64")
+        self.do(f"%scratch.first = mul i64 {thread}, {self.kernel.scratch['end']}")
+        self.do("%scratch.own = getelementptr i8, ptr %scratch, i64 %scratch.first")
+        for name in ("total", "best", "sum"):
+            self.do(f"%{name} = getelementptr i8, ptr %scratch.own, i64 {self.kernel.scratch[name]}")
+        self.do("br label %item.test")
+        self.label("item.test")
+        self.do("%item = atomicrmw add ptr %next, i64 1 monotonic")
+        self.do("%item.more = icmp ult i64 %item, %items")
+        self.do("br i1 %item.more, label %item.body, label %item.end")
+        self.label("item.body")
+        self._item()
+        self.do("br label %item.test")
+        self.label("item.end")
+        self.end()
+        return self.text
+
+    def _item(self) -> None:
+        tile = self.emit("udiv i64 %item, %heads")
+        self.do("%head = urem i64 %item, %heads")
+        first = self.emit(f"mul i64 {tile}, {len(TILE)}")
+        for i, name in enumerate(TILE):
+            at = self.emit(f"getelementptr i64, ptr %tiles, i64 {self.offset(first, i)}")
+            self.do(f"%tile.{name} = load i64, ptr {at}")
+        self.do("%num.keys = add i64 %tile.position, %tile.count")
+        key_head = self.emit("udiv i64 %head, %heads_per_key")
+        self.do(f"%head.slots = mul i64 {key_head}, %num_slots")
+        first = self.emit(f"mul i64 %head.slots, {self.dim}")
+        for name in ("keys", "values"):
+            _, kind = KINDS[self.kernel.cache_dtype]
+            self.do(f"%head.{name} = getelementptr {kind}, ptr %{name}, i64 {first}")
+        for name in ("key_scales", "value_scales"):
+            self.do(f"%head.{name} = getelementptr float, ptr %{name}, i64 %head.slots")
+        at = self.emit(f"add i64 {self.emit('mul i64 %head, %rows')}, %tile.row")
+        at = self.emit(f"mul i64 {at}, {self.dim}")
+        self.do(f"%first.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %query, i64 {at}")
+        self.loop("clear", "0", "%tile.count", self._clear)
+        num_blocks = self.emit(f"udiv i64 {self.offset('%num.keys', KEYS - 1)}, {KEYS}")
+        self.loop("block", "0", num_blocks, self._block)
+        self.loop("done", "0", "%tile.count", self._finish)
+
+    def _clear(self) -> None:
+        at = self.emit(f"mul i64 %clear, {self.padded_dim}")
+        for v in range(self.padded_dim // LANES):
+            self.put("zeroinitializer", "%total", self.offset(at, v * LANES))
+        self.put("zeroinitializer", "%sum", self.emit(f"mul i64 %clear, {LANES}"))
+        best = self.emit("getelementptr float, ptr %best, i64 %clear")
+        self.do(f"store float {float_literal(MASKED)}, ptr {best}, align 4")
+
+    def _block(self) -> None:
+        self.do(f"%first.key = mul i64 %block, {KEYS}")
+        at = self.emit("add i64 %tile.table, %first.key")
+        self.do(f"%table = getelementptr i32, ptr %slots, i64 {at}")
+        left = self.emit("sub i64 %num.keys, %first.key")
+        tail = f"ptr %table, ptr %scratch.own, i64 {left}"
+        if self.kernel.cache_dtype == "int8":
+            self.do(f"call void @collect.scales(ptr %head.key_scales, ptr %head.value_scales, {tail})")
+        is_one = self.emit("icmp eq i64 %tile.count, 1")
+        self.do(f"br i1 {is_one}, label %one, label %several")
+        self.label("one")
+        self.do("call void @scores.of.one(ptr %first.query, ptr %head.keys, ptr %table, ptr %scratch.own)")
+        self._softmax("0", "0")
+        self.do(f"call void @totals.of.one(ptr %head.values, {tail})")
+        self.do("br label %block.done")
+        self.label("several")
+        self.do("call void @lay.out.keys(ptr %head.keys, ptr %table, ptr %scratch.own)")
+        self.do(f"call void @lay.out.values(ptr %head.values, {tail})")
+        # Rows before the first of these keys do not see them.
+        past = self.emit("icmp ugt i64 %first.key, %tile.position")
+        unseeing = self.emit("sub i64 %first.key, %tile.position")
+        unseeing = self.emit(f"select i1 {past}, i64 {unseeing}, i64 0")
+        first = self.emit(f"udiv i64 {unseeing}, {MAX_ROWS}")
+        last = self.emit(f"udiv i64 {self.offset('%tile.count', MAX_ROWS - 1)}, {MAX_ROWS}")
+        self.loop("at.work", first, last, self._rows)
+        self.do("br label %block.done")
+        self.label("block.done")
+
+    def _rows(self) -> None:
+        self.do(f"%work.row = mul i64 %at.work, {MAX_ROWS}")
+        left = self.emit("sub i64 %tile.count, %work.row")
+        self.do(f"%work.count = call i64 @llvm.umin.i64(i64 {left}, i64 {MAX_ROWS})")
+        at = self.emit(f"mul i64 %work.row, {self.dim}")
+        self.do(f"%work.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %first.query, i64 {at}")
+        self._switch("scores", "ptr %work.query, ptr %scratch.own")
+
+        self.loop("soft", "0", "%work.count", lambda: self._softmax("%soft", self.emit("add i64 %work.row, %soft")))
+        self._switch("totals", "ptr %scratch.own, i64 %work.row")
+
+    def _softmax(self, index: str, row: str) -> None:
+        position = self.emit(f"add i64 %tile.position, {row}")
+        seen = self.emit(f"sub i64 {self.offset(position, 1)}, %first.key")
+        is_some = self.emit(f"icmp sgt i64 {seen}, 0")
+        seen = self.emit(f"select i1 {is_some}, i64 {seen}, i64 0")
+        at = self.emit(f"add i64 %tile.row, {row}")
+        at = self.emit(f"getelementptr float, ptr %query_scales, i64 {at}")
+        factor = self.emit(f"load float, ptr {at}, align 4")
+        self.do(f"call void @softmax(ptr %scratch.own, i64 {index}, i64 {row}, i64 {seen}, float {factor})")
+
+    def _switch(self, name: str, arguments: str) -> None:
+        """Calls the function for as many rows as are at work."""
+        cases = " ".join(f"i64 {rows}, label %{name}.{rows}" for rows in range(1, MAX_ROWS))
+        self.do(f"switch i64 %work.count, label %{name}.{MAX_ROWS} [ {cases} ]")
+        for rows in range(1, MAX_ROWS + 1):
+            self.label(f"{name}.{rows}")
+            self.do(f"call void @{name}{rows}({arguments})")
+            self.do(f"br label %{name}.end")
+        self.label(f"{name}.end")
+
+    def _finish(self) -> None:
+        total = self.total(self.float_at("%sum", self.emit(f"mul i64 %done, {LANES}")))
+        inverse = self.splat("float", self.emit(f"fdiv float 1.0, {total}"))
+        row = self.emit("add i64 %tile.row, %done")
+        to = self.emit(f"add i64 {self.emit(f'mul i64 {row}, %heads')}, %head")
+        to = self.emit(f"mul i64 {to}, {self.dim}")
+        first = self.emit(f"mul i64 %done, {self.padded_dim}")
+
+        def column(at: str, count: str | None) -> None:
+            value = self.mul(self.float_at("%total", self.emit(f"add i64 {first}, {at}")), inverse)
+            self.store(self.kernel.dtype, value, "%out", self.emit(f"add i64 {to}, {at}"), count)
+
+        self.over("column", str(self.dim), column)
+
+
+def query_factor(scale: float) -> float:
+    """What scores are multiplied with before a power of 2 is taken."""
+    return scale / math.log(2)
