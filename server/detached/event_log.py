@@ -101,19 +101,20 @@ class EventLog:
         if self._is_dropped:
             raise events_are_gone()
 
-    async def follow(self, start: int = 0) -> AsyncGenerator[bytes, None]:
+    async def follow(self, start: int, failure: Callable[[ApiError, int], bytes]) -> AsyncGenerator[bytes, None]:
         """Yields events from one on, until the last.
 
         Args:
             start: number of the first.
-
-        Raises:
-            ApiError: they are not kept any more.
+            failure: writes the event, with its number, that a follower's stream ends with where the events are not
+                kept any more.
         """
         self._num_readers += 1
         try:
             while True:
-                self.require_kept()
+                if self._is_dropped:
+                    yield failure(events_are_gone(), start)
+                    return
                 if batch := self._events[start : start + _MAX_EVENTS_TOGETHER]:
                     start += len(batch)
                     yield b"".join(batch)

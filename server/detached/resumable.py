@@ -48,9 +48,10 @@ def start_resumable(services: Services, caller: Caller, generation: Generation, 
 
     inside = ExitStack()
     try:
-        services.runs.require_room(caller)
+        inside.enter_context(services.runs.room(caller))
         inside.enter_context(services.admission.enter(caller, 0))
     except BaseException:
         generation.close()
+        inside.close()
         raise
     return services.runs.start(reply.id, caller, work, inside=inside, keep_s=RESUME_S, shows_numbers=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from server.detached.event_log import EventLog
@@ -69,17 +69,25 @@ class Runs:
         run = self._runs.get(id)
         return run if run is not None and run.caller.owner == caller.owner else None
 
-    def require_room(self, caller: Caller) -> None:
-        """Returns if another reply of a caller may begin.
+    @contextmanager
+    def room(self, caller: Caller, limit: float = MAX_RUNS_PER_CALLER) -> Iterator[None]:
+        """Counts a reply of a caller, from before anything is done for it until it is over.
 
         Raises:
-            ApiError: 429, too many have not ended.
+            ApiError: 429, `limit` of them have not ended.
         """
-        if self._running[caller] >= MAX_RUNS_PER_CALLER:
+        if self._running[caller] >= limit:
             raise server_overloaded(
-                f"{MAX_RUNS_PER_CALLER} of your replies go on in the background already; please try again later.",
+                f"{limit} of your replies go on in the background already; please try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
+        self._running[caller] += 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
+            if not self._running[caller]:
+                del self._running[caller]
 
     def start(
         self,
@@ -87,7 +95,7 @@ class Runs:
         caller: Caller,
         work: Callable[[Run], Coroutine[Any, Any, None]],
         *,
-        inside: ExitStack | None = None,
+        inside: ExitStack,
         keep_s: float = 0.0,
         shows_numbers: bool = False,
     ) -> Run:
@@ -97,24 +105,19 @@ class Runs:
             id: of the reply.
             caller: whose it is.
             work: writes the reply into the run's log.
-            inside: is closed when it is over.
+            inside: holds its `room`, and is closed when it is over.
             keep_s: so long its events are kept after that.
             shows_numbers: of `EventLog`.
         """
         run = Run(id, caller, EventLog(self._take, shows_numbers=shows_numbers))
         self._runs[id] = run
-        self._running[caller] += 1
         run.task = asyncio.create_task(_logged(work(run)), name=id)
         run.task.add_done_callback(lambda task: self._over(run, inside, keep_s))
         return run
 
-    def _over(self, run: Run, inside: ExitStack | None, keep_s: float) -> None:
+    def _over(self, run: Run, inside: ExitStack, keep_s: float) -> None:
         run.log.end()
-        if inside is not None:
-            inside.close()
-        self._running[run.caller] -= 1
-        if not self._running[run.caller]:
-            del self._running[run.caller]
+        inside.close()
         if keep_s and not run.is_cancelled:
             self._timers[run.id] = asyncio.get_running_loop().call_later(keep_s, self._forget, run.id)
         else:

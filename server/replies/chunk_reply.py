@@ -93,7 +93,7 @@ class ChunkReply(ABC):
 
     def failure(self, error: ApiError) -> bytes:
         """Returns the event that a broken stream ends with."""
-        return _event(error.body())
+        return failure_event(error)
 
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
         """Takes deltas into the reply that is not streamed."""
@@ -104,6 +104,11 @@ class ChunkReply(ABC):
     def whole(self, usage: TokenUsage) -> bytes:
         """Returns the reply that is not streamed."""
         return dump_json(self.result(usage_object(usage)))
+
+
+def failure_event(error: ApiError, number: int = 0) -> bytes:
+    """Returns the event that a broken stream ends with; chunks have no numbers."""
+    return _event(error.body())
 
 
 def usage_object(usage: TokenUsage) -> JsonDict:

@@ -193,8 +193,7 @@ class ResponsesReply:
         written = self._written(self._close("incomplete"))
         self._end("failed")
         self.response["error"] = {"code": _FAILURES.get(error.status_code, "server_error"), "message": error.message}
-        told = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
-        return written + self._event(told)
+        return written + self._event(_error_event(error))
 
     def cancel(self) -> bytes:
         """Ends a response that is not wanted any more; returns the events before its last one."""
@@ -245,6 +244,15 @@ def last_event(response: JsonDict) -> JsonDict:
     """Returns the event that ends the stream of a response; one that was cancelled has none of its own."""
     status = "incomplete" if response["status"] == "cancelled" else response["status"]
     return {"type": f"response.{status}", "response": response}
+
+
+def _error_event(error: ApiError) -> JsonDict:
+    return {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+
+
+def follower_failure(error: ApiError, number: int) -> bytes:
+    """Returns the event that a stream ends with which cannot be followed further; the response itself goes on."""
+    return numbered(_error_event(error), number)
 
 
 def numbered(event: JsonDict, number: int) -> bytes:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from starlette.types import Message
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+JsonDict = dict[str, Any]
+
 RECORD = "response_run"
 _NOT_THE_SAME = ApiError(
     500,
@@ -45,6 +49,7 @@ _NOT_THE_SAME = ApiError(
 )
 _POLL_S = 0.2
 _TRY_AGAIN_S = 2.0
+_NUM_TRIES = 10
 _TOO_MANY = 429
 
 
@@ -60,6 +65,7 @@ class Background:
         self._services = services
         self._maker = maker
         self._kept = maker.kept
+        self._lost: set[str] = set()
 
     async def create(self, http: Request, new: NewResponse) -> Run:
         """Begins a response; when this returns it is kept, and will be made.
@@ -70,17 +76,18 @@ class Background:
             EngineUnavailableError: the engine would not serve it now.
             StoreError: it cannot be kept.
         """
-        self._services.runs.require_room(new.caller)
-        generation = await self._maker.generate(http, new)
-        new.response = self._maker.reply(generation, new).response
+        generation: Generation | None = None
         inside = ExitStack()
         try:
+            inside.enter_context(self._services.runs.room(new.caller))
+            generation = await self._maker.generate(http, new)
+            new.response = self._maker.reply(generation, new).response
             inside.enter_context(self._services.admission.enter(new.caller, 0))
-            await self._kept.write(
-                put_response(new.caller.owner, new.response), append_items(new.id, new.items), _record(new)
-            )
+            items = await self._services.off_loop.run(lambda: append_items(new.id, new.items))
+            await self._kept.write(put_response(new.caller.owner, new.response), items, _record(new))
         except BaseException:
-            generation.close()
+            if generation is not None:
+                generation.close()
             inside.close()
             raise
         return self._start(new, generation, inside)
@@ -105,7 +112,9 @@ class Background:
                 await self._kept.write(Delete(record.id))
             else:
                 logger.info("response %s had not ended and is made again", new.id)
-                self._start(new, None, ExitStack())
+                inside = ExitStack()
+                inside.enter_context(self._services.runs.room(new.caller, math.inf))
+                self._start(new, None, inside)
 
     async def _read_record(self, record: StoredObject) -> NewResponse | None:
         name, weight, has_key = record.body["caller"]
@@ -179,11 +188,25 @@ class Background:
     async def _keep(self, run: Run, new: NewResponse, reply: ResponsesReply) -> None:
         """Keeps a response that is over, and only then says that it is."""
         run.is_ending = True
-        changes: list[Change] = [Delete(_record_id(new)), *new.changes(reply.response)]
+        changed = await self._services.off_loop.run(lambda: new.changes(reply.response))
+        changes: list[Change] = [Delete(_record_id(new)), *changed]
         if run.log.events:
             changes.append(await asyncio.to_thread(append_events, new.id, list(run.log.events)))
-        await self._kept.write(*changes)
+        await self._write_at_last(changes)
         run.log.write(reply.last())
+
+    async def _write_at_last(self, changes: Sequence[Change]) -> None:
+        """Tries again where the store fails, which a disk may do for a while; one that is full says so at once."""
+        for tries_left in reversed(range(_NUM_TRIES)):
+            try:
+                await self._kept.write(*changes)
+                return
+            except StoreFullError:
+                raise
+            except StoreError:
+                if not tries_left:
+                    raise
+            await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _give_up(self, run: Run, new: NewResponse, reply: ResponsesReply, error: Exception | None) -> None:
         """Ends a response that failed, or without an error one that was cancelled."""
@@ -201,8 +224,18 @@ class Background:
             await self._keep(run, new, reply)
         except StoreFullError:  # for what it says; that it has ended takes no more than the record did
             reply.response = run.state = {**reply.response, "output": []}
-            await self._kept.write(Delete(_record_id(new)), put_response(new.caller.owner, reply.response))
+            await self._write_at_last([Delete(_record_id(new)), put_response(new.caller.owner, reply.response)])
             run.log.write(reply.last())
+        except StoreError:
+            self._lost.add(new.id)
+            raise
+
+    def as_known(self, response: JsonDict) -> JsonDict:
+        """Returns a kept response, of one whose end could not be kept that it failed; the next start makes it again."""
+        if response["id"] not in self._lost or response["status"] not in ("queued", "in_progress"):
+            return response
+        error = {"code": "server_error", "message": "The end of this response could not be stored."}
+        return {**response, "status": "failed", "error": error}
 
 
 def _further(one: ResponsesReply, other: ResponsesReply | None) -> ResponsesReply:

@@ -127,13 +127,14 @@ class ResponseMaker:
         reply.finish(generation.usage())
         if not reply.response["store"] and reply.response["conversation"] is None:
             return
-        changes = new.changes(reply.response)
-        if reply.response["store"]:
-            changes.append(append_items(new.id, new.items))
-        else:
-            changes = changes[1:]
+
+        def changes() -> list[Change]:
+            if reply.response["store"]:
+                return [*new.changes(reply.response), append_items(new.id, new.items)]
+            return new.changes(reply.response)[1:]
+
         try:
-            await self.kept.write(*changes)
+            await self.kept.write(*await self._services.off_loop.run(changes))
         except StoreError as error:
             logger.warning("a response was not kept: %s", error)
             reply.response["store"] = False

@@ -1,22 +1,44 @@
-"""Pages of items."""
+"""Pages of items, as they lie in the store: no more than the page is read, and nothing is parsed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
-from server.wire.errors import ApiError
+from server.responses.kept import ITEMS
+from server.store.store import MAX_READ_BYTES, Store
+from server.wire.errors import ApiError, dump_json
 
-JsonDict = dict[str, Any]
 
-
-def page_of(
-    items: Sequence[JsonDict], *, limit: int, order: str, after: str | None = None, before: str | None = None
-) -> JsonDict:
+def page_of(ids: Sequence[str], items: Sequence[bytes], *, has_more: bool) -> bytes:
     """Returns a page of a list, as OpenAI has them.
 
     Args:
-        items: all, oldest first.
+        ids: of the items on it.
+        items: the JSON of each.
+        has_more: the list goes on.
+    """
+    first_id, last_id = (ids[0], ids[-1]) if ids else (None, None)
+    end = dump_json({"first_id": first_id, "last_id": last_id, "has_more": has_more})
+    return b'{"object":"list","data":[' + b",".join(items) + b"]," + end[1:]
+
+
+async def read_page(
+    store: Store,
+    owner: str,
+    id: str,
+    *,
+    limit: int,
+    order: Literal["asc", "desc"],
+    after: str | None = None,
+    before: str | None = None,
+) -> bytes:
+    """Returns a page of the items of a response or a conversation, cut short where they are many bytes.
+
+    Args:
+        store: keeps them.
+        owner: of the object.
+        id: of the object.
         limit: the most.
         order: "asc", or "desc" with the newest first.
         after: id of the item before the page.
@@ -25,18 +47,23 @@ def page_of(
     Raises:
         ApiError: there is no such item.
     """
-    ordered = list(items) if order == "asc" else list(reversed(items))
-    ids = [item["id"] for item in ordered]
-    for param, id in (("after", after), ("before", before)):
-        if id is not None and id not in ids:
-            raise ApiError(400, f"'{param}' names the item {id[:100]!r}, which is not in the list.", param=param)
-    start = 0 if after is None else ids.index(after) + 1
-    end = len(ids) if before is None else ids.index(before)
-    page = ordered[start:end][:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": start + len(page) < end,
-    }
+
+    async def number_of(param: str, item_id: str | None) -> int | None:
+        if item_id is None:
+            return None
+        entry = await store.entry(owner, id, ITEMS, item_id)
+        if entry is None:
+            raise ApiError(400, f"'{param}' names the item {item_id[:100]!r}, which is not in the list.", param=param)
+        return entry.number
+
+    start, end = await number_of("after", after), await number_of("before", before)
+    is_ascending = order == "asc"
+    found = await store.entries(owner, id, ITEMS, limit=limit + 1, after=start, ascending=is_ascending)
+    is_cut = sum(len(entry.data) for entry in found) > MAX_READ_BYTES
+    if is_cut and len(found) <= limit:
+        limit = len(found)
+        found += await store.entries(owner, id, ITEMS, limit=1, after=found[-1].number, ascending=is_ascending)
+    if end is not None:
+        found = [entry for entry in found if (entry.number < end) == is_ascending and entry.number != end]
+    page = found[:limit]
+    return page_of([entry.name for entry in page], [entry.data for entry in page], has_more=len(found) > limit)

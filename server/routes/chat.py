@@ -13,7 +13,7 @@ from server.detached.resumable import start_resumable
 from server.detached.runs import Run
 from server.gates.callers import caller_of
 from server.replies.chat import ChatReply
-from server.replies.chunk_reply import usage_options
+from server.replies.chunk_reply import failure_event, usage_options
 from server.replies.streaming import EventsResponse, respond
 from server.services import Services, ServicesDep
 from server.wire import examples
@@ -62,7 +62,7 @@ async def create_chat_completion(
     ping_interval_s = services.settings.ping_interval_s
     if body.stream_options is not None and body.stream_options.resumable:
         run = start_resumable(services, caller_of(request.scope), generation, reply)
-        return EventsResponse(run.log.follow(), ping_interval_s=ping_interval_s)
+        return EventsResponse(run.log.follow(0, failure_event), ping_interval_s=ping_interval_s)
     return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)
 
 
@@ -91,7 +91,7 @@ async def resume_chat_completion(
     if starting_after is None and last_event_id is not None and last_event_id[:19].isdecimal():
         starting_after = int(last_event_id[:19])
     start = 0 if starting_after is None else starting_after + 1
-    return EventsResponse(run.log.follow(start), ping_interval_s=services.settings.ping_interval_s)
+    return EventsResponse(run.log.follow(start, failure_event), ping_interval_s=services.settings.ping_interval_s)
 
 
 @router.delete(

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from server.conversion.responses_reader import new_items
 from server.gates.callers import caller_of
 from server.responses.kept import CONVERSATION, ITEMS, append_items, with_ids
-from server.responses.pages import page_of
+from server.responses.pages import page_of, read_page
 from server.services import Services, ServicesDep
-from server.store.records import Delete, DeleteEntries, Put, StoredObject
+from server.store.records import Append, Delete, DeleteEntries, Put, StoredObject
 from server.wire.conversations import (
     ConversationObject,
     ConversationRequest,
@@ -55,7 +55,7 @@ async def create_conversation(
         "metadata": body.metadata or {},
     }
     items = await _read_items(services, owner, body.items or [], hex)
-    await services.store.write(_put(owner, wire), append_items(wire["id"], items))
+    await services.store.write(_put(owner, wire), await _append(services, wire["id"], items))
     return JsonResponse(wire)
 
 
@@ -114,8 +114,9 @@ async def create_items(
     await _conversation(request, services, conversation_id)
     owner = caller_of(request.scope).owner
     items = await _read_items(services, owner, body.items, conversation_id.partition("_")[2])
-    await services.store.write(append_items(conversation_id, items))
-    return JsonResponse(page_of(items, limit=len(items), order="asc"))
+    added = await _append(services, conversation_id, items)
+    await services.store.write(added)
+    return Response(page_of(added.names, added.data, has_more=False), media_type="application/json")
 
 
 @router.get(
@@ -135,8 +136,9 @@ async def list_items(
 ) -> Response:
     """Returns items of a conversation."""
     await _conversation(request, services, conversation_id)
-    items = await services.responses.kept.items(caller_of(request.scope).owner, conversation_id)
-    return JsonResponse(page_of(items, limit=limit, order=order, after=after))
+    owner = caller_of(request.scope).owner
+    page = await read_page(services.store, owner, conversation_id, limit=limit, order=order, after=after)
+    return Response(page, media_type="application/json")
 
 
 @router.get(
@@ -173,6 +175,10 @@ async def delete_item(conversation_id: str, item_id: str, request: Request, serv
         raise _no_such_item(item_id)
     await services.store.write(DeleteEntries(conversation_id, ITEMS, item_id))
     return JsonResponse(wire)
+
+
+async def _append(services: Services, id: str, items: list[JsonDict]) -> Append:
+    return await services.off_loop.run(lambda: append_items(id, items))
 
 
 def _no_such_item(id: str) -> ApiError:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
 from server.detached.runs import Run
 from server.gates.callers import Caller, caller_of
-from server.replies.responses import last_event, new_response, numbered
+from server.replies.responses import follower_failure, last_event, new_response, numbered
 from server.replies.streaming import EventsResponse, respond
 from server.responses.maker import NewResponse
-from server.responses.pages import page_of
+from server.responses.pages import read_page
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
@@ -67,7 +67,9 @@ async def create_response(
     if body.background:
         run = await services.background.create(request, new)
         if body.stream:
-            return EventsResponse(run.log.follow(), ping_interval_s=services.settings.ping_interval_s)
+            return EventsResponse(
+                run.log.follow(0, follower_failure), ping_interval_s=services.settings.ping_interval_s
+            )
         return JsonResponse(new.response)
     generation = await services.responses.generate(request, new)
     reply = services.responses.reply(generation, new)
@@ -112,11 +114,16 @@ async def get_response(
     if not stream:
         if starting_after is not None:
             raise ApiError(400, "'starting_after' needs 'stream': true.", param="starting_after")
-        return JsonResponse(run.state if run else await services.responses.kept.response(caller.owner, response_id))
+        if run is not None:
+            return JsonResponse(run.state)
+        kept = await services.responses.kept.response(caller.owner, response_id)
+        return JsonResponse(services.background.as_known(kept))
     start = 0 if starting_after is None else starting_after + 1
     if run is not None:
         run.log.require_kept()
-        return EventsResponse(run.log.follow(start), ping_interval_s=services.settings.ping_interval_s)
+        return EventsResponse(
+            run.log.follow(start, follower_failure), ping_interval_s=services.settings.ping_interval_s
+        )
     return await _kept_events(services, caller.owner, response_id, start)
 
 
@@ -197,5 +204,7 @@ async def list_input_items(
     """Returns items of the conversation that a response answers, those from before it too."""
     caller = caller_of(request.scope)
     await services.responses.kept.response(caller.owner, response_id)
-    items: list[dict[str, Any]] = await services.responses.kept.items(caller.owner, response_id)
-    return JsonResponse(page_of(items, limit=limit, order=order, after=after, before=before))
+    page = await read_page(
+        services.store, caller.owner, response_id, limit=limit, order=order, after=after, before=before
+    )
+    return Response(page, media_type="application/json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,12 +19,14 @@ from server.detached import event_log, runs
 from server.detached.event_log import EventLog, RepeatedOtherwiseError
 from server.detached.runs import MAX_RUNS_PER_CALLER, Run, Runs
 from server.gates.callers import NOBODY, Caller
+from server.off_loop import OffLoop
+from server.replies.chunk_reply import failure_event
 from server.replies.generation import _by_token
 from server.replies.output_processor import ChoiceDelta
 from server.replies.responses import ResponsesReply, new_response
 from server.responses.background import Background
 from server.responses.maker import NewResponse
-from server.store.errors import StoreFullError
+from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put
 from server.wire.errors import ApiError
 from server.wire.responses import ResponsesRequest
@@ -43,7 +47,13 @@ def log_of(max_bytes: int = 1000, **options: bool) -> EventLog:
 
 
 async def read(log: EventLog, start: int = 0) -> bytes:
-    return b"".join([piece async for piece in log.follow(start)])
+    return b"".join([piece async for piece in log.follow(start, failure_event)])
+
+
+def begin(every: Runs, id: str, work: Callable[[Run], Coroutine[Any, Any, None]], **options: float) -> Run:
+    inside = ExitStack()
+    inside.enter_context(every.room(NOBODY))
+    return every.start(id, NOBODY, work, inside=inside, **options)  # type: ignore[arg-type]
 
 
 async def test_a_log_is_followed_from_any_event() -> None:
@@ -76,8 +86,7 @@ async def test_of_what_is_too_long_nothing_is_kept() -> None:
     reading = asyncio.create_task(read(log, 1))
     await asyncio.sleep(0)
     log.write(b"data: " + b"b" * 20 + b"\n\n")
-    with pytest.raises(ApiError, match="not kept any more"):
-        await reading
+    assert b"not kept any more" in await reading, "a stream that is cut says why"
     with pytest.raises(ApiError, match="not kept any more"):
         log.require_kept()
     assert log.num_bytes == 0
@@ -93,7 +102,7 @@ async def test_events_of_all_replies_have_a_bound(monkeypatch: pytest.MonkeyPatc
         run.log.write(b"data: 12345\n\n")
 
     for id in "abc":
-        run = every.start(id, NOBODY, work, keep_s=60)
+        run = begin(every, id, work, keep_s=60)
         assert run.task is not None
         await run.task
     assert [every.get(NOBODY, id) is not None for id in "abc"] == [False, True, True]
@@ -109,17 +118,18 @@ async def test_one_caller_may_have_so_many() -> None:
         await asyncio.get_running_loop().create_future()
 
     for number in range(MAX_RUNS_PER_CALLER):
-        every.require_room(NOBODY)
-        every.start(str(number), NOBODY, wait)
-    with pytest.raises(ApiError) as caught:
-        every.require_room(NOBODY)
+        begin(every, str(number), wait)
+    with pytest.raises(ApiError) as caught, every.room(NOBODY):
+        pass
     assert caught.value.status_code == 429
-    every.require_room(Caller("else"))
+    with every.room(Caller("else")):
+        pass
     run = every.get(NOBODY, "3")
     assert run is not None
     await every.end(run)
     assert every.get(NOBODY, "3") is None
-    every.require_room(NOBODY)
+    with every.room(NOBODY), pytest.raises(ApiError), every.room(NOBODY):
+        pass  # counted from before it begins
     await every.stop()
 
 
@@ -131,7 +141,7 @@ async def test_what_is_about_to_end_is_not_interrupted() -> None:
         await may_end.wait()
         run.state["is_kept"] = True
 
-    run = every.start("a", NOBODY, keep)
+    run = begin(every, "a", keep)
     ending = asyncio.create_task(run.cancel())
     for _ in range(5):
         await asyncio.sleep(0)
@@ -140,26 +150,54 @@ async def test_what_is_about_to_end_is_not_interrupted() -> None:
     assert run.state == {"is_kept": True}
 
 
-async def test_a_response_ends_also_where_it_has_no_room() -> None:
-    kept: list[Change] = []
-
-    class Full:
-        async def write(self, *changes: Change) -> None:
-            if any(isinstance(change, Put) and change.object.body["output"] for change in changes):
-                raise StoreFullError("no room")
-            kept.extend(changes)
-
+def in_the_background(
+    write: Callable[..., Coroutine[Any, Any, None]],
+) -> tuple[Background, NewResponse, ResponsesReply]:
+    """A response that has been made, and may now be kept by `write`."""
     body = ResponsesRequest(input="hi", background=True)
     new = NewResponse(body, new_response("resp_1", body, "m", truncation="disabled"), NOBODY)
     tokenizer: Any = None
     reply = ResponsesReply(None, new.response, 1, tokenizer)
     reply.add([ChoiceDelta(0, "Hello")])
-    run, services = Run("resp_1", NOBODY, log_of(10_000)), cast(Any, None)
-    maker = cast(Any, SimpleNamespace(kept=Full()))
-    await Background(services, maker)._give_up(run, new, reply, None)
+    services = cast(Any, SimpleNamespace(off_loop=OffLoop()))
+    return Background(services, cast(Any, SimpleNamespace(kept=SimpleNamespace(write=write)))), new, reply
+
+
+async def test_a_response_ends_also_where_it_has_no_room() -> None:
+    kept: list[Change] = []
+
+    async def write(*changes: Change) -> None:
+        if any(isinstance(change, Put) and change.object.body["output"] for change in changes):
+            raise StoreFullError("no room")
+        kept.extend(changes)
+
+    background, new, reply = in_the_background(write)
+    run = Run("resp_1", NOBODY, log_of(10_000))
+    await background._give_up(run, new, reply, None)
     assert run.is_ending and run.state["status"] == "cancelled" and run.state["output"] == []
     assert [type(change) for change in kept] == [Delete, Put]
     assert b"event: response.incomplete" in run.log.events[-1]
+
+
+@pytest.mark.parametrize("num_failures", [3, 1000])
+async def test_a_disk_that_fails_for_a_while(num_failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a response is kept as soon as it can be; where it never can, nobody polls it for ever."""
+    monkeypatch.setattr("server.responses.background._TRY_AGAIN_S", 0.0)
+    kept: list[Change] = []
+    failures = iter(range(num_failures))
+
+    async def write(*changes: Change) -> None:
+        if next(failures, None) is not None:
+            raise StoreError("the disk fails")
+        kept.extend(changes)
+
+    background, new, reply = in_the_background(write)
+    run = Run("resp_1", NOBODY, log_of(10_000))
+    queued = {**new.response, "status": "queued"}
+    with contextlib.nullcontext() if num_failures < 10 else pytest.raises(StoreError):
+        await background._give_up(run, new, reply, None)
+    assert bool(kept) == (num_failures < 10)
+    assert background.as_known(queued)["status"] == ("queued" if kept else "failed")
 
 
 def test_an_output_is_cut_into_tokens() -> None:

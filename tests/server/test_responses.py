@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +12,7 @@ from server.conversion.responses_reader import MAX_ITEMS, new_items, read_items,
 from server.gates.request_context import body_bytes_var
 from server.off_loop import OffLoop
 from server.responses.kept import CONVERSATION, Kept, append_items, with_ids
-from server.responses.pages import page_of
+from server.responses.pages import read_page
 from server.store.records import Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError
@@ -424,17 +423,53 @@ async def test_items_that_are_named_have_a_bound(monkeypatch: pytest.MonkeyPatch
         store.close()
 
 
-def test_pages() -> None:
-    items = [{"id": str(n)} for n in range(5)]
+async def test_pages() -> None:
+    store = Store()
+    store.start()
+    try:
+        kept = StoredObject(id="conv_a", kind="conversation", owner="ann", body={})
+        await store.write(Put(kept), append_items(kept.id, [{"id": str(n), "text": "x" * 99} for n in range(5)]))
 
-    def ids(**asked: Any) -> Iterator[str]:
-        return (item["id"] for item in page_of(items, **{"limit": 2, "order": "desc", **asked})["data"])
+        async def page(owner: str = "ann", **asked: Any) -> dict[str, Any]:
+            asked = {"limit": 2, "order": "desc", **asked}
+            return cast("dict[str, Any]", json.loads(await read_page(store, owner, kept.id, **asked)))
 
-    assert list(ids()) == ["4", "3"]
-    assert list(ids(after="3")) == ["2", "1"]
-    assert list(ids(order="asc", after="3", limit=9)) == ["4"]
-    assert list(ids(before="3", limit=9)) == ["4"]
-    page = page_of(items, limit=2, order="asc", after="2")
-    assert (page["first_id"], page["last_id"], page["has_more"]) == ("3", "4", False)
-    with pytest.raises(ApiError):
-        page_of(items, limit=2, order="asc", after="9")
+        async def ids(**asked: Any) -> list[str]:
+            return [item["id"] for item in (await page(**asked))["data"]]
+
+        assert await ids() == ["4", "3"]
+        assert await ids(after="3") == ["2", "1"]
+        assert await ids(order="asc", after="3", limit=9) == ["4"]
+        assert await ids(before="3", limit=9) == ["4"]
+        assert await ids(order="asc", after="0", before="3") == ["1", "2"]
+        assert await ids(order="asc", after="3", before="1") == []
+        last = await page(order="asc", after="2")
+        assert (last["object"], last["first_id"], last["last_id"], last["has_more"]) == ("list", "3", "4", False)
+        assert (await page())["has_more"] and not (await page(before="2"))["has_more"]
+        with pytest.raises(ApiError):
+            await page(order="asc", after="9")
+        assert await page("bob") == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    finally:
+        store.close()
+
+
+async def test_a_page_of_many_bytes_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read to its end nevertheless: each page says whether there is more."""
+    for module in ("server.responses.pages", "server.store.store"):
+        monkeypatch.setattr(f"{module}.MAX_READ_BYTES", 150)
+    monkeypatch.setattr(Store.entries, "__kwdefaults__", {**(Store.entries.__kwdefaults__ or {}), "max_bytes": 150})
+    store = Store()
+    store.start()
+    try:
+        kept = StoredObject(id="conv_a", kind="conversation", owner="", body={})
+        await store.write(Put(kept), append_items(kept.id, [{"id": str(n), "text": "x" * 99} for n in range(5)]))
+        found: list[list[str]] = []
+        has_more = True
+        while has_more:
+            after = found[-1][-1] if found else None
+            page = json.loads(await read_page(store, "", kept.id, limit=4, order="asc", after=after))
+            found.append([item["id"] for item in page["data"]])
+            has_more = page["has_more"]
+        assert found == [["0", "1"], ["2", "3"], ["4"]]
+    finally:
+        store.close()
