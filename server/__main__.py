@@ -6,10 +6,11 @@ Only reads arguments: each subcommand lives in a module of its own, imported whe
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from model.contract.errors import StartupError
 from server.cli.command_line import SHELLS, Parser, command_names, completion
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in command_names(parser) and not words[0].startswith("-") and names_checkpoint(words[0]):
         words.insert(0, "serve")
     words, server_flags = chat_arguments.split_server_flags(words)
-    arguments = vars(parser.parse_args(words))
+    arguments = parser.parse_args(words)
     if "command" not in arguments:
         parser.error("name a COMMAND")
-    command = arguments.pop("command")
+    command = arguments.command
+    del arguments.command
     if server_flags:
-        arguments["server_flags"] = server_flags
+        arguments.server_flags = server_flags
     try:
         return int(command(arguments))
     except StartupError as error:
@@ -68,6 +70,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads, `head` perhaps, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+class _Tool(NamedTuple):
+    """A subcommand that lives in `tools`.
+
+    Attributes:
+        help: one line.
+        options: module with DESCRIPTION and `add_arguments`.
+        run: "module:function" that takes what is parsed and returns the exit status; imported when it is asked for.
+        has_hub: it takes a checkpoint, which may have to be fetched.
+    """
+
+    help: str
+    options: Any
+    run: str
+    has_hub: bool = False
+
+    def __call__(self, arguments: argparse.Namespace) -> int:
+        """Runs it."""
+        module, _, function = self.run.partition(":")
+        return int(getattr(importlib.import_module(module), function)(arguments))
+
+
+_CLIENTS = {
+    "chat": _Tool("chat in the terminal", chat_arguments, "tools.chat.command:run"),
+    "batch": _Tool("do the requests of a file, without a server", batch_arguments, "tools.batch.command:run"),
+    "bench": _Tool("measure a server under load", bench_arguments, "tools.bench.command:run"),
+}
+_TOOLS = {
+    "eval": _Tool(
+        "measure tool calls or chat on any OpenAI-compatible server",
+        evaluation_command,
+        "tools.evaluation.evaluate:evaluate",
+    ),
+    "memory": _Tool(
+        "tell how much memory a checkpoint takes, without loading it", memory_command, "tools.memory.report:report"
+    ),
+    "doctor": _Tool(
+        "look at this machine: versions, devices, kernels, and what to do about what is not well",
+        doctor,
+        "tools.doctor.command:run",
+    ),
+    "quantize": _Tool(
+        "make an Int4 or Int8 checkpoint from an unquantised one", quantize_options, "tools.quantize.command:run", True
+    ),
+    "convert": _Tool(
+        "write a checkpoint in transformers' Qwen2 layout, or back", convert_options, "tools.convert.command:run", True
+    ),
+    "merge": _Tool(
+        "fold a LoRA adapter into the checkpoint it was trained on", merge_options, "tools.merge.command:run", True
+    ),
+    "export": _Tool(
+        "write a checkpoint as a GGUF file for llama.cpp", export_options, "tools.export.command:run", True
+    ),
+    "finetune": _Tool(
+        "train an adapter, or all weights, on conversations", finetune_options, "tools.finetune.command:run", True
+    ),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,17 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_settings(serve)
     serve.set_defaults(command=_serve)
-    chat = subparsers.add_parser("chat", help="chat in the terminal", description=chat_arguments.DESCRIPTION)
-    chat_arguments.add_arguments(chat)
-    chat.set_defaults(command=_chat)
-    batch = subparsers.add_parser(
-        "batch", help="do the requests of a file, without a server", description=batch_arguments.DESCRIPTION
-    )
-    batch_arguments.add_arguments(batch)
-    batch.set_defaults(command=_batch)
-    bench = subparsers.add_parser("bench", help="measure a server under load", description=bench_arguments.DESCRIPTION)
-    bench_arguments.add_arguments(bench)
-    bench.set_defaults(command=_bench)
+    _add_tools(subparsers, _CLIENTS)
     check = subparsers.add_parser(
         "check-config",
         help="show the settings `serve` would use, and where each comes from",
@@ -112,8 +162,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_settings(check)
     check.set_defaults(command=_check_config)
-    _add_tools(subparsers)
+    _add_tools(subparsers, _TOOLS)
+    shell = subparsers.add_parser(
+        "completion",
+        help="print what makes a shell complete this command's words",
+        description='In ~/.bashrc: eval "$(qwen-server completion bash)"; in ~/.zshrc the same with zsh. For fish:'
+        " qwen-server completion fish > ~/.config/fish/completions/qwen-server.fish",
+    )
+    shell.add_argument("shell", choices=SHELLS)
+    shell.set_defaults(command=_completion)
     return parser
+
+
+def _add_tools(subparsers: Any, tools: Mapping[str, _Tool]) -> None:
+    for name, tool in tools.items():
+        parser = subparsers.add_parser(name, help=tool.help, description=tool.options.DESCRIPTION)
+        tool.options.add_arguments(parser)
+        if tool.has_hub:
+            add_hub_arguments(parser)
+        parser.set_defaults(command=tool)
 
 
 class _ShowVersion(argparse.Action):
@@ -125,80 +192,6 @@ class _ShowVersion(argparse.Action):
 
         print(f"qwen-server {server_version()}")
         parser.exit()
-
-
-def _add_tools(subparsers: Any) -> None:
-    """Adds what works on checkpoints and servers without being one."""
-    evaluation = subparsers.add_parser(
-        "eval",
-        help="measure tool calls or chat on any OpenAI-compatible server",
-        description="Asks a server the cases of a suite, temperature 0, and prints how many replies are right.",
-    )
-    evaluation_command.add_arguments(evaluation)
-    evaluation.set_defaults(command=evaluation_command.run)
-    memory = subparsers.add_parser(
-        "memory",
-        help="tell how much memory a checkpoint takes, without loading it",
-        description="Reckons weights, KV cache and what fits into a device, from config.json alone.",
-    )
-    memory_command.add_arguments(memory)
-    memory.set_defaults(command=memory_command.run)
-    look = subparsers.add_parser(
-        "doctor",
-        help="look at this machine: versions, devices, kernels, and what to do about what is not well",
-        description="Prints versions and devices, tries and times the kernels, and says what to do about what is not"
-        " well. The status is 1 where something does not work.",
-    )
-    doctor.add_arguments(look)
-    look.set_defaults(command=doctor.run)
-    quantize = subparsers.add_parser(
-        "quantize",
-        help="make an Int4 or Int8 checkpoint from an unquantised one",
-        description="GPTQ in the published layout, layer by layer; on a GPU where there is one.",
-    )
-    quantize_options.add_arguments(quantize)
-    add_hub_arguments(quantize)
-    quantize.set_defaults(command=_quantize)
-    convert = subparsers.add_parser(
-        "convert",
-        help="write a checkpoint in transformers' Qwen2 layout, or back",
-        description="The same weights under the names that current tools know, a block at a time, with tokenizer files"
-        " that give the same ids; --to qwen is the way back.",
-    )
-    convert_options.add_arguments(convert)
-    add_hub_arguments(convert)
-    convert.set_defaults(command=_convert)
-    merge = subparsers.add_parser(
-        "merge",
-        help="fold a LoRA adapter into the checkpoint it was trained on",
-        description="Writes a whole checkpoint in the published layout; a quantised one is expanded.",
-    )
-    merge_options.add_arguments(merge)
-    add_hub_arguments(merge)
-    merge.set_defaults(command=_merge)
-    export = subparsers.add_parser(
-        "export", help="write a checkpoint as a GGUF file for llama.cpp", description=export_options.DESCRIPTION
-    )
-    export_options.add_arguments(export)
-    add_hub_arguments(export)
-    export.set_defaults(command=_export)
-    train = subparsers.add_parser(
-        "finetune",
-        help="train an adapter, or all weights, on conversations",
-        description="LoRA, Q-LoRA or all weights, with the published defaults; what it writes serve takes, by --lora or"
-        " as MODEL. Needs the extra finetune.",
-    )
-    finetune_options.add_arguments(train)
-    add_hub_arguments(train)
-    train.set_defaults(command=_finetune)
-    shell = subparsers.add_parser(
-        "completion",
-        help="print what makes a shell complete this command's words",
-        description='In ~/.bashrc: eval "$(qwen-server completion bash)"; in ~/.zshrc the same with zsh. For fish:'
-        " qwen-server completion fish > ~/.config/fish/completions/qwen-server.fish",
-    )
-    shell.add_argument("shell", choices=SHELLS)
-    shell.set_defaults(command=_completion)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -230,14 +223,15 @@ def _metavar(annotation: Any) -> str:
     return "N" if numeric else "VALUE"
 
 
-def _serve(arguments: dict[str, Any]) -> int:
+def _serve(arguments: argparse.Namespace) -> int:
     from server.serve import serve
 
-    config_file = arguments.pop("config", None)
-    logs_json = wished_log_format(arguments, os.environ, config_file) == "json"
+    flags = vars(arguments)
+    config_file = flags.pop("config", None)
+    logs_json = wished_log_format(flags, os.environ, config_file) == "json"
     try:
-        settings = load_settings(arguments, os.environ, config_file)
-        arguments.clear()
+        settings = load_settings(flags, os.environ, config_file)
+        flags.clear()
         serve(settings)
     except StartupError as error:
         if not logs_json:
@@ -247,64 +241,17 @@ def _serve(arguments: dict[str, Any]) -> int:
     return 0
 
 
-def _chat(arguments: dict[str, Any]) -> int:
-    from tools.chat.command import run
-
-    return run(argparse.Namespace(**arguments))
-
-
-def _batch(arguments: dict[str, Any]) -> int:
-    from tools.batch.command import run
-
-    return run(argparse.Namespace(**arguments))
-
-
-def _bench(arguments: dict[str, Any]) -> int:
-    from tools.bench.command import run
-
-    return run(argparse.Namespace(**arguments))
-
-
-def _check_config(arguments: dict[str, Any]) -> int:
+def _check_config(arguments: argparse.Namespace) -> int:
     from tools.check_config import check_config
 
-    print(check_config(arguments, os.environ, arguments.pop("config", None)))
+    flags = vars(arguments)
+    print(check_config(flags, os.environ, flags.pop("config", None)))
     return 0
 
 
-def _completion(arguments: dict[str, Any]) -> int:
-    print(completion(build_parser(), arguments["shell"]), end="")
+def _completion(arguments: argparse.Namespace) -> int:
+    print(completion(build_parser(), arguments.shell), end="")
     return 0
-
-
-def _convert(arguments: dict[str, Any]) -> int:
-    from tools.convert.command import run
-
-    return run(arguments)
-
-
-def _finetune(arguments: dict[str, Any]) -> int:
-    from tools.finetune.command import run
-
-    return run(arguments)
-
-
-def _merge(arguments: dict[str, Any]) -> int:
-    from tools.merge.command import run
-
-    return run(arguments)
-
-
-def _quantize(arguments: dict[str, Any]) -> int:
-    from tools.quantize.command import run
-
-    return run(arguments)
-
-
-def _export(arguments: dict[str, Any]) -> int:
-    from tools.export.command import run
-
-    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import Any
 
 from server.hub import folder_here, resolve_checkpoint
-from server.run_module import module_command
-from tools.convert.options import read_options, to_argv
+from tools.command_line import become, to_argv
+from tools.convert.options import add_arguments
 
 
-def run(arguments: dict[str, Any]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Starts `tools.convert.run` in the place of this process.
 
     Args:
@@ -20,8 +18,6 @@ def run(arguments: dict[str, Any]) -> int:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    model, hub, revision = arguments["source"], arguments.pop("hub"), arguments.pop("revision")
-    source = folder_here(model, revision) or resolve_checkpoint(model, hub, revision)
-    options = read_options(argparse.Namespace(**arguments), source)
-    command = module_command("tools.convert.run", *to_argv(options))
-    os.execv(command[0], command)
+    model, revision = arguments.source, arguments.revision
+    source = folder_here(model, revision) or resolve_checkpoint(model, arguments.hub, revision)
+    return become("tools.convert.run", to_argv(add_arguments, {**vars(arguments), "source": source}))

@@ -8,6 +8,10 @@ from pathlib import Path
 
 LAYOUTS = ("qwen2", "qwen")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+DESCRIPTION = (
+    "The same weights under the names that current tools know, a block at a time, with tokenizer files that give the"
+    " same ids; --to qwen is the way back."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,7 @@ class ConvertOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags; `read_options` understands what they parse to."""
+    """Adds the flags; they parse to the fields of `ConvertOptions`."""
     parser.add_argument("source", metavar="MODEL", help="checkpoint in the other layout")
     parser.add_argument("target", metavar="OUT", type=Path, help="folder to write; missing or empty")
     parser.add_argument(
@@ -40,18 +44,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are; GPTQ is expanded)"
     )
-
-
-def read_options(arguments: argparse.Namespace, source: Path) -> ConvertOptions:
-    """Builds the options.
-
-    Args:
-        arguments: parsed by what `add_arguments` added.
-        source: folder of the checkpoint.
-    """
-    return ConvertOptions(**{**vars(arguments), "source": source})
-
-
-def to_argv(options: ConvertOptions) -> list[str]:
-    """The arguments that parse to these options."""
-    return [str(options.source), str(options.target), f"--to={options.to}", f"--dtype={options.dtype}"]

@@ -23,7 +23,7 @@ from model.quantization.checkpoint_writer import LICENCES, CheckpointWriter, che
 from model.quantization.dense_weights import DenseWeights
 from model.quantization.tensor_source import TensorSource
 from tools.convert import names
-from tools.convert.options import ConvertOptions, add_arguments, read_options
+from tools.convert.options import ConvertOptions, add_arguments
 from tools.convert.qwen2_config import Qwen2Source, published_raw, qwen2_config, qwen2_generation_config
 from tools.convert.rounding import DISK_MARGIN, Tensors, cast, choose_dtype, disk_bytes, dtype_name, watched
 from tools.convert.tokenizer_files import (
@@ -163,7 +163,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.convert.run", description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     arguments = parser.parse_args()
-    options = read_options(arguments, Path(arguments.source))
+    options = ConvertOptions(**{**vars(arguments), "source": Path(arguments.source)})
 
     def work() -> None:
         convert(options)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import asdict
-from typing import Any
 
 from server.hub_download import add_hub_arguments
-from server.run_module import module_command
+from tools.command_line import become
 
 _USUAL = "qwen-7b"
+DESCRIPTION = (
+    "Prints versions and devices, tries and times the kernels, and says what to do about what is not well. The status"
+    " is 1 where something does not work."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(arguments: dict[str, Any]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Starts `tools.doctor` in the place of this process; its status is 1 where something does not work.
 
     Raises:
@@ -37,13 +39,12 @@ def run(arguments: dict[str, Any]) -> int:
     from tools.memory.published_shapes import published_shape
     from tools.memory.report import find_checkpoint
 
-    name = arguments["model"]
+    name = arguments.model
     config, shape = published_shape(_USUAL), f"in the shapes of {_USUAL}"
     if name is not None:
-        checkpoint = find_checkpoint(name, arguments["hub"], arguments["revision"])
+        checkpoint = find_checkpoint(name, arguments.hub, arguments.revision)
         config, shape = checkpoint.config, f"in the shapes of {checkpoint.name}"
     assert config is not None
-    words = ["--config", json.dumps(asdict(config)), "--shape", shape, "--device", arguments["device"]]
-    words += ["--given"] * (name is not None) + ["--json"] * arguments["json"]
-    command = module_command("tools.doctor", *words)
-    os.execv(command[0], command)
+    words = ["--config", json.dumps(asdict(config)), "--shape", shape, "--device", arguments.device]
+    words += ["--given"] * (name is not None) + ["--json"] * arguments.json
+    return become("tools.doctor", words)

@@ -1,10 +1,13 @@
-"""The flags of `qwen-server eval tools|chat`; what they start is imported when it is asked for."""
+"""The flags of `qwen-server eval tools|chat`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from tools.command_line import positive
+
+DESCRIPTION = "Asks a server the cases of a suite, temperature 0, and prints how many replies are right."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,20 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--suite", required=True, type=Path, metavar="FILE", help="cases, one JSON object a line")
         kind.add_argument("--model", help="name for requests (default: the first the server lists)")
         kind.add_argument("--api-key", help="of the server (default: OPENAI_API_KEY)")
-        kind.add_argument("--concurrency", type=_positive, default=8, help="open requests (default: %(default)s)")
-        kind.add_argument("--max-tokens", type=_positive, default=512, help="of a reply (default: %(default)s)")
-        kind.add_argument("--limit", type=_positive, help="every so-many-th case, so that this many are asked")
+        kind.add_argument("--concurrency", type=positive, default=8, help="open requests (default: %(default)s)")
+        kind.add_argument("--max-tokens", type=positive, default=512, help="of a reply (default: %(default)s)")
+        kind.add_argument("--limit", type=positive, help="every so-many-th case, so that this many are asked")
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write figures and answers here")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def run(arguments: dict[str, Any]) -> int:
-    """Evaluates and prints; returns the exit status."""
-    from tools.evaluation.evaluate import evaluate
-
-    return evaluate(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import functools
 import os
@@ -24,7 +25,7 @@ _TIMEOUT_S = 600.0
 CaseT = TypeVar("CaseT")
 
 
-def evaluate(arguments: dict[str, Any]) -> int:
+def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates and prints.
 
     Args:
@@ -36,11 +37,11 @@ def evaluate(arguments: dict[str, Any]) -> int:
     Raises:
         StartupError: suite or server cannot be used, or no case got an answer.
     """
-    if arguments["json"] is not None:
-        check_writable(arguments["json"])
-    path: Path = arguments["suite"]
-    if arguments["kind"] == "tools":
-        tool_cases = _some(load_suite(path, ToolCase), arguments["limit"])
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    path: Path = arguments.suite
+    if arguments.kind == "tools":
+        tool_cases = _some(load_suite(path, ToolCase), arguments.limit)
         answers, model = asyncio.run(_ask(tool_cases, arguments))
         answers = [
             plugin.read_reply(answer) if case.is_rendered else answer
@@ -48,14 +49,14 @@ def evaluate(arguments: dict[str, Any]) -> int:
         ]
         result = report.build(tool_cases, answers, scores.score_tool, scores.summarise_tools)
     else:
-        chat_cases = _some(load_suite(path, ChatCase), arguments["limit"])
+        chat_cases = _some(load_suite(path, ChatCase), arguments.limit)
         answers, model = asyncio.run(_ask(chat_cases, arguments))
         result = report.build(chat_cases, answers, scores.score_chat, scores.summarise_chat)
-    print(f"{path.name} on {model}" + (f" (mode {arguments['mode']})" if arguments.get("mode") else ""))
+    print(f"{path.name} on {model}" + (f" (mode {arguments.mode})" if getattr(arguments, "mode", None) else ""))
     print(report.table(result))
-    if arguments["json"] is not None:
-        about = {"suite": str(path), "model": model, "mode": arguments.get("mode"), "time": int(time.time())}
-        report.write({**about, **result}, arguments["json"])
+    if arguments.json is not None:
+        about = {"suite": str(path), "model": model, "mode": getattr(arguments, "mode", None), "time": int(time.time())}
+        report.write({**about, **result}, arguments.json)
     return _tell_failures(answers)
 
 
@@ -73,21 +74,21 @@ def _some(cases: list[CaseT], limit: int | None) -> list[CaseT]:
     return [cases[number * len(cases) // limit] for number in range(limit)]
 
 
-async def _ask(cases: list[ToolCase] | list[ChatCase], arguments: dict[str, Any]) -> tuple[list[Answer], str]:
-    key = arguments["api_key"] or os.environ.get("OPENAI_API_KEY")
+async def _ask(cases: list[ToolCase] | list[ChatCase], arguments: argparse.Namespace) -> tuple[list[Answer], str]:
+    key = arguments.api_key or os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        url = parse_address(arguments["base_url"])
+        url = parse_address(arguments.base_url)
         root = url._replace(path=(url.path.rstrip("/") or "/v1") + "/", query="", fragment="")
         client = open_client(url, base_url=root.geturl(), headers=headers, timeout=_TIMEOUT_S)
     except ValueError as error:
         raise StartupError(f"--base-url or --api-key cannot be used: {error}") from error
     async with client:
-        model = arguments["model"] or await choose_model(client)
-        asker = Asker(client, model, arguments.get("mode", "tools"), arguments["max_tokens"])
+        model = arguments.model or await choose_model(client)
+        asker = Asker(client, model, getattr(arguments, "mode", "tools"), arguments.max_tokens)
         asks = [functools.partial(asker.ask, *_wish(case)) for case in cases]
         with tqdm(total=len(cases), desc="asking", unit="case", disable=not sys.stderr.isatty()) as bar:
-            return await ask_all(asks, arguments["concurrency"], bar.update), model
+            return await ask_all(asks, arguments.concurrency, bar.update), model
 
 
 def _tell_failures(answers: list[Answer]) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
+import argparse
 
 from server.hub import resolve_checkpoint
-from server.run_module import module_command
+from tools.command_line import become, to_argv
+from tools.export.options import add_arguments
 
 
-def run(arguments: dict[str, Any]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Starts `tools.export.run` in the place of this process.
 
     Args:
@@ -18,7 +18,5 @@ def run(arguments: dict[str, Any]) -> int:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    source = resolve_checkpoint(arguments["source"], arguments["hub"], arguments["revision"])
-    words = [str(source), str(arguments["target"]), f"--type={arguments['weight_type']}"]
-    command = module_command("tools.export.run", *words)
-    os.execv(command[0], command)
+    source = resolve_checkpoint(arguments.source, arguments.hub, arguments.revision)
+    return become("tools.export.run", to_argv(add_arguments, {**vars(arguments), "source": source}))

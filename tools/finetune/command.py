@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import Any
 
 from model.contract.checkpoint_folder import describe_file
 from model.contract.errors import CheckpointError
 from server.hub import local_folder, resolve_checkpoint
-from server.run_module import module_command
-from tools.finetune.options import read_options, to_argv
+from tools.command_line import become, to_argv
+from tools.finetune.options import add_arguments
 
 
-def run(arguments: dict[str, Any]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Starts `tools.finetune.run` in the place of this process.
 
     Args:
@@ -22,12 +20,11 @@ def run(arguments: dict[str, Any]) -> int:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    name, hub, revision = arguments["model"], arguments.pop("hub"), arguments.pop("revision")
+    name = arguments.model
     folder = local_folder(name)
     if folder is None:
-        folder = resolve_checkpoint(name, hub, revision)
+        folder = resolve_checkpoint(name, arguments.hub, arguments.revision)
     elif not folder.is_dir():
         raise CheckpointError(describe_file(folder))
-    options = read_options(argparse.Namespace(**arguments), model=folder, model_name=name)
-    command = module_command("tools.finetune.run", *to_argv(options), f"--model-name={name}")
-    os.execv(command[0], command)
+    argv = to_argv(add_arguments, {**vars(arguments), "model": folder})
+    return become("tools.finetune.run", [*argv, f"--model-name={name}"])

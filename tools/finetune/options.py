@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tools.command_line import number, positive
 
 METHODS = ("lora", "qlora", "full")
 TARGETS = ("c_attn", "c_proj", "w1", "w2")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+DESCRIPTION = (
+    "LoRA, Q-LoRA or all weights, with the published defaults; what it writes serve takes, by --lora or as MODEL. Needs"
+    " the extra finetune."
+)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -85,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_adapter(parser)
     _add_schedule(parser)
     parser.add_argument(
-        "--max-length", type=_positive, help="tokens of a sample (default: 2048, or the trained length)"
+        "--max-length", type=positive, help="tokens of a sample (default: 2048, or the trained length)"
     )
     parser.add_argument(
         "--long-samples",
@@ -93,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="truncate",
         help="what becomes of longer ones (default: %(default)s)",
     )
-    parser.add_argument("--save-steps", type=_positive, default=1000, help="between checkpoints (default: %(default)s)")
+    parser.add_argument("--save-steps", type=positive, default=1000, help="between checkpoints (default: %(default)s)")
     parser.add_argument(
-        "--save-total-limit", type=_positive, default=10, help="checkpoints kept (default: %(default)s)"
+        "--save-total-limit", type=positive, default=10, help="checkpoints kept (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=42, help="of the start and the order (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the computation (default: %(default)s)")
@@ -106,12 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute activations twice to keep fewer (default: on a GPU)",
     )
     parser.add_argument("--deepspeed", type=Path, metavar="FILE", help="its configuration")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
 
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rank", type=_positive, default=64, help="of the factors (default: %(default)s)")
+    parser.add_argument("--rank", type=positive, default=64, help="of the factors (default: %(default)s)")
     parser.add_argument("--alpha", type=_above_zero, default=16.0, help="their product is times alpha / rank (16)")
     parser.add_argument("--dropout", type=_share, default=0.05, help="in front of the factors (default: %(default)s)")
     parser.add_argument(
@@ -130,11 +136,11 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=_above_zero, default=5.0, help="times all samples are seen (default: 5)")
-    parser.add_argument("--max-steps", type=_positive, help="steps of the optimizer, whatever --epochs says")
-    parser.add_argument("--batch-size", type=_positive, help="samples at once on a device (default: 2, full: 1)")
+    parser.add_argument("--max-steps", type=positive, help="steps of the optimizer, whatever --epochs says")
+    parser.add_argument("--batch-size", type=positive, help="samples at once on a device (default: 2, full: 1)")
     parser.add_argument(
         "--gradient-accumulation-steps",
-        type=_positive,
+        type=positive,
         help="batches in a step of the optimizer (default: 8, full: 16)",
     )
     parser.add_argument("--learning-rate", type=_above_zero, help="at its highest (default: 3e-4, full: 1e-5)")
@@ -157,46 +163,16 @@ def read_options(arguments: argparse.Namespace, **more: Any) -> FinetuneOptions:
     return FinetuneOptions(**values)
 
 
-def to_argv(options: FinetuneOptions) -> list[str]:
-    """The arguments that parse to these options; `model_name` is not among them."""
-    argv = [str(options.model), str(options.data), str(options.out)]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
-        if field.name in ("model", "model_name", "data", "out") or value is None or value is False:
-            if value is False and field.name in ("train_embeddings", "gradient_checkpointing"):
-                argv.append(f"--no-{flag[2:]}")
-            continue
-        if value is True:
-            argv.append(flag)
-        else:
-            argv.append(f"{flag}={','.join(value) if isinstance(value, tuple) else value}")
-    return argv
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def _above_zero(text: str) -> float:
-    if not 0 < _number(text) < math.inf:
+    if not 0 < number(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return _number(text)
+    return number(text)
 
 
 def _share(text: str) -> float:
-    if not 0 <= _number(text) < 1:
+    if not 0 <= number(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-    return _number(text)
+    return number(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,14 +1,16 @@
-"""The flags of `qwen-server memory`; what they start is imported when it is asked for."""
+"""The flags of `qwen-server memory`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
 from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
 from server.hub_download import add_hub_arguments
 from server.sizes import parse_size
+from tools.command_line import number, positive
+
+DESCRIPTION = "Reckons weights, KV cache and what fits into a device, from config.json alone."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantization", choices=(NO_QUANTIZATION, *QUANTIZED_BITS), default=NO_QUANTIZATION, help="at load"
     )
     parser.add_argument("--kv-cache-dtype", choices=("auto", *KV_DTYPE_BYTES), default="auto", help="of the cache")
-    parser.add_argument("--block-size", type=_positive, default=16, help="tokens in a block (default: %(default)s)")
-    parser.add_argument("--max-model-len", type=_positive, help="prompt and reply together (default: the checkpoint's)")
-    parser.add_argument("--max-num-seqs", type=_positive, default=256, help="most in one step (default: %(default)s)")
+    parser.add_argument("--block-size", type=positive, default=16, help="tokens in a block (default: %(default)s)")
+    parser.add_argument("--max-model-len", type=positive, help="prompt and reply together (default: the checkpoint's)")
+    parser.add_argument("--max-num-seqs", type=positive, default=256, help="most in one step (default: %(default)s)")
     parser.add_argument(
-        "--max-num-batched-tokens", type=_positive, default=4096, help="most tokens in one step (default: %(default)s)"
+        "--max-num-batched-tokens", type=positive, default=4096, help="most tokens in one step (default: %(default)s)"
     )
     parser.add_argument(
         "--tensor-parallel-size",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="devices that share the model; figures are then of each (default: %(default)s)",
@@ -38,26 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory-utilization", type=_share, default=0.9, help="share of it to use (default: %(default)s)"
     )
-    parser.add_argument("--max-loras", type=_positive, help="so many LoRA adapters beside it")
-    parser.add_argument("--max-lora-rank", type=_positive, default=64, help="rank of them (default: %(default)s)")
+    parser.add_argument("--max-loras", type=positive, help="so many LoRA adapters beside it")
+    parser.add_argument("--max-lora-rank", type=positive, default=64, help="rank of them (default: %(default)s)")
     add_hub_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
+    if not 0 < number(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
-    return value
+    return number(text)
 
 
 def _size(text: str) -> int:
@@ -68,10 +60,3 @@ def _size(text: str) -> int:
     if not isinstance(value, int) or value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no memory at all")
     return value
-
-
-def run(arguments: dict[str, Any]) -> int:
-    """Reckons and prints; returns the exit status."""
-    from tools.memory.report import report
-
-    return report(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Checkpoint(NamedTuple):
     file_bytes: int | None
 
 
-def report(arguments: dict[str, Any]) -> int:
+def report(arguments: argparse.Namespace) -> int:
     """Prints the tables.
 
     Args:
@@ -53,19 +54,19 @@ def report(arguments: dict[str, Any]) -> int:
         CheckpointError: there is no such checkpoint, or it is broken.
         ConfigError: it cannot be split over so many devices.
     """
-    checkpoint = find_checkpoint(arguments["model"], arguments["hub"], arguments["revision"])
+    checkpoint = find_checkpoint(arguments.model, arguments.hub, arguments.revision)
     plan = plan_memory(
         checkpoint.config,
-        dtype=arguments["dtype"],
-        kv_cache_dtype=arguments["kv_cache_dtype"],
-        block_size=arguments["block_size"],
-        at_load=arguments["quantization"],
-        num_ranks=arguments["tensor_parallel_size"],
+        dtype=arguments.dtype,
+        kv_cache_dtype=arguments.kv_cache_dtype,
+        block_size=arguments.block_size,
+        at_load=arguments.quantization,
+        num_ranks=arguments.tensor_parallel_size,
     )
     require_divisible(checkpoint.config, plan.num_ranks)
-    plan = replace(plan, max_num_batched_tokens=arguments["max_num_batched_tokens"])
+    plan = replace(plan, max_num_batched_tokens=arguments.max_num_batched_tokens)
     figures = reckon(checkpoint, plan, arguments)
-    print(dump_json(figures).decode() if arguments["json"] else _text(figures))
+    print(dump_json(figures).decode() if arguments.json else _text(figures))
     return 0
 
 
@@ -88,7 +89,7 @@ def find_checkpoint(name: str, hub: Hub = "huggingface", revision: str | None = 
     return Checkpoint(name, ModelConfig.from_folder(folder), num_bytes or None)
 
 
-def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) -> dict[str, Any]:
+def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, bytes in bytes.
 
     Args:
@@ -97,9 +98,9 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         arguments: `max_model_len`, `max_num_seqs`, `device_memory` and `gpu_memory_utilization`.
     """
     config = checkpoint.config
-    max_len = arguments["max_model_len"] or config.default_max_model_len
+    max_len = arguments.max_model_len or config.default_max_model_len
     lengths = sorted({length for length in _LENGTHS if length < max_len} | {max_len})
-    devices = arguments["device_memory"] or [gib * _GIB for gib in _USUAL_DEVICES]
+    devices = arguments.device_memory or [gib * _GIB for gib in _USUAL_DEVICES]
     own = config.quantization
     kinds: dict[str, MemoryPlan] = {
         "16 bits" if plan.dtype != "float32" else "32 bits": plan.quantized(None),
@@ -123,23 +124,23 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: dict[str, Any]) 
         "weights_bytes": plan.weights_bytes,
         "kv_cache_bytes_per_token": plan.kv_token_bytes,
         "kv_cache_bytes_per_block": plan.kv_block_bytes,
-        "activation_bytes": plan.activation_bytes(plan.max_num_batched_tokens, arguments["max_num_seqs"]),
-        "adapter_bytes": plan.adapter_bytes(arguments["max_lora_rank"]),
-        "max_lora_rank": arguments["max_lora_rank"],
-        "max_loras": arguments["max_loras"] or 0,
+        "activation_bytes": plan.activation_bytes(plan.max_num_batched_tokens, arguments.max_num_seqs),
+        "adapter_bytes": plan.adapter_bytes(arguments.max_lora_rank),
+        "max_lora_rank": arguments.max_lora_rank,
+        "max_loras": arguments.max_loras or 0,
         "max_model_len": max_len,
-        "max_num_seqs": arguments["max_num_seqs"],
+        "max_num_seqs": arguments.max_num_seqs,
         "max_num_batched_tokens": plan.max_num_batched_tokens,
-        "gpu_memory_utilization": arguments["gpu_memory_utilization"],
+        "gpu_memory_utilization": arguments.gpu_memory_utilization,
         "devices": [_device(plan, size, lengths, arguments) for size in devices],
         "peak": [_peak(name, checkpoint, kind, batch, own=plan) for name, kind in kinds.items() for batch in _BATCHES],
     }
 
 
-def _device(plan: MemoryPlan, size: int, lengths: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
-    usable = int(size * arguments["gpu_memory_utilization"])
-    usable -= (arguments["max_loras"] or 0) * plan.adapter_bytes(arguments["max_lora_rank"])
-    blocks = plan.blocks_that_fit(usable, arguments["max_num_seqs"])
+def _device(plan: MemoryPlan, size: int, lengths: list[int], arguments: argparse.Namespace) -> dict[str, Any]:
+    usable = int(size * arguments.gpu_memory_utilization)
+    usable -= (arguments.max_loras or 0) * plan.adapter_bytes(arguments.max_lora_rank)
+    blocks = plan.blocks_that_fit(usable, arguments.max_num_seqs)
     fits = blocks >= 1
     return {
         "device_bytes": size,

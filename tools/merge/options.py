@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tools.convert.options import DTYPES
 
+DESCRIPTION = "Writes a whole checkpoint in the published layout; a quantised one is expanded."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
@@ -27,26 +29,10 @@ class MergeOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags; `read_options` understands what they parse to."""
+    """Adds the flags; they parse to the fields of `MergeOptions`."""
     parser.add_argument("source", metavar="MODEL", help="checkpoint that the adapter was trained on")
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a LoRA adapter as peft saves it")
     parser.add_argument("target", metavar="OUT", type=Path, help="folder to write; missing or empty")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of the weights (default: the checkpoint's; GPTQ is expanded)"
     )
-
-
-def read_options(arguments: argparse.Namespace, source: Path, adapter: Path) -> MergeOptions:
-    """Builds the options.
-
-    Args:
-        arguments: parsed by what `add_arguments` added.
-        source: folder of the checkpoint.
-        adapter: folder of the adapter.
-    """
-    return MergeOptions(**{**vars(arguments), "source": source, "adapter": adapter})
-
-
-def to_argv(options: MergeOptions) -> list[str]:
-    """The arguments that parse to these options."""
-    return [str(options.source), str(options.adapter), str(options.target), f"--dtype={options.dtype}"]

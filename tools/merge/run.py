@@ -20,7 +20,7 @@ from model.quantization.checkpoint_writer import CheckpointWriter, check_target
 from model.quantization.dense_weights import DenseWeights
 from tools.convert.qwen2_config import published_raw, without_quantization
 from tools.convert.rounding import Tensors, cast, choose_dtype, disk_bytes, dtype_name, watched
-from tools.merge.options import MergeOptions, add_arguments, read_options
+from tools.merge.options import MergeOptions, add_arguments
 from tools.process import run_work
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.merge.run", description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     arguments = parser.parse_args()
-    options = read_options(arguments, Path(arguments.source), Path(arguments.adapter))
+    paths = {"source": Path(arguments.source), "adapter": Path(arguments.adapter)}
+    options = MergeOptions(**{**vars(arguments), **paths})
 
     def work() -> None:
         merge(options)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import Any
 
 from server.hub import resolve_checkpoint
-from server.run_module import module_command
-from tools.quantize.options import read_options, to_argv
+from tools.command_line import become, to_argv
+from tools.quantize.options import add_arguments
 
 
-def run(arguments: dict[str, Any]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Starts `tools.quantize.run` in the place of this process.
 
     Args:
@@ -20,7 +18,5 @@ def run(arguments: dict[str, Any]) -> int:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    source = resolve_checkpoint(arguments["source"], arguments.pop("hub"), arguments.pop("revision"))
-    options = read_options(argparse.Namespace(**arguments), source)
-    command = module_command("tools.quantize.run", *to_argv(options))
-    os.execv(command[0], command)
+    source = resolve_checkpoint(arguments.source, arguments.hub, arguments.revision)
+    return become("tools.quantize.run", to_argv(add_arguments, {**vars(arguments), "source": source}))

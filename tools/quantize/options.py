@@ -1,7 +1,4 @@
-"""What `qwen-server quantize` can be told; one list for the command and for the process that does the work.
-
-Pure, so that the command can read flags without torch.
-"""
+"""What `qwen-server quantize` can be told; one list for the command and for the process that does the work."""
 
 from __future__ import annotations
 
@@ -9,7 +6,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.command_line import number, positive
+
 _DAMP = 0.01  # the published checkpoints' value
+DESCRIPTION = "GPTQ in the published layout, layer by layer; on a GPU where there is one."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class QuantizeOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags; `read_options` understands what they parse to."""
+    """Adds the flags; they parse to the fields of `QuantizeOptions`."""
     parser.add_argument("source", metavar="SRC", help="unquantised checkpoint")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must not exist")
     parser.add_argument("--bits", type=int, choices=(4, 8), required=True, help="of each weight")
@@ -61,57 +61,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="plain text, or JSON or JSONL with `text`, `messages` or `conversations` (default: own)",
     )
-    parser.add_argument("--num-samples", type=_positive, default=64, help="pieces of calibration text (default: 64)")
-    parser.add_argument("--sample-length", type=_positive, default=512, help="tokens of each (default: 512)")
+    parser.add_argument("--num-samples", type=positive, default=64, help="pieces of calibration text (default: 64)")
+    parser.add_argument("--sample-length", type=positive, default=512, help="tokens of each (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration text (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:N], xpu[:N] or mps (default: auto)")
-    parser.add_argument("--threads", type=_positive, dest="num_threads", help="CPU threads (default: all cores)")
-
-
-def read_options(arguments: argparse.Namespace, source: Path) -> QuantizeOptions:
-    """Builds the options.
-
-    Args:
-        arguments: parsed by what `add_arguments` added.
-        source: folder of the checkpoint.
-    """
-    return QuantizeOptions(**{**vars(arguments), "source": source})
-
-
-def to_argv(options: QuantizeOptions) -> list[str]:
-    """The arguments that parse to these options."""
-    argv = [str(options.source), str(options.target), f"--bits={options.bits}", f"--group-size={options.group_size}"]
-    argv += [f"--damp={options.damp}", f"--num-samples={options.num_samples}"]
-    argv += [f"--sample-length={options.sample_length}", f"--seed={options.seed}", f"--device={options.device}"]
-    if options.act_order:
-        argv.append("--act-order")
-    if options.calibration is not None:
-        argv.append(f"--calibration={options.calibration}")
-    if options.num_threads is not None:
-        argv.append(f"--threads={options.num_threads}")
-    return argv
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    parser.add_argument("--threads", type=positive, dest="num_threads", help="CPU threads (default: all cores)")
 
 
 def _group_size(text: str) -> int:
     if text == "-1":
         return -1
-    size = _positive(text)
+    size = positive(text)
     if size % 8:
         raise argparse.ArgumentTypeError("must be -1 or a multiple of 8")
     return size
 
 
 def _damp(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
+    if not 0 < number(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value
+    return number(text)

@@ -32,7 +32,7 @@ from model.quantization.gptq_solver import Hessian, output_error, quantize_linea
 from model.quantization.packing import check_shape, pack_linear
 from model.quantization.tensor_source import TensorSource, all_finite
 from tools.process import run_work
-from tools.quantize.options import QuantizeOptions, add_arguments, read_options
+from tools.quantize.options import QuantizeOptions, add_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.quantize.run", description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     arguments = parser.parse_args()
-    options = read_options(arguments, Path(arguments.source))
+    options = QuantizeOptions(**{**vars(arguments), "source": Path(arguments.source)})
     return run_work(lambda: _run(options), out_of_memory="try --num-samples 16")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from tests.support.engine_driver import LoadedModel
 from tests.support.vocabulary import byte_tokenizer
 from tests.tools.tuning.checkpoints import DEMO, GOLDEN, converted, with_vocabulary
 from tests.tools.tuning.test_conversations import EPISODE, TOOLS
+from tools.command_line import to_argv
 from tools.finetune import run as process
 from tools.finetune import training
 from tools.finetune.batches import Padding, make_examples
 from tools.finetune.conversations import read_conversations
 from tools.finetune.examples import IGNORED, examples_of
-from tools.finetune.options import FinetuneOptions, read_options, to_argv
+from tools.finetune.options import FinetuneOptions, add_arguments, read_options
 from tools.finetune.training import finetune, last_checkpoint
 from tools.merge.options import MergeOptions
 from tools.merge.run import merge
@@ -140,7 +141,7 @@ def test_an_interrupt_saves_the_step(
         return Padding(0)(rows)
 
     monkeypatch.setattr(training, "Padding", lambda pad_id: interrupt)
-    monkeypatch.setattr("sys.argv", ["finetune", *to_argv(wanted)])
+    monkeypatch.setattr("sys.argv", ["finetune", *to_argv(add_arguments, asdict(wanted))])
     assert process.main() == 130
     assert "interrupted; step 1 is saved, and --resume goes on from it\n" in capsys.readouterr().err
     assert last_checkpoint(wanted.out) == wanted.out / "checkpoint-1"
@@ -217,7 +218,7 @@ def test_the_flags_reach_the_process() -> None:
         delattr(arguments, name)
     wanted = read_options(arguments, model=Path("a"), model_name="a")
     assert (wanted.learning_rate, wanted.batch_size, wanted.gradient_accumulation_steps) == (1e-5, 1, 16)
-    again = build_parser().parse_args(["finetune", *to_argv(wanted)])
+    again = build_parser().parse_args(["finetune", *to_argv(add_arguments, asdict(wanted))])
     for name in ("command", "hub", "revision"):
         delattr(again, name)
     assert read_options(again, model=Path("a"), model_name="a") == wanted
