@@ -1,7 +1,8 @@
 """Turns the kernels' text into code for this machine and runs it on OpenMP's threads, the ones torch uses itself.
 
-llvmlite (LLVM as a Python package) does the compiling, some tens of milliseconds a kernel; nothing else need be
-installed. Where it is missing, `load_kernels` says so by returning None, and torch's operators serve.
+llvmlite (LLVM as a Python package) does the compiling, up to half a second for the kernels of one kind, which are kept
+for later starts (object_cache.py); nothing else need be installed. Where it is missing, `load_kernels` says so by
+returning None, and torch's operators serve.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.backends.cpu.kernel_ir import ARGUMENTS, MAX_ROWS, SHARE, Kernel, module_text
+from model.backends.cpu.object_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -141,20 +143,44 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
     return Code({name: engine.get_function_address(name) for name in names}, parallel, engine)
 
 
+# How hard LLVM tries: with its passes, and where it makes code of what they leave.
+_PASS_LEVEL, _CODE_LEVEL = 2, 3
+
+
 def _compile(llvm: Any, text: str) -> Any:
     """An engine that holds the module's code for this processor."""
+    import llvmlite
+
     target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+    def machine() -> Any:
+        return target.create_target_machine(cpu=cpu, features=features, opt=_CODE_LEVEL, jit=True)
+
+    cache = user_cache()
+    compiler = f"llvmlite {llvmlite.__version__} LLVM {llvm.llvm_version_info} {_PASS_LEVEL} {_CODE_LEVEL}"
+    source = "\n".join((compiler, target.triple, cpu, features, text))
+    code = cache.read(source)
+    if code is None:
+        code = _object(llvm, target, machine(), text)
+        cache.keep(source, code)
+    empty = llvm.parse_assembly("")
+    empty.triple = target.triple
+    engine = llvm.create_mcjit_compiler(empty, machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+def _object(llvm: Any, target: Any, machine: Any, text: str) -> bytes:
+    """The module's code, to be loaded by an engine of the same machine."""
     module = llvm.parse_assembly(text)
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=_PASS_LEVEL))
     builder.getModulePassManager().run(module, builder)
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine
+    code: bytes = machine.emit_object(module)
+    return code
 
 
 @functools.cache
