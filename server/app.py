@@ -110,7 +110,12 @@ def _services(
     generating: FastAPI,
 ) -> Services:
     metrics = Metrics(
-        settings.served_names[0], lambda: engine.stats, lambda: engine.num_restarts, lambda: engine.cache_config
+        settings.served_names[0],
+        lambda: engine.stats,
+        lambda: engine.num_restarts,
+        lambda: engine.cache_config,
+        engine.adapters_in_use,
+        settings.max_adapters,
     )
     engine.on_step(metrics.observe_step)
     converter = Converter(

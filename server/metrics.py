@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,11 +26,15 @@ class _EngineCollector(Collector):
         read_stats: Callable[[], EngineStats],
         read_restarts: Callable[[], int],
         read_cache_config: Callable[[], Mapping[str, str]],
+        read_adapters: Callable[[], tuple[Sequence[str], Sequence[str]]],
+        max_loras: int,
     ) -> None:
         self._model_name = model_name
         self._read_stats = read_stats
         self._read_restarts = read_restarts
         self._read_cache_config = read_cache_config
+        self._read_adapters = read_adapters
+        self._max_loras = max_loras
         self._before_restart = EngineStats()
         self._last = EngineStats()
 
@@ -62,6 +67,15 @@ class _EngineCollector(Collector):
                 "vllm:cache_config_info", "The KV cache, in labels.", labels=["model_name", *cache_config]
             )
             info.add_metric([self._model_name, *cache_config.values()], 1)
+            yield info
+        if self._max_loras:  # routers send requests where their adapter is in use
+            running, waiting = map(",".join, self._read_adapters())
+            info = GaugeMetricFamily(
+                "vllm:lora_requests_info",
+                "When this was read, Unix time; in labels, the adapters of requests.",
+                labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+            )
+            info.add_metric([str(self._max_loras), running, waiting], time.time())
             yield info
         counters = (
             ("vllm:num_preemptions", "Sequences put back to wait.", totals.num_preemptions_total),
@@ -99,6 +113,8 @@ class Metrics:
         read_stats: the engine's state now.
         read_restarts: how often it was restarted.
         read_cache_config: the labels of `vllm:cache_config_info`; none while no engine has been ready.
+        read_adapters: names of those whose requests run, and of those whose requests all wait.
+        max_loras: how many there may be; with none `vllm:lora_requests_info` is left out.
     """
 
     def __init__(
@@ -107,9 +123,13 @@ class Metrics:
         read_stats: Callable[[], EngineStats],
         read_restarts: Callable[[], int],
         read_cache_config: Callable[[], Mapping[str, str]] = dict,
+        read_adapters: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ()),
+        max_loras: int = 0,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._engine = _EngineCollector(model_name, read_stats, read_restarts, read_cache_config)
+        self._engine = _EngineCollector(
+            model_name, read_stats, read_restarts, read_cache_config, read_adapters, max_loras
+        )
         self.registry.register(self._engine)
         build = server_version()
         Info("qwen:build", "What runs here.", registry=self.registry).info(

@@ -69,6 +69,10 @@ class EngineAdapters:
     def __iter__(self) -> Iterator[ServedAdapter]:
         return iter(list(self._by_name.values()))
 
+    def names_of(self, adapter_ids: Iterable[int]) -> list[str]:
+        """Returns the names of adapters, sorted; also of those that only wait for their requests to end."""
+        return sorted({self._by_id[number].name for number in adapter_ids if number in self._by_id})
+
     def find(self, name: str) -> ServedAdapter | None:
         """Returns the adapter of a name, if there is one."""
         return self._by_name.get(name)

@@ -153,6 +153,12 @@ class EngineClient:
         """What the engine said when it last became ready; None before the first time."""
         return self._supervisor.ready
 
+    def adapters_in_use(self) -> tuple[list[str], list[str]]:
+        """Returns the names of the adapters with a request that has a token, and of those whose requests all wait."""
+        running = {i for handle, i in self._adapter_of.items() if handle not in self._unstarted}
+        waiting = set(self._adapter_of.values()) - running
+        return self.adapters.names_of(running), self.adapters.names_of(waiting)
+
     @property
     def cache_config(self) -> dict[str, str]:
         """The KV cache under vLLM's names; empty before an engine was ready."""

@@ -96,6 +96,17 @@ def test_adapters_are_models(served: ServerProcess, root: Path) -> None:
     assert 'vllm:request_success_total{finished_reason="length",model_name="sql"}' in served.get("/metrics")
 
 
+def test_routers_see_which_adapters_are_in_use(served: ServerProcess) -> None:
+    idle = 'vllm:lora_requests_info{max_lora="3",running_lora_adapters="",waiting_lora_adapters=""}'
+    assert idle in served.get("/metrics")
+    body = {"model": "sql", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        assert 'running_lora_adapters="sql",waiting_lora_adapters=""' in served.get("/metrics")
+    assert any(idle in served.get("/metrics") for _ in range(200)), "the abort is noticed"
+
+
 def test_loading_and_unloading(served: ServerProcess, root: Path) -> None:
     response = load(served, "poet", "poet")
     assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'poet' added successfully.")
