@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
+from model.contract.messages import EngineStats
 from server.cluster.asgi import to_send
 from server.cluster.prefix_routing import routing_key
+from server.gates.limits import BodyLimitMiddleware
+from server.metrics import Metrics
 from server.wire.errors import as_api_error
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +26,14 @@ class Front:
 
     Args:
         replicas: the deployment of servers.
-        max_body_bytes: more of a body is not read; the replica refuses it.
+        max_body_bytes: the largest body; a front holds each whole, also a file's, and so many bytes together as a
+            server does.
     """
 
     def __init__(self, replicas: DeploymentHandle[Any], max_body_bytes: int) -> None:
         self._replicas = replicas.options(stream=True, method_name="asgi")
-        self._max_body_bytes = max_body_bytes
+        metrics = Metrics("front", EngineStats, lambda: 0)  # nobody reads them
+        self._limited = BodyLimitMiddleware(self._serve_http, max_body_bytes, metrics, max_upload_bytes=None)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray asks for what it is to serve."""
@@ -40,7 +47,10 @@ class Front:
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
-        body = await self._body(receive)
+        await self._limited(scope, receive, send)
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
         if body is None:
             return
         key = routing_key(body) if scope["method"] == "POST" else None
@@ -59,16 +69,17 @@ class Front:
             gone = EngineUnavailableError("The server that took this request is gone; please send it again.")
             await as_api_error(gone).response()(scope, receive, send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """Reads up to one byte more than may be sent; None, the client has left."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._max_body_bytes or not message.get("more_body", False):
-                return bytes(body[: self._max_body_bytes + 1])
+
+async def _body(receive: Receive) -> bytes | None:
+    """Reads a body; None, the client has left."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -147,10 +147,12 @@ class BodyLimitMiddleware:
         app: what is protected.
         max_body_bytes: the largest body let through.
         metrics: told of those refused.
-        max_upload_bytes: the largest file.
+        max_upload_bytes: the largest file; None, where files are held in memory, treats them like all else.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, max_upload_bytes: int = 512 << 20) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, metrics: Metrics, max_upload_bytes: int | None = 512 << 20
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_upload_bytes = max_upload_bytes
@@ -162,8 +164,8 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_stored = is_upload(scope)
-        max_bytes = self._max_upload_bytes if is_stored else self._max_body_bytes
+        is_stored = is_upload(scope) and self._max_upload_bytes is not None
+        max_bytes = self._max_upload_bytes or 0 if is_stored else self._max_body_bytes
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared[:19]) > max_bytes:
             error = _file_too_large(max_bytes) if is_stored else _too_large(max_bytes)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import httpx
 import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from model.contract.errors import ConfigError
 from server.cluster.asgi import run_asgi, to_send
+from server.cluster.front import Front
 from server.cluster.metrics_board import MetricsBoard, merge
 from server.cluster.options import deployment_options, read_arguments
 from server.cluster.prefix_routing import rank, routing_key
@@ -89,6 +92,47 @@ def test_a_lost_replica_moves_only_its_own_share() -> None:
     for key in keys:
         after = rank(key, ["a", "b", "d"])[0]
         assert after == before[key] or before[key] == "c"
+
+
+# --- fronts
+
+
+class Replicas:
+    """Answers with the size of what came."""
+
+    def options(self, **options: Any) -> Replicas:
+        return self
+
+    def remote(self, scope: Scope, body: bytes, *, key: str | None) -> Replicas:
+        self._body = body
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[list[Message]]:
+        answer = PlainTextResponse(str(len(self._body)))
+        yield [
+            {"type": "http.response.start", "status": 200, "headers": answer.raw_headers},
+            {"type": "http.response.body", "body": answer.body, "more_body": False},
+        ]
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+async def test_a_front_holds_no_more_than_a_server(path: str) -> None:
+    """Whole, also of a file: nothing arrives cut short."""
+    app = Front(cast(Any, Replicas()), 100).__serve_build_asgi_app__()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        assert (await client.post(path, content=b"x" * 100)).text == "100"
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield b"x" * 40
+
+        for content in (b"x" * 101, pieces()):
+            response = await client.post(path, content=content)
+            assert response.status_code == 413
+            assert response.json()["error"]["code"] == "request_too_large"
 
 
 # --- metrics
