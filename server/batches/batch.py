@@ -39,7 +39,7 @@ class Batch:
 
     def __init__(self, stored: StoredObject) -> None:
         self.owner = stored.owner
-        self.wire: dict[str, Any] = stored.body["wire"]
+        self.wire: dict[str, Any] = {"model": None, "usage": _usage_of({}), **stored.body["wire"]}
         self.output_id: str = stored.body["output_id"]
         self.error_id: str = stored.body["error_id"]
         self.expires_after_s: int | None = stored.body["expires_after_s"]
@@ -124,9 +124,16 @@ class Batch:
         """A line has been answered, well or not."""
         response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(reply)}
         is_good = status == 200
+        if is_good:
+            self._count_usage(reply)
         self.counts["completed" if is_good else "failed"] += 1
         text = _result_line(custom_id, response, None)
         return [Append(self.output_id if is_good else self.error_id, CONTENT, [text], [str(number)]), self.put()]
+
+    def _count_usage(self, reply: bytes) -> None:
+        body = orjson.loads(reply)
+        self.wire["model"] = self.wire["model"] or body.get("model")
+        self.wire["usage"] = _sum(self.wire["usage"], _usage_of(body.get("usage") or {}))
 
     def give_up(self, numbers: Sequence[int], custom_ids: Sequence[str], code: str) -> Sequence[Change]:
         """Lines will not be done."""
@@ -157,6 +164,27 @@ class Batch:
             changes.append(Put(file))
         self.counts["completed"], self.counts["failed"] = output[0], errors[0]
         return [*changes, self.enter(status)]
+
+
+def _usage_of(usage: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tokens of a reply in a batch's words, whichever API it is of."""
+    num_in = usage.get("input_tokens", usage.get("prompt_tokens", 0))
+    num_out = usage.get("output_tokens", usage.get("completion_tokens", 0))
+    details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
+    return {
+        "input_tokens": num_in,
+        "input_tokens_details": {"cached_tokens": details.get("cached_tokens", 0)},
+        "output_tokens": num_out,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": num_in + num_out,
+    }
+
+
+def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _sum(value, other[name]) if isinstance(value, dict) else value + other[name]
+        for name, value in one.items()
+    }
 
 
 def _result_line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:

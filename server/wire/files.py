@@ -126,6 +126,28 @@ class BatchErrors(ReplyModel):
     data: list[BatchError]
 
 
+class InputDetails(ReplyModel):
+    """What of the input was cached."""
+
+    cached_tokens: int
+
+
+class OutputDetails(ReplyModel):
+    """What of the output was reasoning; these models have none."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(ReplyModel):
+    """The tokens of all lines that succeeded."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
 class BatchObject(ReplyModel):
     """A batch."""
 
@@ -150,6 +172,8 @@ class BatchObject(ReplyModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    model: str | None
+    usage: BatchUsage
     metadata: dict[str, str] | None
 
 

@@ -90,6 +90,20 @@ async def serving(checkpoint: Path, folder: Path, **config: Any) -> AsyncIterato
             yield server, client
 
 
+def usage_of(results: list[Json]) -> Json:
+    found = [result["response"]["body"]["usage"] for result in results]
+    num_in = sum(usage.get("prompt_tokens", usage.get("input_tokens")) for usage in found)
+    num_out = sum(usage.get("completion_tokens", usage.get("output_tokens")) for usage in found)
+    details = [usage.get("prompt_tokens_details", usage.get("input_tokens_details")) for usage in found]
+    return {
+        "input_tokens": num_in,
+        "input_tokens_details": {"cached_tokens": sum(detail["cached_tokens"] for detail in details)},
+        "output_tokens": num_out,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": num_in + num_out,
+    }
+
+
 async def test_each_line_has_one_result(demo_checkpoint: Path, tmp_path: Path) -> None:
     async with serving(demo_checkpoint, tmp_path) as (server, client):
         lines = [line(n) for n in range(40)] + [line(98, n=0), line(99, model="none")]
@@ -103,6 +117,7 @@ async def test_each_line_has_one_result(demo_checkpoint: Path, tmp_path: Path) -
         for result in output:
             assert result["response"]["status_code"] == 200 and result["error"] is None
             assert result["response"]["body"]["choices"][0]["text"] == result["custom_id"].removeprefix("id ")
+        assert batch["model"] == "Qwen" and batch["usage"] == usage_of(output)
         errors = {result["custom_id"]: result["response"] for result in await client.lines(batch, "error")}
         assert errors["id 98"]["status_code"] == 400 and errors["id 98"]["body"]["error"]["param"] == "n"
         assert errors["id 99"]["status_code"] == 404
@@ -118,6 +133,7 @@ async def test_chats_and_lists(server: ServerProcess) -> None:
             batch = await client.ended(await client.send([one], one["url"]))
             ids.append(batch["id"])
             (result,) = await client.lines(batch, "output")
+            assert batch["usage"] == usage_of([result]) and batch["usage"]["output_tokens"] > 0
             assert result["response"]["body"]["object"] == kind and batch["error_file_id"] is None
         first = (await client.http.get("/v1/batches?limit=2")).json()
         assert [b["id"] for b in first["data"]] == [ids[2], ids[1]] and first["has_more"]
@@ -399,3 +415,4 @@ async def test_kills_lose_and_repeat_nothing(demo_checkpoint: Path, tmp_path: Pa
                 process.send_signal(signal.SIGKILL)
     assert batch["status"] == "completed" and batch["request_counts"]["completed"] == num_lines
     assert Counter(result["custom_id"] for result in output) == Counter(f"id {n}" for n in range(num_lines))
+    assert batch["usage"] == usage_of(output)
