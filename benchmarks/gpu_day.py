@@ -149,15 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--folder", type=Path, default=ROOT / "benchmarks" / ".cache" / "gpu_day", help="of all figures"
     )
     parser.add_argument("--again", action="store_true", help="forget what earlier runs have done")
+    parser.add_argument("--parts", nargs="+", help="only these, in this order (default: all)")
     parser.add_argument("--small", action="store_true", help="tiny shapes: see the command work, on a CPU too")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="whose table is made")
     options = parser.parse_args(arguments)
     if options.again:
         for file in options.folder.glob("*.json"):
             file.unlink()
-    return (
-        run_day(parts(options.device, is_small=options.small), options.folder, options.minutes, options.results) and 1
-    )
+    all_parts = {part.name: part for part in parts(options.device, is_small=options.small)}
+    if unknown := set(options.parts or ()) - all_parts.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(all_parts)}")
+    chosen = [all_parts[name] for name in options.parts or all_parts]
+    return run_day(chosen, options.folder, options.minutes, options.results) and 1
 
 
 if __name__ == "__main__":
