@@ -123,7 +123,9 @@ class ModelRunner:
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
-            num_ids = config.max_num_seqs + MAX_GUESSED_ROWS
+            self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
+            guesses = config.speculation == "auto" and not self.runs_ahead
+            num_ids = config.max_num_seqs + (MAX_GUESSED_ROWS if guesses else 0)
             self._last_ids = torch.zeros(num_ids, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
             has_adapters = self.adapters is not None and self._graphs is not None
@@ -135,8 +137,7 @@ class ModelRunner:
         self._sampler = self._make_sampler(config.max_num_seqs, self.max_model_len)
         self._is_amid_ranks = False
         self._row_of_seq: dict[int, int] = {}  # where the last launched step left each sequence's id
-        self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
-        speculates = config.speculation == "auto" and not self.runs_ahead and ranks.rank == LEADER
+        speculates = guesses and ranks.rank == LEADER
         self.row_costs = self._measure_row_costs() if speculates else None
         self.grammars = GrammarStates(self.model_config.vocab_size, speculates=speculates)
         # Requests without a seed draw from streams named by it and their sequence's id.

@@ -337,7 +337,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drive(folder: Path, **changes: Any) -> Driver:
-    return make_driver(folder, num_blocks=40, max_model_len=320, max_num_seqs=2, **changes)
+    return make_driver(folder, num_blocks=40, max_num_seqs=2, **{"max_model_len": 320, **changes})
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -373,25 +373,27 @@ def test_memory_for_steps_is_set_aside(tiny_checkpoint: Path, monkeypatch: pytes
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
-    ("folder", "num_cases"),
+    ("folder", "num_cases", "max_model_len"),
     [
-        ("ntk_logn_fp32", 1),
-        pytest.param("gptq_int4_asym_desc_act", 1, marks=pytest.mark.slow),
-        pytest.param("gptq_int8", 2, marks=pytest.mark.slow),
-        pytest.param("gptq_int4", 2, marks=pytest.mark.slow),
-        pytest.param("first_release_names_bf16", 3, marks=pytest.mark.slow),
+        ("ntk_logn_fp32", 1, 65),  # three parts of keys, two rotary bases
+        pytest.param("gptq_int4_asym_desc_act", 1, 320, marks=pytest.mark.slow),
+        pytest.param("gptq_int8", 2, 320, marks=pytest.mark.slow),
+        pytest.param("gptq_int4", 2, 320, marks=pytest.mark.slow),
+        pytest.param("first_release_names_bf16", 3, 320, marks=pytest.mark.slow),
     ],
 )
-def test_golden_through_the_engine(folder: str, num_cases: int) -> None:
+def test_golden_through_the_engine(folder: str, num_cases: int, max_model_len: int) -> None:
     """Prefill in chunks, decodes in graphs, steps ahead: the published code's first tokens, on the kernels."""
     shortest = sorted(read_cases(folder), key=lambda case: len(case.prompt))[:num_cases]
     cases = [
         dataclasses.replace(case, greedy=case.greedy[:2], greedy_logprobs=case.greedy_logprobs[:2]) for case in shortest
     ]
-    driver = drive(GOLDEN / folder, max_num_batched_tokens=100)
+    driver = drive(GOLDEN / folder, max_num_batched_tokens=100, max_model_len=max_model_len)
     assert_golden(cases, driver.run(greedy_requests(cases)))
     backend: Any = driver.engine._runner.backend
     assert driver.engine._runner.runs_ahead
+    graphs: Any = driver.engine._runner._graphs
+    assert graphs.batch_sizes == [1, 2], "nothing is guessed, so no step has more rows than sequences"
     assert backend.recorder.replayed, "decodes went through graphs"
 
 
