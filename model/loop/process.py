@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -61,6 +62,8 @@ def run(connection: Connection[ToEngine]) -> int:
             connection.send(LoadProgress(loaded_bytes, total_bytes))
 
     leader: RankLeader | None = None
+    # What is imported and loaded stays; a search for garbage in it would take a tenth of a second, now and amid steps.
+    gc.disable()
     try:
         from model.loop.engine import Engine  # torch: imported once the pipe stands, so that its failure is reported
 
@@ -83,6 +86,8 @@ def run(connection: Connection[ToEngine]) -> int:
         return 1
     if leader is not None:
         leader.note_serving()
+    gc.freeze()
+    gc.enable()
     connection.send(engine.ready)
     watchdog = engine.watchdog
     watchdog.start()
