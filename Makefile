@@ -76,8 +76,9 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml setup.py
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# The tests start some two hundred processes: each would compile the sources anew.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
