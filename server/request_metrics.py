@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -14,7 +19,6 @@ _CHOICE_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 
 _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "vllm:time_to_first_token_seconds": ("From arrival to the first token.", _TTFT_BUCKETS_S),
-    "vllm:inter_token_latency_seconds": ("Between tokens of a choice.", _INTER_TOKEN_BUCKETS_S),
     "vllm:e2e_request_latency_seconds": ("From arrival to the last token.", LATENCY_BUCKETS_S),
     "vllm:request_queue_time_seconds": ("Waiting for the first step.", LATENCY_BUCKETS_S),
     "vllm:request_prefill_time_seconds": ("From the first step to the first token.", LATENCY_BUCKETS_S),
@@ -27,6 +31,51 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
+class TokenCounts:
+    """What is counted for each token of a model's replies: on the event loop alone, so without the library's locks.
+
+    Attributes:
+        count: tokens.
+        nums_latencies: between tokens, those in each bucket, not those in the buckets below it.
+        latency_sum_s: of all of them.
+        created: when counting began, as `time.time()`.
+    """
+
+    __slots__ = ("count", "created", "latency_sum_s", "nums_latencies")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nums_latencies = [0] * (len(_INTER_TOKEN_BUCKETS_S) + 1)
+        self.latency_sum_s = 0.0
+        self.created = time.time()
+
+    def observe_latency(self, elapsed_s: float, num_tokens: int) -> None:
+        """Takes the time that some tokens of a choice took, at least one."""
+        self.nums_latencies[bisect_left(_INTER_TOKEN_BUCKETS_S, elapsed_s / num_tokens)] += num_tokens
+        self.latency_sum_s += elapsed_s
+
+
+class _TokenCollector(Collector):
+    """Tells Prometheus of tokens when asked."""
+
+    def __init__(self) -> None:
+        self.of_model: dict[str, TokenCounts] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields their number, and the times between them."""
+        tokens = CounterMetricFamily("vllm:generation_tokens", "Tokens generated for clients.", labels=["model_name"])
+        name = "vllm:inter_token_latency_seconds"
+        latency = HistogramMetricFamily(name, "Between tokens of a choice.", labels=["model_name"])
+        for model_name, counts in self.of_model.items():
+            tokens.add_metric([model_name], counts.count, created=counts.created)
+            bounds = (*map(str, map(float, _INTER_TOKEN_BUCKETS_S)), "+Inf")
+            buckets = list(zip(bounds, accumulate(counts.nums_latencies), strict=True))
+            latency.add_metric([model_name], buckets, counts.latency_sum_s)
+            latency.add_sample(f"{name}_created", {"model_name": model_name}, counts.created)
+        yield tokens
+        yield latency
+
+
 class RequestFamilies:
     """The metrics before it is said whose requests they are of."""
 
@@ -35,7 +84,8 @@ class RequestFamilies:
             return Counter(name, help_text, ["model_name", *labels], registry=registry)
 
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests served.")
-        self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated for clients.")
+        self.tokens = _TokenCollector()
+        registry.register(self.tokens)
         ended = "Choices that ended, by reason; abort is a client that went away."
         self.finished = counter("vllm:request_success", ended, "finished_reason")
         self.histograms = {
@@ -59,9 +109,8 @@ class RequestMetrics:
         self._finished = families.finished
         self._model_name = model_name
         self.prompt_tokens = families.prompt_tokens.labels(model_name)
-        self.generation_tokens = families.generation_tokens.labels(model_name)
+        self.tokens = families.tokens.of_model.setdefault(model_name, TokenCounts())
         self.time_to_first_token = histogram("vllm:time_to_first_token_seconds")
-        self.inter_token_latency = histogram("vllm:inter_token_latency_seconds")
         self.e2e_latency = histogram("vllm:e2e_request_latency_seconds")
         self.queue_time = histogram("vllm:request_queue_time_seconds")
         self.prefill_time = histogram("vllm:request_prefill_time_seconds")

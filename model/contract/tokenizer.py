@@ -70,6 +70,7 @@ class Tokenizer:
         self._bytes: list[bytes] = [b""] * self.num_tokens
         for token, token_id in ranks.items():
             self._bytes[token_id] = token
+        self._texts: dict[int, str | None] = {}  # of those that were asked for
         self._encoding = tiktoken.Encoding(
             "qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self._special_ids
         )
@@ -123,6 +124,18 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes of text; empty for control tokens and for ids that have no token."""
         return self._bytes[token_id] if 0 <= token_id < self.num_tokens else b""
+
+    def token_text(self, token_id: int) -> str | None:
+        """The token's text, empty for control tokens; None where its bytes are not whole characters."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            try:
+                text = self.token_bytes(token_id).decode("utf-8")
+            except UnicodeDecodeError:
+                text = None
+            self._texts[token_id] = text
+            return text
 
     def token_name(self, token_id: int) -> str:
         """How the token is shown to people: its text (U+FFFD for partial characters) or a control token's name."""

@@ -6,6 +6,7 @@ ids, never text or HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -109,6 +110,7 @@ class EngineClient:
         self.waiting = WaitingLine()
         self._waiting_behind = WaitingLine()
         self._is_in_a_hurry = False
+        self._with_news: list[RequestHandle] = []
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self._start_listeners: list[Callable[[int], None]] = []
         self._first_ready_listeners: list[Callable[[], None]] = []
@@ -255,7 +257,7 @@ class EngineClient:
         if not is_back_soon:
             self.require_ready()
         seq_ids = [next(self._seq_ids) for _ in range(len(prompts) * n)]
-        handle = RequestHandle(request_id, seq_ids, self._abort)
+        handle = RequestHandle(request_id, seq_ids, self._abort, self._on_news)
         self._open_requests.add(handle)
         if adapter_id:
             self._adapter_of[handle] = adapter_id
@@ -343,14 +345,27 @@ class EngineClient:
             return  # aborted while this was on its way
         if output.finish_reason is not None:
             del self._handles[output.seq_id]
-        self._note_begun(output.seq_id)
+        if output.seq_id in self._waiting_prompts:
+            self._note_begun(output.seq_id)
         handle.deliver(output)
-        submission = self._leave_queue(handle)
-        if submission is not None and submission.line is self.waiting:
-            for listener in self._start_listeners:
-                listener(submission.num_tokens)
-        if not handle.open_seq_ids:
+        if handle in self._unstarted:
+            submission = self._leave_queue(handle)
+            if submission is not None and submission.line is self.waiting:
+                for listener in self._start_listeners:
+                    listener(submission.num_tokens)
+        if output.finish_reason is not None and not handle.open_seq_ids:
             self._close(handle)
+
+    def _on_news(self, handle: RequestHandle) -> None:
+        """Lets a request have its news when all that has come was delivered: what came together is written together."""
+        if not self._with_news:
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        self._with_news.append(handle)
+
+    def _dispatch(self) -> None:
+        handles, self._with_news = self._with_news, []
+        for handle in handles:
+            handle.dispatch()
 
     def _on_ready(self) -> None:
         """Sends again what the engine before this one took along unheard."""

@@ -1,4 +1,7 @@
-"""A request's mailbox: what the engine says about its sequences, in order, until the last of them ends."""
+"""A request's mailbox: what the engine says about its sequences, in order, until the last of them ends.
+
+Whoever waits for news is a task that is woken. It may leave behind what can take plain news without waking it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ from server.wire.errors import ApiError
 # Outputs that may wait for a consumer; about 16 MB of them.
 MAX_PENDING_OUTPUTS = 1 << 16
 
+News = list[tuple[int, SequenceOutput]]
+# Takes news, or returns False: then they go to the one who waits.
+Taker = Callable[[News], bool]
+
 
 class RequestHandle:
     """Outputs of all sequences of one HTTP request.
@@ -23,17 +30,25 @@ class RequestHandle:
         request_id: of the HTTP request.
         seq_ids: one a choice; a choice's index is its place here.
         on_abort: told the sequence ids that are no longer wanted.
+        on_news: told that `dispatch` has something to do, which is to be called soon, once for all that comes until
+            then; by default it is called at once.
     """
 
     def __init__(
-        self, request_id: str, seq_ids: Iterable[int], on_abort: Callable[[RequestHandle, tuple[int, ...]], None]
+        self,
+        request_id: str,
+        seq_ids: Iterable[int],
+        on_abort: Callable[[RequestHandle, tuple[int, ...]], None],
+        on_news: Callable[[RequestHandle], None] | None = None,
     ) -> None:
         self.request_id = request_id
         self._open = {seq_id: index for index, seq_id in enumerate(seq_ids)}
         self._on_abort = on_abort
-        self._pending: list[tuple[int, SequenceOutput]] = []
+        self._on_news = on_news or RequestHandle.dispatch
+        self._pending: News = []
         self._waiter: asyncio.Future[None] | None = None
-        self._error: QwenServerError | ApiError | None = None
+        self._take: Taker | None = None
+        self._error: Exception | None = None
 
     @property
     def open_seq_ids(self) -> tuple[int, ...]:
@@ -47,13 +62,29 @@ class RequestHandle:
             return
         if output.finish_reason is not None:
             del self._open[output.seq_id]
-        self._pending.append((index, output))
-        if len(self._pending) > MAX_PENDING_OUTPUTS and self._open:
+        pending = self._pending
+        pending.append((index, output))
+        if len(pending) > MAX_PENDING_OUTPUTS and self._open:
             self._error = ApiError(
                 408, "The reply was read too slowly to be kept.", type="server_error", code="reader_too_slow"
             )
             self.abort()
-        self._wake()
+        elif len(pending) == 1 and self._waiter is not None:
+            self._on_news(self)
+
+    def dispatch(self) -> None:
+        """Gives the news to whoever waits."""
+        if self._waiter is None:
+            return
+        if self._take is not None and self._error is None:
+            pending, self._pending = self._pending, []
+            try:
+                if pending and not self._take(pending):
+                    self._pending = pending
+            except Exception as error:
+                self._error = error
+        if self._pending or self._error is not None or not self._open:
+            self._wake()
 
     def fail(self, error: QwenServerError) -> None:
         """Ends the request with an error, after what has already arrived."""
@@ -66,8 +97,11 @@ class RequestHandle:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> list[tuple[int, SequenceOutput]]:
+    async def next(self, take: Taker | None = None) -> News:
         """Waits for news.
+
+        Args:
+            take: is offered what comes while this waits; what it takes is not returned, what it raises is raised here.
 
         Returns:
             (choice index, output) pairs in order of arrival; empty once every sequence has ended.
@@ -82,10 +116,11 @@ class RequestHandle:
             if not self._open:
                 return []
             self._waiter = asyncio.get_running_loop().create_future()
+            self._take = take
             try:
                 await self._waiter
             finally:
-                self._waiter = None
+                self._waiter = self._take = None
         pending, self._pending = self._pending, []
         return pending
 

@@ -17,6 +17,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from server.gates.direct_body import offer_direct_body
 from server.wire.errors import ApiError, dump_json
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._declined_head = _head(method, self.url, version, self.headers)
         else:
             super().on_headers_complete()
+            offer_direct_body(self.cycle)
             if self.scope["http_version"] == "1.0":
                 self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign,assignment]
 

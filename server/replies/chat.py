@@ -118,6 +118,9 @@ class ChatReply(ChunkReply):
     def _finish_reason(self, reason: str) -> str:
         return "function_call" if reason == TOOL_CALLS and self._is_legacy else reason
 
+    def _text_chunk(self, index: int, text: str) -> JsonDict:
+        return self._chunk(index, {"content": text})
+
     def _chunk(self, index: int, delta: JsonDict, finish_reason: str | None = None) -> JsonDict:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}

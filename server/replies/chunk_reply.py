@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from model.contract.tokenizer import Tokenizer
+from prompts.reply_events import Content
 from server.conversion.generation_request import GenerationRequest
 from server.replies.generation import TokenUsage
 from server.replies.output_processor import ChoiceDelta
@@ -54,6 +55,9 @@ class ChunkReply(ABC):
             "model": model,
         }
         self._begun = [False] * request.num_choices
+        tells_more = self._usage_so_far or request.return_token_ids or request.num_top_logprobs is not None
+        self._has_plain_events = not tells_more
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     @property
     def id(self) -> str:
@@ -63,6 +67,19 @@ class ChunkReply(ABC):
     @abstractmethod
     def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
         """Yields the stream's chunks of one delta."""
+
+    @abstractmethod
+    def _text_chunk(self, index: int, text: str) -> JsonDict:
+        """Returns the chunk of a delta of a choice that is nothing but text."""
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """Returns what stands around the JSON of the text in the plain events of a choice."""
+        chunk = self._text_chunk(index, "")
+        if self._include_usage:
+            chunk["usage"] = None
+        before, _, after = _event(chunk).rpartition(b'""')  # nothing behind the text is empty
+        self._frames[index] = frame = (before, after)
+        return frame
 
     @abstractmethod
     def add_chunk(self, chunk: JsonDict) -> None:
@@ -78,12 +95,28 @@ class ChunkReply(ABC):
 
     def events(self, deltas: Sequence[ChoiceDelta], usage: Callable[[], TokenUsage]) -> bytes:
         """Returns the events of some deltas."""
+        if len(deltas) == 1 and (event := self._plain_event(deltas[0])) is not None:
+            return event
         chunks = [chunk for delta in deltas for chunk in self.chunks(delta)]
         if self._include_usage:
             so_far = usage_object(usage()) if self._usage_so_far else None
             for chunk in chunks:
                 chunk["usage"] = so_far
         return b"".join(map(_event, chunks))
+
+    def _plain_event(self, delta: ChoiceDelta) -> bytes | None:
+        """Returns the event of a delta that is nothing but text, as nearly all are; None of another one."""
+        index, text = delta.index, delta.text
+        if delta.finish_reason is not None or not (self._has_plain_events and self._begun[index]):
+            return None
+        if delta.events is not None:
+            if len(delta.events) != 1 or not isinstance(delta.events[0], Content):
+                return None
+            text = delta.events[0].text
+        if not text:
+            return b""
+        before, after = self._frames.get(index) or self._frame(index)
+        return before + dump_json(text) + after
 
     def ending(self, usage: TokenUsage) -> bytes:
         """Returns the events after the last delta."""

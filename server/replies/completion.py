@@ -49,13 +49,9 @@ class CompletionReply(ChunkReply):
         if not (text or delta.finish_reason or (show_ids and delta.token_ids) or tells_scores):
             self._begun[index] = not first
             return
-        choice: JsonDict = {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
+        chunk = self._text_chunk(index, text)
+        choice = chunk["choices"][0]
+        choice |= {"logprobs": logprobs, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
         if show_ids:
             choice["token_ids"] = delta.token_ids
             if first:
@@ -63,7 +59,11 @@ class CompletionReply(ChunkReply):
         if first and request.num_prompt_logprobs is not None:
             ids, scores = request.prompt_of(index).ids, delta.prompt_logprobs or []
             choice["prompt_logprobs"] = prompt_logprobs(ids, scores, request.num_prompt_logprobs, self._tokenizer)
-        yield {**self._head, "choices": [choice]}
+        yield chunk
+
+    def _text_chunk(self, index: int, text: str) -> JsonDict:
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
+        return {**self._head, "choices": [choice]}
 
     def _add_prompt(self, logprobs: JsonDict, index: int, scores: list[TokenLogprob]) -> None:
         """Reports the prompt's tokens; nothing comes before the first, so it has no log-probability."""

@@ -9,14 +9,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.messages import SequenceOutput
 from model.contract.tokenizer import Tokenizer
 from prompts.stop import StopStrings
 from server.conversion.generation_request import GenerationRequest
-from server.engine.handle import RequestHandle
+from server.engine.handle import News, RequestHandle, Taker
 from server.gates.request_context import request_figures_var
 from server.replies.output_processor import STOP, TOOL_CALLS, ChoiceDelta, ChoiceProcessor
 from server.request_metrics import RequestMetrics
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Ten milliseconds' worth: a request of thousands of choices, or one that was not read for a while, has more.
 _MAX_SCORES_AT_ONCE = 4096
+# The engine's callback goes through all requests in one go: more than half a millisecond is not for it.
+_MAX_SCORES_IN_CALLBACK = 128
 
 
 class TokenUsage(NamedTuple):
@@ -44,6 +47,16 @@ class TokenUsage(NamedTuple):
     num_cached: int
     num_expected: int = 0
     num_predicted: int = 0
+
+
+class DeltaSink(Protocol):
+    """Where deltas can go without waking whoever waits for them."""
+
+    def is_open(self) -> bool:
+        """Whether it takes any now."""
+
+    def write(self, deltas: list[ChoiceDelta]) -> None:
+        """Takes deltas."""
 
 
 class Generation:
@@ -125,20 +138,25 @@ class Generation:
             sum(len(prompt.prediction_ids) for prompt in request.prompts) * request.n,
         )
 
-    async def deltas(self, *, by_token: bool = False) -> AsyncGenerator[list[ChoiceDelta], None]:
+    async def deltas(
+        self, *, by_token: bool = False, sink: DeltaSink | None = None
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Yields what is new, at most one delta a choice at a time, until every choice has finished.
 
         Args:
             by_token: one delta a token, whatever came together: where the same tokens are to make the same deltas.
+            sink: while it is open it is given what goes on, as soon as it comes; what ends a choice, and what is much
+                work, is yielded.
 
         Raises:
             EngineUnavailableError: the engine cannot finish it.
             InvalidRequestError: what it asks for cannot be done, as it turned out.
             ApiError: it took too long, or the engine reports an error.
         """
+        take = None if sink is None else partial(self._take, sink)
         try:
             while True:
-                news = await self._next()
+                news = await self._next(take)
                 if not news:
                     return
                 num_before = self.num_completion_tokens if self._on_tokens is not None else 0
@@ -152,13 +170,7 @@ class Generation:
                         merged, num_scores = {}, 0
                         await asyncio.sleep(0)  # the others' turn
                     num_scores += self._num_scores(output)
-                    delta = self._process(index, output)
-                    if delta is None:
-                        continue
-                    if index in merged:
-                        merged[index].extend(delta)
-                    else:
-                        merged[index] = delta
+                    self._merge(merged, index, output)
                 if self._on_tokens is not None:
                     self._on_tokens(self.num_completion_tokens - num_before)
                 if merged:
@@ -169,18 +181,49 @@ class Generation:
         finally:
             self.close()
 
+    def _take(self, sink: DeltaSink, news: News) -> bool:
+        """Gives news to a sink, from the engine's own callback; False where they are not of the plain kind."""
+        num_scores = 0
+        for _, output in news:
+            if output.finish_reason is not None:
+                return False
+            num_scores += self._num_scores(output)
+        if num_scores > _MAX_SCORES_IN_CALLBACK or not sink.is_open():
+            return False
+        num_before = self.num_completion_tokens if self._on_tokens is not None else 0
+        merged: dict[int, ChoiceDelta] = {}
+        for index, output in news:
+            self._merge(merged, index, output)
+        if self._on_tokens is not None:
+            self._on_tokens(self.num_completion_tokens - num_before)
+        if merged:
+            sink.write(list(merged.values()))
+        return True
+
+    def _merge(self, merged: dict[int, ChoiceDelta], index: int, output: SequenceOutput) -> None:
+        """Adds an output of a choice to the deltas of choices."""
+        delta = self._process(index, output)
+        if delta is None:
+            return
+        if index in merged:
+            merged[index].extend(delta)
+        else:
+            merged[index] = delta
+
     def _num_scores(self, output: SequenceOutput) -> int:
         """How much an output makes: tokens and the alternatives that are told with them."""
-        per_token = 1 + (self.request.num_top_logprobs or 0)
-        return len(output.token_ids) * per_token + len(output.prompt_logprobs or ()) * per_token
+        num_tokens = len(output.token_ids)
+        if output.prompt_logprobs is not None:
+            num_tokens += len(output.prompt_logprobs)
+        return num_tokens * (1 + (self.request.num_top_logprobs or 0))
 
-    async def _next(self) -> list[tuple[int, SequenceOutput]]:
+    async def _next(self, take: Taker | None) -> News:
         if self._timeout_s is None:
-            return await self._handle.next()
+            return await self._handle.next(take)
         left_s = self._arrived + self._timeout_s - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
-                return await self._handle.next()
+                return await self._handle.next(take)
         except TimeoutError:
             raise ApiError(
                 504,
@@ -194,23 +237,14 @@ class Generation:
         processor = self._processors[index]
         if processor.finished:
             return None  # was on its way when a stop string was found
-        if output.finish_reason == "error":
-            raise ApiError(
-                500,
-                output.error or "The engine could not generate this reply.",
-                type="server_error",
-                code="server_error",
-            )
-        if output.finish_reason == "invalid":
-            raise InvalidRequestError(output.error or "The engine cannot generate this reply.")
-        if output.finish_reason == "abort":
-            raise EngineUnavailableError(output.error or "The engine gave this request up; please send it again.")
-        self._observe(index, output)
+        if output.finish_reason is not None:
+            _raise_failure(output)
         before = processor.num_tokens
         delta = processor.push(output)
         num_tokens = processor.num_tokens - before
-        self._num_expected_tokens += min(num_tokens, output.num_expected_tokens)
-        self._metrics.generation_tokens.inc(num_tokens)
+        if output.num_expected_tokens:
+            self._num_expected_tokens += min(num_tokens, output.num_expected_tokens)
+        self._observe(index, output, num_tokens)
         if delta.finish_reason is not None:
             self._finish_reasons[index] = delta.finish_reason
             self._metrics.count_finished(STOP if delta.finish_reason == TOOL_CALLS else delta.finish_reason)
@@ -218,23 +252,23 @@ class Generation:
                 self._handle.abort_choice(index)
         return delta
 
-    def _observe(self, index: int, output: SequenceOutput) -> None:
-        """Takes the times, and what only a sequence's first output carries."""
+    def _observe(self, index: int, output: SequenceOutput, num_tokens: int) -> None:
+        """Takes the times, and what only a sequence's first output carries; not all its tokens may be of the reply."""
+        now = time.monotonic()
+        previous = self._last_token_at[index]
+        self._last_token_at[index] = now
+        tokens = self._metrics.tokens
+        tokens.count += num_tokens
+        if previous is not None and output.token_ids and not self._is_background:
+            tokens.observe_latency(now - previous, len(output.token_ids))
         if output.queue_time_s is not None:
             self._queue_time_s = max(self._queue_time_s, output.queue_time_s)
         if output.num_cached_tokens is not None and index % self.request.n == 0:
             self.num_cached_tokens += output.num_cached_tokens
-        now = time.monotonic()
         if self._first_token_at is None:
             self._first_token_at = now
             if not self._is_background:
                 self._metrics.time_to_first_token.observe(now - self._arrived)
-        previous = self._last_token_at[index]
-        self._last_token_at[index] = now
-        num_tokens = len(output.token_ids)
-        if previous is not None and num_tokens and not self._is_background:
-            for _ in range(num_tokens):
-                self._metrics.inter_token_latency.observe((now - previous) / num_tokens)
 
     def close(self) -> None:
         """Frees whatever the request still holds in the engine; the first call also writes its log line."""
@@ -283,6 +317,21 @@ class Generation:
         figures = request_figures_var.get()
         if figures is not None:
             figures.update(fields)
+
+
+def _raise_failure(output: SequenceOutput) -> None:
+    """Raises what an output says went wrong, if it says so."""
+    if output.finish_reason == "error":
+        raise ApiError(
+            500,
+            output.error or "The engine could not generate this reply.",
+            type="server_error",
+            code="server_error",
+        )
+    if output.finish_reason == "invalid":
+        raise InvalidRequestError(output.error or "The engine cannot generate this reply.")
+    if output.finish_reason == "abort":
+        raise EngineUnavailableError(output.error or "The engine gave this request up; please send it again.")
 
 
 def _by_token(output: SequenceOutput) -> Iterator[SequenceOutput]:

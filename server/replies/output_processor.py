@@ -112,19 +112,19 @@ class ChoiceProcessor:
         Args:
             output: with a finish reason of "stop" or "length", or none.
         """
-        delta = ChoiceDelta(self._index, prompt_logprobs=output.prompt_logprobs)
+        delta = ChoiceDelta(self._index, "", None, output.token_ids, None, output.prompt_logprobs)
         if self._aligner is not None:
             delta.logprobs = []
         num_ids = len(output.token_ids)
         ends_by_token = output.stop_token_id is not None
+        may_end = self._matcher is not None or self._parser is not None
         for position, token_id in enumerate(output.token_ids):
             is_ending = ends_by_token and position == num_ids - 1
             logprob = output.logprobs[position] if output.logprobs is not None else None
             self._read(self._push_token(token_id, is_ending, logprob), delta)
-            if self._is_over():
+            if may_end and self._is_over():
                 delta.token_ids = output.token_ids[: position + 1]
                 return self._finish(delta, STOP, None)
-        delta.token_ids = output.token_ids
         if output.finish_reason is None:
             if self._aligner is not None:
                 delta.logprobs = self._aligner.release(self._num_chars - self._num_chars_back)
@@ -155,7 +155,7 @@ class ChoiceProcessor:
     def _read(self, text: str, delta: ChoiceDelta) -> None:
         self._num_chars += len(text)
         if self._parser is None:
-            delta.text += self._match(text)
+            delta.text += text if self._matcher is None else self._match(text)
         else:
             self._add_events(self._parser.push(text), delta)
 

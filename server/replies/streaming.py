@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.gates.direct_body import DirectBody, direct_body
 from server.gates.request_context import name_task, request_id_var
 from server.gates.while_connected import while_connected
 from server.replies.generation import Generation, TokenUsage
@@ -96,8 +97,25 @@ async def _nothing() -> None:
     pass
 
 
+class _EventSink:
+    """Writes the events of deltas straight to the client."""
+
+    def __init__(self, generation: Generation, reply: Reply, body: DirectBody) -> None:
+        self._generation = generation
+        self._reply = reply
+        self._body = body
+        self.is_open = body.is_open
+
+    def write(self, deltas: list[ChoiceDelta]) -> None:
+        if events := self._reply.events(deltas, self._generation.usage):
+            self._body.write(events)
+
+
 async def stream_events(
-    generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] = _nothing
+    generation: Generation,
+    reply: Reply,
+    keep: Callable[[], Awaitable[None]] = _nothing,
+    body: DirectBody | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Yields the events of a stream, as bytes; what is ready together is yielded together.
 
@@ -105,12 +123,14 @@ async def stream_events(
         generation: already submitted.
         reply: writes the events.
         keep: is waited for before the stream ends well.
+        body: that what is yielded is sent to. Most events are written to it while this waits, without waking anybody.
     """
     name_task(request_id_var.get())
     try:
         if beginning := reply.beginning():
             yield beginning
-        async with aclosing(generation.deltas()) as all_deltas:
+        sink = None if body is None else _EventSink(generation, reply, body)
+        async with aclosing(generation.deltas(sink=sink)) as all_deltas:
             async for deltas in all_deltas:
                 if events := await _off_loop_if_long(deltas, partial(reply.events, deltas, generation.usage)):
                     yield events
@@ -149,7 +169,7 @@ async def respond(
         keep: is waited for before the reply ends well.
     """
     if stream:
-        events = stream_events(generation, reply, keep)
+        events = stream_events(generation, reply, keep, direct_body(request.scope))
         return EventsResponse(events, ping_interval_s=ping_interval_s, close=generation.close)
     try:
         body = await while_connected(request.receive, whole_reply(generation, reply, keep))

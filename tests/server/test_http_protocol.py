@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from server.gates import http_protocol
+from server.gates.direct_body import direct_body
 from server.gates.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from tests.support.server_process import ServerProcess
 
@@ -52,6 +53,37 @@ async def client(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield Client(protocol, reader, writer)
     writer.close()
     protocol.transport.abort()
+
+
+async def test_pieces_of_a_body_may_go_past_the_application(client: Client) -> None:
+    were_open: list[bool | None] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        body = direct_body(scope)
+        were_open.append(body and body.is_open())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        were_open.append(body and body.is_open())
+        if body is not None and body.is_open():
+            body.write(b"one ")
+        await send({"type": "http.response.body", "body": b"two ", "more_body": True})
+        if body is not None and body.is_open():
+            body.write(b"three")
+            while body.is_open():  # nobody reads now
+                body.write(b"." * 1000)
+            assert client.protocol.transport.get_write_buffer_size() < 1 << 17
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        were_open.append(body and body.is_open())
+
+    client.protocol.app = stream
+    client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    told = b""
+    while not told.endswith(b"\r\n0\r\n\r\n"):
+        told += await asyncio.wait_for(client.reader.read(1 << 20), 5)
+    assert b"\r\n4\r\none \r\n4\r\ntwo \r\n5\r\nthree\r\n3e8\r\n..." in told
+    client.writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), 5)
+    assert (await client.ask(b"GET / HTTP/1.0\r\n\r\n")).endswith(b"\r\n\r\ntwo ")
+    assert were_open == [False, True, False, None, None, None, False, False, False]
 
 
 GOOD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"

@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,11 +22,12 @@ from prompts.stop import StopStrings
 from server.conversion.generation_request import GenerationRequest
 from server.engine.client import Prompt
 from server.engine.handle import RequestHandle
+from server.gates.direct_body import DirectBody
 from server.metrics import Metrics
 from server.replies import generation
 from server.replies.chat import ChatReply
 from server.replies.completion import CompletionReply
-from server.replies.generation import Generation
+from server.replies.generation import Generation, TokenUsage
 from server.replies.output_processor import ChoiceDelta
 from server.replies.streaming import Reply, stream_events, whole_reply
 from server.wire.errors import dump_json
@@ -59,15 +60,35 @@ def request_for(n: int = 1, **wishes: Any) -> GenerationRequest:
     return GenerationRequest(prompts=(Prompt(list(b"Hi"), sampling),), n=n, **wishes)
 
 
-async def streamed(script: Script, reply: Reply) -> list[dict[str, Any]]:
+class Body(DirectBody):
+    """A client that keeps up now and then; what it got stands in order, whichever way it came."""
+
+    def __init__(self, turns: Sequence[bool]) -> None:
+        self.got = b""
+        self.num_writes = 0
+        self._turns = itertools.cycle(turns)
+
+    def is_open(self) -> bool:
+        return next(self._turns)
+
+    def write(self, data: bytes) -> None:
+        assert data
+        self.got += data
+        self.num_writes += 1
+
+
+async def streamed(script: Script, reply: Reply, turns: Sequence[bool] = (False,)) -> list[dict[str, Any]]:
     playing = asyncio.create_task(script.play())
-    data = b"".join([piece async for piece in stream_events(script.generation, reply)])
+    body = Body(turns)
+    async for piece in stream_events(script.generation, reply, body=body):
+        body.got += piece
     await playing
-    events = data.decode().split("\n\n")
+    events = body.got.decode().split("\n\n")
     assert events.pop() == ""
     assert all(event.startswith("data: ") for event in events)
     payloads = [event.removeprefix("data: ") for event in events]
     assert payloads.pop() == "[DONE]"
+    assert all(dump_json(json.loads(payload)).decode() == payload for payload in payloads)
     return [json.loads(payload) for payload in payloads]
 
 
@@ -99,11 +120,12 @@ def join_chat(chunks: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     return choices
 
 
-def check_chat(n: int, batches: list[list[SequenceOutput]], **wishes: Any) -> None:
+def check_chat(n: int, batches: list[list[SequenceOutput]], turns: Sequence[bool] = (False,), **wishes: Any) -> None:
     request = request_for(n, num_top_logprobs=1, return_token_ids=True, **wishes)
 
     async def both() -> None:
-        chunks = await streamed(Script(request, batches), ChatReply(request, "m", TOKENIZER, include_usage=True))
+        chat = ChatReply(request, "m", TOKENIZER, include_usage=True)
+        chunks = await streamed(Script(request, batches), chat, turns)
         reply = await whole(Script(request, batches), ChatReply(request, "m", TOKENIZER))
         *rest, last = chunks
         assert last["choices"] == []
@@ -151,7 +173,7 @@ def outputs_of(ids: list[int], index: int, finish: str, sizes: list[int]) -> lis
 IDS = st.lists(st.sampled_from([*b"ab!", 0xE4, 0xB8, 0xAD, 256, 300, 500]), min_size=1, max_size=14)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     st.lists(
         st.tuples(IDS, st.sampled_from(["stop", "length"]), st.lists(st.integers(1, 5), max_size=6)),
@@ -161,14 +183,32 @@ IDS = st.lists(st.sampled_from([*b"ab!", 0xE4, 0xB8, 0xAD, 256, 300, 500]), min_
     st.lists(st.sampled_from(["a", "ab", "bab", "中", "a中", "�"]), max_size=3, unique=True),
     st.booleans(),
     st.integers(1, 4),
+    st.lists(st.booleans(), min_size=1, max_size=4),
 )
 def test_joined_stream_equals_unstreamed_reply(
-    choices: list[tuple[list[int], str, list[int]]], stops: list[str], include_stop: bool, batch_size: int
+    choices: list[tuple[list[int], str, list[int]]],
+    stops: list[str],
+    include_stop: bool,
+    batch_size: int,
+    turns: list[bool],
 ) -> None:
     scripts = [outputs_of(ids, index, end, sizes) for index, (ids, end, sizes) in enumerate(choices)]
     everything = [o for step in itertools.zip_longest(*scripts) for o in step if o is not None]
     batches = [everything[i : i + batch_size] for i in range(0, len(everything), batch_size)]
-    check_chat(len(choices), batches, stops=tuple(stops), include_stop=include_stop)
+    check_chat(len(choices), batches, turns, stops=tuple(stops), include_stop=include_stop)
+    asyncio.run(check_plain(len(choices), batches, turns, stops=tuple(stops), include_stop=include_stop))
+
+
+async def check_plain(n: int, batches: list[list[SequenceOutput]], turns: Sequence[bool], **wishes: Any) -> None:
+    """The events of plain text, which are written into a template, are those that are built."""
+    plain = [[replace(output, logprobs=None) for output in batch] for batch in batches]
+    request = request_for(n, **wishes)
+    for kind in (ChatReply, CompletionReply):
+        replies = [kind(request, "m", TOKENIZER, include_usage=True) for _ in range(2)]
+        replies[1]._head = replies[0]._head
+        replies[1]._has_plain_events = False
+        template, built = [json.dumps(await streamed(Script(request, plain), reply, turns)) for reply in replies]
+        assert template == built
 
 
 def test_completion_stream_equals_unstreamed_reply_with_echo_and_scores() -> None:
@@ -214,6 +254,34 @@ async def test_a_stop_string_ends_the_sequence_in_the_engine() -> None:
     assert script.aborted == [0]
     assert reply["choices"][0]["message"]["content"] == "a"
     assert reply["usage"]["completion_tokens"] == 2
+
+
+async def test_nobody_is_woken_for_tokens_while_the_client_keeps_up() -> None:
+    outputs = [[SequenceOutput(0, [97 + i])] for i in range(20)]
+    for turns, num_written in (((True,), 20), ((False,), 0), ((True, False), 10)):
+        script = Script(request_for(), [*outputs, [SequenceOutput(0, [], "length")]])
+        body = Body(turns)
+        playing = asyncio.create_task(script.play())
+        async for piece in stream_events(script.generation, ChatReply(request_for(), "m", TOKENIZER), body=body):
+            body.got += piece
+        await playing
+        assert body.num_writes == num_written
+        told = [json.loads(event[6:])["choices"][0]["delta"] for event in body.got.decode().split("\n\n")[:-2]]
+        assert "".join(delta.get("content", "") for delta in told) == "abcdefghijklmnopqrst"
+
+
+async def test_what_breaks_in_the_engines_callback_breaks_its_own_stream() -> None:
+    class Broken(ChatReply):
+        def events(self, deltas: Sequence[ChoiceDelta], usage: Callable[[], TokenUsage]) -> bytes:
+            raise ValueError("a fault")
+
+    script = Script(request_for(), [[SequenceOutput(0, [97])], [SequenceOutput(0, [98])]])
+    playing = asyncio.create_task(script.play())
+    events = stream_events(script.generation, Broken(request_for(), "m", TOKENIZER), body=Body((True,)))
+    data = b"".join([piece async for piece in events])
+    await playing
+    assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == "server_error"
+    assert script.aborted == [0]
 
 
 async def test_a_failure_in_a_stream_is_its_last_event() -> None:
