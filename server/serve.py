@@ -25,7 +25,6 @@ from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
 from model.contract.memory_plan import MemoryPlan, plan_memory
-from model.contract.parallel import require_divisible
 from model.contract.tokenizer import Tokenizer
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
@@ -271,9 +270,9 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
         at_load=settings.quantization,
         lm_head_dtype=settings.lm_head_dtype,
         num_ranks=settings.tensor_parallel_size,
+        num_stages=settings.pipeline_parallel_size,
     )
-    require_divisible(config, settings.tensor_parallel_size)
-    each = " of each rank" if plan.num_ranks > 1 else ""
+    each = " of the largest rank" if plan.num_stages > 1 else " of each rank" if plan.num_ranks > 1 else ""
     logger.info("memory%s: %s%s", each, plan.summary(), _adapters_summary(plan, settings))
     tokenizer = Tokenizer.from_folder(checkpoint)
     if tokenizer.num_rows_needed > config.vocab_size:

@@ -126,6 +126,9 @@ class Settings(BaseModel):
     tensor_parallel_size: int = Field(
         1, ge=1, le=64, description="devices (on a CPU: processes) that share the model, each with a part of each layer"
     )
+    pipeline_parallel_size: int = Field(
+        1, ge=1, le=64, description="devices (on a CPU: processes) that the layers are dealt out to; needs no fast link"
+    )
     kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
         description="auto has torch's operations do what a kernel of ours cannot; torch uses no others,"

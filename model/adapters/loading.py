@@ -84,7 +84,7 @@ class AdapterLoader:
         if self._store is None:
             self._refused.append(AdapterLoaded(adapter.adapter_id, error="the engine was started without adapters"))
         elif self._num_ranks > 1:
-            message = "with --tensor-parallel-size adapters are loaded at the start only: name it with --lora"
+            message = "on several ranks adapters are loaded at the start only: name it with --lora"
             self._refused.append(AdapterLoaded(adapter.adapter_id, error=message))
         else:
             self._loads.append((adapter.adapter_id, self._pool.submit(self._store.prepare, Path(adapter.path))))

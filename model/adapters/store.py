@@ -47,6 +47,7 @@ class PreparedAdapter:
         linears: by layer, what its table takes.
         embedding: in the place of the model's, or None.
         head: in the place of the model's output layer, or None.
+        has_own_layers: whether it has one of the two, here or on another stage.
         rank: the largest of its factors.
         num_bytes: of all of it.
     """
@@ -54,6 +55,7 @@ class PreparedAdapter:
     linears: dict[str, Any]
     embedding: torch.Tensor | None
     head: LinearKernel | None
+    has_own_layers: bool
     rank: int
     num_bytes: int
 
@@ -62,7 +64,7 @@ class AdapterStore:
     """The adapters of a model, whose layers it replaces with adapted ones.
 
     Args:
-        model: loaded.
+        model: loaded, or a stage of it.
         config: of the model.
         backend: of the model.
         dtype: of the activations.
@@ -93,6 +95,8 @@ class AdapterStore:
         self._leaving: set[int] = set()
         self._embeddings: dict[int, torch.Tensor] = {}
         self._heads: dict[int, LinearKernel] = {}
+        self._with_own_layers: set[int] = set()
+        self._places = {name for name, _ in model.named_modules()}
         self._adapt(model, max_adapters)
 
     def _adapt(self, model: nn.Module, num_slots: int) -> None:
@@ -100,6 +104,8 @@ class AdapterStore:
         for layer in range(self._config.num_layers):
             for part, (num_inputs, num_outputs) in shapes.items():
                 name = f"transformer.h.{layer}.{part}"
+                if name not in self._places:
+                    continue
                 base = model.get_submodule(name)
                 shard: LinearShard | None = getattr(base, "shard", None)
                 if shard is not None:
@@ -111,6 +117,8 @@ class AdapterStore:
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, AdaptedLinear(base, table))
                 self._tables[name] = table
+        if EMBEDDING not in self._places:
+            return
         parent, _, attribute = EMBEDDING.rpartition(".")
         embedding = AdaptedEmbedding(model.get_submodule(EMBEDDING), self._embeddings)
         setattr(model.get_submodule(parent), attribute, embedding)
@@ -138,23 +146,25 @@ class AdapterStore:
     def _lay_out(self, adapter: Adapter) -> PreparedAdapter:
         linears, num_bytes = {}, 0
         for name, updates in adapter.updates.items():
+            if name not in self._tables:
+                continue  # another stage's
             shard = self._shards.get(name)
             own = updates if shard is None else [part for update in updates for part in update.on(shard)]
             if own:
                 linears[name], size = self._tables[name].prepare(own)
                 num_bytes += size
         embedding = head = None
-        if EMBEDDING in adapter.saved:
+        if EMBEDDING in adapter.saved and EMBEDDING in self._places:
             embedding = in_dtype(adapter.saved[EMBEDDING], self._dtype).to(self._backend.device, copy=True)
             num_bytes += embedding.nbytes
-        if HEAD in adapter.saved:
-            if self._shards:
-                raise AdapterError("it has an output layer of its own, which is not split over ranks yet")
+        if HEAD in adapter.saved and self._shards:
+            raise AdapterError("it has an output layer of its own, which is not split over ranks yet")
+        if HEAD in adapter.saved and HEAD in self._places:
             weight = in_dtype(adapter.saved[HEAD], self._dtype).to(self._backend.device, copy=True)
             num_bytes += weight.nbytes
             head = self._backend.prepare_linear(weight, None, wide_results=True)
         rank = max((len(update.a) for updates in adapter.updates.values() for update in updates), default=0)
-        return PreparedAdapter(linears, embedding, head, rank, num_bytes)
+        return PreparedAdapter(linears, embedding, head, bool(adapter.saved), rank, num_bytes)
 
     def install(self, adapter_id: int, prepared: PreparedAdapter) -> None:
         """Makes an adapter known to the layers.
@@ -175,6 +185,8 @@ class AdapterStore:
             self._embeddings[slot] = prepared.embedding
         if prepared.head is not None:
             self._heads[slot] = prepared.head
+        if prepared.has_own_layers:
+            self._with_own_layers.add(slot)
 
     def unload(self, adapter_id: int) -> None:
         """Lets an adapter go as soon as no sequence uses it; an unknown one is none."""
@@ -209,6 +221,7 @@ class AdapterStore:
             table.put(slot, None)
         self._embeddings.pop(slot, None)
         self._heads.pop(slot, None)
+        self._with_own_layers.discard(slot)
         self._free.append(slot)
 
     def slot_of(self, adapter_id: int) -> int:
@@ -217,7 +230,7 @@ class AdapterStore:
 
     def has_own_layers(self, slots: AbstractSequence[int]) -> bool:
         """Whether any of these has an embedding or an output layer of its own: recorded steps know the model's only."""
-        return any(slot in self._embeddings or slot in self._heads for slot in slots)
+        return any(slot in self._with_own_layers for slot in slots)
 
     def logits(self, model: HasLogits, hidden: torch.Tensor, slots: AbstractSequence[int]) -> torch.Tensor:
         """Maps [R, hidden_size] to [R, vocab_size] float32, by each row's own output layer.

@@ -13,13 +13,18 @@ from model.contract.config import PUBLISHED_CLASS, ModelConfig
 from model.distributed.ranks import ONE_RANK, Ranks
 from model.layers.linear import MakeLinear
 
-MakeModel = Callable[[ModelConfig, MakeLinear, Backend, torch.dtype, Ranks], CausalLM]
+MakeModel = Callable[[ModelConfig, MakeLinear, Backend, torch.dtype, Ranks, range | None], CausalLM]
 
 ARCHITECTURES: dict[str, MakeModel] = {PUBLISHED_CLASS: QWenLMHeadModel}
 
 
 def make_model(
-    config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype, ranks: Ranks = ONE_RANK
+    config: ModelConfig,
+    make_linear: MakeLinear,
+    backend: Backend,
+    dtype: torch.dtype,
+    ranks: Ranks = ONE_RANK,
+    layers: range | None = None,
 ) -> CausalLM:
     """Builds the model of a checkpoint, its tensors still without storage.
 
@@ -31,6 +36,7 @@ def make_model(
         backend: does the device work.
         dtype: of activations and unquantised weights.
         ranks: that share it; this one has its part.
+        layers: of this one's stage; None is all.
     """
     make = ARCHITECTURES.get(config.architecture, ARCHITECTURES[PUBLISHED_CLASS])
-    return make(config, make_linear, backend, dtype, ranks)
+    return make(config, make_linear, backend, dtype, ranks, layers)

@@ -16,7 +16,7 @@ class CausalLM(nn.Module):
     """A decoder over a flat token batch; made without storage, then filled by `load_weights`."""
 
     def parameter_name(self, checkpoint_name: str) -> str | None:
-        """Returns what a stored tensor is called in the model, or None for one that is no weight."""
+        """Returns what a stored tensor is called in the model, or None for one that is no weight of this stage."""
         return checkpoint_name
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
@@ -27,7 +27,8 @@ class CausalLM(nn.Module):
             cache: keys and values of everything before them; theirs are added.
 
         Returns:
-            the final hidden states [T, hidden_size] of all new tokens, normalised.
+            the final hidden states [T, hidden_size] of all new tokens, normalised; on other stages than the last
+            those that were sent on.
         """
         raise NotImplementedError
 
@@ -36,5 +37,5 @@ class CausalLM(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps [R, hidden_size] to [R, vocab_size] float32, for the leader of its ranks."""
+        """Maps [R, hidden_size] to [R, vocab_size] float32, for the leader of its ranks; others get something else."""
         raise NotImplementedError

@@ -39,8 +39,9 @@ class QWenAttention(nn.Module):
     ) -> None:
         super().__init__()
         hidden, sizes = config.hidden_size, config.attention_shape.qkv_sizes
-        columns = column_parallel(hidden, sizes, ranks.rank, ranks.size)
-        rows = row_parallel(sizes[0], hidden, ranks.rank, ranks.size)
+        rank, size = ranks.place.rank, ranks.place.size
+        columns = column_parallel(hidden, sizes, rank, size)
+        rows = row_parallel(sizes[0], hidden, rank, size)
         self.c_attn = make_linear(hidden, sum(sizes), bias=True, shard=columns)
         self.c_proj = make_linear(sizes[0], hidden, bias=config.has_bias, shard=rows)
         self._ranks = ranks
@@ -59,8 +60,9 @@ class QWenMLP(nn.Module):
     def __init__(self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, ranks: Ranks) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size // 2
-        columns = column_parallel(hidden, (inner,), ranks.rank, ranks.size)
-        rows = row_parallel(inner, hidden, ranks.rank, ranks.size)
+        rank, size = ranks.place.rank, ranks.place.size
+        columns = column_parallel(hidden, (inner,), rank, size)
+        rows = row_parallel(inner, hidden, rank, size)
         self.w1 = make_linear(hidden, inner, bias=config.has_bias, shard=columns)
         self.w2 = make_linear(hidden, inner, bias=config.has_bias, shard=columns)
         self.c_proj = make_linear(inner, hidden, bias=config.has_bias, shard=rows)
@@ -118,24 +120,32 @@ class QWenBlock(nn.Module):
 
 
 class QWenModel(nn.Module):
-    """Embedding, blocks and the final norm."""
+    """Embedding, blocks and the final norm: of them, what is a stage's."""
 
     def __init__(
-        self, config: ModelConfig, make_linear: MakeLinear, backend: Backend, dtype: torch.dtype, ranks: Ranks
+        self,
+        config: ModelConfig,
+        make_linear: MakeLinear,
+        backend: Backend,
+        dtype: torch.dtype,
+        ranks: Ranks,
+        layers: range,
     ) -> None:
         super().__init__()
-        if ranks.size == 1:
+        if ranks.place.is_first_stage and ranks.place.size == 1:
             self.wte = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
-        else:
+        elif ranks.place.is_first_stage:
             self.wte = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype=dtype, ranks=ranks)
-        self.h = nn.ModuleList(
-            QWenBlock(config, layer, make_linear, backend, dtype, ranks) for layer in range(config.num_layers)
+        # A block's name tells where it is in the checkpoint, its number where its keys and values are in the cache.
+        self.h = nn.ModuleDict(
+            {str(layer): QWenBlock(config, i, make_linear, backend, dtype, ranks) for i, layer in enumerate(layers)}
         )
-        self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
+        if ranks.place.is_last_stage:
+            self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon, backend=backend, dtype=dtype)
 
 
 class QWenLMHeadModel(CausalLM):
-    """The whole checkpoint.
+    """The whole checkpoint, or a stage of it.
 
     Args:
         config: its numbers.
@@ -143,6 +153,7 @@ class QWenLMHeadModel(CausalLM):
         backend: does the device work.
         dtype: of activations and unquantised weights.
         ranks: that share it: heads, columns of the MLP, and rows of the vocabulary.
+        layers: that it has, of those of the checkpoint; None is all.
     """
 
     def __init__(
@@ -152,42 +163,69 @@ class QWenLMHeadModel(CausalLM):
         backend: Backend,
         dtype: torch.dtype,
         ranks: Ranks = ONE_RANK,
+        layers: range | None = None,
     ) -> None:
         super().__init__()
-        self.transformer = QWenModel(config, make_linear, backend, dtype, ranks)
-        self.lm_head = Linear(
-            config.hidden_size,
-            config.vocab_size,
-            bias=False,
-            backend=backend,
-            dtype=dtype,
-            wide_results=True,
-            shard=column_parallel(config.hidden_size, (config.vocab_size,), ranks.rank, ranks.size),
-        )
-        self._vocab_size = config.vocab_size
+        self._layers = range(config.num_layers) if layers is None else layers
+        self.transformer = QWenModel(config, make_linear, backend, dtype, ranks, self._layers)
+        if ranks.place.is_last_stage:
+            self.lm_head = Linear(
+                config.hidden_size,
+                config.vocab_size,
+                bias=False,
+                backend=backend,
+                dtype=dtype,
+                wide_results=True,
+                shard=column_parallel(
+                    config.hidden_size, (config.vocab_size,), ranks.place.rank, ranks.place.size
+                ),
+            )
+        self._config = config
         self._ranks = ranks
         self._backend = backend
 
     def parameter_name(self, checkpoint_name: str) -> str | None:
         """See `CausalLM`. The names are the attributes' own; some releases saved buffers along, which are computed."""
-        return None if is_saved_buffer(checkpoint_name) else checkpoint_name
+        is_elsewhere = self._ranks.place.num_stages > 1 and self._is_elsewhere(checkpoint_name)
+        return None if is_elsewhere or is_saved_buffer(checkpoint_name) else checkpoint_name
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a tensor is of another stage."""
+        place = self._ranks.place
+        if name.startswith("transformer.wte."):
+            return not place.is_first_stage
+        if name.startswith(("transformer.ln_f.", "lm_head.")):
+            return not place.is_last_stage
+        layer = name.removeprefix("transformer.h.").partition(".")[0]
+        return layer.isdecimal() and int(layer) < self._config.num_layers and int(layer) not in self._layers
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """See `CausalLM`."""
         plan = self._backend.plan_attention(batch, cache)
-        x: torch.Tensor = self.transformer.wte(batch.token_ids, batch).float()
+        x: torch.Tensor
+        if self._ranks.place.is_first_stage:
+            x = self.transformer.wte(batch.token_ids, batch).float()
+        else:
+            x = self._ranks.receive(len(batch.token_ids), self._config.hidden_size)
         delta: torch.Tensor | None = None
-        for block in self.transformer.h:
+        for block in self.transformer.h.values():
             x, delta = block(x, delta, batch, plan)
         assert delta is not None
+        if not self._ranks.place.is_last_stage:
+            x += delta  # the sum that the norm of the next block would have made
+            self._ranks.send(x)
+            return x
         out, _ = self.transformer.ln_f.add(delta, x)
         return out
 
     def quantize_head(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
         """See `CausalLM`."""
-        self.lm_head.quantize_with(quantize)
+        if self._ranks.place.is_last_stage:
+            self.lm_head.quantize_with(quantize)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalLM`."""
+        if not self._ranks.place.is_last_stage:
+            return hidden
         out: torch.Tensor = self.lm_head(hidden, None)
-        return self._ranks.gather(out.float(), self._vocab_size)
+        return self._ranks.gather(out.float(), self._config.vocab_size)

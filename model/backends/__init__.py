@@ -107,12 +107,15 @@ def device_of_rank(name: str, rank: int, size: int) -> str:
     if device.type == "cpu":
         return "cpu"
     if device.type != "cuda":
-        raise ConfigError(f"--tensor-parallel-size {size}: ranks run on CUDA devices or a CPU, not on {device.type}")
+        raise ConfigError(f"{size} ranks run on CUDA devices or a CPU, not on {device.type}")
     if ":" in name:
-        raise ConfigError(f"--tensor-parallel-size {size}: --device {name} names one device; use --device cuda")
+        raise ConfigError(f"--device {name} names one device, which cannot hold {size} ranks; use --device cuda")
     count = _num_devices("cuda")
     if count < size:
-        raise ConfigError(f"--tensor-parallel-size {size}: there are only {count} CUDA devices")
+        raise ConfigError(
+            f"{size} ranks (--tensor-parallel-size, --pipeline-parallel-size) need as many devices; there are only "
+            f"{count} CUDA devices"
+        )
     return f"cuda:{rank}"
 
 

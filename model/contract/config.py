@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from model.contract.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
 from model.contract.errors import CheckpointError, ConfigError
-from model.contract.gguf.checkpoint import gguf_config, kept_bytes
+from model.contract.gguf.checkpoint import gguf_config, kept_bytes, tensors_by_part
 from model.contract.gguf.file import is_gguf
 from model.contract.json_file import read_json
 from model.contract.weight_files import rows_of_embedding
@@ -85,12 +85,12 @@ class StoredWeights(NamedTuple):
     """What the weights of a file whose tensors are of several types take once they are loaded.
 
     Attributes:
-        packed_bytes: of those that stay packed.
-        num_plain: how many numbers are kept in the dtype that is computed in.
+        packed_bytes: of those that stay packed: of the embedding, of each layer, and of what comes after them.
+        num_plain: likewise, how many numbers are kept in the dtype that is computed in.
     """
 
-    packed_bytes: int
-    num_plain: int
+    packed_bytes: tuple[int, ...]
+    num_plain: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,9 @@ def _from_gguf(path: Path) -> ModelConfig:
     if raw["model_type"] != MODEL_TYPE:
         raise CheckpointError(f"{path}: {describe_model_type(raw['model_type'])}")
     config = _from_raw(_Fields(raw, path), None)
-    return replace(config, remarks=tuple(remarks), stored_weights=StoredWeights(*kept_bytes(file.tensors)))
+    kept = [kept_bytes(tensors) for tensors in tensors_by_part(file.tensors, config.num_layers)]
+    stored = StoredWeights(tuple(packed for packed, _ in kept), tuple(plain for _, plain in kept))
+    return replace(config, remarks=tuple(remarks), stored_weights=stored)
 
 
 def require_can_quantize(config: ModelConfig, at_load: str) -> None:
@@ -216,7 +218,7 @@ def require_can_quantize(config: ModelConfig, at_load: str) -> None:
     if at_load not in QUANTIZED_BITS:
         raise ConfigError(f"unknown quantization {at_load!r}; use one of {', '.join(QUANTIZED_BITS)}")
     kind = None if config.quantization is None else f"{config.quantization.quant_method.upper()}"
-    if config.stored_weights is not None and config.stored_weights.packed_bytes:
+    if config.stored_weights is not None and any(config.stored_weights.packed_bytes):
         kind = "GGUF"
     if kind is not None:
         raise ConfigError(

@@ -26,8 +26,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     Attributes:
         checkpoint_path: a local folder (hub ids are resolved before).
         device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
-        tensor_parallel_size: ranks that share the model, each in a process and on a device of its own (a CPU is
+        tensor_parallel_size: ranks that share each layer, each in a process and on a device of its own (a CPU is
             everybody's). `kv_cache_memory_bytes` and `num_threads` are of each.
+        pipeline_parallel_size: stages that the layers are dealt out to, each of so many ranks.
         kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
         batch_invariant: whether a row's result must not depend on what else is in a step, at the price of speed.
@@ -62,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     checkpoint_path: str
     device: str = "auto"
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     kernels: str = "auto"
     batch_invariant: bool = False
     dtype: str = "auto"

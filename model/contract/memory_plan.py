@@ -26,6 +26,7 @@ from model.contract.config import (
     QuantizationConfig,
     require_can_quantize,
 )
+from model.contract.parallel import layers_of_stages, require_divisible
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPE_BYTES = {**DTYPE_BYTES, "int8": 1}
@@ -43,7 +44,9 @@ class MemoryPlan:
         kv_dtype: of the cache, a key of KV_DTYPE_BYTES.
         block_size: tokens in a block of the cache.
         max_num_batched_tokens: most tokens in one step.
-        num_ranks: devices that share it; all figures are of one of them, the first.
+        num_ranks: devices that share each of its layers.
+        num_stages: devices, or groups of so many, that its layers are dealt out to. All figures are of one device: of
+            several the first of the group, and of the stage where most is taken of what the figure tells.
         at_load: how the linears of blocks are quantised while they are loaded; a key of QUANTIZED_BITS, or "none".
         lm_head_dtype: "int8" where the output layer is quantised while it is loaded, else "auto".
     """
@@ -56,11 +59,27 @@ class MemoryPlan:
     at_load: str = NO_QUANTIZATION
     num_ranks: int = 1
     lm_head_dtype: str = "auto"
+    num_stages: int = 1
 
     @property
     def weights_bytes(self) -> int:
         """Of the loaded checkpoint."""
-        return self._unpacked_bytes - self._saved_bytes
+        return max(num_bytes for num_bytes, _ in self._stages)
+
+    @property
+    def layers_of_stages(self) -> list[range]:
+        """Which layers each stage has; every process works it out for itself, from the same numbers."""
+        embedding, *layers, head = self._part_bytes
+        return layers_of_stages(embedding, layers, head, self.num_stages)
+
+    @property
+    def _stages(self) -> list[tuple[int, int]]:
+        """Of each stage the bytes of its weights, and how many layers it has."""
+        embedding, *layers, head = self._part_bytes
+        stages = [(sum(layers[part.start : part.stop]), len(part)) for part in self.layers_of_stages]
+        stages[0] = (embedding + stages[0][0], stages[0][1])
+        stages[-1] = (stages[-1][0] + head, stages[-1][1])
+        return stages
 
     @property
     def _saved_bytes(self) -> int:
@@ -71,18 +90,18 @@ class MemoryPlan:
         return int(-(-self.config.vocab_size // self.num_ranks) * self.config.hidden_size * saved)
 
     @property
-    def _unpacked_bytes(self) -> int:
-        config = self.config
+    def _part_bytes(self) -> list[int]:
+        """Of the embedding, of each layer, and of the final norm with the output layer."""
+        config, width = self.config, DTYPE_BYTES[self.dtype]
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
-            whole = config.stored_weights.packed_bytes + config.stored_weights.num_plain * DTYPE_BYTES[self.dtype]
-            return -(-whole // self.num_ranks)
+            wholes = [packed + plain * width for packed, plain in zip(*config.stored_weights, strict=True)]
+            return [-(-whole // self.num_ranks) for whole in wholes]
         hidden, part = config.hidden_size, config.hidden_size // self.num_ranks
         inner = config.intermediate_size // 2 // self.num_ranks
-        num_outside = 2 * -(-config.vocab_size // self.num_ranks) * hidden + hidden
-        num_norms = 2 * hidden
+        rows = -(-config.vocab_size // self.num_ranks) * hidden * width
         linears = ((hidden, 3 * part), (part, hidden), (hidden, inner), (hidden, inner), (inner, hidden))
-        layer = sum(self._linear_bytes(*shape) for shape in linears) + self._bias_bytes(linears)
-        return (num_outside + config.num_layers * num_norms) * DTYPE_BYTES[self.dtype] + config.num_layers * layer
+        layer = sum(self._linear_bytes(*shape) for shape in linears) + self._bias_bytes(linears) + 2 * hidden * width
+        return [rows, *[layer] * config.num_layers, hidden * width + rows - self._saved_bytes]
 
     def _linear_bytes(self, num_inputs: int, num_outputs: int) -> int:
         quantization = self.config.quantization
@@ -104,10 +123,14 @@ class MemoryPlan:
     @property
     def kv_token_bytes(self) -> int:
         """Of the keys and values of one token in all layers."""
-        config = self.config
-        _, num_kv_heads, head_dim = config.attention_shape
+        return self._kv_layer_bytes * max(num_layers for _, num_layers in self._stages)
+
+    @property
+    def _kv_layer_bytes(self) -> int:
+        """Of the keys and values of one token in one layer."""
+        _, num_kv_heads, head_dim = self.config.attention_shape
         head = head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
-        return 2 * config.num_layers * num_kv_heads // self.num_ranks * head
+        return 2 * num_kv_heads // self.num_ranks * head
 
     @property
     def kv_block_bytes(self) -> int:
@@ -134,9 +157,10 @@ class MemoryPlan:
             num_prompt_tokens: of each.
             num_new_tokens: of each.
         """
-        cache = num_sequences * self.blocks_of(num_prompt_tokens + num_new_tokens) * self.kv_block_bytes
+        num_slots = num_sequences * self.blocks_of(num_prompt_tokens + num_new_tokens) * self.block_size
         num_step_tokens = min(self.max_num_batched_tokens, max(num_sequences * num_prompt_tokens, num_sequences))
-        return self.weights_bytes + cache + self.activation_bytes(num_step_tokens, num_sequences)
+        held = max(weights + num_slots * layers * self._kv_layer_bytes for weights, layers in self._stages)
+        return held + self.activation_bytes(num_step_tokens, num_sequences)
 
     def blocks_of(self, num_tokens: int) -> int:
         """Blocks that a sequence of this many tokens takes."""
@@ -149,8 +173,9 @@ class MemoryPlan:
             device_bytes: that may be used.
             max_num_seqs: that a step may hold.
         """
-        free = device_bytes - self.weights_bytes - self.activation_bytes(self.max_num_batched_tokens, max_num_seqs)
-        return free // self.kv_block_bytes
+        free = device_bytes - self.activation_bytes(self.max_num_batched_tokens, max_num_seqs)
+        layer_bytes = self._kv_layer_bytes * self.block_size
+        return min((free - weights) // (num_layers * layer_bytes) for weights, num_layers in self._stages)
 
     def quantized(self, bits: int | None) -> MemoryPlan:
         """The same checkpoint with other weights.
@@ -175,7 +200,8 @@ class MemoryPlan:
 
     def adapter_bytes(self, rank: int) -> int:
         """Of a LoRA adapter that has factors of this rank for all linears of the blocks."""
-        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype], self.num_ranks)
+        layers = max(num_layers for _, num_layers in self._stages)
+        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype], self.num_ranks, layers)
 
     def summary(self) -> str:
         """One line for the log."""
@@ -201,6 +227,7 @@ def plan_memory(
     at_load: str = NO_QUANTIZATION,
     lm_head_dtype: str = "auto",
     num_ranks: int = 1,
+    num_stages: int = 1,
 ) -> MemoryPlan:
     """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
 
@@ -212,11 +239,13 @@ def plan_memory(
         at_load: see `MemoryPlan`.
         lm_head_dtype: see `MemoryPlan`.
         num_ranks: likewise.
+        num_stages: likewise.
 
     Raises:
-        ConfigError: it is to be quantised at load, and is quantised already.
+        ConfigError: it is to be quantised at load, and is quantised already; or it cannot be split so.
     """
     require_can_quantize(config, at_load)
+    require_divisible(config, num_ranks, num_stages)
     resolved = (config.declared_dtype or "bfloat16") if dtype == "auto" else dtype
     if kv_cache_dtype == "auto":
         kv_cache_dtype = "int8" if config.int8_kv_cache else resolved
@@ -228,17 +257,21 @@ def plan_memory(
         at_load=at_load,
         lm_head_dtype=lm_head_dtype,
         num_ranks=num_ranks,
+        num_stages=num_stages,
     )
 
 
-def adapter_bytes(config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: int = 1) -> int:
+def adapter_bytes(
+    config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: int = 1, num_layers: int | None = None
+) -> int:
     """Bytes of a LoRA adapter that has factors for all linears of the blocks.
 
     Args:
         config: of the checkpoint.
         rank: of the factors.
         dtype_bytes: of a number.
-        num_ranks: that share the model; the bytes are of one.
+        num_ranks: that share each layer; the bytes are of one.
+        num_layers: that are counted; None is all.
     """
     num_factors = 0
     for name, (num_inputs, num_outputs) in linear_shapes(config).items():
@@ -246,4 +279,4 @@ def adapter_bytes(config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: i
             num_factors += num_inputs // num_ranks + num_outputs
         else:
             num_factors += num_inputs + num_outputs // num_ranks
-    return rank * num_factors * config.num_layers * dtype_bytes
+    return rank * num_factors * (num_layers or config.num_layers) * dtype_bytes

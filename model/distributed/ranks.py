@@ -1,6 +1,6 @@
 """How the ranks of one model exchange tensors.
 
-All ranks make the same calls in the same order; what they need to know for that, the leader (rank 0) has told them
+All ranks of a stage make the same calls in the same order; what they need to know for that, the leader has told them
 before a step. Nothing here depends on a clock, or on what one rank alone knows.
 """
 
@@ -10,9 +10,8 @@ from typing import Protocol
 
 import torch
 
+from model.contract.parallel import Placement
 from model.distributed.step import RankStep
-
-LEADER = 0
 
 
 class OutOfStepError(Exception):
@@ -23,39 +22,47 @@ class Ranks(Protocol):
     """One rank's line to the others.
 
     Attributes:
-        rank: its number.
-        size: how many there are.
+        place: its own.
     """
 
-    rank: int
-    size: int
+    place: Placement
 
     def tell(self, step: RankStep) -> None:
         """Tells the other ranks to take part in a step; for the leader."""
         ...
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of every rank's x [T, N], of the same dtype; x may be overwritten."""
+        """Returns the sum over the ranks of a stage of x [T, N], of the same dtype; x may be overwritten."""
         ...
 
     def gather(self, x: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Joins the ranks' columns, cut by `share_of`: [T, num_columns] for the leader; others get something else."""
+        """Joins the columns of a stage's ranks, cut by `share_of`: [T, num_columns] for the first of them.
+
+        Others get something else.
+        """
         ...
 
     def share(self, x: torch.Tensor) -> None:
-        """Writes the leader's x into everybody's."""
+        """Writes the x of a stage's first rank into that of the others."""
+        ...
+
+    def send(self, x: torch.Tensor) -> None:
+        """Begins to bring x [T, N] float32 to the next stage; it must not be written to any more."""
+        ...
+
+    def receive(self, num_rows: int, num_columns: int) -> torch.Tensor:
+        """Returns what the stage before has sent, [num_rows, num_columns] float32, in the order in which it did."""
         ...
 
     def numbers(self, number: int) -> list[int]:
-        """Returns every rank's number, in the order of ranks."""
+        """Returns every process's number, in their order, over all stages."""
         ...
 
 
 class OneRank:
     """A model on one rank: there is nobody to ask."""
 
-    rank = LEADER
-    size = 1
+    place = Placement()
 
     def tell(self, step: RankStep) -> None:
         """See `Ranks`."""
@@ -70,6 +77,14 @@ class OneRank:
 
     def share(self, x: torch.Tensor) -> None:
         """See `Ranks`."""
+
+    def send(self, x: torch.Tensor) -> None:
+        """See `Ranks`."""
+        raise AssertionError("there is no other stage")
+
+    def receive(self, num_rows: int, num_columns: int) -> torch.Tensor:
+        """See `Ranks`."""
+        raise AssertionError("there is no other stage")
 
     def numbers(self, number: int) -> list[int]:
         """See `Ranks`."""

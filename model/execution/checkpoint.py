@@ -56,8 +56,12 @@ def stored_rows(folder: Path) -> int | None:
     return rows_of_embedding(folder)
 
 
-def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def iterate_tensors(path: Path, is_wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of one file on the CPU, in their stored dtype; each may be a view of the file.
+
+    Args:
+        path: of the file.
+        is_wanted: whether anybody will look at a tensor, by its name; that is so of all unless told.
 
     Raises:
         CheckpointError: the file is truncated, corrupt or holds something other than tensors.
@@ -65,7 +69,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if not os.access(path, os.R_OK):  # the readers below would call it missing or corrupt
         raise CheckpointError(f"{path}: cannot be read: permission denied; is it another user's?")
     if path.suffix == ".safetensors":
-        yield from scaled(path, _iterate_safetensors(path))
+        yield from scaled(path, _iterate_safetensors(path), is_wanted)
     else:
         yield from _iterate_bin(path)
 
@@ -163,7 +167,11 @@ def load_weights(
     paths = shards(folder) if is_gguf(folder) else find_weight_files(folder)
     total_bytes = sum(path.stat().st_size for path in paths)
     read_bytes = 0
-    for path, name, tensor in _all_tensors(folder, paths):
+
+    def is_wanted(name: str) -> bool:
+        return model.parameter_name(name) is not None
+
+    for path, name, tensor in _all_tensors(folder, paths, is_wanted):
         read_bytes += tensor.num_bytes if isinstance(tensor, GroupedWeight) else tensor.nbytes
         target.put(name, tensor, path)
         del tensor
@@ -173,14 +181,16 @@ def load_weights(
     return target.num_bytes
 
 
-def _all_tensors(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, str, torch.Tensor | GroupedWeight]]:
+def _all_tensors(
+    folder: Path, paths: list[Path], is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[Path, str, torch.Tensor | GroupedWeight]]:
     if is_gguf(folder):
-        for name, stored in iterate_gguf(folder):
+        for name, stored in iterate_gguf(folder, is_wanted):
             yield folder, name, stored
             del stored
         return
     for path in paths:
-        for name, tensor in iterate_tensors(path):
+        for name, tensor in iterate_tensors(path, is_wanted):
             yield path, name, tensor
             del tensor
 

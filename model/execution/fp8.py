@@ -6,7 +6,7 @@ output), and `weight_scale_inv` (one for each block of 128 x 128; in spite of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,12 +21,15 @@ _SCALES = ("_scale", "_scale_inv")
 _SUFFIXES = (".weight_scale", ".weight_scale_inv", ".input_scale")
 
 
-def scaled(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+def scaled(
+    path: Path, tensors: Iterable[tuple[str, torch.Tensor]], is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields a safetensors file's tensors with scales applied, and without them.
 
     Args:
         path: of the file.
         tensors: of it, by name.
+        is_wanted: whether a tensor's numbers matter.
 
     Raises:
         CheckpointError: a scale does not fit its weight.
@@ -34,7 +37,7 @@ def scaled(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[
     for name, tensor in tensors:
         if name.endswith(_SUFFIXES):
             continue
-        if tensor.dtype in _TYPES:
+        if tensor.dtype in _TYPES and is_wanted(name):
             tensor = _times_scale(path, name, tensor)
         yield name, tensor
         del tensor

@@ -6,6 +6,7 @@ It exists so that the loop can plan and launch the next step in between. It must
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AlignedList
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -80,6 +81,25 @@ class LaunchedStep:
         ids = ((entry.seq_id, [token.token_id for token in tokens]) for entry, tokens in sampled)
         result.ended.update(self.grammars.advance(ids, last))
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredStep:
+    """A step that other ranks are busy with, and in which this one's part comes last.
+
+    Attributes:
+        batch: what was launched.
+        run: does this rank's part.
+        launched_s: when, of `time.monotonic()`.
+    """
+
+    batch: ScheduledBatch
+    run: Callable[[], LaunchedStep]
+    launched_s: float = field(default_factory=time.monotonic)
+
+    def wait(self) -> StepResult:
+        """Does what is left and returns what the step made; to be called once."""
+        return self.run().wait()
 
 
 def accept(tokens: list[SampledToken], draft_ids: AlignedList[int]) -> list[SampledToken]:

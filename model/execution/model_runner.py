@@ -11,6 +11,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,15 +23,16 @@ from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
+from model.contract.memory_plan import plan_memory
 from model.contract.messages import TokenLogprob
 from model.contract.parallel import require_divisible, share_of_config
 from model.contract.sampling_params import SamplingParams
-from model.distributed.ranks import LEADER, ONE_RANK, OutOfStepError, Ranks
+from model.distributed.ranks import ONE_RANK, OutOfStepError, Ranks
 from model.distributed.step import RankStep
 from model.execution.checkpoint import ProgressCallback, load_weights, stored_rows
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache, allocate_kv_cache, kv_cache_block_bytes
-from model.execution.launched_step import LaunchedStep, StepResult
+from model.execution.launched_step import DeferredStep, LaunchedStep, StepResult
 from model.execution.overflow import require_finite
 from model.execution.row_costs import MAX_GUESSED_ROWS, measure_row_costs
 from model.quantization import linear_maker
@@ -69,6 +71,9 @@ class ModelRunner:
         model_config: the checkpoint's numbers.
         dtype: of the activations.
         num_blocks: KV cache blocks; `block_size` tokens each.
+        max_steps_ahead: steps that may be under way while another is planned.
+        is_pipelined: whether those are on stages of the model, so that no two of them may want the same sequence's next
+            token.
         max_model_len: prompt and reply together.
         weights_bytes: of the loaded parameters, those of all ranks.
         grammars: states of the sequences that have one.
@@ -86,11 +91,11 @@ class ModelRunner:
     ) -> None:
         folder = Path(config.checkpoint_path)
         self.model_config = ModelConfig.from_folder(folder, stored_rows)
-        require_divisible(self.model_config, ranks.size)
         self._ranks = ranks
-        self._own_config = share_of_config(self.model_config, ranks.size)
+        place, num_ranks = ranks.place, ranks.place.num_processes
+        require_divisible(self.model_config, place.size, place.num_stages)
         self.backend: Backend = make_backend(
-            device_of_rank(config.device, ranks.rank, ranks.size),
+            device_of_rank(config.device, place.number, num_ranks),
             config.kernels,
             batch_invariant=config.batch_invariant,
         )
@@ -103,14 +108,16 @@ class ModelRunner:
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
         self.max_num_seqs = config.max_num_seqs
+        layers = self._layers_of(config)
+        self._own_config = share_of_config(self.model_config, place.size, len(layers))
         with torch.inference_mode():
             make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
-            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype, ranks)
+            self.model = make_model(self.model_config, make_linear, self.backend, self.dtype, ranks, layers)
             if config.lm_head_dtype == "int8":
                 self.model.quantize_head(functools.partial(quantize_at_load, mode="int8"))
             own_bytes = load_weights(self.model, folder, self.backend.device, on_progress)
             self.weights_bytes = sum(ranks.numbers(own_bytes))
-            num_threads = num_threads_of_rank(self.backend.device, config.num_threads, ranks.size)
+            num_threads = num_threads_of_rank(self.backend.device, config.num_threads, num_ranks)
             self.backend.set_num_threads(num_threads, own_bytes)
             cache_dtype = self._cache_dtype(config)
             self.backend.finish_loading(self._own_config, self.dtype, cache_dtype, config.block_size)
@@ -123,8 +130,10 @@ class ModelRunner:
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
-            self.runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
-            guesses = config.speculation == "auto" and not self.runs_ahead
+            self.max_steps_ahead = self._max_steps_ahead(config)
+            self.is_pipelined = place.num_stages > 1
+            is_overlapping = self.backend.runs_ahead if self.is_pipelined else self.max_steps_ahead > 0
+            guesses = config.speculation == "auto" and not is_overlapping
             num_ids = config.max_num_seqs + (MAX_GUESSED_ROWS if guesses else 0)
             self._last_ids = torch.zeros(num_ids, dtype=torch.int64, device=self.backend.device)
             self._graphs = self._capture() if config.cuda_graphs else None
@@ -133,15 +142,35 @@ class ModelRunner:
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
-        self.kv_cache_bytes = self._cache.num_bytes * ranks.size
+        self.kv_cache_bytes = sum(ranks.numbers(self._cache.num_bytes))
         self._sampler = self._make_sampler(config.max_num_seqs, self.max_model_len)
         self._is_amid_ranks = False
         self._row_of_seq: dict[int, int] = {}  # where the last launched step left each sequence's id
-        speculates = guesses and ranks.rank == LEADER
+        speculates = guesses and place.is_leader
         self.row_costs = self._measure_row_costs() if speculates else None
         self.grammars = GrammarStates(self.model_config.vocab_size, speculates=speculates)
         # Requests without a seed draw from streams named by it and their sequence's id.
         self._seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
+
+    def _layers_of(self, config: EngineConfig) -> range:
+        """The layers that this rank's stage has."""
+        place = self._ranks.place
+        plan = plan_memory(
+            self.model_config,
+            dtype=str(self.dtype).removeprefix("torch."),
+            at_load=config.quantization,
+            lm_head_dtype=config.lm_head_dtype,
+            num_ranks=place.size,
+            num_stages=place.num_stages,
+        )
+        return plan.layers_of_stages[place.stage]
+
+    def _max_steps_ahead(self, config: EngineConfig) -> int:
+        """How many steps may be under way while the next one is planned: on all stages but one, or on the device."""
+        if config.run_ahead is False:
+            return 0
+        runs_ahead = self.backend.runs_ahead if config.run_ahead is None else config.run_ahead
+        return self._ranks.place.num_stages - 1 or int(runs_ahead)
 
     def _make_sampler(self, max_num_seqs: int, max_model_len: int) -> Sampler:
         backend = self.backend
@@ -164,7 +193,7 @@ class ModelRunner:
             spans = [SequenceSpan([0] * n, start, 1.0, [0] * -(-(start + n) // block_size), 1) for n in lengths]
             batch = ForwardBatch.build(spans, config, block_size, device)
             logits = self.model.logits(self.model(batch, self._cache)[batch.logit_rows])
-        if self._ranks.rank != LEADER:
+        if not self._ranks.place.is_leader:
             return
         for filters in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}):
             sampling = SamplingParams(max_tokens=1, **filters)
@@ -203,7 +232,7 @@ class ModelRunner:
             self._cache,
             self._last_ids,
             self.max_model_len,
-            any_rank if self._ranks.size > 1 else None,
+            any_rank if self._ranks.place.num_processes > 1 else None,
             with_adapters,
         )
 
@@ -228,7 +257,7 @@ class ModelRunner:
             hidden = self.model(batch, cache)
             rows = [SamplingRow(i, sampling, [0], 1, 0) for i in range(num_rows)]
             logits = self.model.logits(hidden[:1].expand(num_rows, -1).contiguous())
-            if self._ranks.rank == LEADER:
+            if self._ranks.place.is_leader:
                 self._make_sampler(1, 1).launch(logits, rows)
 
         num_bytes = self.backend.measure_step_bytes(run)
@@ -257,12 +286,12 @@ class ModelRunner:
         else:
             step_bytes = self._step_bytes(config, dtype, max_model_len)
             available = self.backend.available_memory_bytes(config.gpu_memory_utilization)
-            own = memory_of_rank(self.backend.device, available, self._ranks.size)
-            free = min(self._ranks.numbers(max(0, own - step_bytes)))
+            own = memory_of_rank(self.backend.device, available, self._ranks.place.num_processes)
             if step_bytes:
                 logger.info("steps of %d tokens take %.2f GiB", self.max_num_batched_tokens, step_bytes / _GIB)
             # More than all sequences at full length could never be used.
-            num_blocks = min(free // block_bytes, blocks_per_sequence * config.max_num_seqs)
+            num_blocks = min(max(0, own - step_bytes) // block_bytes, blocks_per_sequence * config.max_num_seqs)
+        num_blocks = min(self._ranks.numbers(num_blocks))
         if num_blocks < 2:
             raise ConfigError(
                 f"no memory for a KV cache: a block of {config.block_size} tokens takes {block_bytes:,} bytes and "
@@ -288,7 +317,7 @@ class ModelRunner:
             "KV cache: %d blocks of %d tokens, %.2f GiB; weights: %.2f GiB in %s on %s",
             num_blocks,
             config.block_size,
-            self._ranks.size * num_blocks * block_bytes / _GIB,
+            num_blocks * sum(self._ranks.numbers(block_bytes)) / _GIB,
             self.weights_bytes / _GIB,
             str(self.dtype).removeprefix("torch."),
             self.backend.device,
@@ -324,8 +353,11 @@ class ModelRunner:
         return self.launch(batch).wait()
 
     @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep | DeferredStep:
         """Starts one step, whose sequences may have a token that only the step before knows.
+
+        Where steps go through stages, and this one's device has no queue of its own, its part is left to `wait`: the
+        stages before it work meanwhile. Steps are then to be waited for in the order in which they were launched.
 
         Args:
             batch: not empty.
@@ -333,8 +365,18 @@ class ModelRunner:
         Raises:
             OutOfStepError: other ranks have begun this step and wait for what will not come.
         """
+        is_deferred = self.is_pipelined and self.max_steps_ahead > 0 and not self.backend.runs_ahead
+        told = self._tell(batch.copy() if is_deferred else batch)
+        if is_deferred:
+            return DeferredStep(told.batch, functools.partial(self._run, told))
+        return self._run(told)
+
+    @torch.inference_mode()
+    def _run(self, told: _ToldStep) -> LaunchedStep:
+        """Does the leader's part of a step."""
+        self._is_amid_ranks = self._ranks.place.num_processes > 1
         try:
-            return self._launch(batch)
+            return self._launch(told)
         except Exception as error:
             if self._is_amid_ranks:
                 raise OutOfStepError(f"a step failed that other ranks take part in: {error}") from error
@@ -350,7 +392,7 @@ class ModelRunner:
             graphs.run(step.spans, step.sources)
             return
         hidden = self._forward(step.spans, step.sources)
-        for rows in step.passes:
+        for rows in step.passes if self._ranks.place.is_last_stage else ():
             self.model.logits(hidden[self._to_device(rows)])
 
     def _share_last_ids(self, sources: list[int]) -> None:
@@ -358,24 +400,28 @@ class ModelRunner:
         if any(source >= 0 for source in sources):
             self._ranks.share(self._last_ids)
 
-    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
+    def _tell(self, batch: ScheduledBatch) -> _ToldStep:
+        """Lays out a step, and tells the other ranks of it."""
         entries = batch.entries
         self.grammars.look_ahead({entry.seq_id: entry.draft_ids for entry in entries if entry.draft_ids})
         spans = [span for entry in entries for span in _spans(entry, self._slot(entry))]
         sources = [source for entry in entries for source in self._sources(entry)]
+        graphs = self._graphs_for([span.adapter_slot for span in spans])
+        if graphs is not None and (len(entries) > batch.num_decodes or len(spans) > graphs.max_num_rows):
+            graphs = None
+        if self._ranks.place.num_processes > 1:
+            passes = [] if graphs is not None else _logit_passes(entries)
+            self._ranks.tell(RankStep(spans, sources, graphs is not None, passes))
+        return _ToldStep(batch, spans, sources, graphs)
+
+    def _launch(self, told: _ToldStep) -> LaunchedStep:
+        batch, spans, sources, graphs = told
+        entries = batch.entries
         scores: list[list[TokenLogprob] | None] = [None] * len(entries)
         sampled = [index for index, entry in enumerate(entries) if entry.needs_sampling]
         logits: torch.Tensor | None = None
-        graphs = self._graphs_for([span.adapter_slot for span in spans])
-        is_replayed = (
-            graphs is not None and len(entries) == batch.num_decodes and len(spans) <= graphs.max_num_rows
-        )
-        if self._ranks.size > 1:
-            passes = [] if is_replayed else _logit_passes(entries)
-            self._ranks.tell(RankStep(spans, sources, is_replayed, passes))
-            self._is_amid_ranks = True
         self._share_last_ids(sources)
-        if graphs is not None and is_replayed:
+        if graphs is not None:
             logits = graphs.run(spans, sources)
         else:
             hidden = self._forward(spans, sources)
@@ -397,7 +443,7 @@ class ModelRunner:
         sample = None if logits is None else self._sample(logits, [entries[index] for index in sampled])
         copy = None
         if sample is not None:
-            if self.runs_ahead or self._graphs is not None:
+            if self.max_steps_ahead or self._graphs is not None:
                 self._last_ids[: len(sample.ids)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
         num_checkable = [
@@ -474,6 +520,22 @@ class ModelRunner:
             ids = next_ids[low : low + _LOGIT_ROWS_PER_PASS]
             scores += prompt_logprobs(self._logits(hidden[low : low + len(ids)], [slot] * len(ids)), ids, num_top)
         return scores
+
+
+class _ToldStep(NamedTuple):
+    """A step that all ranks know of.
+
+    Attributes:
+        batch: what was planned.
+        spans: its new tokens, in row order.
+        sources: see `RankStep`.
+        graphs: that replay it; None where it runs as any other.
+    """
+
+    batch: ScheduledBatch
+    spans: list[SequenceSpan]
+    sources: list[int]
+    graphs: DecodeGraphs | None
 
 
 def _logit_passes(entries: list[ScheduledSequence]) -> list[list[int]]:

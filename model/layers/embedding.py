@@ -67,7 +67,7 @@ class VocabParallelEmbedding(Embedding):
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype, ranks: Ranks) -> None:
-        first, end = share_of(vocab_size, ranks.rank, ranks.size)
+        first, end = share_of(vocab_size, ranks.place.rank, ranks.place.size)
         super().__init__(end - first, hidden_size, dtype=dtype)
         self.cuts = {"weight": Cut(0, vocab_size, ((first, end),))}
         self._first = first

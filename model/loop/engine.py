@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 
@@ -30,7 +31,7 @@ from model.contract.messages import (
 from model.contract.watchdog import Watchdog
 from model.distributed.ranks import ONE_RANK, OutOfStepError, Ranks
 from model.execution.checkpoint import ProgressCallback
-from model.execution.launched_step import LaunchedStep, StepResult
+from model.execution.launched_step import DeferredStep, LaunchedStep, StepResult
 from model.execution.model_runner import ModelRunner
 from model.loop.step_guard import OUT_OF_MEMORY, StepGuard
 from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler
@@ -89,6 +90,7 @@ class Engine:
             allow_priority=config.allow_priority,
             max_step_s=self._runner.max_step_ms / 1000,
             speculator=self._speculator,
+            num_parts=self._runner.max_steps_ahead + 1 if self._runner.is_pipelined else 1,
         )
         self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
@@ -96,9 +98,9 @@ class Engine:
         self._refused: list[SequenceOutput] = []
         self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
-        self._adapter_loader = AdapterLoader(self._runner.adapters, ranks.size)
+        self._adapter_loader = AdapterLoader(self._runner.adapters, ranks.place.num_processes)
         self._adapter_of_seq: dict[int, int] = {}
-        self._in_flight: LaunchedStep | None = None
+        self._in_flight: deque[LaunchedStep | DeferredStep] = deque()
         self._last_settled_s = 0.0
         self._is_idle = True
         self._adding = "-"
@@ -262,7 +264,7 @@ class Engine:
         self._admit_compiled()
         outputs, self._refused = self._refused, []
         outputs += self._report_late()
-        outputs += self._step_ahead() if self._runner.runs_ahead else self._step_guarded()
+        outputs += self._step_ahead() if self._runner.max_steps_ahead else self._step_guarded()
         outputs += self._refused
         self._refused = []
         stats = self._scheduler.stats()
@@ -300,34 +302,37 @@ class Engine:
         return batch
 
     def _step_ahead(self) -> list[SequenceOutput]:
-        """Launches a step, then waits for the one before it."""
+        """Launches a step, then waits for the oldest one where as many are in flight as may be."""
         outputs: list[SequenceOutput] = []
-        unread = self._unread()
-        batch = self._plan(unread)
-        if unread and not batch:  # nothing else to do meanwhile
+        batch = self._plan(self._unread())
+        if self._in_flight and not batch:  # nothing else to do meanwhile
             outputs += self._settle()
-            batch = self._plan()
+            batch = self._plan(self._unread())
+        if not batch:
+            return outputs
         with self.watchdog.excused():
-            launched = self._launch(batch) if batch else None
-        if self._in_flight is not None:
-            outputs += self._settle()
+            launched = self._launch(batch)
         if not isinstance(launched, Exception):
-            self._in_flight = launched
-        elif not self._guard.shrink_for(batch.num_tokens, launched):
+            self._in_flight.append(launched)
+            return outputs + self._settle() if len(self._in_flight) > self._runner.max_steps_ahead else outputs
+        while self._in_flight:
+            outputs += self._settle()
+        if not self._guard.shrink_for(batch.num_tokens, launched):
             outputs += self._step_guarded()  # finds out whose fault it was
         return outputs
 
     def _unread(self) -> set[int]:
-        """The sequences in flight that can go on only when the host has seen their token: a grammar says what follows.
+        """The sequences in flight that can go on only when the host has seen their token.
 
-        They run in every other step, all others in each.
+        Those with a grammar, which says what follows, run in every other step, all others in each. Between stages no
+        token is known before the last of them has made it.
         """
-        if self._in_flight is None:
-            return set()
-        sampled = [entry for entry in self._in_flight.batch if entry.needs_sampling]
-        return {entry.seq_id for entry in sampled if entry.sampling.grammar is not None}
+        sampled = [entry for step in self._in_flight for entry in step.batch if entry.needs_sampling]
+        if not self._runner.is_pipelined:
+            sampled = [entry for entry in sampled if entry.sampling.grammar is not None]
+        return {entry.seq_id for entry in sampled}
 
-    def _launch(self, batch: ScheduledBatch) -> LaunchedStep | Exception:
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep | DeferredStep | Exception:
         """Starts a step, or returns why it cannot be started."""
         try:
             launched = self._runner.launch(batch)
@@ -340,9 +345,8 @@ class Engine:
         return launched
 
     def _settle(self) -> list[SequenceOutput]:
-        """Waits for the step in flight and reports what it did."""
-        assert self._in_flight is not None
-        launched, self._in_flight = self._in_flight, None
+        """Waits for the oldest step in flight and reports what it did."""
+        launched = self._in_flight.popleft()
         with self.watchdog.excused():
             result = launched.wait()
         self._guard.note_success()
@@ -364,7 +368,8 @@ class Engine:
         for entry, sampled, scores in zip(result.batch, result.tokens, result.prompt_logprobs, strict=True):
             seq_id = entry.seq_id
             if not self._scheduler.is_alive(seq_id):
-                continue  # it had ended by the time this was launched, or was aborted since
+                self._forget([seq_id])  # it had ended by the time this was launched, or was aborted since
+                continue
             if scores is not None:
                 self._keep_scores(seq_id, entry.start, scores)
                 if any(math.isnan(score.logprob) for score in scores):

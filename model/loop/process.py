@@ -67,7 +67,7 @@ def run(connection: Connection[ToEngine]) -> int:
     try:
         from model.loop.engine import Engine  # torch: imported once the pipe stands, so that its failure is reported
 
-        if config.tensor_parallel_size > 1:
+        if config.tensor_parallel_size * config.pipeline_parallel_size > 1:
             leader = _lead_ranks(config, connection)
         engine = Engine(config, report_progress) if leader is None else Engine(config, report_progress, leader.ranks)
     except ConnectionClosed:

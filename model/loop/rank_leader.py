@@ -55,7 +55,7 @@ class RankLeader:
     """Forks the other ranks and watches them.
 
     Args:
-        config: of the engine, with a `tensor_parallel_size` above 1.
+        config: of the engine, with more ranks than one.
         on_failed: told by a thread why a rank cannot go on, once; the engine is to end.
         forget: closes in a forked process what it must not keep open.
 
@@ -69,7 +69,9 @@ class RankLeader:
     def __init__(
         self, config: EngineConfig, on_failed: Callable[[EngineFailed], None], forget: Callable[[], None]
     ) -> None:
-        require_divisible(ModelConfig.from_folder(config.checkpoint_path, stored_rows), config.tensor_parallel_size)
+        num_stages = config.pipeline_parallel_size
+        model_config = ModelConfig.from_folder(config.checkpoint_path, stored_rows)
+        require_divisible(model_config, config.tensor_parallel_size, num_stages)
         self._on_failed = on_failed
         self._has_failed = threading.Event()
         self._is_serving = False
@@ -79,7 +81,7 @@ class RankLeader:
         folder = Path(tempfile.mkdtemp(prefix="qwen-server-ranks-"))
         try:
             store = folder / "store"
-            for rank in range(1, config.tensor_parallel_size):
+            for rank in range(1, config.tensor_parallel_size * num_stages):
                 self._followers.append(self._fork(config, rank, store, forget))
             threading.Thread(target=self._watch, name="watch of the ranks", daemon=True).start()
             self.ranks: GroupRanks = join_group(config, 0, store, self._tell)

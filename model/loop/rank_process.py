@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from model.backends import device_of_rank
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import RestartNeededError, StartupError
 from model.contract.messages import EngineFailed, Ping
+from model.contract.parallel import Placement
 from model.distributed.group import GroupRanks
 from model.distributed.step import RankStep
 from model.execution.model_runner import ModelRunner
@@ -38,31 +39,52 @@ _EXCHANGE_TIMEOUT = timedelta(hours=1)
 
 
 def join_group(
-    config: EngineConfig, rank: int, store: Path, tell: Callable[[RankStep], None] | None = None
+    config: EngineConfig, number: int, store: Path, tell: Callable[[RankStep], None] | None = None
 ) -> GroupRanks:
     """Meets the other ranks; returns when all are there.
 
     Args:
         config: of the engine.
-        rank: this one.
+        number: of this one, among those of all stages.
         store: a file that all ranks meet at; it must not exist yet, in a folder that does.
         tell: brings a step to the other ranks; for the leader.
     """
-    size = config.tensor_parallel_size
-    device = torch.device(device_of_rank(config.device, rank, size))
+    place = Placement.of(number, config.tensor_parallel_size, config.pipeline_parallel_size)
+    size = place.num_processes
+    device = torch.device(device_of_rank(config.device, number, size))
     meeting = FileStore(str(store), size)
-    group: Any
+    world: Any
     if device.type == "cpu":
-        group = ProcessGroupGloo(meeting, rank, size, _EXCHANGE_TIMEOUT)
+        world = ProcessGroupGloo(meeting, number, size, _EXCHANGE_TIMEOUT)
     else:
         torch.cuda.set_device(device)
         distributed.init_process_group(
-            "nccl", store=meeting, rank=rank, world_size=size, timeout=_EXCHANGE_TIMEOUT, device_id=device
+            "nccl", store=meeting, rank=number, world_size=size, timeout=_EXCHANGE_TIMEOUT, device_id=device
         )
-        group = distributed.group.WORLD
-    ranks = GroupRanks(group, rank, size, device, tell)
-    ranks.numbers(rank)  # until here others may still be reading the file, which the leader is about to remove
+        world = distributed.group.WORLD
+    ranks = GroupRanks(world, _stage_group(world, place, device, meeting), place, device, tell)
+    if not place.is_first_stage:
+        ranks.receive(1, 1)
+    if not place.is_last_stage:
+        ranks.send(torch.zeros(1, 1, device=device))
+    ranks.numbers(number)  # until here others may still be reading the file, which the leader is about to remove
     return ranks
+
+
+def _stage_group(world: Any, place: Placement, device: torch.device, meeting: FileStore) -> Any:
+    """The process group of the ranks that share this one's layers."""
+    if place.num_stages == 1 or place.size == 1:
+        return world
+    if device.type == "cpu":
+        return ProcessGroupGloo(
+            PrefixStore(f"stage {place.stage}", meeting), place.rank, place.size, _EXCHANGE_TIMEOUT
+        )
+    for stage in range(place.num_stages):  # all processes make all groups
+        members = [place._replace(stage=stage, rank=rank).number for rank in range(place.size)]
+        made = distributed.new_group(members, timeout=_EXCHANGE_TIMEOUT)
+        if stage == place.stage:
+            group = made
+    return group
 
 
 def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], store: Path) -> int:

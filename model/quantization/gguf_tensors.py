@@ -36,15 +36,21 @@ class _Decoded(NamedTuple):
     offsets: torch.Tensor | None = None
 
 
-def iterate_gguf(path: Path) -> Iterator[tuple[str, torch.Tensor | GroupedWeight]]:
+def iterate_gguf(
+    path: Path, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor | GroupedWeight]]:
     """Yields a model's tensors under the names of a checkpoint, those of one layer next to each other.
+
+    Args:
+        path: of the file.
+        is_wanted: whether a tensor is to be decoded, by its name; of others come the bytes.
 
     Raises:
         CheckpointError: a file cannot be read, or a tensor is of a type that needs the package gguf.
     """
     tensors = {checkpoint_name(name): tensor for name, tensor in read_gguf(path).tensors.items()}
     for name in sorted(tensors, key=_load_order):
-        yield name, read_tensor(name, tensors[name])
+        yield name, read_tensor(name, tensors[name]) if is_wanted(name) else _map(tensors[name])
 
 
 def _load_order(name: str) -> tuple[str, ...]:

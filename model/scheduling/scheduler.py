@@ -47,6 +47,7 @@ class _Plan:
         late: ids of sequences that are left out.
         is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
         num_left_background: of `num_left`, what may go to the background.
+        num_admissible: how many more may be admitted.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class _Plan:
         preempted: list[Sequence],
         late: Collection[int],
         max_num_background: int,
+        num_admissible: int,
     ) -> None:
         self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
         self.growing: dict[str, list[Sequence]] = {}
@@ -67,6 +69,7 @@ class _Plan:
         self.late = late
         self.is_blocked = False
         self.num_left_background = max_num_background - sum(seq.is_background for seq in seqs)
+        self.num_admissible = num_admissible
 
     def give(self, seq: Sequence, at_most: int) -> int:
         """Lets a sequence compute more of its tokens; returns how many more."""
@@ -96,6 +99,7 @@ class Scheduler:
         allow_priority: let priorities count between callers too.
         max_step_s: how long a step with prompts and decodes of others should take; 0 is any time.
         speculator: guesses tokens ahead; None for no guesses.
+        num_parts: steps of disjoint sequences that are to be in flight under load; each takes its part of them.
 
     Attributes:
         prefill_budget: learns how many prompt tokens that is.
@@ -112,6 +116,7 @@ class Scheduler:
         allow_priority: bool = False,
         max_step_s: float = 0.0,
         speculator: Speculator | None = None,
+        num_parts: int = 1,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("limits of a scheduler are at least 1")
@@ -121,6 +126,7 @@ class Scheduler:
         self.max_running_per_caller = max_running_per_caller
         self.prefill_budget = PrefillBudget(max_step_s)
         self._speculator = speculator
+        self._num_parts = num_parts
         self._num_slots = block_manager.num_blocks * block_manager.block_size
         self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
@@ -174,15 +180,20 @@ class Scheduler:
         is_alone = all(caller.is_background for caller in self.residents.callers)
         # Nobody waits for the next token of what runs in the background.
         keeps_waiting = any(not seq.is_prefilling and (is_alone or not seq.is_background) for seq in chosen)
+        max_num_chosen = min(self.max_num_batched_tokens, -(-len(chosen) // self._num_parts))
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
         max_num_background = self.max_num_batched_tokens if is_alone else self._max_num_background(chosen)
         if sum(seq.is_background for seq in chosen) > max_num_background:
             background = [seq for seq in chosen if seq.is_background]
             chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
-        if len(chosen) > self.max_num_batched_tokens:
-            chosen = take_turns(chosen, self.max_num_batched_tokens)
-        plan = _Plan(chosen, self._num_left(chosen, keeps_waiting), preempted, late, max_num_background)
+        if len(chosen) > max_num_chosen:
+            chosen = take_turns(chosen, max_num_chosen)
+        num_waiting = len(self.residents.sequences) - self.residents.num_running
+        num_admissible = -(-num_waiting // self._num_parts)
+        plan = _Plan(
+            chosen, self._num_left(chosen, keeps_waiting), preempted, late, max_num_background, num_admissible
+        )
         if plan.num_left:
             self._spend_rest(plan)
         decodes: list[ScheduledSequence] = []
@@ -197,7 +208,7 @@ class Scheduler:
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """Takes note that a step was launched. At most two may be in flight.
+        """Takes note that a step was launched, while others may still be in flight.
 
         Args:
             batch: from `schedule`, not aborted in between.
@@ -345,9 +356,10 @@ class Scheduler:
             first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)
             if first is None:
                 break
-            if not self.residents.admit(first, plan.lose):
+            if plan.num_admissible == 0 or not self.residents.admit(first, plan.lose):
                 plan.is_blocked = True
                 break
+            plan.num_admissible -= 1
             num_tokens -= plan.give(first, num_tokens)
             growing.append(first)
 
@@ -375,7 +387,7 @@ class Scheduler:
         self, decodes: list[ScheduledSequence], plan: _Plan, forced: Mapping[int, list[int]]
     ) -> list[ScheduledSequence]:
         """Adds guesses to a step of nothing but decodes, as far as they are likely to pay and memory is free."""
-        if self._speculator is None or self._num_in_flight or len(decodes) >= self._speculator.max_num_rows:
+        if self._speculator is None or len(decodes) >= self._speculator.max_num_rows:
             return decodes
         is_shared = any(not seq.is_background for seq in plan.tokens)
         rooms = {seq: 0 if is_shared and seq.is_background else self._draft_room(seq) for seq in plan.tokens}

@@ -257,6 +257,14 @@ class ScheduledBatch:
         self.num_decodes = len(decodes)
         self.num_tokens = sum(entry.num_rows for entry in self.entries)
 
+    def copy(self) -> ScheduledBatch:
+        """The same step with lists of its own, for whoever keeps it while others are planned."""
+        entries = [
+            entry._replace(token_ids=entry.token_ids.copy(), block_table=entry.block_table.copy())
+            for entry in self.entries
+        ]
+        return ScheduledBatch(entries[: self.num_decodes], entries[self.num_decodes :])
+
     def __len__(self) -> int:
         return len(self.entries)
 

@@ -104,7 +104,7 @@ def _read_config(text: str) -> ModelConfig:
     if fields["quantization"] is not None:
         fields["quantization"] = QuantizationConfig(**fields["quantization"])
     if fields["stored_weights"] is not None:
-        fields["stored_weights"] = StoredWeights(*fields["stored_weights"])
+        fields["stored_weights"] = StoredWeights(*map(tuple, fields["stored_weights"]))
     return ModelConfig(**{**fields, "remarks": tuple(fields["remarks"])})
 
 

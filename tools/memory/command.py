@@ -32,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="devices that share the model; figures are then of each (default: %(default)s)",
+        help="devices that share each layer; figures are then of each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pipeline-parallel-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="devices that layers are dealt out to; figures are then of the largest part (default: %(default)s)",
     )
     parser.add_argument(
         "--device-memory", type=_size, action="append", metavar="SIZE", help="such as 80GiB (repeatable; default: some)"

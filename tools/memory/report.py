@@ -12,7 +12,6 @@ from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
-from model.contract.parallel import require_divisible
 from model.contract.safetensors_header import read_header
 from model.contract.weight_files import find_weight_files
 from server.hub import describe_checkpoint, local_folder
@@ -62,8 +61,8 @@ def report(arguments: argparse.Namespace) -> int:
         block_size=arguments.block_size,
         at_load=arguments.quantization,
         num_ranks=arguments.tensor_parallel_size,
+        num_stages=arguments.pipeline_parallel_size,
     )
-    require_divisible(checkpoint.config, plan.num_ranks)
     plan = replace(plan, max_num_batched_tokens=arguments.max_num_batched_tokens)
     figures = reckon(checkpoint, plan, arguments)
     print(dump_json(figures).decode() if arguments.json else _text(figures))
@@ -117,6 +116,8 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: argparse.Namespa
         "quant_method": "gguf" if config.stored_weights is not None else None if own is None else own.quant_method,
         "quantization_at_load": None if plan.at_load == NO_QUANTIZATION else plan.at_load,
         "tensor_parallel_size": plan.num_ranks,
+        "pipeline_parallel_size": plan.num_stages,
+        "layers_of_stages": [len(layers) for layers in plan.layers_of_stages],
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.kv_dtype,
         "block_size": plan.block_size,
@@ -173,8 +174,12 @@ def _text(f: dict[str, Any]) -> str:
     elif own is not None:
         kind = f"{f['quant_method'].upper()} Int{own['bits']}, group {own['group_size']}; the rest {f['dtype']}"
     lines = [f"{f['model']} ({kind})", ""]
-    if f["tensor_parallel_size"] > 1:
-        lines[0] += f", its part on each of {f['tensor_parallel_size']} devices"
+    num_devices = f["tensor_parallel_size"] * f["pipeline_parallel_size"]
+    if f["pipeline_parallel_size"] > 1:
+        layers = " + ".join(map(str, f["layers_of_stages"]))
+        lines[0] += f", the largest part of {num_devices} devices ({layers} layers)"
+    elif num_devices > 1:
+        lines[0] += f", its part on each of {num_devices} devices"
     beside = "weights and adapters" if f["max_loras"] else "the weights"
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [

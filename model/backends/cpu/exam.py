@@ -45,7 +45,7 @@ def examine_cpu(
     """
     bits = None if config.quantization is None else config.quantization.bits
     group_size = 128 if config.quantization is None else config.quantization.group_size
-    is_packed = config.stored_weights is not None and config.stored_weights.packed_bytes > 0
+    is_packed = config.stored_weights is not None and any(config.stored_weights.packed_bytes)
     if is_packed:
         group_size = 32  # of most of GGUF's types
     exams = []

@@ -253,6 +253,16 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
+def tensors_by_part(tensors: dict[str, GGUFTensor], num_layers: int) -> list[dict[str, GGUFTensor]]:
+    """Sorts tensors by where in the model they are: the embedding, each layer, what comes after the layers."""
+    parts: list[dict[str, GGUFTensor]] = [{} for _ in range(num_layers + 2)]
+    for name, tensor in tensors.items():
+        match = _BLOCK.match(name)
+        index = -1 if match is None else min(int(match[1]), num_layers) + 1
+        parts[0 if name == EMBEDDING else index][name] = tensor
+    return parts
+
+
 def kept_bytes(tensors: dict[str, GGUFTensor]) -> tuple[int, int]:
     """What the loaded tensors take.
 

@@ -391,7 +391,7 @@ def test_golden_through_the_engine(folder: str, num_cases: int, max_model_len: i
     driver = drive(GOLDEN / folder, max_num_batched_tokens=100, max_model_len=max_model_len)
     assert_golden(cases, driver.run(greedy_requests(cases)))
     backend: Any = driver.engine._runner.backend
-    assert driver.engine._runner.runs_ahead
+    assert driver.engine._runner.max_steps_ahead == 1
     graphs: Any = driver.engine._runner._graphs
     assert graphs.batch_sizes == [1, 2], "nothing is guessed, so no step has more rows than sequences"
     assert backend.recorder.replayed, "decodes went through graphs"

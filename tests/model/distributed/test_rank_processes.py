@@ -48,13 +48,15 @@ def wait_until_gone(pid: int) -> None:
     raise AssertionError(f"process {pid} still runs")
 
 
-def test_the_published_replies_and_a_rank_that_is_killed_amid_a_step() -> None:
-    with start() as engine:
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_the_published_replies_and_a_rank_that_is_killed_amid_a_step(num_stages: int) -> None:
+    with start(pipeline_parallel_size=num_stages) as engine:
         assert isinstance(engine.receive_start(), EngineReady)
         for i, case in enumerate(read_cases(FOLDER)):
             engine.send(request(i, case.prompt, max_tokens=len(case.greedy)))
             assert engine.ids_of(i) == case.greedy
-        (follower,) = ranks_of(engine.process.pid)
+        follower, *others = ranks_of(engine.process.pid)
+        assert 1 + 1 + len(others) == 2 * num_stages
         engine.send(request(100, [5] * 20, max_tokens=250, ignore_eos=True))
         engine.receive()
         os.kill(follower, signal.SIGKILL)
@@ -63,7 +65,8 @@ def test_the_published_replies_and_a_rank_that_is_killed_amid_a_step() -> None:
         assert message.message == "rank 1 ended unexpectedly (SIGKILL (out of memory, or by hand))"
         assert not message.is_startup_error
         assert engine.process.wait(30) == 1
-        wait_until_gone(follower)
+        for pid in (follower, *others):
+            wait_until_gone(pid)
 
 
 def test_no_rank_outlives_its_leader() -> None:

@@ -145,7 +145,7 @@ def test_a_cut_of_one_range_is_a_view() -> None:
 
 def test_what_cannot_be_split_is_refused_in_a_sentence(tiny_checkpoint: Path) -> None:
     config = ModelConfig.from_folder(tiny_checkpoint)
-    require_divisible(config, 2)
-    assert share_of_config(config, 2).num_heads == 1
+    require_divisible(config, 2, 1)
+    assert share_of_config(config, 2, 1).num_heads == 1
     with pytest.raises(ConfigError, match=r"has 2 heads and an MLP of 32 columns.*possible are 1, 2$"):
-        require_divisible(config, 4)
+        require_divisible(config, 4, 1)
