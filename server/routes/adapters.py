@@ -24,13 +24,12 @@ _DONE: dict[int | str, dict[str, Any]] = {
     200: {"description": "It is done, in a sentence", "content": {"text/plain": {}}}
 }
 
-router = APIRouter(tags=["models"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["models"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @router.post(
     "/v1/load_lora_adapter",
     summary="Load a LoRA adapter",
-    response_class=Response,
     responses={**_DONE, **BAD_REQUEST, **UNAVAILABLE, **COMMON_ERRORS},
 )
 async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> Response:
@@ -57,7 +56,6 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> 
 @router.post(
     "/v1/unload_lora_adapter",
     summary="Unload a LoRA adapter",
-    response_class=Response,
     responses={**_DONE, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
 )
 async def unload_lora_adapter(body: UnloadAdapterRequest, services: ServicesDep) -> Response:

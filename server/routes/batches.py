@@ -13,11 +13,11 @@ from server.gates.callers import caller_of
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
-from server.wire.files import ENDPOINTS, STORE_ERRORS, BatchList, BatchObject, BatchRequest, listed
+from server.wire.files import ENDPOINTS, STORE_ERRORS, BatchList, BatchObject, BatchRequest
 from server.wire.json_body import BoundedJsonRoute
-from server.wire.replies import error_reply
+from server.wire.replies import error_reply, page_object, success_reply
 
-router = APIRouter(tags=["files"], route_class=BoundedJsonRoute)
+router = APIRouter(tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response)
 
 NO_SUCH_BATCH = error_reply(404, "No such batch")
 
@@ -25,8 +25,7 @@ NO_SUCH_BATCH = error_reply(404, "No such batch")
 @router.post(
     "/v1/batches",
     summary="Have the requests of a file done",
-    response_class=Response,
-    responses={200: {"model": BatchObject}, **STORE_ERRORS, **error_reply(429, "Too many batches are not over")},
+    responses=success_reply(BatchObject) | STORE_ERRORS | error_reply(429, "Too many batches are not over"),
 )
 async def create_batch(
     body: Annotated[BatchRequest, Body(openapi_examples=examples.BATCHES)], request: Request, services: ServicesDep
@@ -49,12 +48,7 @@ async def create_batch(
     return JsonResponse((await services.batches.create(body, owner)).wire)
 
 
-@router.get(
-    "/v1/batches",
-    summary="List batches",
-    response_class=Response,
-    responses={200: {"model": BatchList}, **STORE_ERRORS},
-)
+@router.get("/v1/batches", summary="List batches", responses=success_reply(BatchList) | STORE_ERRORS)
 async def list_batches(
     request: Request,
     services: ServicesDep,
@@ -65,14 +59,14 @@ async def list_batches(
     page = await services.store.page(caller_of(request.scope).owner, BATCH, limit=limit + 1, after=after)
     if page is None:
         raise ApiError(400, "'after': you have no such batch.", param="after")
-    return JsonResponse(listed([stored.body["wire"] for stored in page], limit))
+    data = [stored.body["wire"] for stored in page[:limit]]
+    return JsonResponse(page_object(data, has_more=len(page) > limit))
 
 
 @router.get(
     "/v1/batches/{batch_id}",
     summary="Describe a batch",
-    response_class=Response,
-    responses={200: {"model": BatchObject}, **NO_SUCH_BATCH, **STORE_ERRORS},
+    responses=success_reply(BatchObject) | NO_SUCH_BATCH | STORE_ERRORS,
 )
 async def get_batch(batch_id: str, request: Request, services: ServicesDep) -> Response:
     """Tells how far a batch is."""
@@ -82,13 +76,10 @@ async def get_batch(batch_id: str, request: Request, services: ServicesDep) -> R
 @router.post(
     "/v1/batches/{batch_id}/cancel",
     summary="End a batch early",
-    response_class=Response,
-    responses={
-        200: {"model": BatchObject},
-        **NO_SUCH_BATCH,
-        **STORE_ERRORS,
-        **error_reply(409, "The batch is over, or about to be"),
-    },
+    responses=success_reply(BatchObject)
+    | NO_SUCH_BATCH
+    | STORE_ERRORS
+    | error_reply(409, "The batch is over, or about to be"),
 )
 async def cancel_batch(batch_id: str, request: Request, services: ServicesDep) -> Response:
     """Ends a batch; what is done by then is in its files."""

@@ -19,24 +19,25 @@ from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, GENERATION_ERRORS, NOT_FOUND, ChatCompletion, DeletedChat
+from server.wire.replies import (
+    BAD_REQUEST,
+    CHUNKS,
+    COMMON_ERRORS,
+    GENERATION_ERRORS,
+    NOT_FOUND,
+    ChatCompletion,
+    DeletedChat,
+    success_reply,
+)
 from server.wire.requests import ChatCompletionRequest
 
-router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @router.post(
     "/v1/chat/completions",
     summary="Answer a conversation",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The reply, or with `stream` its chunks as server-sent events",
-            "model": ChatCompletion,
-            "content": {"text/event-stream": {}},
-        },
-        **GENERATION_ERRORS,
-    },
+    responses=success_reply(ChatCompletion, CHUNKS) | GENERATION_ERRORS,
 )
 async def create_chat_completion(
     body: Annotated[ChatCompletionRequest, Body(openapi_examples=examples.CHAT)],
@@ -69,7 +70,6 @@ async def create_chat_completion(
 @router.get(
     "/v1/chat/completions/{completion_id}",
     summary="Take a resumable stream up again",
-    response_class=Response,
     responses={
         200: {"description": "Its events as they were, and those still to come", "content": {"text/event-stream": {}}},
         **BAD_REQUEST,
@@ -97,8 +97,7 @@ async def resume_chat_completion(
 @router.delete(
     "/v1/chat/completions/{completion_id}",
     summary="End a resumable stream",
-    response_class=Response,
-    responses={200: {"model": DeletedChat}, **NOT_FOUND, **COMMON_ERRORS},
+    responses=success_reply(DeletedChat) | NOT_FOUND | COMMON_ERRORS,
 )
 async def end_chat_completion(completion_id: str, request: Request, services: ServicesDep) -> Response:
     """Ends a resumable stream, which a lost connection does not, and forgets it."""

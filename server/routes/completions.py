@@ -15,24 +15,16 @@ from server.replies.streaming import respond
 from server.services import ServicesDep
 from server.wire import examples
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import GENERATION_ERRORS, Completion
+from server.wire.replies import CHUNKS, GENERATION_ERRORS, Completion, success_reply
 from server.wire.requests import CompletionRequest
 
-router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @router.post(
     "/v1/completions",
     summary="Continue a text",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The reply, or with `stream` its chunks as server-sent events",
-            "model": Completion,
-            "content": {"text/event-stream": {}},
-        },
-        **GENERATION_ERRORS,
-    },
+    responses=success_reply(Completion, CHUNKS) | GENERATION_ERRORS,
 )
 async def create_completion(
     body: Annotated[CompletionRequest, Body(openapi_examples=examples.COMPLETIONS)],

@@ -26,21 +26,16 @@ from server.wire.conversations import (
 )
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import GENERATION_ERRORS
+from server.wire.replies import GENERATION_ERRORS, success_reply
 from server.wire.responses import KEPT_ERRORS, Includable, InputItem, ItemList
 
-router = APIRouter(tags=["responses"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["responses"], route_class=JsonBodyRoute, default_response_class=Response)
 
 JsonDict = dict[str, Any]
 ERRORS = {**GENERATION_ERRORS, **KEPT_ERRORS}
 
 
-@router.post(
-    "/v1/conversations",
-    summary="Begin a conversation",
-    response_class=Response,
-    responses={200: {"model": ConversationObject}, **ERRORS},
-)
+@router.post("/v1/conversations", summary="Begin a conversation", responses=success_reply(ConversationObject) | ERRORS)
 async def create_conversation(
     body: Annotated[ConversationRequest, Body()], request: Request, services: ServicesDep
 ) -> Response:
@@ -62,8 +57,7 @@ async def create_conversation(
 @router.get(
     "/v1/conversations/{conversation_id}",
     summary="A kept conversation",
-    response_class=Response,
-    responses={200: {"model": ConversationObject}, **ERRORS},
+    responses=success_reply(ConversationObject) | ERRORS,
 )
 async def get_conversation(conversation_id: str, request: Request, services: ServicesDep) -> Response:
     """Returns a conversation, without its items."""
@@ -73,8 +67,7 @@ async def get_conversation(conversation_id: str, request: Request, services: Ser
 @router.post(
     "/v1/conversations/{conversation_id}",
     summary="Change a conversation's metadata",
-    response_class=Response,
-    responses={200: {"model": ConversationObject}, **ERRORS},
+    responses=success_reply(ConversationObject) | ERRORS,
 )
 async def update_conversation(
     conversation_id: str,
@@ -91,8 +84,7 @@ async def update_conversation(
 @router.delete(
     "/v1/conversations/{conversation_id}",
     summary="Delete a conversation",
-    response_class=Response,
-    responses={200: {"model": DeletedConversation}, **ERRORS},
+    responses=success_reply(DeletedConversation) | ERRORS,
 )
 async def delete_conversation(conversation_id: str, request: Request, services: ServicesDep) -> Response:
     """Deletes a conversation with its items."""
@@ -104,8 +96,7 @@ async def delete_conversation(conversation_id: str, request: Request, services: 
 @router.post(
     "/v1/conversations/{conversation_id}/items",
     summary="Add items to a conversation",
-    response_class=Response,
-    responses={200: {"model": ItemList}, **ERRORS},
+    responses=success_reply(ItemList) | ERRORS,
 )
 async def create_items(
     conversation_id: str, body: Annotated[ItemsRequest, Body()], request: Request, services: ServicesDep
@@ -122,8 +113,7 @@ async def create_items(
 @router.get(
     "/v1/conversations/{conversation_id}/items",
     summary="The items of a conversation",
-    response_class=Response,
-    responses={200: {"model": ItemList}, **ERRORS},
+    responses=success_reply(ItemList) | ERRORS,
 )
 async def list_items(
     conversation_id: str,
@@ -144,8 +134,7 @@ async def list_items(
 @router.get(
     "/v1/conversations/{conversation_id}/items/{item_id}",
     summary="An item of a conversation",
-    response_class=Response,
-    responses={200: {"model": KeptItem}, **ERRORS},
+    responses=success_reply(KeptItem) | ERRORS,
 )
 async def get_item(
     conversation_id: str,
@@ -165,8 +154,7 @@ async def get_item(
 @router.delete(
     "/v1/conversations/{conversation_id}/items/{item_id}",
     summary="Delete an item of a conversation",
-    response_class=Response,
-    responses={200: {"model": ConversationObject}, **ERRORS},
+    responses=success_reply(ConversationObject) | ERRORS,
 )
 async def delete_item(conversation_id: str, item_id: str, request: Request, services: ServicesDep) -> Response:
     """Deletes one item."""

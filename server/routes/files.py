@@ -26,12 +26,11 @@ from server.wire.files import (
     FileDeleted,
     FileList,
     FileObject,
-    listed,
 )
 from server.wire.json_body import BoundedJsonRoute
-from server.wire.replies import error_reply
+from server.wire.replies import error_reply, page_object, success_reply
 
-router = APIRouter(tags=["files"], route_class=BoundedJsonRoute)
+router = APIRouter(tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response)
 
 NO_SUCH_FILE = error_reply(404, "No such file")
 MAX_LISTED = 10_000
@@ -58,9 +57,8 @@ _FORM = {
 @router.post(
     "/v1/files",
     summary="Store a file",
-    response_class=Response,
     openapi_extra={"requestBody": _FORM},
-    responses={200: {"model": FileObject}, **STORE_ERRORS, **error_reply(429, "Too many files are being sent")},
+    responses=success_reply(FileObject) | STORE_ERRORS | error_reply(429, "Too many files are being sent"),
 )
 async def upload_file(request: Request, services: ServicesDep) -> Response:
     """Stores a file; those of purpose `batch` hold a request a line."""
@@ -128,12 +126,7 @@ def _expiry(fields: Mapping[str, str]) -> int | None:
     return int(seconds or 0)
 
 
-@router.get(
-    "/v1/files",
-    summary="List files",
-    response_class=Response,
-    responses={200: {"model": FileList}, **STORE_ERRORS},
-)
+@router.get("/v1/files", summary="List files", responses=success_reply(FileList) | STORE_ERRORS)
 async def list_files(
     request: Request,
     services: ServicesDep,
@@ -153,14 +146,13 @@ async def list_files(
         if len(page) < _PAGE:
             break
         after = page[-1].id
-    return JsonResponse(listed(found[: limit + 1], limit))
+    return JsonResponse(page_object(found[:limit], has_more=len(found) > limit))
 
 
 @router.get(
     "/v1/files/{file_id}",
     summary="Describe a file",
-    response_class=Response,
-    responses={200: {"model": FileObject}, **NO_SUCH_FILE, **STORE_ERRORS},
+    responses=success_reply(FileObject) | NO_SUCH_FILE | STORE_ERRORS,
 )
 async def get_file(file_id: str, request: Request, services: ServicesDep) -> Response:
     """Tells what is known of a file."""
@@ -170,7 +162,6 @@ async def get_file(file_id: str, request: Request, services: ServicesDep) -> Res
 @router.get(
     "/v1/files/{file_id}/content",
     summary="Read a file",
-    response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}}, **NO_SUCH_FILE, **STORE_ERRORS},
 )
 async def get_file_content(file_id: str, request: Request, services: ServicesDep) -> Response:
@@ -191,8 +182,7 @@ async def get_file_content(file_id: str, request: Request, services: ServicesDep
 @router.delete(
     "/v1/files/{file_id}",
     summary="Delete a file",
-    response_class=Response,
-    responses={200: {"model": FileDeleted}, **NO_SUCH_FILE, **STORE_ERRORS},
+    responses=success_reply(FileDeleted) | NO_SUCH_FILE | STORE_ERRORS,
 )
 async def delete_file(file_id: str, request: Request, services: ServicesDep) -> Response:
     """Deletes a file."""

@@ -10,17 +10,12 @@ from server.engine.supervisor import EngineState
 from server.services import ServicesDep
 from server.version import server_version
 from server.wire.errors import JsonResponse
-from server.wire.replies import UNAVAILABLE, State, Version
+from server.wire.replies import UNAVAILABLE, State, Version, success_reply
 
-router = APIRouter(tags=["server"])
+router = APIRouter(tags=["server"], default_response_class=Response)
 
 
-@router.get(
-    "/health",
-    summary="Whether the process can be left running",
-    response_class=Response,
-    responses={200: {"model": State}, **UNAVAILABLE},
-)
+@router.get("/health", summary="Whether the process can be left running", responses=success_reply(State) | UNAVAILABLE)
 async def health(services: ServicesDep) -> Response:
     """200 while the process lives, 503 once its engine cannot be brought back."""
     if services.engine.state is EngineState.DEAD:
@@ -28,12 +23,7 @@ async def health(services: ServicesDep) -> Response:
     return JsonResponse({"status": services.engine.state.value})
 
 
-@router.get(
-    "/ready",
-    summary="Whether to send requests here",
-    response_class=Response,
-    responses={200: {"model": State}, **UNAVAILABLE},
-)
+@router.get("/ready", summary="Whether to send requests here", responses=success_reply(State) | UNAVAILABLE)
 async def ready(services: ServicesDep) -> Response:
     """200 only when requests should be sent here; 503 while loading or recovering, and from the moment of a stop on."""
     if services.engine.state is not EngineState.READY:
@@ -44,7 +34,6 @@ async def ready(services: ServicesDep) -> Response:
 @router.get(
     "/metrics",
     summary="Numbers for Prometheus",
-    response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(services: ServicesDep) -> Response:
@@ -52,7 +41,7 @@ async def metrics(services: ServicesDep) -> Response:
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/version", summary="Version of the server", response_class=Response, responses={200: {"model": Version}})
+@router.get("/version", summary="Version of the server", responses=success_reply(Version))
 async def get_version() -> Response:
     """Returns the version of this package, and the commit it was built from."""
     return JsonResponse(server_version()._asdict())

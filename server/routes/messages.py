@@ -16,22 +16,15 @@ from server.wire import examples
 from server.wire.errors import JsonResponse
 from server.wire.json_body import JsonBodyRoute
 from server.wire.messages import MESSAGE_ERRORS, CountTokensRequest, MessageReply, MessagesRequest, TokenCount
+from server.wire.replies import success_reply
 
-router = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @router.post(
     "/v1/messages",
     summary="Answer a conversation (Anthropic's API)",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The reply, or with `stream` its events",
-            "model": MessageReply,
-            "content": {"text/event-stream": {}},
-        },
-        **MESSAGE_ERRORS,
-    },
+    responses=success_reply(MessageReply, "The reply, or with `stream` its events") | MESSAGE_ERRORS,
 )
 async def create_message(
     body: Annotated[MessagesRequest, Body(openapi_examples=examples.MESSAGES)],
@@ -58,8 +51,7 @@ async def create_message(
 @router.post(
     "/v1/messages/count_tokens",
     summary="Count the tokens of a conversation (Anthropic's API)",
-    response_class=Response,
-    responses={200: {"model": TokenCount}, **MESSAGE_ERRORS},
+    responses=success_reply(TokenCount) | MESSAGE_ERRORS,
 )
 async def count_tokens(
     body: Annotated[CountTokensRequest, Body(openapi_examples=examples.COUNT_TOKENS)],

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from server.services import Services, ServicesDep
 from server.wire.errors import JsonResponse
-from server.wire.replies import COMMON_ERRORS, NOT_FOUND, Model, ModelList
+from server.wire.replies import COMMON_ERRORS, NOT_FOUND, Model, ModelList, success_reply
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], default_response_class=Response)
 
 
 def _model(services: Services, name: str) -> dict[str, Any]:
@@ -28,12 +28,7 @@ def _model(services: Services, name: str) -> dict[str, Any]:
     }
 
 
-@router.get(
-    "/v1/models",
-    summary="The names of the model",
-    response_class=Response,
-    responses={200: {"model": ModelList}, **COMMON_ERRORS},
-)
+@router.get("/v1/models", summary="The names of the model", responses=success_reply(ModelList) | COMMON_ERRORS)
 async def list_models(services: ServicesDep) -> Response:
     """Lists the names a request's `model` may be."""
     adapters = (adapter.name for adapter in services.engine.adapters)
@@ -44,8 +39,7 @@ async def list_models(services: ServicesDep) -> Response:
 @router.get(
     "/v1/models/{model_id:path}",
     summary="One name of the model",
-    response_class=Response,
-    responses={200: {"model": Model}, **NOT_FOUND, **COMMON_ERRORS},
+    responses=success_reply(Model) | NOT_FOUND | COMMON_ERRORS,
 )
 async def get_model(model_id: str, services: ServicesDep) -> Response:
     """Describes one name; it may hold slashes."""

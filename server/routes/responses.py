@@ -20,7 +20,7 @@ from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import COMMON_ERRORS, GENERATION_ERRORS
+from server.wire.replies import COMMON_ERRORS, GENERATION_ERRORS, success_reply
 from server.wire.responses import (
     KEPT_ERRORS,
     DeletedResponse,
@@ -30,25 +30,16 @@ from server.wire.responses import (
     ResponsesRequest,
 )
 
-router = APIRouter(tags=["responses"])
-generating = APIRouter(tags=["generation"], route_class=JsonBodyRoute)
-
-EVENTS: dict[str, dict[str, str]] = {"text/event-stream": {}}
+router = APIRouter(tags=["responses"], default_response_class=Response)
+generating = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @generating.post(
     "/v1/responses",
     summary="Answer a conversation, as items",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The response, or with `stream` its events",
-            "model": ResponseObject,
-            "content": EVENTS,
-        },
-        **KEPT_ERRORS,
-        **GENERATION_ERRORS,
-    },
+    responses=success_reply(ResponseObject, "The response, or with `stream` its events")
+    | KEPT_ERRORS
+    | GENERATION_ERRORS,
 )
 async def create_response(
     body: Annotated[ResponsesRequest, Body(openapi_examples=examples.RESPONSES)],
@@ -86,16 +77,9 @@ async def create_response(
 @router.get(
     "/v1/responses/{response_id}",
     summary="A kept response",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The response, or with `stream` the events of one in the background",
-            "model": ResponseObject,
-            "content": EVENTS,
-        },
-        **KEPT_ERRORS,
-        **COMMON_ERRORS,
-    },
+    responses=success_reply(ResponseObject, "The response, or with `stream` the events of one in the background")
+    | KEPT_ERRORS
+    | COMMON_ERRORS,
 )
 async def get_response(
     response_id: str,
@@ -154,8 +138,7 @@ async def _kept_events(services: Services, owner: str, response_id: str, start: 
 @router.delete(
     "/v1/responses/{response_id}",
     summary="Delete a response",
-    response_class=Response,
-    responses={200: {"model": DeletedResponse}, **KEPT_ERRORS, **COMMON_ERRORS},
+    responses=success_reply(DeletedResponse) | KEPT_ERRORS | COMMON_ERRORS,
 )
 async def delete_response(response_id: str, request: Request, services: ServicesDep) -> Response:
     """Deletes a response; one that is still being made is cancelled first."""
@@ -169,8 +152,7 @@ async def delete_response(response_id: str, request: Request, services: Services
 @router.post(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response in the background",
-    response_class=Response,
-    responses={200: {"model": ResponseObject}, **KEPT_ERRORS, **COMMON_ERRORS},
+    responses=success_reply(ResponseObject) | KEPT_ERRORS | COMMON_ERRORS,
 )
 async def cancel_response(response_id: str, request: Request, services: ServicesDep) -> Response:
     """Cancels a response in the background; one that is over stays as it is."""
@@ -188,8 +170,7 @@ async def cancel_response(response_id: str, request: Request, services: Services
 @router.get(
     "/v1/responses/{response_id}/input_items",
     summary="What a response answers",
-    response_class=Response,
-    responses={200: {"model": ItemList}, **KEPT_ERRORS, **COMMON_ERRORS},
+    responses=success_reply(ItemList) | KEPT_ERRORS | COMMON_ERRORS,
 )
 async def list_input_items(
     response_id: str,

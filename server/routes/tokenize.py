@@ -25,17 +25,17 @@ from server.wire.replies import (
     Detokenized,
     Tokenized,
     TokenizerInfo,
+    success_reply,
 )
 from server.wire.requests import DetokenizeRequest, TokenizeRequest
 
-router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute)
+router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
 @router.post(
     "/tokenize",
     summary="Text or a conversation to token ids",
-    response_class=Response,
-    responses={200: {"model": Tokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
+    responses=success_reply(Tokenized) | BAD_REQUEST | NOT_FOUND | UNAVAILABLE | COMMON_ERRORS,
 )
 async def tokenize(
     body: Annotated[TokenizeRequest, Body(openapi_examples=examples.TOKENIZE)],
@@ -79,8 +79,7 @@ def _special_names(body: TokenizeRequest, encoder: PromptEncoder) -> frozenset[s
 @router.get(
     "/tokenizer_info",
     summary="What the tokenizer is like",
-    response_class=Response,
-    responses={200: {"model": TokenizerInfo}, **UNAVAILABLE, **COMMON_ERRORS},
+    responses=success_reply(TokenizerInfo) | UNAVAILABLE | COMMON_ERRORS,
 )
 async def tokenizer_info(services: ServicesDep) -> Response:
     """Returns what the tokenizer's configuration would say, as vLLM does: evaluation harnesses ask for it."""
@@ -106,8 +105,7 @@ async def tokenizer_info(services: ServicesDep) -> Response:
 @router.post(
     "/detokenize",
     summary="Token ids to text",
-    response_class=Response,
-    responses={200: {"model": Detokenized}, **BAD_REQUEST, **NOT_FOUND, **UNAVAILABLE, **COMMON_ERRORS},
+    responses=success_reply(Detokenized) | BAD_REQUEST | NOT_FOUND | UNAVAILABLE | COMMON_ERRORS,
 )
 async def detokenize(
     body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)],

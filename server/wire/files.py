@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, ReplyModel, Responses, error_reply
-from server.wire.requests import Integer, RequestBody, WireModel, at_most
+from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, PageModel, ReplyModel, error_reply
+from server.wire.requests import MAX_METADATA, Integer, Metadata, RequestBody, WireModel
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-MAX_METADATA = 16
 MIN_EXPIRY_S = 3600
 MAX_EXPIRY_S = 30 * 86400
-_MAX_KEY_CHARS = 64
-_MAX_VALUE_CHARS = 512
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _WINDOW = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 
@@ -38,17 +35,6 @@ def window_seconds(window: str) -> int:
 def _check_window(window: str) -> str:
     window_seconds(window)
     return window
-
-
-def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > MAX_METADATA:
-        raise ValueError(f"should have at most {MAX_METADATA} entries")
-    if any(len(key) > _MAX_KEY_CHARS or len(value) > _MAX_VALUE_CHARS for key, value in metadata.items()):
-        raise ValueError(f"keys have at most {_MAX_KEY_CHARS} characters, values {_MAX_VALUE_CHARS}")
-    return metadata
-
-
-Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), AfterValidator(_check_metadata)]
 
 
 class ExpiresAfter(WireModel):
@@ -84,14 +70,10 @@ class FileObject(ReplyModel):
     status_details: None = None
 
 
-class FileList(ReplyModel):
+class FileList(PageModel):
     """Files, the newest first."""
 
-    object: Literal["list"]
     data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeleted(ReplyModel):
@@ -177,28 +159,12 @@ class BatchObject(ReplyModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(ReplyModel):
+class BatchList(PageModel):
     """Batches, the newest first."""
 
-    object: Literal["list"]
     data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 NO_ROOM = error_reply(507, "What it would store has no room")
 UNSTORED = error_reply(503, "What is stored cannot be read or written now")
-STORE_ERRORS: Responses = BAD_REQUEST | COMMON_ERRORS | UNSTORED | NO_ROOM
-
-
-def listed(page: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Returns the wire object of a page, of which one more than `limit` were looked up."""
-    data = page[:limit]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(page) > limit,
-    }
+STORE_ERRORS = BAD_REQUEST | COMMON_ERRORS | UNSTORED | NO_ROOM

@@ -13,6 +13,21 @@ class ReplyModel(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
 
+class PageModel(ReplyModel):
+    """A documented page of a list; `page_object` makes one."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def page_object(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Returns the wire object of a page."""
+    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more}
+
+
 class ErrorDetail(ReplyModel):
     """What went wrong."""
 
@@ -255,6 +270,13 @@ class Version(ReplyModel):
 
 
 Responses = dict[int | str, dict[str, Any]]
+CHUNKS = "The reply, or with `stream` its chunks as server-sent events"
+
+
+def success_reply(model: type[BaseModel], description_of_streams: str = "") -> Responses:
+    """Returns the entry of the document for what a route answers; a description is of one that streams, too."""
+    streams = {"description": description_of_streams, "content": {"text/event-stream": {}}}
+    return {200: {"model": model, **(streams if description_of_streams else {})}}
 
 
 def error_reply(status: int, description: str) -> Responses:

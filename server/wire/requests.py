@@ -38,6 +38,8 @@ MAX_STOP_TOKEN_IDS = 256
 # OpenAI's is 2, the published server had none; logits divided by more are all alike.
 MAX_TEMPERATURE = 1e6
 MAX_CACHE_SALT_CHARS = 1024
+MAX_METADATA = 16
+_MAX_KEY_CHARS, _MAX_VALUE_CHARS = 64, 512
 INT64 = 1 << 63
 
 JsonObject = dict[str, Any]
@@ -71,6 +73,12 @@ def at_most(limit: int) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    if any(len(key) > _MAX_KEY_CHARS or len(value) > _MAX_VALUE_CHARS for key, value in metadata.items()):
+        raise ValueError(f"keys have at most {_MAX_KEY_CHARS} characters, values {_MAX_VALUE_CHARS}")
+    return metadata
 
 
 def _check_stop(value: str | list[str] | None) -> str | list[str] | None:
@@ -108,6 +116,7 @@ def _check_prompt(value: object) -> object:
     raise ValueError("should be a text, a list of texts, a list of token ids, or a list of lists of token ids")
 
 
+Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), AfterValidator(_check_metadata)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Stop = Annotated[str | Annotated[list[str], FirstError()] | None, AfterValidator(_check_stop)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from server.wire.replies import ErrorReply, ReplyModel, Responses
+from server.wire.replies import PageModel, ReplyModel, error_reply
 from server.wire.requests import (
     INT64,
     MAX_LOGPROBS,
@@ -15,14 +15,13 @@ from server.wire.requests import (
     GenerationFields,
     Integer,
     JsonObject,
+    Metadata,
     Parts,
     Tools,
     WireModel,
     at_most,
 )
 
-MAX_METADATA = 16
-_MAX_KEY_CHARS, _MAX_VALUE_CHARS = 64, 512
 LOGPROBS = "message.output_text.logprobs"
 # The others are about tools and models that are not here, so that there is nothing to include.
 Includable = Literal[
@@ -35,17 +34,6 @@ Includable = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-
-
-def _check_metadata(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > MAX_METADATA:
-        raise ValueError(f"may have at most {MAX_METADATA} pairs")
-    if any(len(key) > _MAX_KEY_CHARS or len(text) > _MAX_VALUE_CHARS for key, text in value.items()):
-        raise ValueError(f"keys may have {_MAX_KEY_CHARS} characters and values {_MAX_VALUE_CHARS}")
-    return value
-
-
-Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), AfterValidator(_check_metadata)]
 
 
 class InputItem(WireModel):
@@ -236,12 +224,12 @@ class ResponseObject(ReplyModel):
     user: str | None
 
 
-KEPT_ERRORS: Responses = {
-    400: {"model": ErrorReply, "description": "The request cannot be served as asked"},
-    404: {"model": ErrorReply, "description": "No such response, or another key's"},
-    503: {"model": ErrorReply, "description": "What is kept cannot be read or written now"},
-    507: {"model": ErrorReply, "description": "There is no room for what was to be kept"},
-}
+KEPT_ERRORS = (
+    error_reply(400, "The request cannot be served as asked")
+    | error_reply(404, "No such response, or another key's")
+    | error_reply(503, "What is kept cannot be read or written now")
+    | error_reply(507, "There is no room for what was to be kept")
+)
 
 
 class DeletedResponse(ReplyModel):
@@ -252,11 +240,7 @@ class DeletedResponse(ReplyModel):
     deleted: Literal[True]
 
 
-class ItemList(ReplyModel):
+class ItemList(PageModel):
     """A page of items."""
 
-    object: Literal["list"]
     data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
