@@ -28,11 +28,6 @@ class Special:
 Segment = Text | Special
 
 
-def display(segments: Iterable[Segment]) -> str:
-    """Joins segments to a text for people; it cannot be turned back into segments."""
-    return "".join(s.text if isinstance(s, Text) else s.name for s in segments)
-
-
 def encode(
     segments: Iterable[Segment],
     encode_text: Callable[[str], Sequence[int]],

@@ -13,9 +13,6 @@ import orjson
 from model.contract.log_text import on_one_line, with_indented_lines
 from server.gates.request_context import request_id_var
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("text", "json")
-
 
 class TextFormatter(logging.Formatter):
     """`2026-01-01 12:00:00,000 INFO module [request id] message key=value ...`."""

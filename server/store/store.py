@@ -56,11 +56,6 @@ class Store:
         self._tables: Tables | None = None
         self._thread: threading.Thread | None = None
 
-    @property
-    def is_durable(self) -> bool:
-        """Whether what is stored is there after a restart."""
-        return self._path is not None
-
     def open(self) -> None:
         """Opens the file, before anything listens; `start` does it else.
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.wire.replies import ReplyModel
-from server.wire.requests import FirstError, RequestBody, at_most
-from server.wire.responses import InputItem, Metadata
+from server.wire.requests import FirstError, Metadata, RequestBody, at_most
+from server.wire.responses import InputItem
 
 MAX_NEW_ITEMS = 20
 

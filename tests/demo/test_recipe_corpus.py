@@ -20,9 +20,9 @@ from demo.recipe.corpus.tools.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
 from demo.recipe.corpus.tools.results import Result
 from demo.recipe.corpus.values import HELD_OUT, TRAIN, is_held_out
-from prompts import segments
 from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
 from prompts.react import render as server_react
+from tests.support.segments import display
 
 GOLDEN = Path(__file__).parents[1] / "data" / "text" / "react.json"
 
@@ -193,7 +193,7 @@ def test_header_and_calls_equal_the_published_prompts():
 
 def _render(messages: list[Message], offered: list[tools.Tool]) -> str:
     specs = [ToolSpec(t.name, t.human, t.description, json.dumps(t.schema(), ensure_ascii=False)) for t in offered]
-    return segments.display(server_react.render(messages, specs).segments)
+    return display(server_react.render(messages, specs).segments)
 
 
 def test_episodes_equal_what_the_server_renders():

@@ -10,7 +10,7 @@ import pytest
 from prompts.call_results import OpenCalls, Step, in_steps
 from prompts.messages import FunctionCall, Message
 from prompts.react.render import render
-from prompts.segments import display
+from tests.support.segments import display
 
 
 def _calls(*calls: str, content: str = "") -> Message:

@@ -6,7 +6,7 @@ import pytest
 
 from model.contract.tokenizer import Tokenizer
 from prompts.messages import FunctionCall, Message, ToolSpec
-from prompts.segments import Special, Text, display, encode
+from prompts.segments import Special, Text, encode
 
 
 def test_stripping_keeps_spaces_in_front() -> None:
@@ -71,10 +71,6 @@ def test_absent_and_null_mean_the_same(function: dict[str, object]) -> None:
 def test_a_tool_needs_a_name(function: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="name"):
         ToolSpec.from_dict(function)
-
-
-def test_display_joins() -> None:
-    assert display([Special("<|im_start|>"), Text("a"), Text("\n")]) == "<|im_start|>a\n"
 
 
 def test_segments_never_share_a_token(tokenizer: Tokenizer) -> None:

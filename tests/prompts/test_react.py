@@ -10,8 +10,9 @@ import pytest
 from prompts.messages import FunctionCall, Message, Role, ToolSpec
 from prompts.react.line_format import quote_steps
 from prompts.react.render import forced_opening, render
-from prompts.segments import Text, display
+from prompts.segments import Text
 from prompts.tool_format import Named, ToolChoice
+from tests.support.segments import display
 
 PING = ToolSpec.from_dict({"name": "ping", "description": "d"})
 PONG = ToolSpec.from_dict({"name": "pong"})

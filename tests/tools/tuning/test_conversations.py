@@ -17,6 +17,7 @@ from prompts.react.render import render
 from prompts.segments import Text
 from server.conversion.chat_reader import read_chat
 from server.wire.requests import ChatCompletionRequest
+from tests.support.segments import display
 from tests.support.vocabulary import byte_tokenizer
 from tools.finetune.conversations import Conversation, read_conversations
 from tools.finetune.examples import IGNORED, Example, examples_of
@@ -154,7 +155,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
 def test_whatever_is_said_the_last_reply_is_learned_behind_the_servers_words(conversation: Conversation) -> None:
     *_, example = examples_of(conversation, TOKENIZER)
     last = learned(example)[-1]
-    prompt = segments.display(render(conversation.messages[:-1], conversation.tools).segments)
+    prompt = display(render(conversation.messages[:-1], conversation.tools).segments)
     assert text(example) == prompt + last
     said = render(conversation.messages, conversation.tools, open_turn=False).segments[-2]
     assert isinstance(said, Text) and f"{said.text}<|im_end|>".endswith(last)
