@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from tools.doctor.limits import copy_bytes_per_s, matmul_flops_per_s, synchronize
 
@@ -19,7 +20,7 @@ def busy_share(run: Callable[[], Any], device: torch.device) -> float | None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         synchronize(device)
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
     intervals = sorted((event.time_range.start, event.time_range.end) for event in kernels)
     if not intervals:
         return None

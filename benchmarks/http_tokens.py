@@ -66,7 +66,7 @@ async def measure(arguments: argparse.Namespace, checkpoint: Path) -> list[float
         GenerationDefaults.from_folder(checkpoint),
         engine,
     )
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve([listener]))
     while engine.state is not EngineState.READY or not server.started:
         await asyncio.sleep(0.05)

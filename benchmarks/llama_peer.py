@@ -25,7 +25,7 @@ import numpy as np
 BATCH = 512
 
 
-def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], np.memmap]]:
+def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], np.ndarray]]:
     """Maps names to (dtype, shape, bytes)."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))

@@ -68,7 +68,7 @@ def fill_with_random_weights(
         if names and callable(finish_loading):
             num_bytes += finish_loading()
         else:
-            num_bytes += sum(module._parameters[name].nbytes for name in names)
+            num_bytes += sum(tensor.nbytes for name, tensor in module.named_parameters(recurse=False) if name in names)
     return num_bytes
 
 

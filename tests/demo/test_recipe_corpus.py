@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from demo.recipe.corpus import hard_texts, words
-from demo.recipe.corpus.chat import courtesies
+from demo.recipe.corpus.chat.courtesy_table import COURTESY
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.slots import all_slots, make_value
+from demo.recipe.corpus.split import HELD_OUT, TRAIN, is_held_out
 from demo.recipe.corpus.stream import make_document
 from demo.recipe.corpus.templates import choose, parse, say, texts
 from demo.recipe.corpus.tools import episodes, questions, react, results, tools
 from demo.recipe.corpus.tools.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
 from demo.recipe.corpus.tools.results import Result
-from demo.recipe.corpus.values import HELD_OUT, TRAIN, is_held_out
 from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
 from prompts.react import render as server_react
 from tests.support.segments import display
@@ -101,7 +101,7 @@ def test_what_people_say_to_the_model_may_be_a_value_too():
     rng = random.Random(0)
     drawn = {hard_texts.phrase(rng, lang) for _ in range(4000) for lang in ("en", "zh")}
     assert drawn >= {"Thank you", "谢谢你"}
-    last = {row[0][1:].partition(")")[0].split("|")[-1] for row in courtesies.COURTESY if row[0].startswith("(")}
+    last = {row[0][1:].partition(")")[0].split("|")[-1] for row in COURTESY if row[0].startswith("(")}
     assert not last & {*english}, "the evaluation's own wordings"
 
 

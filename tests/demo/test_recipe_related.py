@@ -9,12 +9,12 @@ import pytest
 
 from demo.recipe.corpus.document import Document, encode_document
 from demo.recipe.corpus.hard_texts import _kept
+from demo.recipe.corpus.split import HELD_OUT, TRAIN, is_held_out
 from demo.recipe.corpus.templates import say, texts
 from demo.recipe.corpus.tools import related
 from demo.recipe.corpus.tools.domains import Domain
 from demo.recipe.corpus.tools.invented import commander, finder, getter
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
-from demo.recipe.corpus.values import HELD_OUT, TRAIN, is_held_out
 from demo.recipe.training.attention_targets import WORD_OF_TOOL, find_hints
 from model.contract.tokenizer import Tokenizer
 

@@ -67,7 +67,7 @@ def teacher_forced(folder: Path, dtype: torch.dtype, kv_cache_dtype: torch.dtype
     """Logits of each case along its greedy reply."""
     config = ModelConfig.from_folder(folder)
     backend = make_backend("cuda")
-    backend._dtype = dtype
+    backend._dtype = dtype  # type: ignore[attr-defined]
     with torch.inference_mode():
         model = QWenLMHeadModel(config, linear_maker(config, backend, dtype), backend, dtype)
         load_weights(model, folder, backend.device)

@@ -89,8 +89,9 @@ def test_decode_attention(dtype: torch.dtype, head_dim: int, lengths: list[int])
     numbers = [torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in (range(len(lengths)), lengths, starts)]
     out = torch.full_like(query, math.nan)
     num_splits = decode.choose_num_splits(len(lengths), num_heads, max(lengths))
+    rows = decode.DecodeRows(*numbers, table)  # type: ignore[call-arg]
     decode.decode_attention(
-        query, cache, None, decode.DecodeRows(*numbers, table), out, block_size=block_size, num_splits=num_splits
+        query, cache, None, rows, out, block_size=block_size, num_splits=num_splits
     )
     for i, (length, start) in enumerate(zip(lengths, starts, strict=True)):
         blocks = table[start : start + counts[i]].long()
@@ -147,7 +148,8 @@ def test_a_cache_beyond_32_bit_offsets() -> None:
     numbers = [torch.tensor([x], dtype=torch.int32, device=DEVICE) for x in (0, 1, 0)]
     table = torch.tensor([block], dtype=torch.int32, device=DEVICE)
     out = torch.empty_like(query)
-    decode.decode_attention(query, cache, None, decode.DecodeRows(*numbers, table), out, block_size=16, num_splits=1)
+    rows = decode.DecodeRows(*numbers, table)  # type: ignore[call-arg]
+    decode.decode_attention(query, cache, None, rows, out, block_size=16, num_splits=1)
     assert torch.equal(out[0, :, 0].float(), torch.arange(num_heads, device=DEVICE).float())
 
 

@@ -21,7 +21,6 @@ from model.architectures.causal_lm import CausalLM
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError
-from model.execution import checkpoint as checkpoint_module
 from model.execution.checkpoint import iterate_tensors, load_weights, stored_rows
 from model.loop.engine import Engine
 from tests.support.engine_driver import LoadedModel
@@ -558,7 +557,7 @@ def test_a_file_of_another_user_is_called_that(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(2)}, str(path))
     may = os.access  # root may read everything
-    monkeypatch.setattr(checkpoint_module.os, "access", lambda name, mode: name != path and may(name, mode))
+    monkeypatch.setattr(os, "access", lambda name, mode: name != path and may(name, mode))
     with pytest.raises(CheckpointError, match="permission denied"):
         list(iterate_tensors(path))
 

@@ -15,7 +15,8 @@ from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.quantization import linear_maker
-from model.quantization.gptq import GPTQLinear, dequantize, unpack_rows
+from model.quantization.gptq import GPTQLinear, dequantize
+from model.quantization.words import unpack_rows
 from tests.support.engine_driver import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
-from model.scheduling.scheduler import ScheduledBatch, Scheduler
-from model.scheduling.sequence import Sequence, SequenceStatus
+from model.scheduling.scheduler import Scheduler
+from model.scheduling.sequence import ScheduledBatch, Sequence, SequenceStatus
 from model.scheduling.speculation import MAX_DRAFT_TOKENS, RowCosts, Speculator
 
 MAX_STEP_S = 0.25

@@ -276,7 +276,7 @@ def test_a_grammar_that_takes_long_is_left_behind_and_ended(driver: Driver, monk
     monkeypatch.setattr(grammar_compiler, "ACCOUNT_S", 0.2)
     plain = driver.run([request(9, [4, 5], max_tokens=40)])[9]
     matcher = SomeMatcher(takes_s=0.02)
-    monkeypatch.setattr(grammar.time, "thread_time", lambda: matcher.spent_s)
+    monkeypatch.setattr(grammar.time, "thread_time", lambda: matcher.spent_s)  # type: ignore[attr-defined]
     monkeypatch.setattr(driver.engine._runner.grammars, "_executor", ThreadPoolExecutor(1))
     use_matcher(driver, "slow", matcher)
     sampling = SamplingParams(max_tokens=100, temperature=1.0, grammar="slow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import re
 import time
 import unicodedata
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_special_tokens_in_long_text_stay_whole(tokenizer: Tokenizer) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(" \t\u3000\x1c\nab1!", max_size=40))
 def test_cutting_long_whitespace_loses_nothing(text: str) -> None:
-    pieces = tokenizer_module._cut(text, tokenizer_module.re.compile(r"[^\S\r\n\x1c-\x1f]+"), 3)
+    pieces = tokenizer_module._cut(text, re.compile(r"[^\S\r\n\x1c-\x1f]+"), 3)
     assert "".join(pieces) == text
     for piece in pieces[:-1]:
         assert piece[-1:].isspace() and piece[-1] not in "\r\n"

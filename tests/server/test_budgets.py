@@ -151,7 +151,7 @@ async def test_all_that_is_made_of_a_large_body_is_made_on_a_thread(monkeypatch:
 
         return noting
 
-    monkeypatch.setattr(conversion, "check_ids", note("check_ids", conversion.check_ids))
+    monkeypatch.setattr(conversion, "check_ids", note("check_ids", conversion.check_ids))  # type: ignore[attr-defined]
     for name in ("grammar", "render"):
         monkeypatch.setattr(ReActFormat, name, note(name, getattr(ReActFormat, name)))
     for name in ("encode", "decode"):

@@ -241,7 +241,7 @@ def test_a_chat_is_taken_up_from_any_event(wire: Wire) -> None:
 def test_a_chat_that_nobody_takes_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     log = log_of()
     now = 1000.0
-    monkeypatch.setattr(event_log.time, "monotonic", lambda: now)
+    monkeypatch.setattr(event_log.time, "monotonic", lambda: now)  # type: ignore[attr-defined]
     log._left_at = now
     now += 7
     assert log.idle_s == 7

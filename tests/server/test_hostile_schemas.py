@@ -242,7 +242,7 @@ class _Lengths:
 def test_a_grammar_is_followed_deep_along_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a choice falls behind is what the tokens took beyond 5 ms each."""
     grammar = _SlowerAndSlower()
-    monkeypatch.setattr(grammar_worker.time, "process_time", lambda: grammar.spent_s)
+    monkeypatch.setattr(grammar_worker.time, "process_time", lambda: grammar.spent_s)  # type: ignore[attr-defined]
     monkeypatch.setattr(grammar_worker, "_DEEP_S", 100.0)
     behind_s = grammar_worker._walk(grammar, _Lengths())  # type: ignore[arg-type]
     assert grammar.tokens == [1] * 8 + [23] * 56

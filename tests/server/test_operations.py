@@ -273,7 +273,7 @@ def test_secrets_do_not_stay_in_settings() -> None:
 
 
 def test_traces_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracing.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"qwen-server\[otel\]"):
         check_config({"model": "m", "otel_endpoint": "http://x"}, {}, None)
 

@@ -91,7 +91,7 @@ def test_legacy_functions(wire: Wire) -> None:
         wire.choice(messages=history, functions=functions, function_call={"name": "get_weather"}), "function_call"
     )
     # Results in the published server's form, which knew no name.
-    del history[2]["name"]
+    del history[2]["name"]  # type: ignore[attr-defined]
     reply = wire.ok("/v1/chat/completions", {"messages": history, "max_tokens": 2})
     assert reply["choices"][0]["message"]["function_call"] is None
     shown = wire.ok("/detokenize", {"tokens": wire.ok("/tokenize", {"messages": history})["tokens"]})["prompt"]

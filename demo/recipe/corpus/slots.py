@@ -8,11 +8,18 @@ A line of the table: `key | kind | names | descriptions | Chinese descriptions`.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from demo.recipe.corpus import hard_texts, values, words
-from demo.recipe.corpus.values import TRAIN, Value
+from demo.recipe.corpus.split import TRAIN
+from demo.recipe.corpus.values import Value
+
+T = TypeVar("T")
+# (generator, language, split)
+Draw = Callable[[random.Random, str, str], T]
 
 TABLE = """
 city | city | city location place town city_name | The city[ name]. ; Name of the city. ; The city( to look up| in question|, e.g. Boston). | 城市名称 ; 要查询的城市 ; 城市
@@ -136,7 +143,7 @@ class Slot:
 
     def options(self) -> list[tuple[str, str, str]]:
         """Of an enum: value, English words, Chinese words."""
-        return [tuple(o.split("~")) for o in self.kind.removeprefix("enum:").split(",")]
+        return [(value, en, zh) for value, en, zh in (o.split("~") for o in self.kind.removeprefix("enum:").split(","))]
 
 
 @cache
@@ -176,13 +183,13 @@ def make_value(slot: Slot, rng: random.Random, lang: str, split: str) -> Value:
     return Value(text, text)
 
 
-def _place_like(rng: random.Random, table: list, lang: str, split: str) -> str:
+def _place_like(rng: random.Random, table: Sequence[tuple[str, ...]], lang: str, split: str) -> str:
     if rng.random() < 0.3:
         return values.pseudo_word(rng, 2).capitalize() if lang == "en" else values.pseudo_zh(rng) + rng.choice("市县镇")
     return values.pair(rng, table, lang, split)
 
 
-def _code(table: list) -> object:
+def _code(table: Sequence[tuple[str, ...]]) -> Draw[Value]:
     def draw(rng: random.Random, lang: str, split: str) -> Value:
         entry = rng.choice(table)
         return Value(entry[0], rng.choice([entry[0], entry[0], entry[1] if lang == "en" else entry[2]]))
@@ -190,7 +197,7 @@ def _code(table: list) -> object:
     return draw
 
 
-def _from(table: list, invented: float = 0.15) -> object:
+def _from(table: Sequence[tuple[str, ...]], invented: float = 0.15) -> Draw[str]:
     def draw(rng: random.Random, lang: str, split: str) -> str:
         if rng.random() < invented:
             return values.pseudo_word(rng) if lang == "en" else values.pseudo_zh(rng)
@@ -235,7 +242,7 @@ def _song(rng: random.Random, lang: str, split: str) -> str:
     return str(rng.choice(words.SONGS if lang == "en" else words.ZH_SONGS))
 
 
-_SPECIAL = {
+_SPECIAL: dict[str, Draw[Value]] = {
     "currency": _code(words.CURRENCIES),
     "ticker": _code([(c[1], c[1], c[1]) for c in words.COMPANIES]),
     "unit": lambda r, lang, s: (lambda u: Value(u[0], u[0] if lang == "en" else u[1]))(r.choice(_UNITS)),
@@ -249,7 +256,7 @@ _SPECIAL = {
     "numbers": _numbers,
     "color_list": lambda r, lang, s: values.many(r, words.COLORS, lang),
 }
-_TEXTS = {
+_TEXTS: dict[str, Draw[str]] = {
     "city": lambda r, lang, s: _place_like(r, words.CITIES, lang, s),
     "place": lambda r, lang, s: (
         _place_like(r, words.CITIES, lang, s)

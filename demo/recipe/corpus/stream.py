@@ -7,12 +7,16 @@ anywhere and is the same on every machine. Nothing is stored and nothing repeats
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from demo.recipe.corpus.chat import courtesies, creative, facts, memory, more, rules, texts
 from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.tools import episodes
 from demo.recipe.corpus.tools.react import Episode
-from demo.recipe.corpus.values import TRAIN
+
+T = TypeVar("T")
 
 # Shares of the documents (tool episodes are about five times as long as the others).
 TOOL_KINDS = [
@@ -24,7 +28,7 @@ TOOL_KINDS = [
     (episodes.drill, 28),
     (episodes.calculator, 4),
 ]
-CHAT_KINDS = [
+CHAT_KINDS: list[tuple[Callable[[random.Random, str], Document], float]] = [
     (courtesies.small_talk, 14),
     (facts.question, 22),
     (facts.sums, 18),
@@ -43,13 +47,13 @@ CURRICULUM_DOCUMENTS = 15_000
 GENERIC_SHARE = 0.28  # of the tools have purposes that are made up on the spot
 
 
-def _weighted(rng: random.Random, kinds: list) -> object:
+def _weighted(rng: random.Random, kinds: Sequence[tuple[T, float]]) -> T:
     return rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
 
 
 def chat_document(rng: random.Random, split: str) -> Document:
     """A conversation without tools."""
-    return _weighted(rng, CHAT_KINDS)(rng, split)  # type: ignore[operator]
+    return _weighted(rng, CHAT_KINDS)(rng, split)
 
 
 def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Document:
@@ -63,7 +67,7 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
         num_tools = max(num_tools, 2)
     if kind is episodes.drill:
         num_tools += rng.choice([0, 1, 2]) if ripeness == 1.0 else 0
-    return kind(Episode(rng, split, num_tools, 0.55 * ripeness, GENERIC_SHARE))  # type: ignore[operator]
+    return kind(Episode(rng, split, num_tools, 0.55 * ripeness, GENERIC_SHARE))
 
 
 def make_document(seed: int, number: int, split: str = TRAIN) -> Document:

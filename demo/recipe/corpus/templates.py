@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from typing import Any
 
-Node = tuple  # ("text", str) | ("slot", str) | ("alt", list[list[Node]]) | ("opt", list[Node])
+Node = tuple[str, Any]  # ("text", str) | ("slot", str) | ("alt", list[list[Node]]) | ("opt", list[Node])
 
 
 @lru_cache(maxsize=8192)
@@ -78,7 +79,7 @@ def choose(template: str, rng: random.Random, keep: float = 0.4) -> list[str | t
     return out
 
 
-def _choose(nodes: list[Node], rng: random.Random, keep: float, out: list) -> None:
+def _choose(nodes: list[Node], rng: random.Random, keep: float, out: list[str | tuple[str]]) -> None:
     for kind, content in nodes:
         if kind == "text":
             out.append(content)

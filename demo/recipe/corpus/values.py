@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import random
 import string
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 from demo.recipe.corpus import hard_texts, words
 from demo.recipe.corpus.split import HELD_OUT, TRAIN, is_held_out
 from demo.recipe.corpus.templates import choose
+
+T = TypeVar("T")
 
 PLAIN_SHARE = 0.2  # of titles and topics
 # What people want to be reminded of, to know or to see: verbs, articles and prepositions belong to the value.
@@ -49,7 +52,7 @@ _VOWELS = "a e i o u a e i o ai ea ee ia io ou".split()
 _CODAS = ["", "", "", "", "l", "n", "r", "s", "t", "x", "m", "nd", "rk", "th", "ck"]
 
 
-def pick(rng: random.Random, items: list, split: str) -> object:
+def pick(rng: random.Random, items: Sequence[T], split: str) -> T:
     """Chooses among the entries of one side only."""
     side = [item for item in items if is_held_out(str(item)) == (split == HELD_OUT)]
     return rng.choice(side or items)
@@ -109,7 +112,7 @@ def person(rng: random.Random, lang: str, split: str) -> str:
     return f"{first} {last}"
 
 
-def pair(rng: random.Random, table: list[tuple[str, ...]], lang: str, split: str) -> str:
+def pair(rng: random.Random, table: Sequence[tuple[str, ...]], lang: str, split: str) -> str:
     """An entry of an English/Chinese table in one language."""
     entry = pick(rng, table, split)
     return entry[0] if lang == "en" else entry[-1]

@@ -13,15 +13,15 @@ import random
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from demo.recipe.corpus.chat import courtesies, creative, facts, memory, rules, texts
 from demo.recipe.corpus.document import Document, Turn, encode_prompt
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.tools import episodes, react
-from demo.recipe.corpus.values import HELD_OUT, TRAIN
 from demo.recipe.evaluation.generate import generate
 from demo.recipe.training.export import load_checkpoint
 from model.contract.tokenizer import Tokenizer
@@ -185,7 +185,7 @@ def score(cases: list[Case], answers: list[str]) -> dict[str, dict[str, float]]:
 
 def evaluate_checkpoint(
     folder: Path, per_category: int = 60, device: str = "cpu", seed: int = 20, failures: int = 0
-) -> dict:
+) -> dict[str, Any]:
     """Runs the evaluation on an exported checkpoint.
 
     Args:

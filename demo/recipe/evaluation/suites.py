@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from demo.recipe.corpus.chat import courtesies, facts, memory, rules
 from demo.recipe.corpus.document import DEFAULT_SYSTEM, Document
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.tools import episodes, react
 from demo.recipe.corpus.tools.tools import Tool
-from demo.recipe.corpus.values import HELD_OUT, TRAIN
 
 Message = dict[str, Any]
 Case = dict[str, Any]

@@ -68,5 +68,5 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         [batch, heads, length, head_dim] of their dtype.
     """
     if q.device.type == "cpu" and torch.is_grad_enabled():
-        return _StripAttention.apply(q, k, v)  # type: ignore[no-any-return]
+        return _StripAttention.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)

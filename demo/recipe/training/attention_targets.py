@@ -18,12 +18,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.templates import texts
 from demo.recipe.corpus.tools import related
 from demo.recipe.corpus.tools.domains import domains_of, trained_lines
 from demo.recipe.corpus.tools.invented import invent_domain
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
-from demo.recipe.corpus.values import TRAIN
 from model.contract.tokenizer import Tokenizer
 
 TOOL_OF_LINE, CHOSEN_TOOL, COPIED, WORD_OF_TOOL, TELLING_WORD, IDLE_WORD, DECIDED = range(7)
@@ -242,7 +242,9 @@ def _meaning() -> dict[bytes, str]:
 
 @lru_cache(maxsize=1)
 def _chinese() -> re.Pattern[bytes]:
-    return re.compile(b"|".join(sorted(map(re.escape, _meaning()), key=len, reverse=True)))
+    escaped: list[bytes] = [re.escape(word) for word in _meaning()]
+    escaped.sort(key=len, reverse=True)
+    return re.compile(b"|".join(escaped))
 
 
 def _values(text: _Text, within: Place) -> Iterator[tuple[bytes, int]]:

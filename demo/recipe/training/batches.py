@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,7 +156,7 @@ class StreamSettings:
     workers: int = 0
 
 
-def stream(settings: StreamSettings, first: int) -> Iterator[tuple[int | None, list[Batch]]]:
+def stream(settings: StreamSettings, first: int) -> Generator[tuple[int | None, list[Batch]], None, None]:
     """Endless steps from a document on.
 
     Yields:

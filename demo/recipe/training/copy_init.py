@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from demo.recipe.training.model import QwenForTraining
+from demo.recipe.training.model import Attention, Block, QwenForTraining
 
 STEP_BACK_PAIRS = 10  # fast rotary pairs tell neighbours apart
 STEP_BACK_STRENGTH = 5.0
@@ -33,7 +33,7 @@ def write_copy_heads(model: QwenForTraining, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     config = model.config
     size, dim = config.hidden_size, config.kv_channels
-    layers = model.transformer.h
+    layers = [block for block in model.transformer.h if isinstance(block, Block)]
     # What is seen and where it is noted must not overlap: the notes would drown what the later heads compare.
     spaces = _orthonormal(min(size, 4 * dim), size, generator).split(dim)
     for head in range(min(2, config.num_attention_heads)):
@@ -52,13 +52,13 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return q.T.contiguous()
 
 
-def _rows(attention: torch.nn.Module, which: int, head: int, dim: int) -> slice:
+def _rows(attention: Attention, which: int, head: int, dim: int) -> slice:
     """Rows of c_attn that hold a head's query (0), key (1) or value (2)."""
     start = which * attention.num_heads * dim + head * dim
     return slice(start, start + dim)
 
 
-def _attend_back(attention: torch.nn.Module, head: int, dim: int, base: float, steps: int) -> None:
+def _attend_back(attention: Attention, head: int, dim: int, base: float, steps: int) -> None:
     """Constant queries and keys whose rotated product is largest `steps` positions back."""
     half = dim // 2
     angles = steps * base ** (-torch.arange(half, dtype=torch.float32) / half)
@@ -71,7 +71,7 @@ def _attend_back(attention: torch.nn.Module, head: int, dim: int, base: float, s
     attention.c_attn.bias[key] = torch.cat([strength, torch.zeros(half)])
 
 
-def _match(attention: torch.nn.Module, head: int, dim: int, query: Tensor, key: Tensor) -> None:
+def _match(attention: Attention, head: int, dim: int, query: Tensor, key: Tensor) -> None:
     """Queries read one projection, keys another, compared in the slow rotary pairs only."""
     half = dim // 2
     slow = (torch.arange(half) >= int(MATCH_FROM * half)).float()
@@ -80,6 +80,6 @@ def _match(attention: torch.nn.Module, head: int, dim: int, query: Tensor, key: 
     attention.c_attn.weight[_rows(attention, 1, head, dim)] = key * mask
 
 
-def _set_value(attention: torch.nn.Module, head: int, dim: int, read: Tensor, write: Tensor) -> None:
+def _set_value(attention: Attention, head: int, dim: int, read: Tensor, write: Tensor) -> None:
     attention.c_attn.weight[_rows(attention, 2, head, dim)] = read
     attention.c_proj.weight[:, head * dim : (head + 1) * dim] = write

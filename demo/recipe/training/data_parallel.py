@@ -64,7 +64,7 @@ class Peers:
             return batches
         pieces = [piece for b in batches for piece in b.split(1 if b.ids.shape[1] > LONG_ROW else len(b.ids))]
         pieces.sort(key=lambda piece: -piece.ids.numel())
-        loads, parts = [0] * self.processes, [[] for _ in range(self.processes)]  # type: list[int], list[list]
+        loads, parts = [0] * self.processes, [[] for _ in range(self.processes)]  # type: list[int], list[list[Batch]]
         for piece in pieces:
             least = loads.index(min(loads))
             loads[least] += piece.ids.numel()

@@ -77,7 +77,7 @@ def test_decode(
     pool = Pool(lengths, head_dim, block_size, dtype, is_int8, device)
     query = (torch.randn(6, NUM_HEADS, head_dim) / 3).to(dtype).to(device)
     rows = [5, 0, 3, 2]
-    decodes = decode.DecodeRows(
+    decodes = decode.DecodeRows(  # type: ignore[call-arg]
         *(torch.tensor(x, dtype=torch.int32, device=device) for x in (rows, lengths, pool.starts)), pool.table
     )
     out = torch.full_like(query, 9.0)
@@ -99,7 +99,7 @@ def test_decode_with_scores_far_apart(device: torch.device, num_splits: int) -> 
     pool = Pool([500], 16, 16, torch.float32, False, device)
     query = torch.randn(1, NUM_HEADS, 16, device=device) * 40
     numbers = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0], [500], [0]))
-    decodes = decode.DecodeRows(*numbers, pool.table)
+    decodes = decode.DecodeRows(*numbers, pool.table)  # type: ignore[call-arg]
     out = torch.empty_like(query)
     decode.decode_attention(query, pool.data, None, decodes, out, block_size=16, num_splits=num_splits)
     torch.testing.assert_close(out.double().cpu(), pool.expected(0, query, 499), rtol=1e-4, atol=1e-4)

@@ -80,7 +80,7 @@ def test_an_int8_cache_as_the_reference_keeps_it(dtype: torch.dtype) -> None:
         batch = ForwardBatch.build(spans, CONFIG, 4, CPU)
         qkv = torch.randn(len(batch.token_ids), 3 * CONFIG.hidden_size).to(dtype)
         outs = [
-            backend.attention(qkv.clone(), 1, batch, backend.plan_attention(batch, cache))
+            backend.attention(qkv.clone(), 1, batch, backend.plan_attention(batch, cache))  # type: ignore[attr-defined]
             for backend, cache in zip(backends, caches, strict=True)
         ]
         # A chunk's own keys the reference may attend to before they are rounded.

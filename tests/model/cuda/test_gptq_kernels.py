@@ -41,7 +41,7 @@ class Layer:
         qzeros = pack_rows((zeros - 1).t(), bits).t().contiguous()
         tensors = (qweight, qzeros, scales, groups)
         self.expected = dequantize(GPTQTensors(*tensors, bits), torch.float32)
-        packed = pack(GPTQTensors(*(x.to(device) for x in tensors), bits))
+        packed = pack(GPTQTensors(*(x.to(device) for x in tensors), bits))  # type: ignore[call-arg]
         assert packed is not None
         self.packed: PackedWeight = packed
 

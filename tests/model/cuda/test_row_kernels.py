@@ -75,7 +75,7 @@ def test_rotary(device: torch.device, dtype: torch.dtype, rotary_dim: int) -> No
     slots[1] = -1
     cache = torch.full((2, 3, 96, 16), 7.0, dtype=dtype, device=device)
     args = (x.to(device) for x in (qkv, batch.cos, batch.sin, batch.query_scale, slots))
-    out = rotate_and_cache(*args, cache, None).cpu()  # type: ignore[misc]
+    out = rotate_and_cache(*args, cache, None).cpu()  # type: ignore[call-arg,misc]
     torch.testing.assert_close(out, query, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     expected = torch.full((2, 3, 96, 16), 7.0, dtype=dtype)
     written = slots[slots >= 0]
@@ -94,7 +94,7 @@ def test_rotary_into_an_int8_cache(device: torch.device) -> None:
     cache = torch.zeros((2, 3, 48, 16), dtype=torch.int8, device=device)
     scales = torch.full((2, 3, 48), -1.0, device=device)
     tensors = (qkv, batch.cos, batch.sin, batch.query_scale, batch.slots)
-    rotate_and_cache(*(x.to(device) for x in tensors), cache, scales)  # type: ignore[misc]
+    rotate_and_cache(*(x.to(device) for x in tensors), cache, scales)  # type: ignore[call-arg,misc]
     for half, exact in ((0, keys), (1, v)):
         scale = scales[half].cpu()[:, batch.slots].T
         torch.testing.assert_close(scale, exact.abs().amax(-1) / 127)

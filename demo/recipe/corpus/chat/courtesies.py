@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
 from demo.recipe.corpus.chat.courtesy_table import COURTESY
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.slots import all_slots, make_value
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.templates import say
-from demo.recipe.corpus.values import HELD_OUT, TRAIN
 
 Exchange = tuple[str, str]
+Topic = Callable[[random.Random, str, str], Exchange]
 
 SELF = [
     (
@@ -139,7 +141,7 @@ _REFUSALS = [
 ]
 
 
-def _table(rng: random.Random, table: list, lang: str, split: str) -> Exchange:
+def _table(rng: random.Random, table: Sequence[tuple[str, str, str, str]], lang: str, split: str) -> Exchange:
     row = rng.choice(table)
     question = row[0] if lang == "en" else row[2]
     text = say(_one_wording(question, rng, split), rng)

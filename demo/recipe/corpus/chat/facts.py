@@ -7,8 +7,8 @@ import random
 
 from demo.recipe.corpus import values, words
 from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.split import HELD_OUT, is_held_out
 from demo.recipe.corpus.templates import say
-from demo.recipe.corpus.values import HELD_OUT, is_held_out
 
 Exchange = tuple[str, str]
 _FORMS = {

@@ -9,8 +9,8 @@ from demo.recipe.corpus import hard_texts, values, words
 from demo.recipe.corpus.chat.courtesies import courtesy
 from demo.recipe.corpus.chat.facts import arithmetic, capital, color_of
 from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.templates import say
-from demo.recipe.corpus.values import HELD_OUT, TRAIN
 
 # key, English statement, English reply, English questions, English answer, and the same in Chinese.
 _THINGS = [
@@ -194,6 +194,7 @@ def _capital(text: str) -> str:
 
 def remember(rng: random.Random, split: str) -> Document:
     """Facts are told one a turn, other talk goes on, then they are asked for."""
+    thing: tuple[str, ...]
     lang = rng.choice(["en", "en", "zh"])
     base = 1 if lang == "en" else 5
     doc = Document("memory")

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from demo.recipe.corpus import hard_texts, values, words
-from demo.recipe.corpus.chat.courtesies import SELF, about_itself, courtesy
+from demo.recipe.corpus.chat.courtesies import SELF, Topic, about_itself, courtesy
 from demo.recipe.corpus.chat.courtesy_table import COURTESY
 from demo.recipe.corpus.chat.facts import FACTS, arithmetic, capital, color_of, opposite
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.slots import all_slots, make_value
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.templates import say
-from demo.recipe.corpus.values import TRAIN
 
 _ROLES = [
     r.split("/")
@@ -130,7 +131,7 @@ def system_rule(rng: random.Random, split: str) -> Document:
     return doc
 
 
-def _asked(topics: list, rng: random.Random, lang: str, split: str, kind: int) -> tuple[str, str]:
+def _asked(topics: Sequence[Topic], rng: random.Random, lang: str, split: str, kind: int) -> tuple[str, str]:
     """A question in one language and, where the rule turns the language, the other's answer."""
     topic = rng.choice(topics)
     if kind not in (2, 3):
@@ -146,14 +147,16 @@ def _asked(topics: list, rng: random.Random, lang: str, split: str, kind: int) -
     return question, answer
 
 
-def _in_other_language(topic: object, rng: random.Random, lang: str, split: str, question: str) -> str:
+def _in_other_language(topic: Topic, rng: random.Random, lang: str, split: str, question: str) -> str:
     other = "zh" if lang == "en" else "en"
     if topic is arithmetic:
         return topic(rng, lang, split)[1]
     if topic is capital:
         row = rng.choice(words.COUNTRIES)
         return f"{row[2]}的首都是{row[3]}。" if other == "zh" else f"The capital of {row[0]} is {row[1]}."
-    table = {courtesy: COURTESY, about_itself: SELF, color_of: FACTS}[topic]
+    tables: dict[Topic, Sequence[tuple[str, str, str, str]]]
+    tables = {courtesy: COURTESY, about_itself: SELF, color_of: FACTS}
+    table = tables[topic]
     return rng.choice(table)[3 if other == "zh" else 1]
 
 

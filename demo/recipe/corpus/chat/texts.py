@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 from demo.recipe.corpus import hard_texts, values, words
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.slots import all_slots, make_value
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.templates import say
-from demo.recipe.corpus.values import TRAIN
 
 
 def start(category: str, rng: random.Random) -> Document:
@@ -96,7 +97,7 @@ def copying(rng: random.Random, split: str) -> Document:
     return doc
 
 
-_LISTS = {
+_LISTS: dict[str, Sequence[tuple[str, ...]]] = {
     "fruits/水果": words.FRUITS,
     "animals/动物": words.ANIMALS,
     "colors/颜色": words.COLORS,

@@ -253,7 +253,7 @@ def math_tools(rng: random.Random, split: str) -> Document:
         description = _MATH[key][2] if lang == "en" or rng.random() < 0.5 else _MATH[key][3]
         tool = Tool(domain, name, name, description, [])
         schema = {"type": "object", "properties": {p: {"type": kind} for p in params}, "required": params}
-        tool.schema = lambda schema=schema: schema  # type: ignore[method-assign]
+        tool.schema = lambda schema=schema: schema  # type: ignore[method-assign,misc]
         tools[key] = (tool, params)
     episode_tools = [t for t, _ in tools.values()]
 

@@ -7,24 +7,25 @@ import random
 
 from demo.recipe.corpus import hard_texts
 from demo.recipe.corpus.slots import all_slots
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.tools import related
 from demo.recipe.corpus.tools.domains import Domain
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
-from demo.recipe.corpus.values import TRAIN, pick, pseudo_word, pseudo_zh
+from demo.recipe.corpus.values import pick, pseudo_word, pseudo_zh
 
 _OWNERS = "city country person product company user ident movie book song animal dish device flight host file symbol order word place title".split()
 _WHERE = "city place country room date topic price language person".split()
 
 
 def _noun(rng: random.Random, split: str) -> list[str]:
-    noun = list(pick(rng, NOUNS, split))  # type: ignore[call-overload]
+    noun = list(pick(rng, NOUNS, split))
     if rng.random() < 0.15:
         noun = [pseudo_word(rng, 2), pseudo_zh(rng)]
     if split == TRAIN and rng.random() < 0.15:
         noun = [hard_texts.english_word(rng), hard_texts.chinese_word(rng)]
     if rng.random() < 0.25:
         extra = pick(rng, NOUNS, split)
-        noun = [f"{extra[0]} {noun[0]}", extra[1] + noun[1]]  # type: ignore[index]
+        noun = [f"{extra[0]} {noun[0]}", extra[1] + noun[1]]
     return noun
 
 
@@ -36,16 +37,16 @@ def commander(rng: random.Random, split: str) -> Domain:
     """Does something to a thing; arguments are named in the question."""
     verb, noun = pick(rng, VERBS, split), _noun(rng, split)
     en, zh = noun
-    asked, thing = (related.otherwise(mark, entry, rng, split) for mark, entry in (("v", verb), ("n", noun)))  # type: ignore[arg-type]
-    domain = Domain(f"{verb[0]}_{en}", [_name(en)], [verb[0]], en.capitalize(), zh)  # type: ignore[index]
+    asked, thing = (related.otherwise(mark, entry, rng, split) for mark, entry in (("v", verb), ("n", noun)))
+    domain = Domain(f"{verb[0]}_{en}", [_name(en)], [verb[0]], en.capitalize(), zh)
     keys = rng.sample(list(all_slots()), rng.choice([0, 0, 1, 1, 2, 2, 3, 4]))
     domain.slots = [k + ("!" if rng.random() < 0.65 else "") for k in keys if all_slots()[k].kind != "bool"]
-    domain.lines["d"] = [f"{verb[0].capitalize()} (a|the|one) {en}[ of the system| by the given arguments]."]  # type: ignore[index]
-    domain.lines["D"] = [f"{verb[1]}[指定的|一个]{zh}"]  # type: ignore[index]
+    domain.lines["d"] = [f"{verb[0].capitalize()} (a|the|one) {en}[ of the system| by the given arguments]."]
+    domain.lines["D"] = [f"{verb[1]}[指定的|一个]{zh}"]
     domain.lines["q"] = [
-        f"(|||Please |I want to |I need to |Could you |Can you |Let's |Go and ){asked[0]} (the|a|this|my) {thing[0]}"  # type: ignore[index]
+        f"(|||Please |I want to |I need to |Could you |Can you |Let's |Go and ){asked[0]} (the|a|this|my) {thing[0]}"
     ]
-    domain.lines["Q"] = [f"(|||请|帮我|我要|我想|麻烦|请帮我){asked[1]}(|这个|一个|一下){thing[1]}"]  # type: ignore[index]
+    domain.lines["Q"] = [f"(|||请|帮我|我要|我想|麻烦|请帮我){asked[1]}(|这个|一个|一下){thing[1]}"]
     domain.result = rng.choice(["status", "number", "text", "ident", "list", "name=phrase state=state count=int"])
     return domain
 
@@ -53,7 +54,7 @@ def commander(rng: random.Random, split: str) -> Domain:
 def getter(rng: random.Random, split: str) -> Domain:
     """Tells a property of something."""
     prop = pick(rng, PROPERTIES, split)
-    en, zh = prop if rng.random() < 0.9 else (pseudo_word(rng, 2), pseudo_zh(rng))  # type: ignore[misc]
+    en, zh = prop if rng.random() < 0.9 else (pseudo_word(rng, 2), pseudo_zh(rng))
     if split == TRAIN and rng.random() < 0.15:
         en, zh = hard_texts.english_word(rng), hard_texts.chinese_word(rng)
     key = rng.choice(_OWNERS)

@@ -7,10 +7,11 @@ import random
 from dataclasses import dataclass
 
 from demo.recipe.corpus.slots import make_value
+from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.templates import choose
 from demo.recipe.corpus.tools.domains import HELD_OUT_DOMAINS, all_domains
 from demo.recipe.corpus.tools.tools import Tool, wording
-from demo.recipe.corpus.values import TRAIN, Value
+from demo.recipe.corpus.values import Value
 
 
 @dataclass

@@ -9,12 +9,13 @@ import random
 
 from demo.recipe.corpus.chat.exchanges import plain_exchange
 from demo.recipe.corpus.document import HEARD, Span
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.tools import results
 from demo.recipe.corpus.tools.domains import Domain
 from demo.recipe.corpus.tools.questions import Request, ask, polite
 from demo.recipe.corpus.tools.results import Result
 from demo.recipe.corpus.tools.tools import Tool, make_tool, pick_domain
-from demo.recipe.corpus.values import HELD_OUT, TRAIN, Value
+from demo.recipe.corpus.values import Value
 
 FINAL_THOUGHT = "I now know the final answer."
 _HEAD = "Answer the following questions as best you can. You have access to the following APIs:\n\n"

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from demo.recipe.corpus import hard_texts
 from demo.recipe.corpus.slots import Slot, all_slots
+from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.templates import say
 from demo.recipe.corpus.tools.domains import Domain, domains_of, trained_lines
 from demo.recipe.corpus.tools.invented import invent_domain
-from demo.recipe.corpus.values import HELD_OUT, TRAIN, pseudo_word
+from demo.recipe.corpus.values import pseudo_word
 
 
 @dataclass
