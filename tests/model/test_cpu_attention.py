@@ -120,6 +120,6 @@ def test_the_engine_without_it_says_the_same(monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             patch.setattr(torch_backend, "attention_code", lambda cache, dtype: None)
             without = stepwise_logits(model, ids, dtype)
-        # What is rounded to the cache's type now and then falls on the other side.
-        tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+        # What is rounded to the cache's type now and then falls on the other side. (An int8 cache is off by 0.15.)
+        tolerance = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.int8: 3e-2}[dtype]
         torch.testing.assert_close(with_kernel, without, rtol=tolerance, atol=tolerance)

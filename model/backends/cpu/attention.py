@@ -13,7 +13,7 @@ import torch
 
 from model.backends.cpu.attention_ir.kernel import KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel
 from model.backends.cpu.attention_ir.module import ATTEND, TILE, module_text, query_factor
-from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_permutes
+from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_integer_products, has_permutes
 from model.backends.cpu.rotary_ir import ROTATE, RotaryKernel
 from model.backends.cpu.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -147,7 +147,8 @@ def _compile(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> Att
     is_bf16 = has_bf16 and dtype == cache_dtype == torch.bfloat16
     query_dtype = torch.bfloat16 if is_bf16 else torch.float32
     names = DTYPE_NAMES[dtype], DTYPE_NAMES[cache_dtype]
-    kernel = AttentionKernel(*names, "bf16" if is_bf16 else "float32", head_dim, has_bf16, not has_permutes())
+    arithmetic = "bf16" if is_bf16 else "int16" if cache_dtype == torch.int8 and has_integer_products() else "float32"
+    kernel = AttentionKernel(*names, arithmetic, head_dim, has_bf16, not has_permutes())
     attend = compile_functions(module_text(kernel), [ATTEND])
     rotate = compile_functions(RotaryKernel(*names, DTYPE_NAMES[query_dtype], has_bf16).text, [ROTATE])
     if attend is None or rotate is None:

@@ -189,6 +189,11 @@ def has_bf16_products() -> bool:
     return _has("avx512bf16") and _has("avx512bw")
 
 
+def has_integer_products() -> bool:
+    """Whether this processor multiplies pairs of 16-bit integers and adds them up (AVX512-VNNI)."""
+    return _has("avx512vnni") and _has("avx512bw")
+
+
 def has_permutes() -> bool:
     """Whether this processor permutes vectors of 16 numbers (AVX-512)."""
     return _has("avx512f")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.backends.cpu.ir_writer import KINDS, LANES, NumberWriter, everywhere
+from model.backends.cpu.ir_writer import KINDS, LANES, NumberWriter, everywhere, float_literal
 
 KEYS = 64  # at a time
 TILE_ROWS = 96  # share the keys that were laid out
@@ -13,6 +13,8 @@ MAX_ROWS = 6
 # How many vectors a pass takes, by rows, where a register holds less than one.
 NARROW_VECTORS = {1: 4, 2: 2, 3: 2}
 MASKED = -1e30
+# Of 16 bits. 256 products with an int8, or 64, add up to less than 32 bits hold.
+_MAX_INTEGER = 32767.0
 MAX_HEAD_DIM = 256
 
 
@@ -23,7 +25,12 @@ class AttentionKernel:
     Attributes:
         dtype: of the results, "float32" or "bfloat16".
         cache_dtype: "float32", "bfloat16" or "int8" (with a scale for each token and head).
-        arithmetic: "bf16" (only for a bfloat16 cache; queries are bfloat16) or "float32" (queries are float32).
+        arithmetic: how products are made:
+            "bf16": pairs of bfloat16 (AVX512-BF16); for a bfloat16 cache and bfloat16 queries. Weights are rounded to
+            bfloat16, and the sum they are divided by is that of the rounded ones.
+            "int16": pairs of integers, exactly (AVX512-VNNI); for an int8 cache. Float32 queries, and the weights of 64
+            keys, become integers of 16 bits.
+            "float32": multiply-add on any processor, whatever the cache; queries are float32.
         head_dim: at most `MAX_HEAD_DIM`; a key fills whole words of 32 bits.
         has_bf16: see `NumberWriter`.
         is_narrow: whether a register holds less than a vector.
@@ -37,24 +44,34 @@ class AttentionKernel:
     is_narrow: bool = False
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether a word of 32 bits holds two numbers."""
+        return self.arithmetic != "float32"
+
+    @property
     def padded_dim(self) -> int:
         """Of a value in scratch memory."""
-        return -(-self.head_dim // LANES) * LANES
+        full = 2 * LANES if self.has_pairs else LANES
+        return -(-self.head_dim // full) * full
 
     @property
     def scratch(self) -> dict[str, int]:
         """Where each part of a thread's scratch memory begins, in bytes; `end` is its size."""
-        is_bf16 = self.arithmetic == "bf16"
+        size = 2 if self.has_pairs else 4
         sizes = {
-            "key": self.head_dim * KEYS * (2 if is_bf16 else 4),
-            "value": self.padded_dim * KEYS * (2 if is_bf16 else 4),
+            "key": self.head_dim * KEYS * size,
+            "value": self.padded_dim * KEYS * size,
             "scale": 2 * KEYS * 4,
             "score": MAX_ROWS * KEYS * 4,
-            "weight": MAX_ROWS * KEYS * (2 if is_bf16 else 4),
+            "weight": MAX_ROWS * KEYS * size,
             "shrink": MAX_ROWS * LANES * 4,
             "total": TILE_ROWS * self.padded_dim * 4,
             "best": TILE_ROWS * 4,
             "sum": TILE_ROWS * LANES * 4,
+            # Of integers: the queries, what one of each stands for, and what one of the rows' weights does.
+            "query": TILE_ROWS * self.head_dim * 2,
+            "query_unit": TILE_ROWS * 4,
+            "weight_unit": MAX_ROWS * 4,
         }
         places, end = {}, 0
         for name, size in sizes.items():
@@ -70,6 +87,10 @@ class Part(NumberWriter):
         super().__init__(has_bf16=kernel.has_bf16)
         self.kernel = kernel
         self.is_bf16 = kernel.arithmetic == "bf16"
+        self.is_integer = kernel.arithmetic == "int16"
+        self.sum_kind = "i32" if self.is_integer else "float"
+        self.per_vector = 2 * LANES if kernel.has_pairs else LANES  # numbers, in words
+        self.words_per_key = kernel.head_dim // 2 if kernel.has_pairs else kernel.head_dim
         self.dim, self.padded_dim = kernel.head_dim, kernel.padded_dim
 
     def part(self, name: str) -> None:
@@ -100,24 +121,102 @@ class Part(NumberWriter):
         address = self.emit(f"getelementptr {kind}, ptr {base}, i64 {at}")
         self.do(f"store <16 x {kind}> {value}, ptr {address}, align 4")
 
-    def product(self, total: str, vector: str, word: str) -> str:
-        """The total plus a vector times a number in all lanes; both are pairs in bf16."""
-        number = self.splat("i32", word)
+    def product(self, total: str, a: str, b: str) -> str:
+        """The total plus the products of two vectors of words; a word has one number, or two whose products add up."""
+        if self.is_integer:
+            pairs = (self.emit(f"bitcast <16 x i32> {each} to <32 x i16>") for each in (a, b))
+            arguments = ", ".join([f"<16 x i32> {total}", *(f"<32 x i16> {each}" for each in pairs)])
+            return self.emit(f"call <16 x i32> @llvm.x86.avx512.vpdpwssd.512({arguments})")
         if self.is_bf16:
-            a, b = (self.emit(f"bitcast <16 x i32> {each} to <32 x bfloat>") for each in (vector, number))
-            arguments = f"<16 x float> {total}, <32 x bfloat> {a}, <32 x bfloat> {b}"
+            pairs = (self.emit(f"bitcast <16 x i32> {each} to <32 x bfloat>") for each in (a, b))
+            arguments = ", ".join([f"<16 x float> {total}", *(f"<32 x bfloat> {each}" for each in pairs)])
             return self.emit(f"call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512({arguments})")
-        a, b = (self.emit(f"bitcast <16 x i32> {each} to <16 x float>") for each in (vector, number))
+        a, b = (self.emit(f"bitcast <16 x i32> {each} to <16 x float>") for each in (a, b))
         return self.fma(a, b, total)
+
+    def add_product(self, slot: str, a: str, b: str) -> None:
+        """Adds products to a variable."""
+        total = self.product(self.emit(f"load <16 x {self.sum_kind}>, ptr {slot}"), a, b)
+        self.do(f"store <16 x {self.sum_kind}> {total}, ptr {slot}")
+
+    def word(self, base: str, at: str) -> str:
+        """The word at `base[at]` in all lanes."""
+        address = self.emit(f"getelementptr i32, ptr {base}, i64 {at}")
+        return self.splat("i32", self.emit(f"load i32, ptr {address}, align 4"))
+
+    def numbers(self, dtype: str, address: str, count: int) -> str:
+        """The first numbers of a key, value or query as a vector of words, then zeros.
+
+        Args:
+            dtype: in memory.
+            address: of the first.
+            count: 16, or 32 in pairs, or fewer.
+        """
+        _, kind = KINDS[dtype]
+        full = self.per_vector
+        raw = self.emit(f"load <{count} x {kind}>, ptr {address}, align 1")
+        if count < full:
+            lanes = ", ".join(f"i32 {min(lane, count)}" for lane in range(full))
+            both = f"<{count} x {kind}> {raw}, <{count} x {kind}> zeroinitializer"
+            raw = self.emit(f"shufflevector {both}, <{full} x i32> <{lanes}>")
+        if self.is_integer and dtype == "int8":
+            raw = self.emit(f"sext <32 x i8> {raw} to <32 x i16>")
+        if self.kernel.has_pairs:
+            return self.emit(f"bitcast <32 x i16> {raw} to <16 x i32>")
+        if dtype == "int8":
+            raw = self.emit(f"sitofp <16 x i8> {raw} to <16 x float>")
+        elif dtype == "bfloat16":
+            wide = self.emit(f"zext <16 x i16> {raw} to <16 x i32>")
+            return self.emit(f"shl <16 x i32> {wide}, {ints(16)}")
+        return self.emit(f"bitcast <16 x float> {raw} to <16 x i32>")
+
+    def parts_of_head(self) -> list[tuple[int, int]]:
+        """Where in a head each vector of words begins, and how many numbers it has."""
+        return [(first, min(self.per_vector, self.dim - first)) for first in range(0, self.dim, self.per_vector)]
+
+    def key_at(self, number: str) -> str:
+        """The address of one of the numbers of the head's keys."""
+        _, kind = KINDS[self.kernel.cache_dtype]
+        return self.emit(f"getelementptr {kind}, ptr %head.keys, i64 {number}")
 
     def words_at(self, base: str, at: str) -> str:
         """16 words of 32 bits at `base[at]`."""
         address = self.emit(f"getelementptr i32, ptr {base}, i64 {at}")
         return self.emit(f"load <16 x i32>, ptr {address}, align 4")
 
-    def word_at(self, base: str, at: str) -> str:
-        """A word of 32 bits at `base[at]`."""
-        return self.emit(f"load i32, ptr {self.emit(f'getelementptr i32, ptr {base}, i64 {at}')}, align 4")
+    def integer_unit(self, largest: str) -> tuple[str, str]:
+        """What an integer of 1 stands for where the largest stands for a number, and the inverse in all lanes."""
+        unit = self.emit(f"fmul float {largest}, {float_literal(1 / _MAX_INTEGER)}")
+        is_zero = self.emit(f"fcmp oeq float {largest}, 0.0")
+        inverse = self.emit(f"fdiv float {float_literal(_MAX_INTEGER)}, {largest}")
+        return unit, self.splat("float", self.emit(f"select i1 {is_zero}, float 0.0, float {inverse}"))
+
+    def to_integers(self, numbers: str, inverse: str) -> str:
+        """16 numbers as integers of 16 bits."""
+        rounded = self.emit(f"call <16 x float> @llvm.roundeven.v16f32(<16 x float> {self.mul(numbers, inverse)})")
+        integers = self.emit(f"fptosi <16 x float> {rounded} to <16 x i32>")
+        return self.emit(f"trunc <16 x i32> {integers} to <16 x i16>")
+
+    def transposed(self, vectors: list[str]) -> list[str]:
+        """16 vectors of words, of which the i-th has the i-th words of these."""
+        vectors = list(vectors)
+        for half in (1, 2, 4, 8):
+            for i in range(LANES):
+                if not i & half:
+                    vectors[i], vectors[i + half] = self.exchange(vectors[i], vectors[i + half], half)
+        return vectors
+
+    def exchange(self, a: str, b: str, half: int) -> tuple[str, str]:
+        """Two vectors of words, in which the one's words of every other `half` change places with the other's."""
+        masks = (
+            [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)],
+            [LANES + lane if lane & half else lane ^ half for lane in range(LANES)],
+        )
+        results = []
+        for mask in masks:
+            lanes = ", ".join(f"i32 {lane}" for lane in mask)
+            results.append(self.emit(f"shufflevector <16 x i32> {a}, <16 x i32> {b}, <16 x i32> <{lanes}>"))
+        return results[0], results[1]
 
 
 def ints(value: int) -> str:

@@ -1,4 +1,8 @@
-"""Scores: queries times keys, of keys laid out for many rows, or as one row takes them from the cache."""
+"""Scores: queries times keys, of keys laid out for many rows, or as one row takes them from the cache.
+
+A score of floats is 16 sums, each of every 16th word of the key, added up from first to last. One row has them in the
+lanes of a vector; rows that share keys, whose lanes are keys, have one after another. Integers are exact in any order.
+"""
 
 from __future__ import annotations
 
@@ -8,192 +12,153 @@ from model.backends.cpu.attention_ir.kernel import (
     VECTORS,
     AttentionKernel,
     Part,
-    ints,
 )
-from model.backends.cpu.ir_writer import KINDS, LANES
+from model.backends.cpu.ir_writer import LANES
 
 
 class LayOutKeys(Part):
-    """Lays out 64 keys so that a vector holds one number (in bf16 two neighbours) of 16 keys.
+    """Lays out 64 keys so that a vector holds the same word of 16 keys.
 
     On the way it fetches the next 64 keys into the processor's cache, spread over the work there is.
     """
 
     def write(self) -> str:
         """The function's text: the head's first key in the cache, and the block's first slot in the table."""
-        self.begin("lay.out.keys(ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("group", "word"))
+        self.begin("lay.out.keys(ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("group", "part"))
         self.part("key")
         self.loop("group", "0", str(VECTORS), self._group)
         self.end()
         return self.text
 
-    @property
-    def _words_per_key(self) -> int:
-        size, _ = KINDS[self.kernel.cache_dtype]
-        return self.dim * size // 4
-
     def _group(self) -> None:
+        """16 keys."""
         first = self.emit(f"mul i64 %group, {LANES}")
-        rows = self._rows(first)
-        whole, rest = divmod(self._words_per_key, LANES)
+        rows = [self.emit(f"mul i64 {self.slot_of(self.offset(first, j))}, {self.dim}") for j in range(LANES)]
+        whole, rest = divmod(self.dim, self.per_vector)
 
-        def word() -> None:
-            self._square(rows, self.emit(f"mul i64 %word, {LANES}"), LANES, first)
+        def square(part: str, count: int) -> None:
+            self._fetch_next(first, part)
+            at = self.emit(f"mul i64 {part}, {self.per_vector}")
+            addresses = [self.key_at(self.emit(f"add i64 {row}, {at}")) for row in rows]
+            words = [self.numbers(self.kernel.cache_dtype, address, count) for address in addresses]
+            start = self.emit(f"add i64 {self.emit(f'mul i64 {part}, {LANES * KEYS}')}, {first}")
+            for i, word in enumerate(self.transposed(words)[: -(-count * LANES // self.per_vector)]):
+                self.put(word, "%key", self.offset(start, i * KEYS), "i32")
 
         if whole:
-            self.loop("word", "0", str(whole), word)
+            self.loop("part", "0", str(whole), lambda: square("%part", self.per_vector))
         if rest:
-            self._square(rows, str(whole * LANES), rest, first)
+            square(str(whole), rest)
 
-    def _rows(self, first: str) -> list[str]:
-        """The addresses of 16 keys."""
-        rows = []
-        for j in range(LANES):
-            at = self.emit(f"mul i64 {self.slot_of(self.offset(first, j))}, {self._words_per_key}")
-            rows.append(self.emit(f"getelementptr i32, ptr %head.keys, i64 {at}"))
-        return rows
-
-    def _square(self, rows: list[str], at: str, count: int, first: str) -> None:
-        """16 keys' next `count` words, transposed."""
-        self._fetch_next(first, at)
-        vectors = []
-        for row in rows:
-            address = self.emit(f"getelementptr i32, ptr {row}, i64 {at}")
-            vector = self.emit(f"load <{count} x i32>, ptr {address}, align 4")
-            if count < LANES:
-                lanes = ", ".join(f"i32 {min(i, count - 1)}" for i in range(LANES))
-                vector = self.emit(
-                    f"shufflevector <{count} x i32> {vector}, <{count} x i32> poison, <16 x i32> <{lanes}>"
-                )
-            vectors.append(vector)
-        for half in (1, 2, 4, 8):
-            for i in range(LANES):
-                if not i & half:
-                    vectors[i], vectors[i + half] = self._exchange(vectors[i], vectors[i + half], half)
-        for i in range(count):
-            self._store(vectors[i], self.offset(at, i), first)
-
-    def _fetch_next(self, first: str, at: str) -> None:
-        """Fetches a share of the keys that lie 64 further into the processor's cache, line after line."""
-        lines = -(-self._words_per_key // LANES)
-        keys = max(1, LANES // lines)
-        start = self.emit(f"mul i64 {self.emit(f'udiv i64 {at}, {LANES}')}, {keys}")
-        start = self.emit(f"add i64 {first}, {start}")
+    def _fetch_next(self, first: str, part: str) -> None:
+        """Fetches a share of the keys that lie 64 further."""
+        keys = max(1, LANES // -(-self.dim // self.per_vector))
+        start = self.emit(f"add i64 {first}, {self.emit(f'mul i64 {part}, {keys}')}")
         for key in range(keys):
             self.fetch("%head.keys", self.offset(start, KEYS + key))
 
-    def _exchange(self, a: str, b: str, half: int) -> tuple[str, str]:
-        masks = (
-            [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)],
-            [LANES + lane if lane & half else lane ^ half for lane in range(LANES)],
-        )
-        results = []
-        for mask in masks:
-            lanes = ", ".join(f"i32 {lane}" for lane in mask)
-            results.append(self.emit(f"shufflevector <16 x i32> {a}, <16 x i32> {b}, <16 x i32> <{lanes}>"))
-        return results[0], results[1]
 
-    def _store(self, words: str, word: str, first: str) -> None:
-        """Takes the same word of 16 keys, the number-th, apart into numbers."""
-        size, _ = KINDS[self.kernel.cache_dtype]
-        if self.is_bf16 or size == 4:
-            self._use(words, word, first)
-            return
-        per_word = 4 // size
-        at = self.emit(f"mul i64 {word}, {per_word}")
-        for part in range(per_word):
-            bits = 32 // per_word
-            value = words
-            if part < per_word - 1:
-                value = self.emit(f"shl <16 x i32> {value}, {ints(32 - bits * (part + 1))}")
-            if size == 1:
-                value = self.emit(f"ashr <16 x i32> {value}, {ints(24)}")
-                value = self.emit(f"sitofp <16 x i32> {value} to <16 x float>")
-                value = self.emit(f"bitcast <16 x float> {value} to <16 x i32>")
-            else:
-                value = self.emit(f"and <16 x i32> {value}, {ints(-65536)}")
-            self._use(value, self.offset(at, part), first)
-
-    def _use(self, numbers: str, number: str, first: str) -> None:
-        """Does what there is to do with a number (in bf16 a pair) of 16 keys, from the `first` of the 64 on."""
-        at = self.emit(f"mul i64 {number}, {KEYS}")
-        self.put(numbers, "%key", self.emit(f"add i64 {at}, {first}"), "i32")
-
-
-class ScoresOfOne(LayOutKeys):
-    """One query times keys as they are taken from the cache: laying them out would cost more than it saves.
-
-    All 64 keys advance together, or each product would wait for the one before.
-    """
+class ScoresOfOne(Part):
+    """One query times 64 keys as they are taken from the cache: laying them out would cost more than it saves."""
 
     def write(self) -> str:
         """The function's text."""
-        self.begin("scores.of.one(ptr %query, ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("word",))
+        self.begin("scores.of.one(ptr %query, ptr %head.keys, ptr %table, ptr %scratch)", (), 0, ("group",))
         self.part("score")
-        for v in range(VECTORS):
-            self.do(f"%acc.{v} = alloca <16 x float>")
-            self.do(f"store <16 x float> zeroinitializer, ptr %acc.{v}")
-        whole, rest = divmod(self._words_per_key, LANES)
-        groups = [(str(v * LANES), self._rows(str(v * LANES))) for v in range(VECTORS)]
-
-        def squares(at: str, count: int) -> None:
-            for first, rows in groups:
-                self._square(rows, at, count, first)
-
-        if whole:
-            self.loop("word", "0", str(whole), lambda: squares(self.emit(f"mul i64 %word, {LANES}"), LANES))
-        if rest:
-            squares(str(whole * LANES), rest)
-        for v in range(VECTORS):
-            self.put(self.emit(f"load <16 x float>, ptr %acc.{v}"), "%score", str(v * LANES))
+        size, kind = (2, "i16") if self.kernel.has_pairs else (4, "float")
+        query_dtype = "bfloat16" if size == 2 else "float32"
+        query = []
+        for first, count in self.parts_of_head():
+            address = self.emit(f"getelementptr {kind}, ptr %query, i64 {first}")
+            query.append(self.numbers(query_dtype, address, count))
+        self.loop("group", "0", str(VECTORS), lambda: self._group(query))
         self.end()
         return self.text
 
-    def _use(self, numbers: str, number: str, first: str) -> None:
-        slot = f"%acc.{int(first) // LANES}"
-        total = self.product(self.emit(f"load <16 x float>, ptr {slot}"), numbers, self.word_at("%query", number))
-        self.do(f"store <16 x float> {total}, ptr {slot}")
+    def _group(self, query: list[str]) -> None:
+        """16 keys."""
+        first = self.emit(f"mul i64 %group, {LANES}")
+        sums = []
+        for j in range(LANES):
+            self.fetch("%head.keys", self.offset(first, KEYS + j))
+            at = self.emit(f"mul i64 {self.slot_of(self.offset(first, j))}, {self.dim}")
+            total = "zeroinitializer"
+            for (number, count), words in zip(self.parts_of_head(), query, strict=True):
+                key = self.numbers(self.kernel.cache_dtype, self.key_at(self.offset(at, number)), count)
+                total = self.product(total, key, words)
+            sums.append(total)
+        self.put(self._sums_of(sums), "%score", first)
+
+    def _sums_of(self, keys: list[str]) -> str:
+        """Each of 16 keys' 16 sums, added up."""
+        if self.is_integer:
+            for half in (1, 2, 4, 8):
+                pairs = [self.exchange(a, b, half) for a, b in zip(keys[::2], keys[1::2], strict=True)]
+                keys = [self.emit(f"add <16 x i32> {a}, {b}") for a, b in pairs]
+            return self.emit(f"sitofp <16 x i32> {keys[0]} to <16 x float>")
+        words = self.transposed([self.emit(f"bitcast <16 x float> {key} to <16 x i32>") for key in keys])
+        sums = [self.emit(f"bitcast <16 x i32> {each} to <16 x float>") for each in words]
+        total = sums[0]
+        for each in sums[1:]:
+            total = self.add(total, each)
+        return total
 
 
 class Scores(Part):
-    """Queries times keys, some rows at a time."""
+    """Queries times 64 keys that were laid out, some rows at a time."""
 
     def __init__(self, kernel: AttentionKernel, rows: int) -> None:
         super().__init__(kernel)
         self.rows = rows
-        self.vectors_at_once = NARROW_VECTORS.get(rows, 1) if kernel.is_narrow else VECTORS
+        # Registers are for a total and, but for integers, one of its 16 sums.
+        narrow = NARROW_VECTORS.get(rows, 1)
+        self.vectors_at_once = narrow if kernel.is_narrow else VECTORS
+        if not self.is_integer and (kernel.is_narrow or rows > 3):
+            self.vectors_at_once = max(1, self.vectors_at_once // 2)
 
     def write(self) -> str:
         """The function's text; `%query` is the first row's."""
-        firsts = range(0, VECTORS, self.vectors_at_once)
-        self.begin(f"scores{self.rows}(ptr %query, ptr %scratch)", (), 0, [f"d{first}" for first in firsts])
+        self.begin(f"scores{self.rows}(ptr %query, ptr %scratch)", (), 0, ("pass", "longer", "lane"))
         self.part("key")
         self.part("score")
         for r in range(self.rows):
-            for v in range(VECTORS):
-                self.do(f"%acc.{r}.{v} = alloca <16 x float>")
-        for first in firsts:
-            self._pass(first)
+            for v in range(self.vectors_at_once):
+                self.do(f"%total.{r}.{v} = alloca <16 x {self.sum_kind}>")
+        self.loop("pass", "0", str(VECTORS // self.vectors_at_once), self._pass)
         self.end()
         return self.text
 
-    def _pass(self, first: int) -> None:
-        vectors = range(first, first + self.vectors_at_once)
-        words_per_row = self.dim // 2 if self.is_bf16 else self.dim
-        for r in range(self.rows):
-            for v in vectors:
-                self.do(f"store <16 x float> zeroinitializer, ptr %acc.{r}.{v}")
+    def _pass(self) -> None:
+        """Some vectors of keys."""
+        first = self.emit(f"mul i64 %pass, {self.vectors_at_once * LANES}")
+        places = [(r, v) for r in range(self.rows) for v in range(self.vectors_at_once)]
+        for r, v in places:
+            self.do(f"store <16 x {self.sum_kind}> zeroinitializer, ptr %total.{r}.{v}")
+        whole, rest = divmod(self.words_per_key, LANES)
+        if rest:
+            self.loop("longer", "0", str(rest), lambda: self._lane("%longer", first, whole + 1))
+        if whole:
+            self.loop("lane", str(rest), str(LANES), lambda: self._lane("%lane", first, whole))
+        for r, v in places:
+            total = self.emit(f"load <16 x {self.sum_kind}>, ptr %total.{r}.{v}")
+            if self.is_integer:
+                total = self.emit(f"sitofp <16 x i32> {total} to <16 x float>")
+            self.put(total, "%score", self.offset(first, r * KEYS + v * LANES))
 
-        def number() -> None:
-            at = self.emit(f"mul i64 %d{first}, {KEYS}")
-            keys = {v: self.words_at("%key", self.offset(at, v * LANES)) for v in vectors}
+    def _lane(self, lane: str, first: str, num_words: int) -> None:
+        """One of a score's 16 sums: every 16th word from the lane's on."""
+        places = [(r, v) for r in range(self.rows) for v in range(self.vectors_at_once)]
+        zeros = dict.fromkeys(places, "zeroinitializer")
+        before = {(r, v): self.emit(f"load <16 x {self.sum_kind}>, ptr %total.{r}.{v}") for r, v in places}
+        sums = before if self.is_integer else zeros
+        for word in range(0, num_words * LANES, LANES):
+            word_at = self.offset(lane, word)
+            at = self.emit(f"add i64 {self.emit(f'mul i64 {word_at}, {KEYS}')}, {first}")
+            keys = [self.words_at("%key", self.offset(at, v * LANES)) for v in range(self.vectors_at_once)]
             for r in range(self.rows):
-                word = self.word_at("%query", self.offset(f"%d{first}", r * words_per_row))
-                for v in vectors:
-                    total = self.emit(f"load <16 x float>, ptr %acc.{r}.{v}")
-                    self.do(f"store <16 x float> {self.product(total, keys[v], word)}, ptr %acc.{r}.{v}")
-
-        self.loop(f"d{first}", "0", str(words_per_row), number)
-        for r in range(self.rows):
-            for v in vectors:
-                self.put(self.emit(f"load <16 x float>, ptr %acc.{r}.{v}"), "%score", str(r * KEYS + v * LANES))
+                query = self.word("%query", self.offset(word_at, r * self.words_per_key))
+                for v, key in enumerate(keys):
+                    sums[r, v] = self.product(sums[r, v], key, query)
+        for (r, v), total in sums.items():
+            total = total if self.is_integer else self.add(before[r, v], total)
+            self.do(f"store <16 x {self.sum_kind}> {total}, ptr %total.{r}.{v}")

@@ -11,7 +11,7 @@ import math
 from model.backends.cpu.attention_ir.kernel import KEYS, MASKED, MAX_ROWS, AttentionKernel, Part
 from model.backends.cpu.attention_ir.keys import LayOutKeys, Scores, ScoresOfOne
 from model.backends.cpu.attention_ir.softmax import Scales, Softmax
-from model.backends.cpu.attention_ir.values import LayOutValues, Totals, TotalsOfOne
+from model.backends.cpu.attention_ir.values import LayOutValues, Totals, TotalsOfOne, natural_order
 from model.backends.cpu.ir_writer import KINDS, LANES, NUMBER_DECLARATIONS, float_literal
 
 # Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
@@ -27,6 +27,7 @@ _NUM_ADDRESSES = 11
 
 _DECLARATIONS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare i64 @llvm.umin.i64(i64, i64)
 """
@@ -48,13 +49,13 @@ class _Attend(Part):
 
     def write(self) -> str:
         """The function's text."""
-        loops = ("clear", "block", "at.work", "soft", "done", "column")
+        loops = ("clear", "block", "at.work", "soft", "done")
         self.begin(f"{ATTEND}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, loops)
         thread = self.emit("zext i32 " + self.emit("call i32 @omp_get_thread_num()") + " to i64")
         self.do(f"%scratch.first = mul i64 {thread}, {self.kernel.scratch['end']}")
         self.do("%scratch.own = getelementptr i8, ptr %scratch, i64 %scratch.first")
-        for name in ("total", "best", "sum"):
-            self.do(f"%{name} = getelementptr i8, ptr %scratch.own, i64 {self.kernel.scratch[name]}")
+        for name in ("total", "best", "sum", "query", "query_unit"):
+            self.do(f"%tile.{name} = getelementptr i8, ptr %scratch.own, i64 {self.kernel.scratch[name]}")
         self.do("br label %item.test")
         self.label("item.test")
         self.do("%item = atomicrmw add ptr %next, i64 1 monotonic")
@@ -85,7 +86,8 @@ class _Attend(Part):
             self.do(f"%head.{name} = getelementptr float, ptr %{name}, i64 %head.slots")
         at = self.emit(f"add i64 {self.emit('mul i64 %head, %rows')}, %tile.row")
         at = self.emit(f"mul i64 {at}, {self.dim}")
-        self.do(f"%first.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %query, i64 {at}")
+        self.do(f"%given.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %query, i64 {at}")
+        self.do(f"%first.query = getelementptr i8, ptr %{'tile' if self.is_integer else 'given'}.query, i64 0")
         self.loop("clear", "0", "%tile.count", self._clear)
         num_blocks = self.emit(f"udiv i64 {self.offset('%num.keys', KEYS - 1)}, {KEYS}")
         self.loop("block", "0", num_blocks, self._block)
@@ -94,10 +96,33 @@ class _Attend(Part):
     def _clear(self) -> None:
         at = self.emit(f"mul i64 %clear, {self.padded_dim}")
         for v in range(self.padded_dim // LANES):
-            self.put("zeroinitializer", "%total", self.offset(at, v * LANES))
-        self.put("zeroinitializer", "%sum", self.emit(f"mul i64 %clear, {LANES}"))
-        best = self.emit("getelementptr float, ptr %best, i64 %clear")
+            self.put("zeroinitializer", "%tile.total", self.offset(at, v * LANES))
+        self.put("zeroinitializer", "%tile.sum", self.emit(f"mul i64 %clear, {LANES}"))
+        best = self.emit("getelementptr float, ptr %tile.best, i64 %clear")
         self.do(f"store float {float_literal(MASKED)}, ptr {best}, align 4")
+        if self.is_integer:
+            self._take_query()
+
+    def _take_query(self) -> None:
+        """Turns a row's query into integers."""
+        first = self.emit(f"mul i64 %clear, {self.dim}")
+        parts = [(at, self.dim - at) for at in range(0, self.dim, LANES)]
+        counts = [(self.offset(first, at), str(rest) if rest < LANES else None) for at, rest in parts]
+        numbers = [self.load("float32", "%given.query", at, count) for at, count in counts]
+        best = "zeroinitializer"
+        for each in numbers:
+            best = self.larger(self.emit(f"call <16 x float> @llvm.fabs.v16f32(<16 x float> {each})"), best)
+        unit, inverse = self.integer_unit(self.largest(best))
+        self.do(
+            f"store float {unit}, ptr {self.emit('getelementptr float, ptr %tile.query_unit, i64 %clear')}, align 4"
+        )
+        for each, (at, count) in zip(numbers, counts, strict=True):
+            integers = self.to_integers(each, inverse)
+            if count is None:
+                self.put(integers, "%tile.query", at, "i16")
+            else:
+                address = self.emit(f"getelementptr i16, ptr %tile.query, i64 {at}")
+                self.do(f"call void @tail.store.i16(ptr {address}, i64 {count}, <16 x i16> {integers})")
 
     def _block(self) -> None:
         self.do(f"%first.key = mul i64 %block, {KEYS}")
@@ -132,7 +157,8 @@ class _Attend(Part):
         left = self.emit("sub i64 %tile.count, %work.row")
         self.do(f"%work.count = call i64 @llvm.umin.i64(i64 {left}, i64 {MAX_ROWS})")
         at = self.emit(f"mul i64 %work.row, {self.dim}")
-        self.do(f"%work.query = getelementptr {'i16' if self.is_bf16 else 'float'}, ptr %first.query, i64 {at}")
+        kind = "i16" if self.kernel.has_pairs else "float"
+        self.do(f"%work.query = getelementptr {kind}, ptr %first.query, i64 {at}")
         self._switch("scores", "ptr %work.query, ptr %scratch.own")
 
         self.loop("soft", "0", "%work.count", lambda: self._softmax("%soft", self.emit("add i64 %work.row, %soft")))
@@ -146,6 +172,9 @@ class _Attend(Part):
         at = self.emit(f"add i64 %tile.row, {row}")
         at = self.emit(f"getelementptr float, ptr %query_scales, i64 {at}")
         factor = self.emit(f"load float, ptr {at}, align 4")
+        if self.is_integer:
+            unit = self.emit(f"getelementptr float, ptr %tile.query_unit, i64 {row}")
+            factor = self.emit(f"fmul float {factor}, {self.emit(f'load float, ptr {unit}, align 4')}")
         self.do(f"call void @softmax(ptr %scratch.own, i64 {index}, i64 {row}, i64 {seen}, float {factor})")
 
     def _switch(self, name: str, arguments: str) -> None:
@@ -159,18 +188,17 @@ class _Attend(Part):
         self.label(f"{name}.end")
 
     def _finish(self) -> None:
-        total = self.total(self.float_at("%sum", self.emit(f"mul i64 %done, {LANES}")))
+        total = self.total(self.float_at("%tile.sum", self.emit(f"mul i64 %done, {LANES}")))
         inverse = self.splat("float", self.emit(f"fdiv float 1.0, {total}"))
         row = self.emit("add i64 %tile.row, %done")
         to = self.emit(f"add i64 {self.emit(f'mul i64 {row}, %heads')}, %head")
         to = self.emit(f"mul i64 {to}, {self.dim}")
         first = self.emit(f"mul i64 %done, {self.padded_dim}")
-
-        def column(at: str, count: str | None) -> None:
-            value = self.mul(self.float_at("%total", self.emit(f"add i64 {first}, {at}")), inverse)
-            self.store(self.kernel.dtype, value, "%out", self.emit(f"add i64 {to}, {at}"), count)
-
-        self.over("column", str(self.dim), column)
+        places = range(0, self.padded_dim, LANES)
+        totals = natural_order(self, [self.float_at("%tile.total", self.offset(first, at)) for at in places])
+        for at in range(0, self.dim, LANES):
+            count = str(self.dim - at) if self.dim - at < LANES else None
+            self.store(self.kernel.dtype, self.mul(totals[at // LANES], inverse), "%out", self.offset(to, at), count)
 
 
 def query_factor(scale: float) -> float:

@@ -12,11 +12,36 @@ class Scales(Part):
     def write(self) -> str:
         """The function's text."""
         parameters = "ptr %key_scales, ptr %value_scales, ptr %table, ptr %scratch, i64 %left"
-        self.begin(f"collect.scales({parameters})", (), 0, ("scan",))
+        self.begin(f"collect.scales({parameters})", (), 0, ("group", "scan"))
         self.part("scale")
-        self.loop("scan", "0", str(KEYS), self._scan)
+        self.do(f"%bounded = call i64 @llvm.umin.i64(i64 %left, i64 {KEYS})")
+        self.loop("group", "0", str(VECTORS), self._group)
         self.end()
         return self.text
+
+    def _group(self) -> None:
+        """16 keys: one load where their slots follow each other, as they do within a block."""
+        first = self.emit(f"mul i64 %group, {LANES}")
+        slots = self.words_at("%table", first)
+        slot = self.emit(f"extractelement <16 x i32> {slots}, i32 0")
+        lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+        expected = self.emit(f"add <16 x i32> {self.splat('i32', slot)}, <{lanes}>")
+        others = self.emit(f"bitcast <16 x i1> {self.emit(f'icmp ne <16 x i32> {slots}, {expected}')} to i16")
+        are_adjacent = self.emit(f"icmp eq i16 {others}, 0")
+        self.do(f"br i1 {are_adjacent}, label %adjacent, label %scattered")
+        self.label("adjacent")
+        slot = self.emit(f"sext i32 {slot} to i64")
+        left = self.splat("i32", self.emit(f"trunc i64 {self.emit(f'sub i64 %bounded, {first}')} to i32"))
+        are_there = self.emit(f"icmp slt <16 x i32> <{lanes}>, {left}")
+        for number, name in enumerate(("%key_scales", "%value_scales")):
+            scales = self.float_at(name, slot)
+            scales = self.emit(f"select <16 x i1> {are_there}, <16 x float> {scales}, <16 x float> zeroinitializer")
+            self.put(scales, "%scale", self.offset(first, number * KEYS))
+        self.do("br label %collected")
+        self.label("scattered")
+        self.loop("scan", first, self.offset(first, LANES), self._scan)
+        self.do("br label %collected")
+        self.label("collected")
 
     def _scan(self) -> None:
         slot = self.slot_of("%scan")
@@ -39,7 +64,7 @@ class Softmax(Part):
         """
         signature = "softmax(ptr %scratch, i64 %index, i64 %row, i64 %seen, float %factor)"
         self.begin(signature, (), 0, ())
-        for name in ("scale", "score", "weight", "shrink", "best", "sum"):
+        for name in ("scale", "score", "weight", "shrink", "best", "sum", "weight_unit"):
             self.part(name)
         limit = self.emit("call i64 @llvm.umin.i64(i64 %seen, i64 64)")
         limit = self.splat("i32", self.emit(f"trunc i64 {limit} to i32"))
@@ -65,10 +90,10 @@ class Softmax(Part):
         shrink = self._power(before, best, factor)
         self.put(shrink, "%shrink", self.emit(f"mul i64 %index, {LANES}"))
         weights = []
-        for v, score in enumerate(scores):
+        for score, mask in zip(scores, masks, strict=True):
             weight = self._power(score, best, factor)
-            weight = self.emit(f"select <16 x i1> {masks[v]}, <16 x float> {weight}, <16 x float> zeroinitializer")
-            weights.append(self._put_weight(weight, self.offset(at, v * LANES), v))
+            weights.append(self.emit(f"select <16 x i1> {mask}, <16 x float> {weight}, <16 x float> zeroinitializer"))
+        weights = self._put_weights(weights, at)
         part = self.add(self.add(weights[0], weights[1]), self.add(weights[2], weights[3]))
         sum_at = self.emit(f"mul i64 %row, {LANES}")
         self.put(self.fma(self.float_at("%sum", sum_at), shrink, part), "%sum", sum_at)
@@ -78,13 +103,30 @@ class Softmax(Part):
     def _power(self, score: str, best: str, factor: str) -> str:
         return self.exp2(self.mul(self.emit(f"fsub <16 x float> {score}, {best}"), factor))
 
-    def _put_weight(self, weight: str, at: str, v: int) -> str:
+    def _put_weights(self, weights: list[str], first: str) -> list[str]:
         """Writes weights as the values want them, and returns them as they are to be summed."""
+        places = [self.offset(first, v * LANES) for v in range(VECTORS)]
         if self.is_bf16:
-            self.store("bfloat16", weight, "%weight", at)
-            return self.rounded("bfloat16", weight)
-        scaled = weight
+            for weight, at in zip(weights, places, strict=True):
+                self.store("bfloat16", weight, "%weight", at)
+            return [self.rounded("bfloat16", weight) for weight in weights]
+        scaled = weights
         if self.kernel.cache_dtype == "int8":
-            scaled = self.mul(weight, self.float_at("%scale", str(KEYS + v * LANES)))
-        self.put(scaled, "%weight", at)
-        return weight
+            scales = [self.float_at("%scale", str(KEYS + v * LANES)) for v in range(VECTORS)]
+            scaled = [self.mul(weight, scale) for weight, scale in zip(weights, scales, strict=True)]
+        if self.is_integer:
+            self._put_integers(scaled, places)
+        else:
+            for weight, at in zip(scaled, places, strict=True):
+                self.put(weight, "%weight", at)
+        return weights
+
+    def _put_integers(self, weights: list[str], places: list[str]) -> None:
+        """The largest of the weights, which are not negative, becomes the largest integer."""
+        best = weights[0]
+        for weight in weights[1:]:
+            best = self.larger(weight, best)
+        unit, inverse = self.integer_unit(self.largest(best))
+        self.do(f"store float {unit}, ptr {self.emit('getelementptr float, ptr %weight_unit, i64 %index')}, align 4")
+        for weight, at in zip(weights, places, strict=True):
+            self.put(self.to_integers(weight, inverse), "%weight", at, "i16")
