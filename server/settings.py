@@ -163,7 +163,7 @@ class Settings(BaseModel):
         None, description="of the KV cache, such as 512MiB or 2GB (default: what is free)"
     )
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1, description="share of a GPU's memory to use")
-    no_cuda_graphs: bool = Field(False, description="do not record decode steps on a GPU (starts faster, runs slower)")
+    no_cuda_graphs: bool = Field(False, description="do not record steps on a GPU (starts faster, runs slower)")
     no_run_ahead: bool = Field(False, description="on a GPU, wait for each step's tokens before starting the next")
     no_prefix_caching: bool = Field(False, description="do not reuse the cache of equal prompt starts")
     share_prefix_cache: bool = Field(

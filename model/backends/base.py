@@ -16,6 +16,9 @@ from model.sampling.sampling_row import Choose
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
 
+# The most tokens of a step with prompts that is recorded; for longer ones a device takes longer than their launches.
+MAX_RECORDED_TOKENS = 1024
+
 # Waits for tensors on their way to the host, and returns them.
 HostCopy = Callable[[], list[torch.Tensor]]
 
@@ -130,6 +133,22 @@ class DecodeGraphs(Protocol):
 
         Returns:
             logits [S, vocab_size] float32, overwritten by the next run.
+        """
+        ...
+
+
+class Steps(Protocol):
+    """Runs steps of any kind, in the backend's own layout."""
+
+    def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:
+        """Runs a step.
+
+        Args:
+            spans: its sequences; the last token of each may be `UNKNOWN_TOKEN`.
+            sources: for each, where an unknown token is in the `last_ids`, else -1.
+
+        Returns:
+            the hidden states of the rows whose logits are needed, [R, hidden_size].
         """
         ...
 
@@ -344,6 +363,35 @@ class Backend(Protocol):
 
         Returns:
             what replays them, or None where nothing is gained by it.
+        """
+        ...
+
+    def make_steps(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+        max_num_tokens: int,
+        any_rank: Callable[[bool], bool] | None = None,
+        *,
+        is_recorded: bool = True,
+    ) -> Steps | None:
+        """Makes what lays out and runs steps that `capture_decode` did not record.
+
+        Args:
+            step: the model, from a batch to hidden states [T, hidden_size].
+            config: of the checkpoint.
+            cache: of all steps.
+            last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
+            max_model_len: the longest sequence.
+            max_num_tokens: of a step.
+            any_rank: see `capture_decode`.
+            is_recorded: whether short steps should be recorded.
+
+        Returns:
+            None where `ForwardBatch.build` does as well.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from model.backends.base import DecodeGraphs, HostCopy
+from model.backends.base import DecodeGraphs, HostCopy, Steps
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
@@ -42,6 +42,23 @@ class ImmediateSteps:
         with_adapters: bool = False,
     ) -> DecodeGraphs | None:
         """See `Backend`. There is nothing to record."""
+        if any_rank is not None:
+            any_rank(True)
+        return None
+
+    def make_steps(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+        max_num_tokens: int,
+        any_rank: Callable[[bool], bool] | None = None,
+        *,
+        is_recorded: bool = True,
+    ) -> Steps | None:
+        """See `Backend`. A batch is laid out where it is computed, or as for a CPU."""
         if any_rank is not None:
             any_rank(True)
         return None

@@ -18,7 +18,7 @@ import torch
 from model.adapters.loading import load_first, make_store
 from model.architectures import make_model
 from model.backends import device_of_rank, make_backend, memory_of_rank, num_threads_of_rank
-from model.backends.base import Backend, DecodeGraphs
+from model.backends.base import MAX_RECORDED_TOKENS, Backend, DecodeGraphs, Steps
 from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
@@ -51,7 +51,7 @@ _LOGIT_ROWS_PER_PASS = 32
 
 # Recorded decode steps of all batch sizes have together this many times the logits of the largest, and this beside.
 _GRAPH_LOGITS = 6
-_GRAPH_BYTES = 256 << 20
+_GRAPH_BYTES = 512 << 20
 
 _GIB = 1 << 30
 
@@ -139,6 +139,7 @@ class ModelRunner:
             self._graphs = self._capture() if config.cuda_graphs else None
             has_adapters = self.adapters is not None and self._graphs is not None
             self._graphs_with_adapters = self._capture(with_adapters=True) if has_adapters else None
+            self._steps = self._make_steps(is_recorded=config.cuda_graphs)
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
@@ -223,26 +224,42 @@ class ModelRunner:
         def step(batch: ForwardBatch) -> torch.Tensor:
             return self.model.logits(self.model(batch, self._cache))
 
-        def any_rank(is_true: bool) -> bool:
-            return any(self._ranks.numbers(is_true))
-
         return self.backend.capture_decode(
             step,
             self.model_config,
             self._cache,
             self._last_ids,
             self.max_model_len,
-            any_rank if self._ranks.place.num_processes > 1 else None,
+            self._any_rank if self._ranks.place.num_processes > 1 else None,
             with_adapters,
         )
 
+    def _make_steps(self, *, is_recorded: bool) -> Steps | None:
+        def step(batch: ForwardBatch) -> torch.Tensor:
+            hidden: torch.Tensor = self.model(batch, self._cache)
+            return hidden
+
+        return self.backend.make_steps(
+            step,
+            self.model_config,
+            self._cache,
+            self._last_ids,
+            self.max_model_len,
+            self.max_num_batched_tokens,
+            self._any_rank if self._ranks.place.num_processes > 1 else None,
+            is_recorded=is_recorded,
+        )
+
+    def _any_rank(self, is_true: bool) -> bool:
+        return any(self._ranks.numbers(is_true))
+
     def _step_bytes(self, config: EngineConfig, dtype: torch.dtype, max_model_len: int) -> int:
         """What steps take beside the weights and the cache: the largest one, and the histories of penalties."""
-        num_tokens = min(self.max_num_batched_tokens, max_model_len)
         num_rows = min(config.max_num_seqs, self.max_num_batched_tokens)
         sampling = SamplingParams(max_tokens=1, top_p=0.9, num_logprobs=1)
 
-        def run() -> None:
+        def run(max_num_tokens: int, *, is_sampled: bool) -> None:
+            num_tokens = min(max_num_tokens, max_model_len)
             # All its blocks are the same one: what it computes means nothing, what it takes is what a real one takes.
             cache = allocate_kv_cache(
                 self._own_config, num_blocks=1, block_size=config.block_size, dtype=dtype, device=self.backend.device
@@ -251,22 +268,26 @@ class ModelRunner:
             blocks = [0] * -(-num_tokens // config.block_size)
             spans = [
                 SequenceSpan([0] * num_tokens, 0, 1.0, blocks, 1)
-                for _ in range(max(1, self.max_num_batched_tokens // num_tokens))
+                for _ in range(max(1, max_num_tokens // num_tokens))
             ]
             batch = ForwardBatch.build(spans, self.model_config, config.block_size, self.backend.device)
             hidden = self.model(batch, cache)
+            if not is_sampled:
+                return
             rows = [SamplingRow(i, sampling, [0], 1, 0) for i in range(num_rows)]
             logits = self.model.logits(hidden[:1].expand(num_rows, -1).contiguous())
             if self._ranks.place.is_leader:
                 self._make_sampler(1, 1).launch(logits, rows)
 
-        num_bytes = self.backend.measure_step_bytes(run)
+        num_bytes = self.backend.measure_step_bytes(lambda: run(self.max_num_batched_tokens, is_sampled=True))
         if num_bytes == 0:
             return 0
         # An id and a number for each token that a sequence with penalties may have.
         num_bytes += config.max_num_seqs * max_model_len * 12
         if config.cuda_graphs:
-            # Recorded steps keep their logits; what they compute in between they share.
+            # Recorded steps keep their logits; what they compute in between they share, but with no other step.
+            num_recorded = min(self.max_num_batched_tokens, MAX_RECORDED_TOKENS)
+            num_bytes += self.backend.measure_step_bytes(lambda: run(num_recorded, is_sampled=False))
             num_bytes += _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
         return num_bytes
 
@@ -477,6 +498,8 @@ class ModelRunner:
 
     def _forward(self, spans: list[SequenceSpan], sources: list[int]) -> torch.Tensor:
         """The hidden states of the rows whose logits are needed, [R, hidden_size]."""
+        if self._steps is not None:
+            return self._steps.run(spans, sources)
         plan = None if self.adapters is None else self.backend.plan_adapters(spans)
         batch = ForwardBatch.build(spans, self.model_config, self.block_size, self.backend.device, plan)
         unknown = [(end, source) for end, source in zip(_ends(spans), sources, strict=True) if source >= 0]

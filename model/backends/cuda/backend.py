@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKernel, LowRankTable
+from model.backends.cuda.angles import Angles
 from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
-from model.backends.cuda.decode_graphs import CapturedDecodes, CudaRecorder
+from model.backends.cuda.decode_graphs import CapturedDecodes
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
@@ -23,8 +24,10 @@ from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
+from model.backends.cuda.recording import CudaRecorder, NoRecorder, Recorder
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
+from model.backends.cuda.steps import CudaSteps
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
@@ -68,6 +71,7 @@ class CudaBackend:
         self._recorder: CudaRecorder | None = None
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
+        self._angles: Angles | None = None
         self._packed_kinds: set[PackedKind] = set()
         if device.type == "cuda":
             # Triton launches on the current device and takes its current stream.
@@ -290,6 +294,7 @@ class CudaBackend:
                 cache,
                 last_ids,
                 max_model_len,
+                self._angles_of(config, max_model_len),
                 self._recorder,
                 make_inputs,
                 any_rank=any_rank,
@@ -306,6 +311,51 @@ class CudaBackend:
                 raise noted_fault(self._notes, _RECORDING, broken) from error
             logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
             return None
+
+    def make_steps(
+        self,
+        step: Callable[[ForwardBatch], torch.Tensor],
+        config: ModelConfig,
+        cache: KVCache,
+        last_ids: torch.Tensor,
+        max_model_len: int,
+        max_num_tokens: int,
+        any_rank: Callable[[bool], bool] | None = None,
+        *,
+        is_recorded: bool = True,
+    ) -> CudaSteps:
+        """See `Backend`."""
+        is_recorded = is_recorded and self._recorder is not None and not self._cannot_record()
+        if any_rank is not None:
+            is_recorded = not any_rank(not is_recorded)
+
+        def make(recorder: Recorder) -> CudaSteps:
+            return CudaSteps(
+                step,
+                config,
+                cache,
+                last_ids,
+                max_model_len,
+                max_num_tokens,
+                self._dtype,
+                self._angles_of(config, max_model_len),
+                recorder,
+                self.operations["make_decode_inputs"],
+                self.plan_adapters,
+                any_rank,
+                is_recorded=is_recorded,
+                is_fixed=self._is_fixed,
+            )
+
+        try:
+            return make(self._recorder or NoRecorder())
+        except BrokenDeviceError as error:
+            raise noted_fault(self._notes, _RECORDING, error) from error
+
+    def _angles_of(self, config: ModelConfig, max_model_len: int) -> Angles:
+        if self._angles is None:
+            self._angles = Angles.make(config, max_model_len, self.device)
+        return self._angles
 
     def _cannot_record(self) -> bool:
         """Whether something that is known already stands against recording; says so."""

@@ -91,7 +91,8 @@ def decode_attention(
         chosen = torch.tensor(group, device=query.device)
         rows, own = decodes.rows[chosen].long(), decodes.lengths[chosen]
         slots = slots_of(decodes.table, decodes.table_starts[chosen], own, max(1, lengths[group[0]]), block_size)
-        out[rows] = attend_decodes(query[rows], cache, scales, slots, own)
+        attended = attend_decodes(query[rows], cache, scales, slots, own)
+        out[rows[rows >= 0]] = attended[rows >= 0]
 
 
 def prefill_attention(

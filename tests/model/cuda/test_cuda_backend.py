@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.cuda import decode_graphs
+from model.backends.cpu.angles import cos_sin
+from model.backends.cuda import recording
+from model.backends.cuda.angles import Angles
 from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
-from model.backends.cuda.decode_graphs import CapturedDecodes, angle_tables
+from model.backends.cuda.decode_graphs import CapturedDecodes
 from model.backends.cuda.device_faults import BrokenDeviceError
 from model.backends.cuda.kernels.launch import recorded
 from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
 from model.backends.cuda.operations import KERNELS
+from model.backends.cuda.steps import CudaSteps
 from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest
@@ -34,6 +37,7 @@ from tests.support.engine_driver import Driver, make_driver
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 CPU = torch.device("cpu")
+ANGLES = Angles.make(CONFIG, 60, CPU)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the native ones")
 
@@ -115,16 +119,16 @@ def test_plan_of_a_mixed_step() -> None:
 
 
 def test_angles_are_those_of_a_batch() -> None:
-    rows, tables = angle_tables(CONFIG, 100, CPU)
+    rows, tables = Angles.make(CONFIG, 100, CPU)
     alphas = {CONFIG.rope_alpha(n) for n in range(1, 101)}
     assert set(rows) == alphas
     assert len(alphas) > 2
     positions = torch.arange(100)
     assert torch.equal(tables.query_scale, query_scale(positions, CONFIG))
     for alpha, row in rows.items():
-        angles = positions.float()[:, None] * inverse_frequencies(CONFIG, alpha)
-        assert torch.equal(tables.cos[row], angles.cos())
-        assert torch.equal(tables.sin[row], angles.sin())
+        cos, sin = cos_sin(positions.float()[:, None] * inverse_frequencies(CONFIG, alpha))
+        assert torch.equal(tables.cos[row], cos)
+        assert torch.equal(tables.sin[row], sin)
 
 
 class FakeRecorder:
@@ -172,14 +176,16 @@ def model() -> FakeModel:
 def capture(model: FakeModel, recorder: FakeRecorder, max_num_seqs: int = 6) -> CapturedDecodes:
     cache = allocate_kv_cache(CONFIG, num_blocks=30, block_size=4, dtype=torch.float32, device=CPU)
     last_ids = torch.arange(50, 50 + max_num_seqs)
-    return CapturedDecodes(model, CONFIG, cache, last_ids, 60, recorder)
+    return CapturedDecodes(model, CONFIG, cache, last_ids, 60, ANGLES, recorder)
 
 
 def test_recorded_rows_have_their_adapters(model: FakeModel) -> None:
     """A replay reads the slots of this step's rows, not of the one that was recorded; rows to spare have none."""
     cache = allocate_kv_cache(CONFIG, num_blocks=8, block_size=4, dtype=torch.float32, device=CPU)
     last_ids = torch.zeros(6, dtype=torch.int64)
-    graphs = CapturedDecodes(model, CONFIG, cache, last_ids, 60, FakeRecorder(), with_adapters=True)
+    graphs = CapturedDecodes(
+        model, CONFIG, cache, last_ids, 60, ANGLES, FakeRecorder(), with_adapters=True
+    )
     assert all(batch.adapter_plan.slots.tolist() == [-1] * len(batch.token_ids) for batch in model.batches)
     graphs.run([SequenceSpan([i], 0, 1.0, [i], 1, slot) for i, slot in enumerate((2, -1, 0))], [-1] * 3)
     assert model.batches[-1].adapter_plan.slots.tolist() == [2, -1, 0, -1]
@@ -211,9 +217,8 @@ def test_what_a_graph_reads(model: FakeModel) -> None:
     expected = ForwardBatch.build([dataclasses.replace(s, token_ids=[0]) for s in spans], CONFIG, 4, CPU)
     assert batch.token_ids.tolist() == [7, 55, 8, 0]
     assert batch.slots.tolist() == [*expected.slots.tolist(), -1]
-    # On a CPU the angles come from a kernel of its own, whose last bit may differ.
-    torch.testing.assert_close(batch.cos[:3], expected.cos, atol=1e-6, rtol=0)
-    torch.testing.assert_close(batch.sin[:3], expected.sin, atol=1e-6, rtol=0)
+    assert torch.equal(batch.cos[:3], expected.cos)
+    assert torch.equal(batch.sin[:3], expected.sin)
     assert torch.equal(batch.query_scale[:3], expected.query_scale)
     decodes = batch.attention_plan.decodes
     assert decodes.lengths.tolist() == [34, 5, 1, 0]
@@ -299,7 +304,7 @@ def test_a_backend_without_room_for_its_tables_has_no_graphs(
     def fail(*args: object) -> None:
         raise torch.OutOfMemoryError("no memory for angles")
 
-    monkeypatch.setattr(decode_graphs, "angle_tables", fail)
+    monkeypatch.setattr(Angles, "make", fail)
     backend: Any = InterpretedBackend(CPU)
     cache = allocate_kv_cache(CONFIG, num_blocks=3, block_size=4, dtype=torch.float32, device=CPU)
     assert backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12) is None
@@ -307,7 +312,7 @@ def test_a_backend_without_room_for_its_tables_has_no_graphs(
 
 
 def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_graphs, "MAX_CAPTURE_S", -1.0)
+    monkeypatch.setattr(recording, "MAX_CAPTURE_S", -1.0)
     recorder = FakeRecorder()
     graphs = capture(model, recorder)
     assert graphs.batch_sizes == [1]
@@ -331,6 +336,7 @@ class InterpretedBackend(CudaBackend):
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *_, **__: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
+    monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_steps.py has them
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
     # Programs run one after another here.
     monkeypatch.setattr("model.backends.cuda.kernels.gptq_matmul._TARGET_PROGRAMS", 1)

@@ -34,7 +34,7 @@ class DecodeRows(NamedTuple):
     """Which rows of a step are decodes, and where their keys are.
 
     Attributes:
-        rows: [B] int32, the row of the step's queries, and of its output.
+        rows: [B] int32, the row of the step's queries, and of its output; -1 for none.
         lengths: [B] int32, keys of each sequence, the new one included; 0 gives zeros.
         table_starts: [B] int32, where in `table` the sequence's blocks begin.
         table: [any] int32, block numbers.
@@ -117,6 +117,9 @@ def _decode_attention_kernel(
     sequence = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
+    row = tl.load(rows_ptr + sequence).to(tl.int64)
+    if row < 0:
+        return
     length = tl.load(lengths_ptr + sequence)
     # A multiple of the tile, so that no part but the last has a ragged end.
     part = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_TOKENS) * BLOCK_TOKENS
@@ -124,7 +127,6 @@ def _decode_attention_kernel(
     first = split * part
     last = tl.minimum(first + part, length)
 
-    row = tl.load(rows_ptr + sequence).to(tl.int64)
     dims = tl.arange(0, BLOCK_DIM)
     dim_mask = dims < HEAD_DIM
     query = tl.load(query_ptr + row * query_stride + head * HEAD_DIM + dims, mask=dim_mask, other=0.0)

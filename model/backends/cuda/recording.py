@@ -1,0 +1,223 @@
+"""Recording steps as CUDA graphs: what records, in which order, what is proved of each, and what happens when it fails.
+
+Everything but the recording itself runs on a CPU too, so that tests can hold it to its word.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
+from model.distributed.ranks import OutOfStepError
+
+logger = logging.getLogger(__name__)
+
+# Recording stops here; sizes it did not come to run as any other step.
+MAX_CAPTURE_S = 90.0
+
+# The same kernels on the same numbers; a library may choose another algorithm while it is recorded.
+_MAX_REPLAY_ERROR = 0.02
+
+Size = TypeVar("Size", bound=Hashable)
+
+
+class Recorder(Protocol):
+    """Records work on the device."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """Runs something, and records it.
+
+        Returns:
+            what repeats it, and its result, which every repetition overwrites.
+        """
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """Returns what waits until the work launched so far is done."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs, all in one pool of memory: no two of them run at a time."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._pool: Any = None
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """See `Recorder`."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()  # compiles kernels, and lets libraries make what they may not make while recording
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                output = run()
+        except BaseException:
+            # Torch's random numbers on the device stay in the state of a capture that failed, until one succeeds.
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+                torch.zeros(1, device="cuda")
+            raise
+        self._pool = graph.pool()
+        return graph.replay, output
+
+    def mark(self) -> Callable[[], None]:
+        """See `Recorder`."""
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+
+class NoRecorder:
+    """Of a device that works at once."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """See `Recorder`; there is nothing to record with."""
+        raise RuntimeError("nothing can be recorded on this device")
+
+    def mark(self) -> Callable[[], None]:
+        """See `Recorder`."""
+        return lambda: None
+
+
+class Recordings(Generic[Size]):
+    """Recorded steps by their size.
+
+    Args:
+        recorder: of the device.
+        any_rank: see `Backend.capture_decode`.
+        what: they are of, for the log.
+
+    Attributes:
+        sizes: that were recorded, in the order of recording.
+    """
+
+    def __init__(self, recorder: Recorder, any_rank: Callable[[bool], bool] | None, what: str) -> None:
+        self._recorder = recorder
+        self._any_rank = any_rank
+        self._what = what
+        self._graphs: dict[Size, tuple[Callable[[], None], torch.Tensor]] = {}
+        self.sizes: list[Size] = []
+
+    def record_all(
+        self,
+        sizes: Iterable[Size],
+        run: Callable[[Size], torch.Tensor],
+        set_numbers: Callable[[Size, bool], int],
+        device: torch.device,
+    ) -> None:
+        """Records ascending sizes, as many as time and memory allow; none at all if any goes wrong.
+
+        Args:
+            sizes: the smallest first.
+            run: a step of a size; returns its result, a row for each of its rows.
+            set_numbers: lays out a step of a size, without any sequence or with some; returns how many rows they have.
+            device: where they run.
+
+        Raises:
+            BrokenDeviceError: nothing works on the device any more.
+            OutOfStepError: other ranks have recorded what this one cannot.
+        """
+        started = time.monotonic()
+        self._record_all(sizes, run, set_numbers, device)
+        self.sizes = list(self._graphs)
+        logger.info("recorded %s of sizes %s in %.1f s", self._what, self.sizes, time.monotonic() - started)
+
+    def _record_all(
+        self,
+        sizes: Iterable[Size],
+        run: Callable[[Size], torch.Tensor],
+        set_numbers: Callable[[Size, bool], int],
+        device: torch.device,
+    ) -> None:
+        started = time.monotonic()
+        for size in sizes:
+            is_late = bool(self._graphs) and time.monotonic() - started > MAX_CAPTURE_S
+            if is_late if self._any_rank is None else self._any_rank(is_late):
+                logger.warning("recording %s took too long; those of size %s and more have none", self._what, size)
+                return
+            try:
+                set_numbers(size, False)
+                self._graphs[size] = self._recorder.record(lambda size=size: run(size))  # type: ignore[misc]
+                self._check_replay(size, run, set_numbers(size, True))
+            except Exception as error:
+                if self._any_rank is not None:  # the others are still at it, or have it
+                    message = f"{self._what} of size {size} cannot be recorded on every rank"
+                    raise OutOfStepError(f"{message} ({one_line(error)}); start with --no-cuda-graphs") from error
+                if isinstance(error, torch.OutOfMemoryError):
+                    self._graphs.pop(size, None)
+                    logger.warning("no memory to record %s of size %s and more", self._what, size)
+                    return
+                self._graphs.clear()
+                require_living_device(device, error)
+                logger.warning(
+                    "%s of size %s cannot be recorded, so none is; they run as any other: %s",
+                    self._what,
+                    size,
+                    one_line(error),
+                    exc_info=logger.isEnabledFor(logging.DEBUG),
+                )
+                return
+
+    def _check_replay(self, size: Size, run: Callable[[Size], torch.Tensor], num_rows: int) -> None:
+        """Replays a step on the numbers that lie there, and runs it as any other.
+
+        Raises:
+            RuntimeError: the two disagree.
+        """
+        found = self.replay(size)[:num_rows].clone()
+        error = relative_error(found, run(size)[:num_rows])
+        if not error <= _MAX_REPLAY_ERROR:
+            raise RuntimeError(f"a replayed step is off by {error:.3g} of its largest number")
+
+    def replay(self, size: Size) -> torch.Tensor:
+        """Repeats a recorded step and returns its result, which the next replay overwrites."""
+        replay, result = self._graphs[size]
+        replay()
+        return result
+
+
+class StepNumbers:
+    """The numbers of a step in a fixed place on the device, filled by a single copy from one of two host buffers.
+
+    Those take turns, because the copy of the step before may not have begun when the next one is prepared.
+
+    Args:
+        capacity: the most numbers of a step.
+        device: where they go.
+        mark: returns what waits until the work launched so far is done.
+
+    Attributes:
+        on_device: [capacity] int32.
+    """
+
+    def __init__(self, capacity: int, device: torch.device, mark: Callable[[], Callable[[], None]]) -> None:
+        self.on_device = torch.zeros(capacity, dtype=torch.int32, device=device)
+        self._mark = mark
+        self._staging = [torch.zeros(capacity, dtype=torch.int32) for _ in range(2)]
+        if device.type == "cuda":
+            self._staging = [buffer.pin_memory() for buffer in self._staging]
+        self._is_free: list[Callable[[], None]] = [lambda: None, lambda: None]
+        self._turn = 0
+
+    def prepare(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Returns the host buffer whose turn it is, once it is free; what it held before is still in it."""
+        self._is_free[self._turn]()
+        return self._staging[self._turn].numpy()
+
+    def send(self, count: int) -> None:
+        """Copies the first numbers of the buffer to the device, in the order of the stream."""
+        self.on_device[:count].copy_(self._staging[self._turn][:count], non_blocking=True)
+        self._is_free[self._turn] = self._mark()
+        self._turn = 1 - self._turn
