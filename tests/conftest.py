@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import openai
 import pytest
 import torch
 
-from server.run_module import module_command
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from demo.random_checkpoint import Shape, write
+from tests.support.server_process import Server, ServerProcess, running_server
 from tests.support.wire import Wire
 
 # Without a GPU Triton kernels run in its interpreter. It reads this once, when it is first imported, by whomever.
@@ -35,7 +34,7 @@ def pytest_collection_finish() -> None:
 def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random checkpoint with a 256-byte vocabulary."""
     folder = tmp_path_factory.mktemp("checkpoints") / "Qwen-Demo"
-    subprocess.run(module_command("demo.random_checkpoint", str(folder)), cwd=ROOT, check=True)
+    write(folder, Shape())
     return folder
 
 
@@ -47,7 +46,7 @@ def server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield process
 
 
-def sdk_of(server: ServerProcess) -> openai.OpenAI:
+def sdk_of(server: Server) -> openai.OpenAI:
     """The official SDK for a server of a test's own."""
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 

@@ -127,6 +127,8 @@ def run(connection: Connection[ToEngine]) -> int:
         logger.error("the engine failed:\n%s", traceback.format_exc())
         connection.send(EngineFailed(f"the engine failed: {_one_line(e)}", is_startup_error=False))
         return 1
+    finally:
+        watchdog.stop()
 
 
 def _lead_ranks(config: EngineConfig, connection: Connection[ToEngine]) -> RankLeader:

@@ -19,7 +19,8 @@ import pytest
 from pydantic import BaseModel
 
 from tests.conftest import SMALL
-from tests.support.server_process import ServerProcess, running_server
+from tests.support.in_process_server import in_process_server
+from tests.support.server_process import Server
 from tests.support.wire import TOOLS, WEATHER, named
 
 # The SDK's types want literals everywhere; these tests send plain dicts on purpose.
@@ -202,15 +203,15 @@ def test_errors_are_of_their_classes(client: openai.OpenAI) -> None:
 
 
 @pytest.fixture(scope="module")
-def small_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def small_server(demo_checkpoint: Path) -> Iterator[Server]:
     """A server with a key, that takes one request at a time and lets none wait."""
     flags = (*SMALL, "--api-key", "secret", "--max-queue-requests", "1", "--max-num-seqs", "1")
-    with running_server(demo_checkpoint, tmp_path_factory.mktemp("small") / "log", *flags) as process:
-        yield process
+    with in_process_server(demo_checkpoint, *flags) as server:
+        yield server
 
 
 @contextmanager
-def full(server: ServerProcess) -> Iterator[Callable[[], None]]:
+def full(server: Server) -> Iterator[Callable[[], None]]:
     """Keeps a server busy and its queue full; the function it yields ends that."""
     wishes: dict[str, Any] = {"model": "Qwen", "messages": HI, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
     with ExitStack() as stack:
@@ -222,7 +223,7 @@ def full(server: ServerProcess) -> Iterator[Callable[[], None]]:
         yield stack.close
 
 
-def test_keys_and_full_queues(small_server: ServerProcess) -> None:
+def test_keys_and_full_queues(small_server: Server) -> None:
     url = f"{small_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError) as denied:
@@ -235,7 +236,7 @@ def test_keys_and_full_queues(small_server: ServerProcess) -> None:
         assert 1 <= int(limited.value.response.headers["retry-after"]) <= 60
 
 
-def test_the_sdk_comes_back_after_the_time_it_is_told(small_server: ServerProcess) -> None:
+def test_the_sdk_comes_back_after_the_time_it_is_told(small_server: Server) -> None:
     with openai.OpenAI(base_url=f"{small_server.url}/v1", api_key="secret", max_retries=4) as sdk:
         with full(small_server) as end:
             timer = threading.Timer(0.2, end)
@@ -246,15 +247,15 @@ def test_the_sdk_comes_back_after_the_time_it_is_told(small_server: ServerProces
         assert raw.retries_taken >= 1
 
 
-def test_a_server_that_drains_is_told_apart(demo_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_server_that_drains_is_told_apart(demo_checkpoint: Path) -> None:
     """A 503 with Retry-After is tried again by the SDK, and is an InternalServerError when it stays."""
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL) as process:
+    with in_process_server(demo_checkpoint, *SMALL) as process:
         with openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0, timeout=30) as sdk:
             endless = sdk.chat.completions.create(
                 model="Qwen", messages=HI, max_tokens=1900, stream=True, extra_body={"ignore_eos": True}
             )
             next(iter(endless))
-            process.process.terminate()
+            process.signal()
             while process.status("/ready") == 200:
                 time.sleep(0.01)
             with pytest.raises(openai.InternalServerError) as gone:
@@ -263,15 +264,14 @@ def test_a_server_that_drains_is_told_apart(demo_checkpoint: Path, tmp_path: Pat
             assert gone.value.code == "engine_unavailable"
             assert 1 <= int(gone.value.response.headers["retry-after"]) <= 60
             endless.close()
-        assert process.process.wait(20) == 0
 
 
-async def test_a_stream_that_breaks_raises(demo_checkpoint: Path, tmp_path: Path) -> None:
+async def test_a_stream_that_breaks_raises(demo_checkpoint: Path) -> None:
     async def read(stream: AsyncIterator[Any]) -> None:
         async for _ in stream:
             pass
 
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL, "--request-timeout-s", "0.5") as process:
+    with in_process_server(demo_checkpoint, *SMALL, "--request-timeout-s", "0.5") as process:
         async with openai.AsyncOpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0) as sdk:
             wishes: dict[str, Any] = {
                 "model": "Qwen", "messages": HI, "max_tokens": 1900, "extra_body": {"ignore_eos": True}

@@ -19,6 +19,7 @@ import pytest
 from server.run_module import module_command
 from tests.conftest import SMALL, sdk_of
 from tests.docs.guide import examples
+from tests.support.in_process_server import in_process_server
 from tests.support.server_process import ROOT, ServerProcess, running_server
 
 with warnings.catch_warnings():
@@ -207,8 +208,8 @@ def test_it_does_on_the_suites_what_its_card_says(
         assert measured[figure] <= ceiling, f"{figure}: {measured[figure]:.2f}"
 
 
-def test_the_int4_checkpoint_does_nearly_as_well(tmp_path: Path) -> None:
-    with running_server(QUANTIZED, tmp_path / "log", *SMALL) as process, sdk_of(process) as client:
+def test_the_int4_checkpoint_does_nearly_as_well() -> None:
+    with in_process_server(QUANTIZED, *SMALL) as process, sdk_of(process) as client:
         answers = [
             client.chat.completions.create(
                 model="Qwen",

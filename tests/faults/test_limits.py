@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.faults.conftest import StartServer
+from tests.conftest import SMALL
+from tests.support.in_process_server import in_process_server
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -17,14 +19,15 @@ def of_key(url: str, key: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
-async def test_limits(start_server: StartServer) -> None:
+async def test_limits(demo_checkpoint: Path) -> None:
     keys = ("--api-key", "alpha", "--api-key", "beta", "--api-key", "gamma", "--max-requests-per-minute", "14")
-    server = start_server(*keys, "--max-request-tokens", "3000", "--max-queue-tokens", "500", "--max-num-seqs", "1")
-    url = server.url.geturl()
-    async with of_key(url, "alpha") as alpha, of_key(url, "beta") as beta, of_key(url, "gamma") as gamma:
-        await check_sizes(alpha)
-        await check_rate(alpha, beta)
-        await check_queue_of_tokens(gamma)
+    limits = ("--max-request-tokens", "3000", "--max-queue-tokens", "500", "--max-num-seqs", "1")
+    with in_process_server(demo_checkpoint, *SMALL, *keys, *limits) as server:
+        url = server.url
+        async with of_key(url, "alpha") as alpha, of_key(url, "beta") as beta, of_key(url, "gamma") as gamma:
+            await check_sizes(alpha)
+            await check_rate(alpha, beta)
+            await check_queue_of_tokens(gamma)
 
 
 async def check_sizes(http: httpx.AsyncClient) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,8 @@ from server.wire.errors import ApiError
 from server.wire.requests import LoadAdapterRequest
 from tests.conftest import SMALL
 from tests.support.adapters import adapter_config, factors, random_adapter, write_adapter
-from tests.support.server_process import ServerProcess, running_server
+from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.server_process import Server
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +45,17 @@ def root(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def served(demo_checkpoint: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    log_file = tmp_path_factory.mktemp("lora") / "log"
+def served(demo_checkpoint: Path, root: Path) -> Iterator[InProcessServer]:
     flags = ("--lora", f"sql={root / 'sql'}", "--allow-lora-updates", "--lora-root", str(root), "--max-loras", "3")
-    with running_server(demo_checkpoint, log_file, *SMALL, *flags, "--max-model-len", "512") as server:
+    with in_process_server(demo_checkpoint, *SMALL, *flags, "--max-model-len", "512") as server:
         yield server
 
 
-def post(server: ServerProcess, path: str, **body: Any) -> httpx.Response:
+def post(server: Server, path: str, **body: Any) -> httpx.Response:
     return httpx.post(server.url + path, json=body, timeout=60)
 
 
-def say(server: ServerProcess, model: str) -> str:
+def say(server: Server, model: str) -> str:
     response = post(server, "/v1/completions", model=model, prompt="Hello, ", max_tokens=16, temperature=0)
     assert response.status_code == 200, response.text
     reply = response.json()
@@ -65,7 +63,7 @@ def say(server: ServerProcess, model: str) -> str:
     return str(reply["choices"][0]["text"])
 
 
-def load(server: ServerProcess, name: str, path: str, **fields: Any) -> httpx.Response:
+def load(server: Server, name: str, path: str, **fields: Any) -> httpx.Response:
     return post(server, "/v1/load_lora_adapter", lora_name=name, lora_path=path, **fields)
 
 
@@ -76,11 +74,11 @@ def error_of(response: httpx.Response) -> str:
     return str(error["message"])
 
 
-def listed(server: ServerProcess) -> dict[str, dict[str, Any]]:
+def listed(server: Server) -> dict[str, dict[str, Any]]:
     return {entry["id"]: entry for entry in httpx.get(f"{server.url}/v1/models").json()["data"]}
 
 
-def test_adapters_are_models(served: ServerProcess, root: Path) -> None:
+def test_adapters_are_models(served: Server, root: Path) -> None:
     models = listed(served)
     assert models["sql"]["root"] == str(root / "sql")
     assert models["sql"]["parent"] == "Qwen-Demo"
@@ -96,7 +94,7 @@ def test_adapters_are_models(served: ServerProcess, root: Path) -> None:
     assert 'vllm:request_success_total{finished_reason="length",model_name="sql"}' in served.get("/metrics")
 
 
-def test_routers_see_which_adapters_are_in_use(served: ServerProcess) -> None:
+def test_routers_see_which_adapters_are_in_use(served: Server) -> None:
     idle = 'vllm:lora_requests_info{max_lora="3",running_lora_adapters="",waiting_lora_adapters=""}'
     assert idle in served.get("/metrics")
     body = {"model": "sql", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -107,7 +105,7 @@ def test_routers_see_which_adapters_are_in_use(served: ServerProcess) -> None:
     assert any(idle in served.get("/metrics") for _ in range(200)), "the abort is noticed"
 
 
-def test_loading_and_unloading(served: ServerProcess, root: Path) -> None:
+def test_loading_and_unloading(served: Server, root: Path) -> None:
     response = load(served, "poet", "poet")
     assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'poet' added successfully.")
     first = say(served, "poet")
@@ -142,7 +140,7 @@ def test_loading_and_unloading(served: ServerProcess, root: Path) -> None:
         ("*", "poet", "lora_name"),
     ],
 )
-def test_what_cannot_be_loaded(served: ServerProcess, name: str, path: str, told: str) -> None:
+def test_what_cannot_be_loaded(served: Server, name: str, path: str, told: str) -> None:
     response = load(served, name, path)
     assert response.status_code == 400
     assert told in error_of(response)
@@ -150,10 +148,10 @@ def test_what_cannot_be_loaded(served: ServerProcess, name: str, path: str, told
     assert say(served, "sql")
 
 
-def test_a_crash_brings_all_of_them_back(served: ServerProcess) -> None:
+def test_a_crash_brings_all_of_them_back(served: InProcessServer) -> None:
     assert load(served, "crash", "poet2").status_code == 200
     before = {name: say(served, name) for name in ("sql", "crash", "Qwen")}
-    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.lose_engine()
     after = {name: post(served, "/v1/completions", model=name, prompt="Hello, ", max_tokens=16, temperature=0)
              for name in before}  # fmt: skip
     if any(response.status_code == 503 for response in after.values()):  # the death had been noticed
@@ -161,7 +159,7 @@ def test_a_crash_brings_all_of_them_back(served: ServerProcess) -> None:
     assert {name: say(served, name) for name in before} == before
 
 
-def test_updates_need_leave(server: ServerProcess) -> None:
+def test_updates_need_leave(server: Server) -> None:
     for path, body in (("load", {"lora_name": "x", "lora_path": "x"}), ("unload", {"lora_name": "x"})):
         response = post(server, f"/v1/{path}_lora_adapter", **body)
         assert response.status_code == 403 and "--allow-lora-updates" in error_of(response)

@@ -1,20 +1,20 @@
-"""A GGUF file in the place of a checkpoint folder, from the command line to the reply."""
+"""A GGUF file in the place of a checkpoint folder, from the export to the reply."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from model.contract.errors import CheckpointError
+from model.contract.errors import CheckpointError, ConfigError
 from server import hub
-from server.run_module import module_command
 from tests.conftest import SMALL, sdk_of
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.in_process_server import in_process_server
+from tests.support.server_process import Server, ServerProcess
+from tools.export.run import export
 
 
-def reply(server: ServerProcess) -> str:
+def reply(server: Server) -> str:
     with sdk_of(server) as sdk:
         done = sdk.chat.completions.create(
             model="Qwen", temperature=0, max_tokens=12, messages=[{"role": "user", "content": "Héllo?"}]
@@ -24,12 +24,11 @@ def reply(server: ServerProcess) -> str:
 
 def test_an_exported_file_is_served_alone(demo_checkpoint: Path, server: ServerProcess, tmp_path: Path) -> None:
     target = tmp_path / "my-model.gguf"
-    for _ in range(2):
-        command = module_command("server", "export", str(demo_checkpoint), str(target))
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.endswith("exists already; name a file that does not\n")
+    export(demo_checkpoint, target, "bf16")
+    with pytest.raises(ConfigError, match="exists already; name a file that does not"):
+        export(demo_checkpoint, target, "bf16")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
-    with running_server(target, tmp_path / "log", *SMALL, "--max-model-len", "2048") as of_file:
+    with in_process_server(target, *SMALL, "--max-model-len", "2048") as of_file:
         with sdk_of(of_file) as sdk:
             assert next(model.id for model in sdk.models.list()) == "my-model"
         assert reply(of_file) == reply(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import httpx
 import pytest
 
 from tests.conftest import SMALL
-from tests.support.server_process import ROOT, running_server
+from tests.support.in_process_server import in_process_server
+from tests.support.server_process import ROOT, Server, running_server
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
 
@@ -32,11 +34,25 @@ async def ask(http: httpx.AsyncClient, case: dict[str, Any]) -> dict[str, Any]:
     return dict(response.json()["choices"][0])
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in GOLDEN.iterdir() if (path / "cases.json").exists()))
-async def test_greedy_ids_and_logprobs(folder: str, tmp_path: Path) -> None:
+FOLDERS = sorted(path.name for path in GOLDEN.iterdir() if (path / "cases.json").exists())
+FLAGS = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+async def test_greedy_ids_and_logprobs(folder: str) -> None:
+    await check(folder, in_process_server(GOLDEN / folder, *FLAGS))
+
+
+@pytest.mark.parametrize(
+    "folder", ["gptq_int4_asym_desc_act", *(pytest.param(folder, marks=pytest.mark.slow) for folder in FOLDERS)]
+)
+async def test_the_same_of_two_processes(folder: str, tmp_path: Path) -> None:
+    await check(folder, running_server(GOLDEN / folder, tmp_path / "log", *FLAGS))
+
+
+async def check(folder: str, started: AbstractContextManager[Server]) -> None:
     cases = json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]
-    flags = (*SMALL, "--dtype", "float32", "--max-num-batched-tokens", "32")
-    with running_server(GOLDEN / folder, tmp_path / "log", *flags) as server:
+    with started as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             alone = [await ask(http, case) for case in cases]
             together = await asyncio.gather(*(ask(http, case) for case in cases))

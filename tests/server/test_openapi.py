@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from server.wire import openapi
 from server.wire.requests import MAX_TEMPERATURE, ChatCompletionRequest
 from tests.conftest import SMALL
-from tests.support.server_process import ServerProcess, running_server
+from tests.support.in_process_server import in_process_server
+from tests.support.server_process import Server
 from tests.support.wishes import BATCHES
 
 with warnings.catch_warnings():
@@ -44,21 +45,20 @@ def test_bounds_have_the_names_of_json_schema() -> None:
 
 
 @pytest.fixture(scope="module")
-def narrow_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def narrow_server(demo_checkpoint: Path) -> Iterator[Server]:
     """A server whose replies are short, whatever is asked for."""
-    flags = (*SMALL, "--max-model-len", "128")
-    with running_server(demo_checkpoint, tmp_path_factory.mktemp("narrow") / "log", *flags) as process:
-        yield process
+    with in_process_server(demo_checkpoint, *SMALL, "--max-model-len", "128") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def document(narrow_server: ServerProcess) -> dict[str, Any]:
+def document(narrow_server: Server) -> dict[str, Any]:
     response = httpx.get(f"{narrow_server.url}/openapi.json")
     return dict(response.json())
 
 
 @pytest.fixture(scope="module")
-def api(narrow_server: ServerProcess) -> Any:
+def api(narrow_server: Server) -> Any:
     return schemathesis.openapi.from_url(f"{narrow_server.url}/openapi.json")
 
 
@@ -129,7 +129,7 @@ OPERATIONS = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("path", "method", "count"), OPERATIONS)
 def test_what_is_made_of_it_is_answered_as_it_says(
-    narrow_server: ServerProcess, api: Any, path: str, method: str, count: int
+    narrow_server: Server, api: Any, path: str, method: str, count: int
 ) -> None:
     has_body = method == "POST" and "{" not in path
     modes = list(schemathesis.GenerationMode) if has_body else [schemathesis.GenerationMode.POSITIVE]
@@ -179,7 +179,7 @@ def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_its_examples_are_requests_that_work(server: ServerProcess, document: dict[str, Any], path: str) -> None:
+def test_its_examples_are_requests_that_work(server: Server, document: dict[str, Any], path: str) -> None:
     operation = document["paths"][path]["post"]
     content = operation["requestBody"]["content"]["application/json"]
     reply_schema = resolved(document, operation["responses"]["200"]["content"]["application/json"]["schema"])

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import SMALL
-from tests.support.server_process import ServerProcess, running_server
+from tests.support.in_process_server import InProcessServer, in_process_server
 
 LIMITS = {
     "--max-model-len": "2048",
@@ -23,16 +23,15 @@ NAMES = ("anne", "ben", "carl", "dora", "emil")
 
 
 @pytest.fixture(scope="module")
-def shared(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def shared(demo_checkpoint: Path) -> Iterator[InProcessServer]:
     keys = [flag for name in NAMES for flag in ("--api-key", name)]
     limits = [word for flag in LIMITS.items() for word in flag]
-    log_file = tmp_path_factory.mktemp("tenants") / "log"
-    with running_server(demo_checkpoint, log_file, *SMALL, *keys, *limits) as process:
-        yield process
+    with in_process_server(demo_checkpoint, *SMALL, *keys, *limits) as server:
+        yield server
 
 
 @pytest.fixture
-async def http(shared: ServerProcess) -> AsyncIterator[httpx.AsyncClient]:
+async def http(shared: InProcessServer) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=shared.url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
         yield client
 
@@ -80,7 +79,7 @@ async def test_a_reply_is_charged_while_it_runs(http: httpx.AsyncClient) -> None
 
 
 async def test_a_newcomer_is_served_beside_one_who_wants_everything(
-    shared: ServerProcess, http: httpx.AsyncClient
+    shared: InProcessServer, http: httpx.AsyncClient
 ) -> None:
     greedy: list[asyncio.Task[httpx.Response]] = []
     try:

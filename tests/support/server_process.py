@@ -25,7 +25,62 @@ _ANY_CERTIFICATE.check_hostname = False
 _ANY_CERTIFICATE.verify_mode = ssl.CERT_NONE
 
 
-class ServerProcess:
+class Server:
+    """A server at a URL, wherever it runs."""
+
+    url: str
+
+    def has_ended(self) -> bool:
+        raise NotImplementedError
+
+    def log(self) -> str:
+        return ""
+
+    def status(self, path: str) -> int:
+        """HTTP status of a GET; 0 where nobody listens."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10, context=_ANY_CERTIFICATE) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+    def get(self, path: str) -> str:
+        """Body of a GET that is answered."""
+        with urllib.request.urlopen(self.url + path, timeout=10, context=_ANY_CERTIFICATE) as response:
+            text: str = response.read().decode()
+        return text
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.status("/ready") != 200:
+            if self.has_ended() or time.monotonic() > deadline:
+                raise RuntimeError(f"the server is not ready:\n{self.log()}")
+            time.sleep(0.05)
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric over its labels."""
+        lines = self.get("/metrics").splitlines()
+        values = [line.rsplit(" ", 1)[1] for line in lines if re.match(rf"{re.escape(name)}[ {{]", line)]
+        return sum(map(float, values))
+
+    def wait_idle(self, timeout_s: float = 5) -> None:
+        """Waits until the engine holds no sequence and every block is free or cached."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            busy = {
+                name: self.metric(name)
+                for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+            }
+            if not any(busy.values()):
+                return
+            assert time.monotonic() < deadline, f"still busy: {busy}"
+            time.sleep(0.02)
+
+
+class ServerProcess(Server):
     """`python -m server serve`, on a port the system chose."""
 
     def __init__(
@@ -63,48 +118,8 @@ class ServerProcess:
         self.kill()
         raise TimeoutError(f"the server does not listen:\n{self.log()}")
 
-    def status(self, path: str) -> int:
-        """HTTP status of a GET; 0 where nobody listens."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=10, context=_ANY_CERTIFICATE) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code
-        except OSError:
-            return 0
-
-    def get(self, path: str) -> str:
-        """Body of a GET that is answered."""
-        with urllib.request.urlopen(self.url + path, timeout=10, context=_ANY_CERTIFICATE) as response:
-            text: str = response.read().decode()
-        return text
-
-    def wait_ready(self, timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self.status("/ready") != 200:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server is not ready:\n{self.log()}")
-            time.sleep(0.05)
-
-    def metric(self, name: str) -> float:
-        """Sum of a metric over its labels."""
-        lines = self.get("/metrics").splitlines()
-        values = [line.rsplit(" ", 1)[1] for line in lines if re.match(rf"{re.escape(name)}[ {{]", line)]
-        return sum(map(float, values))
-
-    def wait_idle(self, timeout_s: float = 5) -> None:
-        """Waits until the engine holds no sequence and every block is free or cached."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            busy = {
-                name: self.metric(name)
-                for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-            }
-            if not any(busy.values()):
-                return
-            assert time.monotonic() < deadline, f"still busy: {busy}"
-            time.sleep(0.02)
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
 
     def engine_pid(self) -> int:
         for child in psutil.Process(self.process.pid).children(recursive=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL
-from tests.support.server_process import ServerProcess, running_server
+from tests.support.in_process_server import InProcessServer, in_process_server
+from tests.support.server_process import Server
 from tests.web.driver import SHORT, ChatPage, sse, text
 
 OpenPage = Callable[..., ChatPage]
@@ -18,14 +19,14 @@ USER = "ada:lovelace:1"
 
 
 @pytest.fixture(scope="module")
-def locked_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def locked_server(demo_checkpoint: Path) -> Iterator[InProcessServer]:
     """A server with keys; the last test here ends it."""
     flags = (*SMALL, "--max-model-len", "512", "--api-key", "sesame", "--api-auth", USER)
-    with running_server(demo_checkpoint, tmp_path_factory.mktemp("locked") / "log", *flags) as process:
-        yield process
+    with in_process_server(demo_checkpoint, *flags) as server:
+        yield server
 
 
-def test_a_wrong_key_and_then_the_right_one(locked_server: ServerProcess, open_page: OpenPage) -> None:
+def test_a_wrong_key_and_then_the_right_one(locked_server: InProcessServer, open_page: OpenPage) -> None:
     chat = open_page(locked_server, SHORT, locked=True)
     dialog = chat.page.get_by_role("dialog", name="This server asks for a key")
     dialog.wait_for()
@@ -54,7 +55,7 @@ def test_a_wrong_key_and_then_the_right_one(locked_server: ServerProcess, open_p
     chat.until("/^[0-9]/.test(document.querySelector('.numbers dd').textContent)")
 
 
-def test_a_user_and_a_password(locked_server: ServerProcess, open_page: OpenPage) -> None:
+def test_a_user_and_a_password(locked_server: InProcessServer, open_page: OpenPage) -> None:
     chat = open_page(locked_server, SHORT, locked=True)
     field = chat.page.get_by_label("Key", exact=True)
     field.fill(USER)
@@ -62,7 +63,7 @@ def test_a_user_and_a_password(locked_server: ServerProcess, open_page: OpenPage
     assert chat.ask("hello")
 
 
-def test_without_a_key_the_page_says_what_is_missing(locked_server: ServerProcess, open_page: OpenPage) -> None:
+def test_without_a_key_the_page_says_what_is_missing(locked_server: InProcessServer, open_page: OpenPage) -> None:
     chat = open_page(locked_server, SHORT, locked=True)
     dialog = chat.page.get_by_role("dialog")
     dialog.wait_for()
@@ -78,7 +79,7 @@ def test_without_a_key_the_page_says_what_is_missing(locked_server: ServerProces
     chat.page.locator("#banner").wait_for(state="hidden")
 
 
-def test_errors_are_sentences(server: ServerProcess, open_page: OpenPage) -> None:
+def test_errors_are_sentences(server: Server, open_page: OpenPage) -> None:
     chat = open_page(server, SHORT)
     alert = chat.replies.last.get_by_role("alert")
 
@@ -115,7 +116,7 @@ def test_errors_are_sentences(server: ServerProcess, open_page: OpenPage) -> Non
     assert alert.count() == 0
 
 
-def test_a_full_storage_is_told(server: ServerProcess, open_page: OpenPage) -> None:
+def test_a_full_storage_is_told(server: Server, open_page: OpenPage) -> None:
     chat = open_page(server, SHORT)
     chat.answer_with(text("A."))
     chat.page.evaluate(
@@ -125,7 +126,7 @@ def test_a_full_storage_is_told(server: ServerProcess, open_page: OpenPage) -> N
     chat.page.get_by_text("no room left for conversations").wait_for()
 
 
-def test_storage_that_makes_no_sense_is_ignored(server: ServerProcess, open_page: OpenPage) -> None:
+def test_storage_that_makes_no_sense_is_ignored(server: Server, open_page: OpenPage) -> None:
     chat = open_page(server)
     chat.page.evaluate(
         """() => {
@@ -144,13 +145,13 @@ def test_storage_that_makes_no_sense_is_ignored(server: ServerProcess, open_page
     assert chat.users.count() == chat.replies.count() == 1
 
 
-def test_a_dead_server(locked_server: ServerProcess, open_page: OpenPage) -> None:
+def test_a_dead_server(locked_server: InProcessServer, open_page: OpenPage) -> None:
     """The last: it ends the server."""
     chat = open_page(locked_server, SHORT, locked=True)
     chat.page.get_by_label("Key", exact=True).fill("sesame")
     chat.page.keyboard.press("Enter")
     chat.ask("hello")
-    locked_server.kill()
+    locked_server.end()
     chat.ask("are you there?")
     alert = chat.replies.last.get_by_role("alert")
     assert "The server does not answer." in alert.inner_text()
