@@ -17,7 +17,7 @@ from server.cli.command_line import SHELLS, Parser, command_names, completion
 from server.cli.published_flags import names_checkpoint, translate
 from server.hub_download import add_hub_arguments
 from server.logs import json_line
-from server.settings import Settings, TokensOrContext, flag_name, is_repeatable
+from server.settings import SECRETS, Settings, TokensOrContext, flag_name, is_repeatable, variable_name
 from server.settings_sources import load_settings, wished_log_format
 from tools.batch import arguments as batch_arguments
 from tools.bench import arguments as bench_arguments
@@ -224,21 +224,32 @@ def _metavar(annotation: Any) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from server.serve import serve
-
     flags = vars(arguments)
     config_file = flags.pop("config", None)
     logs_json = wished_log_format(flags, os.environ, config_file) == "json"
     try:
         settings = load_settings(flags, os.environ, config_file)
         flags.clear()
-        serve(settings)
+        for name in SECRETS:  # children and whoever dumps the environment need not know them
+            os.environ.pop(variable_name(name), None)
+        _serve_beside_engine(settings)
     except StartupError as error:
         if not logs_json:
             raise
         print(json_line(" ".join(str(error).split())), file=sys.stderr)
         return 1
     return 0
+
+
+def _serve_beside_engine(settings: Settings) -> None:
+    """Serves; the engine's process and this one import what they need at the same time."""
+    from server.engine.process import EngineProcess, open_standard_files
+
+    open_standard_files()
+    with EngineProcess() as engine_process:
+        from server.serve import serve
+
+        serve(settings, engine_process)
 
 
 def _check_config(arguments: argparse.Namespace) -> int:

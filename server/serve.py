@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import resource
 import signal
 import socket
@@ -31,6 +30,7 @@ from server.conversion.defaults import GenerationDefaults
 from server.demo import ABOUT, demo_name
 from server.engine.adapters import ServedAdapter
 from server.engine.client import EngineClient
+from server.engine.process import EngineProcess
 from server.engine.supervisor import EngineState
 from server.gates.admission import Admission
 from server.gates.credentials import Credentials
@@ -38,7 +38,7 @@ from server.gates.http_protocol import HttpProtocol
 from server.hub import local_folder, resolve_adapter, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
 from server.logs import configure_logging
-from server.settings import SECRETS, Settings, variable_name
+from server.settings import Settings
 from server.tls import Tls
 from server.tracing import require_tracing
 from server.version import server_version
@@ -131,23 +131,21 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, engine_process: EngineProcess | None = None) -> None:
     """Serves until told to stop.
 
     Args:
         settings: validated.
+        engine_process: the engine's, if it was started already.
 
     Raises:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
     """
-    _open_standard_files()
     _allow_many_connections()
     credentials, tls = settings.credentials(), settings.tls()
     if settings.otel_endpoint is not None:
         require_tracing()
     settings = settings.without_secrets()
-    for name in SECRETS:  # children and whoever dumps the environment need not know them
-        os.environ.pop(variable_name(name), None)
     configure_logging(settings.log_level, settings.log_format)
     logger.info("qwen-server", extra={"fields": server_version()._asdict()})
     if (demo := demo_name(local_folder(settings.model))) is not None:
@@ -170,6 +168,7 @@ def serve(settings: Settings) -> None:
         start_timeout_s=settings.engine_start_timeout_s,
         timeout_s=settings.engine_timeout_s,
         on_fatal=on_fatal,
+        first_process=engine_process,
         adapters=adapters,
     )
     server = draining_server(settings, tokenizer, defaults, engine, credentials, tls)
@@ -288,18 +287,6 @@ def _adapters_summary(plan: MemoryPlan, settings: Settings) -> str:
         return ""
     megabytes = plan.adapter_bytes(settings.max_lora_rank) / 1e6
     return f"; up to {settings.max_adapters} LoRA adapters, {megabytes:.1f} MB each at rank {settings.max_lora_rank}"
-
-
-def _open_standard_files() -> None:
-    """Opens what was closed (`>&-`): a socket in its place would be written to, and libuv aborts."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != descriptor:
-                os.dup2(null, descriptor)
-                os.close(null)
 
 
 def _allow_many_connections() -> None:

@@ -50,6 +50,9 @@ def run(connection: Connection[ToEngine]) -> int:
     Returns:
         The exit status of the process.
     """
+    # What is imported and loaded stays; a search for garbage in it would take a tenth of a second, now and amid steps.
+    gc.disable()
+    import_error = _import_engine()  # while the server does the same, and does not know yet what to load
     config = connection.receive()
     assert isinstance(config, EngineConfig)
     configure_logging(config)
@@ -62,10 +65,10 @@ def run(connection: Connection[ToEngine]) -> int:
             connection.send(LoadProgress(loaded_bytes, total_bytes))
 
     leader: RankLeader | None = None
-    # What is imported and loaded stays; a search for garbage in it would take a tenth of a second, now and amid steps.
-    gc.disable()
     try:
-        from model.loop.engine import Engine  # torch: imported once the pipe stands, so that its failure is reported
+        if import_error is not None:
+            raise import_error
+        from model.loop.engine import Engine
 
         if config.tensor_parallel_size * config.pipeline_parallel_size > 1:
             leader = _lead_ranks(config, connection)
@@ -129,6 +132,15 @@ def run(connection: Connection[ToEngine]) -> int:
         return 1
     finally:
         watchdog.stop()
+
+
+def _import_engine() -> Exception | None:
+    """Imports torch and what needs it; returns what went wrong, to be reported to a server that listens."""
+    try:
+        import model.loop.engine  # noqa: F401
+    except Exception as error:
+        return error
+    return None
 
 
 def _lead_ranks(config: EngineConfig, connection: Connection[ToEngine]) -> RankLeader:

@@ -21,6 +21,7 @@ from model.contract.messages import Abort, AddRequest, EngineReady, EngineStats,
 from model.contract.sampling_params import SamplingParams
 from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.engine.handle import RequestHandle
+from server.engine.process import ENGINE_MODULE, EngineProcess
 from server.engine.supervisor import EngineState, EngineSupervisor
 from server.gates.callers import NOBODY, Caller, WaitingLine
 
@@ -67,6 +68,7 @@ class EngineClient:
         timeout_s: the longest silence after that; None chooses by the device.
         on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
         module: the engine's entry point (another one in tests).
+        first_process: an engine that was started already.
         adapters: to be served from the start.
 
     Attributes:
@@ -82,7 +84,8 @@ class EngineClient:
         start_timeout_s: float = 600.0,
         timeout_s: float | None = None,
         on_fatal: Callable[[str], None] | None = None,
-        module: str = "model.loop.process",
+        module: str = ENGINE_MODULE,
+        first_process: EngineProcess | None = None,
         adapters: Iterable[ServedAdapter] = (),
     ) -> None:
         self.adapters = EngineAdapters(lambda message: self._supervisor.send(message), adapters)
@@ -96,6 +99,7 @@ class EngineClient:
             start_timeout_s=start_timeout_s,
             timeout_s=timeout_s,
             module=module,
+            first_process=first_process,
         )
         self._config = config
         self._tell_fatal = on_fatal

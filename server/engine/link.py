@@ -1,6 +1,6 @@
-"""One engine process and the socket to it: spawn, frames out, frames in, end.
+"""One engine process and the socket to it: frames out, frames in, end.
 
-Knows framing and processes; not requests, restarts or HTTP (see engine_client).
+Knows framing; not requests, restarts or HTTP (see engine_client).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 import os
 import re
 import signal
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,26 +19,14 @@ from model.contract.engine_config import EngineConfig
 from model.contract.exit_status import describe_exit
 from model.contract.framing import FrameSplitter, FramingError
 from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
-from server.run_module import module_command
+from server.engine.process import EngineProcess
 
 logger = logging.getLogger(__name__)
 
-_SOCKET_BUFFER_BYTES = 1 << 20
 _EXIT_GRACE_S = 2.0
 _LAST_WORDS_S = 0.3  # for a hung engine to write down where it hangs
 _MAX_TAIL_BYTES = 8192
 
-_ENGINE_ENV = {
-    # Reusing freed memory instead of returning it to the kernel: a fresh 8 MB allocation costs 5 ms of page faults.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    # oneDNN, and torch on top of it, keep code for each shape met, 1024 of each kind of operation: a CPU engine would
-    # grow by hundreds of megabytes over thousands of requests. With 32 it is flat, and as fast.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    "LRU_CACHE_CAPACITY": "32",
-}
-_SECRET_ENV_PREFIX = "QWEN_SERVER_API_"
 # How the lines of the engine's own log begin, as text and as JSON.
 _LOG_LINE = re.compile(r'\d{4}-\d\d-\d\d \S+ [A-Z]+ engine: |\{"time":')
 
@@ -89,9 +76,11 @@ class StderrRelay:
 
     Args:
         stream: of the engine.
+        transport: of the stream.
     """
 
-    def __init__(self, stream: asyncio.StreamReader) -> None:
+    def __init__(self, stream: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
         self._tail = b""
         self._task = asyncio.create_task(self._relay(stream), name="engine stderr")
 
@@ -103,6 +92,10 @@ class StderrRelay:
                     data = data[os.write(2, data) :]
                 except OSError:  # nobody reads ours; the engine must not wait for that
                     break
+
+    def close(self) -> None:
+        """Reads no more: what the engine started may live on and hold the other end."""
+        self._transport.close()
 
     async def last_words(self) -> str | None:
         """The last line that is not from our own log: what a crash leaves behind. To be called after the end."""
@@ -116,7 +109,7 @@ class StderrRelay:
 
 
 class EngineLink:
-    """A running engine process. Make one with `spawn`; it is used once.
+    """A running engine process. Make one with `open`; it is used once.
 
     Attributes:
         closed: done when the socket has closed, whatever the reason.
@@ -124,7 +117,7 @@ class EngineLink:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: EngineProcess,
         transport: asyncio.Transport,
         closed: asyncio.Event,
         stderr: StderrRelay,
@@ -135,38 +128,28 @@ class EngineLink:
         self.closed = closed
 
     @classmethod
-    async def spawn(cls, config: EngineConfig, on_message: Callable[[FromEngine], None], *, module: str) -> EngineLink:
-        """Starts `MODULE --fd N` and sends it its configuration.
+    async def open(
+        cls, process: EngineProcess, config: EngineConfig, on_message: Callable[[FromEngine], None]
+    ) -> EngineLink:
+        """Tells a process its configuration.
 
         Args:
+            process: just started; ended should this fail.
             config: sent as the first frame.
             on_message: receives every message of the engine, on the event loop.
-            module: the engine's entry point.
         """
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                for end in (ours, theirs):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-                process = await asyncio.create_subprocess_exec(
-                    *module_command(module, "--fd", str(theirs.fileno())),
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                    env=child_environment(os.environ),
-                    start_new_session=True,  # Ctrl-C is ours: the engine ends when we have drained
-                )  # fmt: skip
-            closed = asyncio.Event()
-            ours.setblocking(False)
+        closed = asyncio.Event()
+        with contextlib.ExitStack() as unless_open:
+            unless_open.callback(process.discard)
+            process.socket.setblocking(False)
+            stderr, stderr_transport = await process.open_stderr()
+            unless_open.callback(stderr_transport.close)
             transport, _ = await asyncio.get_running_loop().create_connection(
-                lambda: FrameReader(on_message, lambda error: closed.set()), sock=ours
+                lambda: FrameReader(on_message, lambda error: closed.set()), sock=process.socket
             )
-        except BaseException:
-            ours.close()  # the engine, should it run already, sees this and ends
-            raise
+            unless_open.pop_all()
         transport.write(encode(config))
-        assert process.stderr is not None
-        return cls(process, transport, closed, StderrRelay(process.stderr))
+        return cls(process, transport, closed, StderrRelay(stderr, stderr_transport))
 
     @property
     def pid(self) -> int:
@@ -190,6 +173,7 @@ class EngineLink:
         status = await self._end(_EXIT_GRACE_S)
         reason = describe_exit(status)
         last_words = await self._stderr.last_words()
+        self._stderr.close()
         return f"{reason}: {last_words[:300]}" if last_words else reason
 
     async def stop(self, grace_s: float = _EXIT_GRACE_S) -> None:
@@ -204,10 +188,11 @@ class EngineLink:
                 await self.closed.wait()
                 await self._process.wait()
         await self._end(0)
+        self._stderr.close()
 
     async def kill(self) -> None:
         """Ends a process that no longer answers, after it had a moment to write down where it hangs."""
-        self._signal(signal.SIGUSR1)
+        self._process.send_signal(signal.SIGUSR1)
         await asyncio.sleep(_LAST_WORDS_S)
         await self._end(0)
 
@@ -216,17 +201,5 @@ class EngineLink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 return await self._process.wait()
-        self._signal(signal.SIGKILL)  # the one that a stopped process obeys too
+        self._process.send_signal(signal.SIGKILL)  # the one that a stopped process obeys too
         return await self._process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: ours without the keys, and with an allocator that keeps its memory."""
-    child = {key: value for key, value in environ.items() if not key.startswith(_SECRET_ENV_PREFIX)}
-    for key, value in _ENGINE_ENV.items():
-        child.setdefault(key, value)
-    return child

@@ -27,6 +27,7 @@ from model.contract.messages import (
     ToEngine,
 )
 from server.engine.link import EngineLink
+from server.engine.process import EngineProcess
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class EngineSupervisor:
         start_timeout_s: the longest silence while it loads.
         timeout_s: the longest silence after that; None chooses by the device.
         module: its entry point (another one in tests).
+        first_process: one that was started already.
 
     Attributes:
         state: anything but DRAINING, which is the client's.
@@ -88,6 +90,7 @@ class EngineSupervisor:
         start_timeout_s: float,
         timeout_s: float | None,
         module: str,
+        first_process: EngineProcess | None = None,
     ) -> None:
         self._config = config
         self._on_adapter = on_adapter
@@ -98,6 +101,7 @@ class EngineSupervisor:
         self._start_timeout_s = start_timeout_s
         self._timeout_s = timeout_s
         self._module = module
+        self._first_process = first_process
         self._link: EngineLink | None = None
         self._task: asyncio.Task[None] | None = None
         self._failed: EngineFailed | None = None
@@ -173,7 +177,8 @@ class EngineSupervisor:
         self._is_ready = self._has_worked = False
         self._last_progress_log = time.monotonic()
         try:
-            link = self._link = await EngineLink.spawn(self._config(), self._on_message, module=self._module)
+            process, self._first_process = self._first_process or EngineProcess(self._module), None
+            link = self._link = await EngineLink.open(process, self._config(), self._on_message)
         except OSError as error:  # no descriptors or no memory: a moment later there may be
             return _Death(f"cannot start the engine process: {error}", is_startup_error=False, has_worked=False)
         logger.info("engine process %d started", link.pid)

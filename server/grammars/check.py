@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.grammar_compiler import ACCOUNT_S
 from model.contract.tokenizer import Tokenizer
-from server.engine.link import child_environment
+from server.engine.process import child_environment
 from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict, send_ranks
 from server.run_module import module_command
 
