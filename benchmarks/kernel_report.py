@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.backends.cuda.gptq_layout import ROWS, PackedWeight
+from model.backends.cuda.gptq_layout import PackedWeight
 from model.backends.cuda.kernels import decode_attention, decode_inputs, gptq_matmul, norm, prefill_attention, sampling
 from model.backends.cuda.kernels.launch import Launch, recorded
 from model.backends.cuda.kernels.low_rank import add_low_rank
@@ -110,7 +110,7 @@ def _gptq(
     scales = _meta(in_features // size, out_features, dtype=torch.float16 if kind == "gptq" else torch.float32)
     zeros_dtype = torch.uint8 if bits == 4 else torch.int16
     weight = PackedWeight(
-        words=_meta(in_features // per_word, out_features, dtype=torch.int32),
+        words=_meta(out_features, in_features // per_word, dtype=torch.int32),
         scales=scales,
         zeros=None if is_plain else _meta(*scales.shape, dtype=zeros_dtype),
         permutation=None if is_plain else _meta(in_features, dtype=torch.int32),
@@ -118,10 +118,10 @@ def _gptq(
         group_size=size,
         in_features=in_features,
         out_features=out_features,
+        rows_per_tile=8 if size % 32 else 16,
         offsets=_meta(*scales.shape, dtype=torch.float32) if kind == "offsets" else None,
         codes=_meta(16, dtype=torch.float32) if kind == "codes" else None,
     )
-    assert weight.words.shape[0] % ROWS == 0
     gptq_matmul.gptq_matmul(_meta(num_rows, in_features, dtype=dtype), weight, None)
 
 

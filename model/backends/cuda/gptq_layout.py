@@ -1,9 +1,10 @@
 """Quantised weights in the layout the Triton kernels read: made once, at load.
 
-The published files pack inputs k, k + 1, ... of one output into a word. A kernel that unpacks a word gets values that
-belong to different rows of its tile, so a tile's inputs are dealt out anew: with R = 16 words of a column in a tile,
-the value at place s of word r is input `s * R + r` of the tile. What place s holds of all words is then 16 consecutive
-inputs, one slice of a product, and reading x needs no gathering.
+The published files pack inputs k, k + 1, ... of one output into a word. Here a word's lower half holds the first and
+its upper half the second ones of pairs of inputs: shifted and masked, a word is then a register with two adjacent
+numbers of 16 bits, as tensor cores take them. With R words of an output in a tile and P values in a word, the value at
+place `j + h * P / 2` of word r is input `2 * R * j + 2 * r + h` of the tile: what all words hold at place j and half a
+word further on are 2 R consecutive inputs, one slice of a product, and reading x needs no gathering.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 
 from model.backends.base import GPTQTensors, GroupedWeight
 
-# Words of one column in a tile: 128 inputs at 4 bits, 64 at 8.
-ROWS = 16
+# Words of one output in a tile: 128 inputs at 4 bits, 64 at 8. Half of them where groups are no multiples of a slice.
+_ROWS = 16
+# Inputs that surely share a scale.
+FINEST_GROUP = 16
 _WORD_BITS = 32
 
-# Unpacked, a column takes eight times its bytes for a while.
-_COLUMNS_AT_ONCE = 8192
+# Unpacked, an output takes eight times its bytes for a while.
+_OUTPUTS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class PackedWeight:
     """A quantised [N, K] weight.
 
     Attributes:
-        words: [num_tiles * 16, N] int32.
+        words: [N, num_tiles * rows_per_tile] int32.
         scales: [G, N] float16, bfloat16 or float32, as in the file.
         zeros: [G, N] uint8 (4 bits) or int16; None when all are the middle of the range.
         permutation: [K] int32, the input that stands at each place when groups were not consecutive, else None.
@@ -37,6 +40,7 @@ class PackedWeight:
         group_size: inputs that share a scale; at least all of them when there is one group.
         in_features: K.
         out_features: N.
+        rows_per_tile: words of an output in a tile, 16 or 8.
         offsets: [G, N] float32, what a group's numbers have beside their scaled values, or None.
         codes: [16] float32 of 4 bits: the level of each value, in the place of the value less its zero; or None.
         wide_results: whether products are float32 though the activations are not.
@@ -50,6 +54,7 @@ class PackedWeight:
     group_size: int
     in_features: int
     out_features: int
+    rows_per_tile: int = _ROWS
     offsets: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     wide_results: bool = False
@@ -62,12 +67,12 @@ class PackedWeight:
     @property
     def num_tiles(self) -> int:
         """Tiles along the inputs."""
-        return self.words.shape[0] // ROWS
+        return self.words.shape[1] // self.rows_per_tile
 
     @property
     def slices_per_scale(self) -> int:
-        """Slices of 16 inputs, within a tile, that surely share a scale."""
-        return math.gcd(self.values_per_word, self.group_size // ROWS)
+        """Slices of a tile that surely share a scale."""
+        return math.gcd(self.values_per_word // 2, self.group_size // (2 * self.rows_per_tile))
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +88,7 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
         stored: the layer; its groups may be in any order.
 
     Returns:
-        the weight, or None if its groups do not fall into slices of 16 inputs (the caller expands it then).
+        the weight, or None if its groups do not fall into parts of 16 inputs (the caller expands it then).
     """
     qweight, qzeros, scales, groups, bits, zero_offset = stored
     per_word = _WORD_BITS // bits
@@ -93,11 +98,12 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
     if group_size is None:
         return None
     is_in_order = bool(torch.equal(order, torch.arange(in_features, device=order.device)))
-    num_tiles = -(-in_features // (ROWS * per_word))
-    words = torch.empty(num_tiles * ROWS, out_features, dtype=torch.int32, device=qweight.device)
-    for low in range(0, out_features, _COLUMNS_AT_ONCE):
-        columns = slice(low, low + _COLUMNS_AT_ONCE)
-        words[:, columns] = _deal_out(qweight[:, columns], order, bits, num_tiles)
+    rows = _rows_per_tile(group_size, scales.shape[0])
+    num_tiles = -(-in_features // (rows * per_word))
+    words = torch.empty(out_features, num_tiles * rows, dtype=torch.int32, device=qweight.device)
+    for low in range(0, out_features, _OUTPUTS_AT_ONCE):
+        outputs = slice(low, low + _OUTPUTS_AT_ONCE)
+        words[outputs] = _to_words(_in_order(qweight[:, outputs], order, bits), bits, rows)
     zeros = _unpack_columns(qzeros, bits) + zero_offset
     is_symmetric = bool((zeros == 1 << (bits - 1)).all())
     return PackedWeight(
@@ -106,9 +112,10 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
         zeros=None if is_symmetric else zeros.to(torch.uint8 if bits == 4 else torch.int16).contiguous(),
         permutation=None if is_in_order else order.to(torch.int32),
         bits=bits,
-        group_size=group_size if scales.shape[0] > 1 else num_tiles * ROWS * per_word,
+        group_size=group_size if scales.shape[0] > 1 else num_tiles * rows * per_word,
         in_features=in_features,
         out_features=out_features,
+        rows_per_tile=rows,
     )
 
 
@@ -132,14 +139,15 @@ def pack_grouped(weight: GroupedWeight, *, wide_results: bool = False) -> Packed
         the weight, or None if its groups are no multiples of 16 inputs.
     """
     out_features, in_features = weight.shape
-    if weight.group_size % ROWS and weight.scales.shape[1] > 1:
+    if weight.group_size % FINEST_GROUP and weight.scales.shape[1] > 1:
         return None
     per_word = _WORD_BITS // weight.bits
-    num_tiles = -(-in_features // (ROWS * per_word))
-    words = torch.empty(num_tiles * ROWS, out_features, dtype=torch.int32, device=weight.values.device)
-    for low in range(0, out_features, _COLUMNS_AT_ONCE):
-        columns = slice(low, low + _COLUMNS_AT_ONCE)
-        words[:, columns] = _to_words(weight.values[columns].t().to(torch.int32), weight.bits, num_tiles)
+    rows = _rows_per_tile(weight.group_size, weight.scales.shape[1])
+    num_tiles = -(-in_features // (rows * per_word))
+    words = torch.empty(out_features, num_tiles * rows, dtype=torch.int32, device=weight.values.device)
+    for low in range(0, out_features, _OUTPUTS_AT_ONCE):
+        outputs = slice(low, low + _OUTPUTS_AT_ONCE)
+        words[outputs] = _to_words(weight.values[outputs].to(torch.int32), weight.bits, rows)
     scales, offsets = weight.scales.t().contiguous(), weight.offsets
     offsets = None if offsets is None else offsets.t().contiguous()
     middle = 1 << (weight.bits - 1)
@@ -152,41 +160,46 @@ def pack_grouped(weight: GroupedWeight, *, wide_results: bool = False) -> Packed
         zeros=None,
         permutation=None,
         bits=weight.bits,
-        group_size=weight.group_size if len(scales) > 1 else num_tiles * ROWS * per_word,
+        group_size=weight.group_size if len(scales) > 1 else num_tiles * rows * per_word,
         in_features=in_features,
         out_features=out_features,
+        rows_per_tile=rows,
         offsets=offsets,
         codes=weight.codes,
         wide_results=wide_results,
     )
 
 
-def _deal_out(qweight: torch.Tensor, order: torch.Tensor, bits: int, num_tiles: int) -> torch.Tensor:
-    """Words whose value at place s of word r is input `order[s * R + r]` of the tile: [num_tiles * 16, N] int32."""
+def _rows_per_tile(group_size: int, num_groups: int) -> int:
+    return _ROWS if num_groups == 1 or group_size % (2 * _ROWS) == 0 else _ROWS // 2
+
+
+def _in_order(qweight: torch.Tensor, order: torch.Tensor, bits: int) -> torch.Tensor:
+    """The values of the published words, inputs in this order: [N, K] int32."""
     per_word = _WORD_BITS // bits
     shifts = ((order % per_word) * bits).to(torch.int32)[:, None]
-    values = (qweight[order // per_word] >> shifts).bitwise_and_((1 << bits) - 1)
-    return _to_words(values, bits, num_tiles)
+    return (qweight[order // per_word] >> shifts).bitwise_and_((1 << bits) - 1).t()
 
 
-def _to_words(values: torch.Tensor, bits: int, num_tiles: int) -> torch.Tensor:
-    """[K, N] int32 values as such words."""
+def _to_words(values: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """[N, K] int32 values as words dealt out as above: [N, num_tiles * rows] int32."""
     per_word = _WORD_BITS // bits
-    missing = num_tiles * ROWS * per_word - len(values)
-    values = torch.nn.functional.pad(values, (0, 0, 0, missing)).view(num_tiles, per_word, ROWS, -1)
-    words = values[:, 0].clone()
-    for place in range(1, per_word):
-        words |= values[:, place] << (place * bits)
-    return words.flatten(0, 1)
+    values = torch.nn.functional.pad(values, (0, -values.shape[1] % (rows * per_word)))
+    values = values.reshape(len(values), -1, per_word // 2, rows, 2)  # output, tile, place, word, half
+    words = torch.zeros_like(values[:, :, 0, :, 0])
+    for half in range(2):
+        for place in range(per_word // 2):
+            words |= values[:, :, place, :, half] << (place * bits + half * (_WORD_BITS // 2))
+    return words.flatten(1)
 
 
 def _common_group_size(sorted_groups: torch.Tensor, num_groups: int) -> int | None:
-    """The size of all groups (the last may be shorter), if slices of 16 sorted inputs never straddle two."""
+    """The size of all groups (the last may be shorter), if 16 sorted inputs in a row never straddle two."""
     counts = torch.bincount(sorted_groups, minlength=num_groups).tolist()
     size = int(counts[0])
     if any(count != size for count in counts[:-1]) or counts[-1] > size:
         return None
-    return size if num_groups == 1 or (size > 0 and size % ROWS == 0) else None
+    return size if num_groups == 1 or (size > 0 and size % FINEST_GROUP == 0) else None
 
 
 def _unpack_columns(words: torch.Tensor, bits: int) -> torch.Tensor:

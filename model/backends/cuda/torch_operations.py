@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from model.backends.cuda.gptq_layout import ROWS, PackedWeight
+from model.backends.cuda.gptq_layout import PackedWeight
 from model.backends.cuda.kernels.decode_attention import DecodeRows
 from model.backends.cuda.kernels.decode_inputs import AngleTables, DecodeInputs
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles
@@ -164,21 +164,22 @@ def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
     out = torch.empty((len(x), weight.out_features), dtype=x.dtype, device=x.device)
     for low in range(0, weight.out_features, _COLUMNS_PER_PASS):
         columns = slice(low, low + _COLUMNS_PER_PASS)
-        out[:, columns] = torch.mm(x, _expand(weight, columns).to(x.dtype))
+        out[:, columns] = torch.mm(x, _expand(weight, columns).t().to(x.dtype))
     out = out if bias is None else out + bias
     return out.float() if weight.wide_results else out
 
 
-def _expand(weight: PackedWeight, columns: slice) -> torch.Tensor:
-    """Some outputs of a weight, [K, columns] float32, its rows in the weight's own order of inputs."""
+def _expand(weight: PackedWeight, outputs: slice) -> torch.Tensor:
+    """Some outputs of a weight, [outputs, K] float32, in the weight's own order of inputs."""
     per_word, middle = weight.values_per_word, 1 << (weight.bits - 1)
-    words = weight.words[:, columns]
-    words = words.reshape(-1, 1, ROWS, words.shape[1])
+    words = weight.words[outputs]
+    words = words.view(len(words), -1, 1, weight.rows_per_tile, 1)  # output, tile, place, word, half
     shifts = torch.arange(per_word, dtype=torch.int32, device=words.device) * weight.bits
-    values = (words >> shifts[:, None, None]) & ((1 << weight.bits) - 1)
-    values = values.flatten(0, 2)[: weight.in_features]
+    shifts = shifts.view(2, per_word // 2, 1).permute(1, 2, 0)
+    values = (words >> shifts) & ((1 << weight.bits) - 1)
+    values = values.flatten(1)[:, : weight.in_features]
     groups = torch.arange(weight.in_features, device=words.device) // weight.group_size
-    zeros = middle if weight.zeros is None else weight.zeros[:, columns][groups].to(torch.int32)
+    zeros = middle if weight.zeros is None else weight.zeros[:, outputs][groups].t().to(torch.int32)
     levels = (values - zeros).float() if weight.codes is None else weight.codes[values.long()]
-    expanded: torch.Tensor = levels * weight.scales[:, columns][groups].float()
-    return expanded if weight.offsets is None else expanded + weight.offsets[:, columns][groups]
+    expanded: torch.Tensor = levels * weight.scales[:, outputs][groups].t().float()
+    return expanded if weight.offsets is None else expanded + weight.offsets[:, outputs][groups].t()

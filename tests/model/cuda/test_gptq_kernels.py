@@ -154,7 +154,7 @@ def test_grouped_weights_dequantise_exactly(device: torch.device) -> None:
         weight = grouped(case, 72)
         packed = pack_grouped(moved(weight, device))
         assert packed is not None
-        found = dequantize_packed(packed, torch.float32, 0, 72).cpu().t()
+        found = dequantize_packed(packed, torch.float32, 0, 72).cpu()
         expected = expand(weight, torch.float32)
         tolerance = 0 if (weight.offsets is None and weight.zero != 0) or weight.codes is not None else 1e-6
         assert float((found - expected).abs().max()) <= tolerance
@@ -167,7 +167,7 @@ def test_dequantising_is_exact(device: torch.device, bits: int, scale_dtype: tor
     permutation = layer.packed.permutation
     assert permutation is not None
     found = dequantize_packed(layer.packed, torch.float32, 0, 72)
-    assert torch.equal(found.cpu().t(), layer.expected[:, permutation.cpu().long()])
+    assert torch.equal(found.cpu(), layer.expected[:, permutation.cpu().long()])
 
 
 def test_packing_takes_no_more_than_the_file(device: torch.device) -> None:
@@ -204,7 +204,7 @@ def test_zeros_of_either_layout(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_programs", "num_tiles", "expected"), [(32, 32, 16), (86, 32, 13), (2000, 32, 1), (1, 3, 1), (1, 1, 1)]
+    ("num_warps", "num_steps", "expected"), [(32, 64, 16), (344, 32, 4), (2000, 32, 1), (1, 3, 1), (1, 1, 1)]
 )
-def test_number_of_splits(num_programs: int, num_tiles: int, expected: int) -> None:
-    assert gptq.choose_num_splits(num_programs, num_tiles) == expected
+def test_number_of_splits(num_warps: int, num_steps: int, expected: int) -> None:
+    assert gptq.choose_num_splits(num_warps, num_steps) == expected

@@ -1,41 +1,79 @@
 """Products with 4- and 8-bit weights and 16- or 32-bit activations.
 
-Three ways, by the number of rows:
-- one row: plain float32 arithmetic on vectors. Integers become floats by writing their bits into a mantissa, so a
-  weight costs one logical operation and two multiply-adds: a conversion each would take longer than the memory does.
-- a few rows: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled
-  in float32 once a group; less is rounded than in a dequantised weight.
-- many rows: slices of the weight are dequantised into a buffer that stays in the L2 cache, for cuBLAS to multiply.
-The first two split the inputs over programs, and a second kernel adds the parts in a fixed order.
+Two ways, by the number of rows:
+- up to 128: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled in
+  float32 once a group; less is rounded than in a dequantised weight. One row goes the same way: with tensor cores a
+  weight costs a thread two instructions and a half, with plain multiply-adds four.
+- more: slices of the weight are dequantised into a buffer that stays in the L2 cache, for cuBLAS to multiply.
+The first splits the inputs over programs; which of them comes last adds the parts, in a fixed order.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import NamedTuple
 
 import torch
 import triton
 
-from model.backends.cuda.gptq_layout import ROWS, PackedWeight
-from model.backends.cuda.kernels.gptq_dequantize import dequantize
-from model.backends.cuda.kernels.gptq_kernels import one_row_kernel, sum_splits_kernel, tile_kernel
-from model.backends.cuda.kernels.launch import launch, next_power_of_2, zeros_for_counting
+from model.backends.cuda.gptq_layout import PackedWeight
+from model.backends.cuda.kernels.gptq_dequantize import IN_BFLOAT16, IN_FLOAT16, IN_FLOAT32, dequantize
+from model.backends.cuda.kernels.gptq_kernels import tile_kernel
+from model.backends.cuda.kernels.launch import launch, zeros_for_counting
 
 # From here on a product is bound by arithmetic, and cuBLAS's is worth a pass over the weight.
 MAX_ROWS_OF_TILES = 128
 
+# More than these are put in the order of the weight's inputs beforehand, not value by value as they are read.
+_MAX_ROWS_TO_GATHER = 16
+
 # What is dequantised at a time: a fraction of an H200's 50 MB of L2.
 _SLICE_BYTES = 24 << 20
 
-_TARGET_PROGRAMS = 1056
+# Warps that keep an H100 busy.
+_TARGET_WARPS = 1056
 _MAX_SPLITS = 16
 
-_ONE_ROW_COLUMNS = 128
+_IN_FLOAT32: int = IN_FLOAT32.value
+_UNPACKING: dict[torch.dtype, int] = {torch.bfloat16: IN_BFLOAT16.value, torch.float16: IN_FLOAT16.value}
 
 
-def choose_num_splits(num_programs: int, num_tiles: int) -> int:
-    """How many parts the inputs are cut into, given the programs there are without."""
-    return max(1, min(_MAX_SPLITS, num_tiles // 2, -(-_TARGET_PROGRAMS // num_programs)))
+class Tiles(NamedTuple):
+    """How a product is cut up.
+
+    Attributes:
+        warp_tiles: 4 where each of the 4 warps takes tiles of its own, 0 where they share one.
+        tokens: rows of a program.
+        columns: outputs of a program.
+        num_warps: of a program.
+        num_stages: of software pipelining.
+    """
+
+    warp_tiles: int
+    tokens: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(num_rows: int, weight: PackedWeight, dtype: torch.dtype) -> Tiles:
+    """Returns the tiles that a number of rows is served with, by a table of what an H100 was measured to like."""
+    if dtype == torch.float32:  # exact, so not on tensor cores
+        return Tiles(0, 16, 64, 4, 3)
+    if num_rows <= 8:
+        return Tiles(4, 8, 32, 4, 3)
+    if num_rows <= 16:
+        return Tiles(0, 16, 128, 4, 3)
+    if num_rows <= 32:
+        return Tiles(0, 32, 64, 4, 4)
+    # What is added or looked up for each small group takes the registers of the largest tile.
+    is_plain = weight.group_size >= 64 and weight.offsets is None and weight.codes is None
+    return Tiles(0, 128, 64, 4, 2) if num_rows > 64 and is_plain else Tiles(0, 64, 64, 4, 3)
+
+
+def choose_num_splits(num_warps: int, num_steps: int) -> int:
+    """How many parts the inputs are cut into, given the warps there are without."""
+    return max(1, min(_MAX_SPLITS, num_steps // 2, -(-_TARGET_WARPS // num_warps)))
 
 
 def gptq_matmul(
@@ -54,82 +92,40 @@ def gptq_matmul(
     """
     if x.stride(1) != 1:
         x = x.contiguous()
-    if is_fixed:
-        return _few_rows(x, weight, bias, is_fixed=True)
-    if x.shape[0] > MAX_ROWS_OF_TILES:
+    if x.shape[0] > MAX_ROWS_OF_TILES and not is_fixed:
         return _many_rows(x, weight, bias)
-    if x.shape[0] == 1:
-        return _one_row(x, weight, bias)
-    return _few_rows(x, weight, bias)
-
-
-def _constants(weight: PackedWeight) -> dict[str, Any]:
-    return {
-        "BITS": weight.bits,
-        "GROUP_SIZE": weight.group_size,
-        "SLICES_PER_SCALE": weight.slices_per_scale,
-        "HAS_ZEROS": weight.zeros is not None,
-        "HAS_OFFSETS": weight.offsets is not None,
-        "HAS_CODES": weight.codes is not None,
-        "HAS_PERMUTATION": weight.permutation is not None,
-        "ROWS": ROWS,
-    }
+    return _few_rows(x, weight, bias, is_fixed=is_fixed)
 
 
 def _result_dtype(x: torch.Tensor, weight: PackedWeight) -> torch.dtype:
     return torch.float32 if weight.wide_results else x.dtype
 
 
-def _split(num_programs: int, num_tiles: int) -> tuple[int, int]:
-    """Into how many parts the inputs are cut, and tiles of each."""
-    tiles_per_split = triton.cdiv(num_tiles, choose_num_splits(num_programs, num_tiles))
-    return triton.cdiv(num_tiles, tiles_per_split), tiles_per_split
+def _split(num_warps: int, num_steps: int) -> tuple[int, int]:
+    """Into how many parts the inputs are cut, and steps of each."""
+    steps_per_split = -(-num_steps // choose_num_splits(num_warps, num_steps))
+    return -(-num_steps // steps_per_split), steps_per_split
 
 
-def _one_row(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    out_features, num_tiles = weight.out_features, weight.num_tiles
-    num_column_blocks = triton.cdiv(out_features, _ONE_ROW_COLUMNS)
-    num_splits, tiles_per_split = _split(num_column_blocks, num_tiles)
-    out = torch.empty((1, out_features), dtype=_result_dtype(x, weight), device=x.device)
-    partial = torch.empty((num_splits, out_features), dtype=torch.float32, device=x.device)
-    launch(
-        one_row_kernel,
-        (num_column_blocks, num_splits),
-        x,
-        weight.words,
-        weight.scales,
-        weight.zeros,
-        weight.offsets,
-        weight.codes,
-        weight.permutation,
-        bias,
-        partial,
-        zeros_for_counting(x.device, num_column_blocks),
-        out,
-        weight.in_features,
-        out_features,
-        num_tiles,
-        tiles_per_split,
-        HAS_BIAS=bias is not None,
-        BLOCK_COLUMNS=_ONE_ROW_COLUMNS,
-        **_constants(weight),
-        num_warps=4,
+def _unpacking(x: torch.Tensor, weight: PackedWeight) -> int:
+    """Triton's interpreter knows no assembly."""
+    if weight.bits != 4 or weight.codes is not None or os.environ.get("TRITON_INTERPRET") == "1":
+        return _IN_FLOAT32
+    return _UNPACKING.get(x.dtype, _IN_FLOAT32)
+
+
+def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool) -> torch.Tensor:
+    num_rows, out_features, permutation = x.shape[0], weight.out_features, weight.permutation
+    if permutation is not None and num_rows > _MAX_ROWS_TO_GATHER:
+        x, permutation = x.index_select(1, permutation), None
+    tiles = choose_tiles(16 if is_fixed else num_rows, weight, x.dtype)
+    num_column_blocks = triton.cdiv(out_features, tiles.columns)
+    num_token_blocks = triton.cdiv(num_rows, tiles.tokens)
+    num_programs = num_column_blocks * (1 if is_fixed else num_token_blocks)
+    num_splits, steps_per_split = _split(
+        num_programs * tiles.num_warps, triton.cdiv(weight.num_tiles, max(1, tiles.warp_tiles))
     )
-    return out
-
-
-def _few_rows(
-    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool = False
-) -> torch.Tensor:
-    num_rows = x.shape[0]
-    out_features, num_tiles = weight.out_features, weight.num_tiles
-    block_tokens = 16 if is_fixed else max(16, min(64, next_power_of_2(num_rows)))
-    # The wider tile is faster where its registers suffice, which small groups and a permutation use up.
-    is_wide = block_tokens > 16 and weight.group_size >= 128 and weight.permutation is None
-    block_columns = 128 if is_wide else 64
-    num_column_blocks = triton.cdiv(out_features, block_columns)
-    num_token_blocks = triton.cdiv(num_rows, block_tokens)
-    num_splits, tiles_per_split = _split(num_column_blocks * (1 if is_fixed else num_token_blocks), num_tiles)
+    out = torch.empty((num_rows, out_features), dtype=_result_dtype(x, weight), device=x.device)
     partial = torch.empty((num_splits, num_rows, out_features), dtype=torch.float32, device=x.device)
     launch(
         tile_kernel,
@@ -140,34 +136,34 @@ def _few_rows(
         weight.zeros,
         weight.offsets,
         weight.codes,
-        weight.permutation,
+        permutation,
+        bias,
         partial,
+        zeros_for_counting(x.device, num_column_blocks * num_token_blocks),
+        out,
         num_rows,
         weight.in_features,
         out_features,
-        num_tiles,
-        tiles_per_split,
+        weight.num_tiles,
+        steps_per_split,
         x.stride(0),
-        BLOCK_TOKENS=block_tokens,
-        BLOCK_COLUMNS=block_columns,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        **_constants(weight),
-        num_warps=4,
-        num_stages=3,
-    )
-    out = torch.empty((num_rows, out_features), dtype=_result_dtype(x, weight), device=x.device)
-    launch(
-        sum_splits_kernel,
-        (triton.cdiv(out.numel(), 512),),
-        partial,
-        bias,
-        out,
-        out.numel(),
-        out_features,
-        NUM_SPLITS=num_splits,
+        BITS=weight.bits,
+        GROUP_SIZE=weight.group_size,
+        SLICES_PER_SCALE=weight.slices_per_scale,
+        SLICES_PER_DOT=1 if x.dtype == torch.float32 else weight.slices_per_scale,
+        HAS_ZEROS=weight.zeros is not None,
+        HAS_OFFSETS=weight.offsets is not None,
+        HAS_CODES=weight.codes is not None,
+        HAS_PERMUTATION=permutation is not None,
         HAS_BIAS=bias is not None,
-        BLOCK=512,
-        num_warps=2,
+        UNPACKING=_unpacking(x, weight),
+        ROWS=weight.rows_per_tile,
+        WARP_TILES=tiles.warp_tiles,
+        BLOCK_TOKENS=tiles.tokens,
+        BLOCK_COLUMNS=tiles.columns,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return out
 
@@ -179,9 +175,9 @@ def _many_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None)
     num_columns = max(128, _SLICE_BYTES // (weight.in_features * x.element_size()) // 128 * 128)
     for low in range(0, weight.out_features, num_columns):
         part = dequantize(weight, x.dtype, low, min(num_columns, weight.out_features - low))
-        columns = slice(low, low + part.shape[1])
+        columns = slice(low, low + len(part))
         if bias is None:
-            torch.mm(x, part, out=out[:, columns])
+            torch.mm(x, part.t(), out=out[:, columns])
         else:
-            torch.addmm(bias[columns], x, part, out=out[:, columns])
+            torch.addmm(bias[columns], x, part.t(), out=out[:, columns])
     return out.to(_result_dtype(x, weight))

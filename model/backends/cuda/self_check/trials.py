@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from model.backends.base import GPTQTensors, GroupedWeight
-from model.backends.cuda.gptq_layout import ROWS, PackedKind, PackedWeight, pack, pack_grouped
+from model.backends.cuda.gptq_layout import FINEST_GROUP, PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.decode_attention import DecodeRows
 from model.backends.cuda.kernels.decode_inputs import AngleTables
 from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
@@ -344,13 +344,14 @@ TRIALS: dict[str, Trial] = {
     "add_low_rank": Trial(_add_low_rank, (1, 5)),
     "tile_matmul": Trial(_tile_matmul, (8, 19)),
     "gptq_one_row": Trial(_gptq, (1, -1)),
-    "gptq_few_rows": Trial(_gptq, (2, -19, 40)),
+    # One for each tile there is.
+    "gptq_few_rows": Trial(_gptq, (2, 12, -19, 40, 70)),
     "gptq_many_rows": Trial(_gptq, (MAX_ROWS_OF_TILES + 2, -MAX_ROWS_OF_TILES - 1)),
 }
 
 
 def trials_for(shape: KernelShape) -> dict[str, Trial]:
     """The trials of the kernels that a checkpoint runs."""
-    has_gptq = shape.bits is not None and (shape.group_size == -1 or shape.group_size % ROWS == 0)
+    has_gptq = shape.bits is not None and (shape.group_size == -1 or shape.group_size % FINEST_GROUP == 0)
     has_packed = has_gptq or bool(shape.packed_kinds)
     return {name: trial for name, trial in TRIALS.items() if has_packed or not name.startswith("gptq")}
