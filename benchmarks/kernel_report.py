@@ -77,7 +77,15 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _attention(num_rows: int, head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype, *, is_decode: bool) -> None:
+def _attention(
+    num_rows: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    *,
+    is_decode: bool,
+    window: int = 0,
+) -> None:
     num_heads, num_slots = 32, 1 << 16
     cache = _meta(2, num_heads, num_slots, head_dim, dtype=cache_dtype)
     scales = _meta(2, num_heads, num_slots, dtype=torch.float32) if cache_dtype == torch.int8 else None
@@ -93,12 +101,12 @@ def _attention(num_rows: int, head_dim: int, dtype: torch.dtype, cache_dtype: to
         decodes = decode_attention.DecodeRows(rows, rows, rows, table)
         num_splits = decode_attention.choose_num_splits(num_rows, num_heads, 8192)
         decode_attention.decode_attention(
-            query, cache, scales, decodes, out, block_size=_BLOCK_SIZE, num_splits=num_splits
+            query, cache, scales, decodes, out, block_size=_BLOCK_SIZE, num_splits=num_splits, window=window
         )
     else:
         block_rows = prefill_attention.choose_block_rows(dtype, num_rows)
         tiles = prefill_attention.PrefillTiles(_meta(16, 4, dtype=torch.int32), table, block_rows)
-        prefill_attention.prefill_attention(query, cache, scales, tiles, out, block_size=_BLOCK_SIZE)
+        prefill_attention.prefill_attention(query, cache, scales, tiles, out, block_size=_BLOCK_SIZE, window=window)
 
 
 def _gptq(
@@ -159,6 +167,10 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:
         name = f"bf16, head 128, {_TYPES[cache_dtype]} cache"
         yield f"decode 1 {name}", True, partial(_attention, 1, 128, half, cache_dtype, is_decode=True)
         yield f"prefill {name}", False, partial(_attention, 2048, 128, half, cache_dtype, is_decode=False)
+    call = partial(_attention, 1, 128, half, half, is_decode=True, window=2048)
+    yield "decode 1 bf16, head 128, bf16 cache, a window", True, call
+    call = partial(_attention, 2048, 128, half, half, is_decode=False, window=2048)
+    yield "prefill bf16, head 128, bf16 cache, a window", False, call
     yield "gptq int4 g128, 1 row", True, partial(_gptq, 1, half, 4, 128, is_plain=True)
     yield "gptq int4 g128, 16 rows", True, partial(_gptq, 16, half, 4, 128, is_plain=True)
     yield "int4 g32 with offsets, 1 row", True, partial(_gptq, 1, half, 4, 32, is_plain=True, kind="offsets")
@@ -177,6 +189,10 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:
             for num_rows in (1, 64, 256):
                 call = partial(_attention, num_rows, head_dim, dtype, cache_dtype, is_decode=True)
                 yield f"decode {num_rows} {name}", True, call
+            call = partial(_attention, 1, head_dim, dtype, cache_dtype, is_decode=True, window=2048)
+            yield f"decode 1 {name}, a window", True, call
+            call = partial(_attention, 2048, head_dim, dtype, cache_dtype, is_decode=False, window=2048)
+            yield f"prefill 2048 {name}, a window", False, call
             for num_rows in (20, 2048):
                 call = partial(_attention, num_rows, head_dim, dtype, cache_dtype, is_decode=False)
                 yield f"prefill {num_rows} {name}", False, call

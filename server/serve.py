@@ -258,7 +258,7 @@ def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
             only fail in the middle of a reply.
         ConfigError: it cannot be split over the devices that were asked for.
     """
-    config = ModelConfig.from_folder(checkpoint)
+    config = ModelConfig.from_folder(checkpoint).with_windows(settings.attention_window)
     for remark in config.remarks:
         logger.warning("%s: %s", checkpoint, remark)
     plan = plan_memory(

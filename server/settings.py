@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from model.contract.attention_windows import windows_of
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
 from server.config_file import read_key_file
@@ -60,6 +61,18 @@ def _tokens_or_context(value: object) -> object:
     return int(str(value))
 
 
+def _windows(value: object) -> object:
+    """Of a flag or variable `2048` or `512,1024,0`; a file may have a number or a list."""
+    if value is None:
+        return None
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        return windows_of([int(part) if isinstance(part, str) else part for part in parts], len(parts)) or (0,)
+    except ValueError as error:
+        raise ValueError("should be a number of tokens, or one a layer with commas between them; 0 is all") from error
+
+
+Windows = Annotated[tuple[int, ...] | None, BeforeValidator(_windows)]
 TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or_context)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Keys = Annotated[Texts, AfterValidator(_no_blank)]
@@ -140,6 +153,11 @@ class Settings(BaseModel):
     )
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of prompt and reply together (default: from the checkpoint)"
+    )
+    attention_window: Windows = Field(
+        None,
+        description="how many of the last tokens attention reads: N, or one a layer as 512,1024,...; 0 is all of them"
+        " (default: the checkpoint's window_attn)",
     )
     max_num_seqs: int = Field(256, ge=1, description="most sequences in one step")
     max_running_per_key: int | None = Field(

@@ -19,7 +19,12 @@ _MIN_QUERY_ROWS = 16
 
 
 def slots_of(
-    table: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, width: int, block_size: int
+    table: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    width: int,
+    block_size: int,
+    firsts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Where the keys of sequences are.
 
@@ -29,11 +34,14 @@ def slots_of(
         lengths: [B], its keys.
         width: the longest of them.
         block_size: tokens in a block.
+        firsts: [B], the position of the first of its keys; None for 0.
 
     Returns:
         [B, width] int64; beyond its end a sequence's last slot is repeated, whose content is a number.
     """
     positions = torch.arange(width, device=table.device)[None].minimum((lengths[:, None] - 1).clamp_min(0))
+    if firsts is not None:
+        positions = positions + firsts[:, None]
     blocks = table[starts[:, None] + positions // block_size].to(torch.int64)
     return blocks * block_size + positions % block_size
 
@@ -85,7 +93,12 @@ def attend_decodes(
 
 
 def attend_chunk(
-    query: torch.Tensor, data: torch.Tensor, scales: torch.Tensor | None, slots: torch.Tensor, start: int
+    query: torch.Tensor,
+    data: torch.Tensor,
+    scales: torch.Tensor | None,
+    slots: torch.Tensor,
+    start: int,
+    window: int = 0,
 ) -> torch.Tensor:
     """The rows of one chunk, causally.
 
@@ -93,22 +106,29 @@ def attend_chunk(
         query: [n, num_heads, head_dim], rotated and scaled.
         data: [2, num_heads, num_slots, head_dim], one layer's keys and values, the chunk's own included.
         scales: [2, num_heads, num_slots] float32 beside int8 data, else None.
-        slots: [start + n] int64, where the keys are.
+        slots: [start + n] int64, where the keys are; with a window they may begin where that of the first row does.
         start: position of the first row.
+        window: how many of the last positions a row reads; 0 for all.
 
     Returns:
         [n, num_heads, head_dim], dtype of the query.
     """
     out = torch.empty_like(query)
-    positions = torch.arange(len(slots), device=slots.device)
+    num_passed = start + len(query) - len(slots)
+    positions = torch.arange(num_passed, start + len(query), device=slots.device)
     for heads in _head_ranges(data, len(slots)):
         keys, values = _gather(data, scales, heads, slots, query.dtype)
         step = _rows_at_once(query, len(slots) * keys.shape[0])
         for low in range(0, len(query), step):
             rows = query[low : low + step, heads].transpose(0, 1)
-            end = start + low + rows.shape[1]
-            is_seen = positions[None, :end] <= positions[start + low : end, None]
-            part = _attend(rows[None], keys[None, :, :end], values[None, :, :end], is_seen)
+            first = start + low - num_passed
+            end = first + rows.shape[1]
+            seen = slice(max(0, first + 1 - window) if window else 0, end)
+            own = positions[first:end, None]
+            is_seen = positions[None, seen] <= own
+            if window:
+                is_seen &= positions[None, seen] > own - window
+            part = _attend(rows[None], keys[None, :, seen], values[None, :, seen], is_seen)
             out[low : low + rows.shape[1], heads] = part[0].transpose(0, 1)
     return out
 

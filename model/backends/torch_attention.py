@@ -31,12 +31,19 @@ class _Decodes(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """A sequence of several new tokens, from row `first_row` and position `start` on; slots [start + num_rows]."""
+    """A sequence of several new tokens, from row `first_row` and position `start` on; slots of the keys they read."""
 
     first_row: int
     num_rows: int
     start: int
     slots: torch.Tensor
+
+
+class _Keys(NamedTuple):
+    """What layers of one window read: groups of sequences that decode, and the others."""
+
+    decodes: list[_Decodes]
+    chunks: list[_Chunk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +53,13 @@ class GatheredPlan:
     Attributes:
         cache: keys and values.
         cos: see `rotation`, likewise `sin`.
-        decodes: groups of sequences.
-        chunks: the others.
+        keys: by window; 0 reads all.
     """
 
     cache: KVCache
     cos: torch.Tensor
     sin: torch.Tensor
-    decodes: list[_Decodes]
-    chunks: list[_Chunk]
+    keys: dict[int, _Keys]
 
 
 def plan_attention(batch: ForwardBatch, cache: KVCache) -> GatheredPlan:
@@ -81,13 +86,15 @@ def plan_attention(batch: ForwardBatch, cache: KVCache) -> GatheredPlan:
     rows, lengths, starts = on_device[: 3 * len(ordered)].view(3, -1)
     places = on_device[3 * len(ordered) :]
     cos, sin = rotation(batch, cache.data.shape[-1])
-    return GatheredPlan(
-        cache,
-        cos,
-        sin,
-        _groups(groups, [length for _, length, _ in ordered], rows, lengths, starts, places, cache),
-        [_Chunk(*chunk[:3], _chunk_slots(chunk, places, cache)) for chunk in chunks],
-    )
+    known_lengths = [length for _, length, _ in ordered]
+    keys = {
+        window: _Keys(
+            _groups(groups, known_lengths, rows, lengths, starts, places, cache, window),
+            [_Chunk(*chunk[:3], _chunk_slots(chunk, places, cache, window)) for chunk in chunks],
+        )
+        for window in set(cache.windows) or {0}
+    }
+    return GatheredPlan(cache, cos, sin, keys)
 
 
 def _groups(
@@ -98,20 +105,26 @@ def _groups(
     starts: torch.Tensor,
     table: torch.Tensor,
     cache: KVCache,
+    window: int,
 ) -> list[_Decodes]:
     result = []
     low = 0
     for group in groups:
         part = slice(low, low + len(group))
-        slots = slots_of(table, starts[part], lengths[part], max(known_lengths[part]), cache.block_size)
-        result.append(_Decodes(rows[part], slots, lengths[part]))
+        own, width, firsts = lengths[part], max(known_lengths[part]), None
+        if window:
+            firsts = (own - window).clamp_min(0)
+            own, width = own - firsts, min(width, window)
+        slots = slots_of(table, starts[part], own, width, cache.block_size, firsts)
+        result.append(_Decodes(rows[part], slots, own))
         low += len(group)
     return result
 
 
-def _chunk_slots(chunk: tuple[int, int, int, int], table: torch.Tensor, cache: KVCache) -> torch.Tensor:
+def _chunk_slots(chunk: tuple[int, int, int, int], table: torch.Tensor, cache: KVCache, window: int) -> torch.Tensor:
     _, num_rows, position, start = chunk
-    positions = torch.arange(position + num_rows, device=table.device)
+    first = max(0, position + 1 - window) if window else 0
+    positions = torch.arange(first, position + num_rows, device=table.device)
     return table[start + positions // cache.block_size] * cache.block_size + positions % cache.block_size
 
 
@@ -122,11 +135,12 @@ def attention(qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: Gathered
     rotated = rotate_and_cache(qkv, data, scales, batch, plan.cos, plan.sin)
     query = rotated[:, 0].to(qkv.dtype)
     out = torch.empty_like(query)
-    for rows, slots, lengths in plan.decodes:
+    window = plan.cache.window_of(layer)
+    for rows, slots, lengths in plan.keys[window].decodes:
         out[rows] = attend_decodes(query[rows], data, scales, slots, lengths)
-    for first_row, num_rows, start, slots in plan.chunks:
+    for first_row, num_rows, start, slots in plan.keys[window].chunks:
         chunk = slice(first_row, first_row + num_rows)
-        out[chunk] = attend_chunk(query[chunk], data, scales, slots, start)
+        out[chunk] = attend_chunk(query[chunk], data, scales, slots, start, window)
     return out.view(len(out), -1)
 
 

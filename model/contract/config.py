@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model.contract.attention_windows import largest_window, windows_of
 from model.contract.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
 from model.contract.errors import CheckpointError, ConfigError
 from model.contract.gguf.checkpoint import gguf_config, kept_bytes, tensors_by_part
@@ -108,6 +109,8 @@ class ModelConfig:
         int8_kv_cache: `use_cache_quantization`: the file asks for keys and values in int8.
         stored_weights: of a GGUF file, whose tensors may be packed each in another way; else None.
         remarks: what in the file is odd, and how it was understood, a sentence each.
+        attention_windows: `window_attn`: how many of the last positions each layer reads, 0 for all; nothing where
+            every layer reads all.
         architecture: the class of the published code, as the file names it.
     """
 
@@ -130,6 +133,7 @@ class ModelConfig:
     int8_kv_cache: bool = False
     stored_weights: StoredWeights | None = None
     remarks: tuple[str, ...] = ()
+    attention_windows: tuple[int, ...] = ()
     architecture: str = PUBLISHED_CLASS
 
     @classmethod
@@ -180,6 +184,27 @@ class ModelConfig:
         if not self.use_dynamic_ntk or num_prompt_tokens <= self.seq_length:
             return 1.0
         return max(1.0, float(2 ** math.ceil(math.log2(num_prompt_tokens / self.seq_length) + 1) - 1))
+
+    def with_windows(self, windows: tuple[int, ...] | None) -> ModelConfig:
+        """The same with other windows.
+
+        Args:
+            windows: of `--attention-window`: one number, or one a layer; None leaves those of the file.
+
+        Raises:
+            ConfigError: there are more or fewer.
+        """
+        if windows is None:
+            return self
+        try:
+            return replace(self, attention_windows=windows_of(windows, self.num_layers))
+        except ValueError as error:
+            raise ConfigError(f"--attention-window {error}") from error
+
+    @property
+    def largest_window(self) -> int | None:
+        """How many of the last positions some layer reads; None where one of them reads all."""
+        return largest_window(self.attention_windows)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -293,6 +318,7 @@ def _from_raw(fields: _Fields, quantization: Any) -> ModelConfig:
         quantization=_quantization(quantization, fields.path),
         int8_kv_cache=fields.get("use_cache_quantization") is True,
         remarks=(*_dtype_remarks(fields), *_cache_remarks(fields)),
+        attention_windows=_windows(fields),
         architecture=_architecture(fields),
     )
 
@@ -315,6 +341,13 @@ def _read_misspelt(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         else:
             remarks.append(f"config.json says {wrong!r}: {raw[wrong]}, but also {right!r}: {raw[right]}, which counts")
     return raw, remarks
+
+
+def _windows(fields: _Fields) -> tuple[int, ...]:
+    try:
+        return windows_of(fields.get("window_attn"), fields.positive_int("num_hidden_layers", at_most=_MAX_LAYERS))
+    except ValueError as error:
+        raise CheckpointError(f"{fields.path}: 'window_attn' {error}") from error
 
 
 _DTYPE_FLAGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

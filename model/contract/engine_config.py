@@ -35,6 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         lm_head_dtype: "auto" keeps the output layer as the checkpoint has it; "int8" packs it while it is loaded.
         quantization: "none", or how to pack the blocks' weights while they are loaded: "int8", "int4" or "nf4".
         kv_cache_dtype: "auto" (that of the activations), one of the dtypes, or "int8".
+        attention_window: how many of the last positions layers read: one number, or one a layer, 0 for all; None leaves
+            it to the checkpoint.
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
         max_running_per_caller: the most of them of one caller; None is no limit.
@@ -70,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     quantization: str = "none"
     lm_head_dtype: str = "auto"
     kv_cache_dtype: str = "auto"
+    attention_window: tuple[int, ...] | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_running_per_caller: int | None = None

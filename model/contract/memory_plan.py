@@ -5,7 +5,8 @@ Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabul
 - weights: embedding, head and norms V*H*2 + H*(2L + 1), times b; in each layer five linears with 4*H*H + 1.5*H*I
   weights in all and 3*H biases of c_attn. A linear of K inputs and N outputs takes K*N*b, or as GPTQ
   K*N*bits/8 + groups*(2*N + N*bits/8) + 2*N (words, scales, zeros, bias); quantised at load K*N*QUANTIZED_BITS/8.
-- KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale.
+- KV cache: 2*L*heads*(head_dim*b) a token; int8: 2*L*heads*(head_dim + 4), for each head has a float32 scale. Where all
+  layers have windows, of the last tokens in the largest one and those of two steps.
 - activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
   residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
 - a LoRA adapter of rank r: r*(9*H + 1.5*I) numbers a layer (A and B of all five linears), times L and b; of several
@@ -19,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from model.contract.adapter_tensors import linear_shapes
+from model.contract.attention_windows import num_blocks_kept
 from model.contract.config import (
     NO_QUANTIZATION,
     QUANTIZED_BITS,
@@ -163,8 +165,10 @@ class MemoryPlan:
         return held + self.activation_bytes(num_step_tokens, num_sequences)
 
     def blocks_of(self, num_tokens: int) -> int:
-        """Blocks that a sequence of this many tokens takes."""
-        return -(-num_tokens // self.block_size)
+        """The most blocks that a sequence holds while it grows to this many tokens: with windows not all at once."""
+        # A device launches a step before the one before it is settled, and each stage has one.
+        num_unsettled = max(2, self.num_stages) * self.max_num_batched_tokens
+        return num_blocks_kept(num_tokens, self.block_size, self.config.largest_window, num_unsettled)
 
     def blocks_that_fit(self, device_bytes: int, max_num_seqs: int) -> int:
         """Blocks of cache beside the weights and the activations of the largest step; negative: not even those fit.
@@ -211,10 +215,11 @@ class MemoryPlan:
             kind = f"GGUF, activations {self.dtype}"
         if self.at_load != NO_QUANTIZATION:
             kind = f"{self.at_load}, activations {self.dtype}"
+        largest = self.config.largest_window
         return (
             f"weights {self.weights_bytes / 1e9:.2f} GB ({kind}); KV cache ({self.kv_dtype}) "
             f"{self.kv_token_bytes / 1e3:.1f} kB a token, {self.kv_block_bytes / 1e6:.2f} MB a block of "
-            f"{self.block_size}"
+            f"{self.block_size}" + (f", {largest} tokens of a sequence and what steps add" if largest else "")
         )
 
 

@@ -95,11 +95,12 @@ def require_divisible(config: ModelConfig, size: int, num_stages: int) -> None:
         )
 
 
-def share_of_config(config: ModelConfig, size: int, num_layers: int) -> ModelConfig:
+def share_of_config(config: ModelConfig, size: int, layers: range) -> ModelConfig:
     """The numbers of a rank's part: its layers, heads and columns; the hidden states are everybody's."""
     return replace(
         config,
-        num_layers=num_layers,
+        num_layers=len(layers),
+        attention_windows=config.attention_windows[layers.start : layers.stop],
         num_heads=config.num_heads // size,
         intermediate_size=config.intermediate_size // 2 // size * 2,
     )

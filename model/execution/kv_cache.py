@@ -23,11 +23,17 @@ class KVCache:
         block_size: tokens in a block.
         scales: of int8 data, [num_layers, 2, num_kv_heads, num_slots] float32: a value is its integer times its scale.
             None where the data are numbers as they are.
+        windows: how many of the last positions each layer reads, 0 for all; nothing where every layer reads all.
     """
 
     data: torch.Tensor
     block_size: int
     scales: torch.Tensor | None = None
+    windows: tuple[int, ...] = ()
+
+    def window_of(self, layer: int) -> int:
+        """How many of the last positions a layer reads; 0 for all."""
+        return self.windows[layer] if self.windows else 0
 
     @property
     def num_blocks(self) -> int:
@@ -54,7 +60,7 @@ def allocate_kv_cache(
     _, num_kv_heads, head_dim = config.attention_shape
     shape = (config.num_layers, 2, num_kv_heads, num_blocks * block_size, head_dim)
     scales = torch.empty(shape[:-1], dtype=torch.float32, device=device) if dtype == torch.int8 else None
-    return KVCache(torch.empty(shape, dtype=dtype, device=device), block_size, scales)
+    return KVCache(torch.empty(shape, dtype=dtype, device=device), block_size, scales, config.attention_windows)
 
 
 def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

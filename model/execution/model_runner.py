@@ -20,6 +20,7 @@ from model.architectures import make_model
 from model.backends import device_of_rank, make_backend, memory_of_rank, num_threads_of_rank
 from model.backends.base import MAX_RECORDED_TOKENS, Backend, DecodeGraphs, Steps
 from model.backends.torch_backend import require_known_cache_dtype
+from model.contract.attention_windows import num_blocks_kept
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
@@ -90,7 +91,7 @@ class ModelRunner:
         self, config: EngineConfig, on_progress: ProgressCallback | None = None, ranks: Ranks = ONE_RANK
     ) -> None:
         folder = Path(config.checkpoint_path)
-        self.model_config = ModelConfig.from_folder(folder, stored_rows)
+        self.model_config = ModelConfig.from_folder(folder, stored_rows).with_windows(config.attention_window)
         self._ranks = ranks
         place, num_ranks = ranks.place, ranks.place.num_processes
         require_divisible(self.model_config, place.size, place.num_stages)
@@ -107,9 +108,10 @@ class ModelRunner:
             logger.warning("the checkpoint is %s; on this device it runs in %s (--dtype)", declared, used)
         self.max_num_batched_tokens = config.max_num_batched_tokens or self.backend.default_max_num_batched_tokens()
         self.max_step_ms = self.backend.default_max_step_ms() if config.max_step_ms is None else config.max_step_ms
+        self.max_steps_ahead = self._max_steps_ahead(config)
         self.max_num_seqs = config.max_num_seqs
         layers = self._layers_of(config)
-        self._own_config = share_of_config(self.model_config, place.size, len(layers))
+        self._own_config = share_of_config(self.model_config, place.size, layers)
         with torch.inference_mode():
             make_linear = linear_maker(self.model_config, self.backend, self.dtype, config.quantization)
             self.model = make_model(self.model_config, make_linear, self.backend, self.dtype, ranks, layers)
@@ -130,7 +132,6 @@ class ModelRunner:
             self._cache = self._make_cache(config, cache_dtype)
             if self.dtype == torch.float16:
                 require_finite(self.model, self.model_config, self._cache, self.backend.device)
-            self.max_steps_ahead = self._max_steps_ahead(config)
             self.is_pipelined = place.num_stages > 1
             is_overlapping = self.backend.runs_ahead if self.is_pipelined else self.max_steps_ahead > 0
             guesses = config.speculation == "auto" and not is_overlapping
@@ -301,7 +302,10 @@ class ModelRunner:
         model_config = self.model_config
         block_bytes = kv_cache_block_bytes(self._own_config, config.block_size, dtype)
         max_model_len = config.max_model_len or model_config.default_max_model_len
-        blocks_per_sequence = -(-max_model_len // config.block_size)
+        num_unsettled = self.max_num_batched_tokens * (1 + self.max_steps_ahead)
+        blocks_per_sequence = num_blocks_kept(
+            max_model_len, config.block_size, model_config.largest_window, num_unsettled
+        )
         if config.kv_cache_memory_bytes is not None:
             num_blocks = config.kv_cache_memory_bytes // block_bytes
         else:

@@ -82,7 +82,14 @@ class Engine:
         costs = self._runner.row_costs
         self._speculator = None if costs is None else Speculator(costs, self._runner.model_config.vocab_size)
         self._scheduler = Scheduler(
-            BlockManager(self._runner.num_blocks, config.block_size, config.enable_prefix_caching),
+            BlockManager(
+                self._runner.num_blocks,
+                config.block_size,
+                config.enable_prefix_caching,
+                largest_window=self._runner.model_config.largest_window,
+                max_step_tokens=self._runner.max_num_batched_tokens,
+                max_steps_ahead=self._runner.max_steps_ahead,
+            ),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=self._runner.max_num_batched_tokens,
             max_model_len=self._runner.max_model_len,

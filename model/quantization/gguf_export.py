@@ -121,6 +121,7 @@ def _metadata(source: Path, config: ModelConfig) -> dict[str, Any]:
         keys.SEQ_LENGTH: config.seq_length,
         keys.DYNAMIC_NTK: config.use_dynamic_ntk,
         keys.LOGN_ATTN: config.use_logn_attn,
+        keys.WINDOW_ATTN: list(config.attention_windows) or None,
         keys.DTYPE: dtypes.get(config.declared_dtype or ""),
         keys.CHAT_FORMAT: chat_format,
         "tokenizer.chat_template": _CHAT_TEMPLATE if chat_format == "chatml" else None,

@@ -3,7 +3,7 @@
 It exists so that memory is decided in one place that can be tested without a tensor. It must not know what a block
 holds beyond token ids, how large one is in bytes, nor when sequences run: the scheduler decides that.
 
-Pure: the standard library and `model.scheduling.sequence`.
+Pure: the standard library, `model.contract.attention_windows` and `model.scheduling.sequence`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from model.scheduling.sequence import Sequence
+from model.contract.attention_windows import num_blocks_kept, num_blocks_passed
+from model.scheduling.sequence import NO_BLOCK, Sequence
 
 # A cached block's identity: the block before it, or the sequence's `cache_root` for the first, and its own tokens. The
 # tokens themselves are the key, not a hash of them: two prompts can never be taken for one another.
@@ -26,18 +27,39 @@ class BlockManager:
     block lies does not matter: attention reads block tables. Without a free one, the one that has been idle longest is
     taken from the prefix cache.
 
+    Where no layer reads further back than a window, sequences give back the blocks that it has passed, and get blocks
+    for as much of their prompt as the next step may compute; so one may be longer than the pool.
+
     Args:
         num_blocks: size of the pool.
         block_size: tokens in a block.
         enable_prefix_caching: keep full blocks of ended sequences for prompts that start alike.
+        largest_window: how many of the last positions some layer reads; None where one reads all.
+        max_step_tokens: the most that a step computes of a sequence; counts with a window only.
+        max_steps_ahead: steps that may be launched and not settled when one is planned; likewise.
+
+    Attributes:
+        max_sequence_tokens: the most tokens that a sequence may have when it is alone; None for any number.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool,
+        *,
+        largest_window: int | None = None,
+        max_step_tokens: int = 1,
+        max_steps_ahead: int = 0,
+    ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"a pool needs blocks and tokens in them, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self._largest_window = largest_window
+        self._max_step_tokens = max_step_tokens
+        self._num_unsettled = max_step_tokens * (1 + max_steps_ahead)
         self.prefix_cache_queries_total = 0
         self.prefix_cache_hits_total = 0
         self._ref_counts = [0] * num_blocks
@@ -48,6 +70,9 @@ class BlockManager:
         self._node_of_block: dict[int, int] = {}
         self._num_nodes = 0
         self._num_evictions = 0
+        num_slots = num_blocks * block_size
+        always_fits = largest_window is not None and self._num_blocks_kept(1 << 62) <= num_blocks
+        self.max_sequence_tokens = None if always_fits else num_slots
 
     @property
     def num_free_blocks(self) -> int:
@@ -62,6 +87,16 @@ class BlockManager:
     def num_blocks_for(self, num_tokens: int) -> int:
         """Returns how many blocks hold this many tokens."""
         return -(-num_tokens // self.block_size)
+
+    def num_missing_blocks(self, seq: Sequence) -> int:
+        """Returns how many blocks a sequence that waits is short of what it comes to hold with the tokens it has."""
+        return self._num_blocks_kept(seq.num_tokens) - len(seq.held_blocks)
+
+    def _num_blocks_kept(self, num_tokens: int) -> int:
+        return num_blocks_kept(num_tokens, self.block_size, self._largest_window, self._num_unsettled)
+
+    def _num_passed(self, num_computed_tokens: int) -> int:
+        return num_blocks_passed(num_computed_tokens, self.block_size, self._largest_window)
 
     def match_prefix(self, seq: Sequence) -> list[int]:
         """Looks up the longest cached start of a sequence.
@@ -88,17 +123,21 @@ class BlockManager:
 
     def can_admit(self, seq: Sequence, prefix: list[int], num_reserved_blocks: int) -> bool:
         """Returns whether all of a sequence fits once it adopts `prefix`, with that many blocks to spare."""
-        num_missing = self.num_blocks_for(seq.num_tokens) - len(seq.block_table) - len(prefix)
-        num_revived = sum(self._ref_counts[block] == 0 for block in prefix)
-        return num_missing + num_revived + num_reserved_blocks <= self.num_free_blocks
+        num_missing = self.num_missing_blocks(seq)
+        if prefix:
+            kept = prefix[self._num_passed(len(prefix) * self.block_size) :]
+            num_missing -= sum(self._ref_counts[block] > 0 for block in kept)
+        return num_missing + num_reserved_blocks <= self.num_free_blocks
 
     def adopt_prefix(self, seq: Sequence, prefix: list[int]) -> None:
         """Makes what `match_prefix` found the start of a sequence that has no blocks yet."""
-        for block in prefix:
+        seq.num_passed_blocks = self._num_passed(len(prefix) * self.block_size)
+        for block in prefix[seq.num_passed_blocks :]:
             if self._ref_counts[block] == 0:
                 del self._evictable[block]
             self._ref_counts[block] += 1
-        seq.block_table.extend(prefix)
+        seq.block_table.extend([NO_BLOCK] * seq.num_passed_blocks)
+        seq.block_table.extend(prefix[seq.num_passed_blocks :])
         seq.cache_chain.extend(self._node_of_block[block] for block in prefix)
         seq.num_computed_tokens = len(prefix) * self.block_size
         # A preempted sequence mostly finds its own blocks again, which would flatter the hit rate.
@@ -112,9 +151,10 @@ class BlockManager:
         The last prompt token is left to compute: its logits are what the sequence samples from first.
         """
         shared = leader.block_table[: (leader.num_prompt_tokens - 1) // self.block_size]
-        for block in shared:
+        for block in shared[leader.num_passed_blocks :]:
             self._ref_counts[block] += 1
         seq.block_table.extend(shared)
+        seq.num_passed_blocks = min(len(shared), leader.num_passed_blocks)
         seq.cache_chain.extend(leader.cache_chain[: len(shared)])
         seq.num_computed_tokens = len(shared) * self.block_size
 
@@ -133,6 +173,17 @@ class BlockManager:
             self._ref_counts[block] = 1
             table.append(block)
         return True
+
+    def secure(self, seq: Sequence) -> bool:
+        """Grows a sequence's block table to hold all its tokens, or with a window those of the next step.
+
+        Returns:
+            as `allocate`.
+        """
+        num_tokens = seq.num_tokens
+        if self._largest_window is not None:
+            num_tokens = min(num_tokens, seq.num_computed_tokens + self._max_step_tokens)
+        return self.allocate(seq, num_tokens)
 
     def trim(self, seq: Sequence) -> None:
         """Takes back the blocks behind a sequence's last token."""
@@ -161,10 +212,20 @@ class BlockManager:
                 self._node_of_block[block] = self._num_nodes
             chain.append(self._node_of_block[block])
 
+    def release_passed(self, seq: Sequence) -> None:
+        """Takes back the blocks that no layer will read again; call after `commit`."""
+        num_passed = self._num_passed(seq.num_computed_tokens)
+        if num_passed > seq.num_passed_blocks:
+            passed = slice(seq.num_passed_blocks, num_passed)
+            self._release(seq.block_table[passed])
+            seq.block_table[passed] = [NO_BLOCK] * (num_passed - seq.num_passed_blocks)
+            seq.num_passed_blocks = num_passed
+
     def free(self, seq: Sequence) -> None:
         """Takes all blocks from a sequence; none of it counts as computed any more."""
-        self._release(seq.block_table)
+        self._release(seq.held_blocks)
         seq.block_table.clear()
+        seq.num_passed_blocks = 0
         seq.cache_chain.clear()
         seq.num_computed_tokens = 0
 
@@ -195,8 +256,11 @@ class BlockManager:
         sequences = list(sequences)
         counts = [0] * self.num_blocks
         for seq in sequences:
-            require(len(set(seq.block_table)) == len(seq.block_table), f"a block twice in {seq}")
-            for block in seq.block_table:
+            held = seq.held_blocks
+            require(len(set(held)) == len(held) and NO_BLOCK not in held, f"a block twice in {seq}")
+            num_passed = self._num_passed(seq.num_computed_tokens)
+            require(seq.num_passed_blocks <= num_passed, f"a block that is read is gone from {seq}")
+            for block in held:
                 counts[block] += 1
         require(counts == self._ref_counts, "reference counts disagree with the block tables")
         used = {block for block, count in enumerate(counts) if count}

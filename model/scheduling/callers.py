@@ -164,7 +164,7 @@ class FairShare:
     def is_due(self, seq: Sequence) -> bool:
         """Whether a caller who has another sequence running holds no more than its due."""
         caller = self.of(seq)
-        num_blocks = self._num_blocks(caller) + self._blocks.num_blocks_for(seq.num_tokens) - len(seq.block_table)
+        num_blocks = self._num_blocks(caller) + self._blocks.num_missing_blocks(seq)
         due = caller.weight * self._due(caller)
         return len(caller.running) + 1 <= due * self.max_num_seqs and num_blocks <= due * self._blocks.num_blocks
 
@@ -204,7 +204,7 @@ class FairShare:
     def _num_blocks(self, caller: Caller) -> int:
         """Blocks its sequences hold, each counted once; those that wait hold some where their leader computed them."""
         seqs = [seq for queue in (caller.running, caller.waiting) for seq in queue]
-        return len(set[int]().union(*[seq.block_table for seq in seqs if seq.block_table]))
+        return len(set[int]().union(*[seq.held_blocks for seq in seqs if seq.block_table]))
 
     def _held(self, caller: Caller) -> float:
         """The part a caller has of what is scarce, for its weight."""

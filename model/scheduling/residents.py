@@ -19,10 +19,10 @@ from model.scheduling.sequence import Sequence, SequenceStatus
 class Residents:
     """All sequences that have not ended.
 
-    Those that run have blocks for all their tokens. When one cannot get its next block, the least important sequence of
-    the caller who holds most loses all of its own and waits again; its cache is recomputed later. One is always spared,
-    so it goes on, and as every sequence is bounded, all end. A caller who holds less than its due gets slots and blocks
-    of those who hold more in the same way.
+    Those that run have blocks for all their tokens (with a window, for those of the next step). When one cannot get its
+    next block, the least important sequence of the caller who holds most loses all of its own and waits again; its
+    cache is recomputed later. One is always spared, so it goes on, and as every sequence is bounded, all end. A caller
+    who holds less than its due gets slots and blocks of those who hold more in the same way.
 
     Args:
         block_manager: of the KV cache.
@@ -71,10 +71,10 @@ class Residents:
             self._wait_as_group(orphans)
 
     def secure_blocks(self, running: list[Sequence]) -> list[Sequence]:
-        """Gives running sequences blocks for all their tokens; returns those that were preempted for that."""
+        """Gives running sequences the blocks that the next step may need; returns those preempted for that."""
         preempted: list[Sequence] = []
         for seq in running:
-            while seq.status is SequenceStatus.RUNNING and not self._blocks.allocate(seq, seq.num_tokens):
+            while seq.status is SequenceStatus.RUNNING and not self._blocks.secure(seq):
                 victim = self.callers.victim(self.callers)
                 if victim is not None:
                     self._preempt(victim)
@@ -121,7 +121,7 @@ class Residents:
                 return False
         if not (seq.block_table or seq.needs_prompt_logits):
             self._blocks.adopt_prefix(seq, prefix)
-        self._blocks.allocate(seq, seq.num_tokens)
+        self._blocks.secure(seq)
         if seq.first_scheduled_time_s is None:
             seq.first_scheduled_time_s = time.monotonic()
             seq.num_cached_tokens = seq.num_computed_tokens

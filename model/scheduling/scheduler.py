@@ -127,7 +127,7 @@ class Scheduler:
         self.prefill_budget = PrefillBudget(max_step_s)
         self._speculator = speculator
         self._num_parts = num_parts
-        self._num_slots = block_manager.num_blocks * block_manager.block_size
+        self._num_slots = block_manager.max_sequence_tokens or max_model_len
         self.residents = Residents(block_manager, max_num_seqs, allow_priority)
         self._num_in_flight = 0
         self._num_turns = 0
@@ -253,6 +253,7 @@ class Scheduler:
                 self.block_manager.commit(seq)
                 if end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
+                self.block_manager.release_passed(seq)
             if entry.needs_sampling:
                 update = self._judge(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
             elif end == seq.num_tokens:

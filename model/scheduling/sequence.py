@@ -18,6 +18,9 @@ from model.contract.sampling_params import SamplingParams
 # Stands for a token that the device has sampled, or will, and the host has not read: a later step is planned with it.
 UNKNOWN_TOKEN = -1
 
+# Stands in a block table for a block that no layer will read again.
+NO_BLOCK = -1
+
 
 class SequenceStatus(enum.Enum):
     """Where a sequence is in its life; a preempted one is WAITING again."""
@@ -49,7 +52,9 @@ class Sequence:
         cache_salt: sequences share cached blocks only when their salts are equal.
         adapter_id: of the adapter it is run with; 0 for none. What is cached of it is that adapter's.
         status: see `SequenceStatus`.
-        block_table: the KV cache blocks of positions 0, block_size, 2 * block_size, ...
+        block_table: the KV cache blocks of positions 0, block_size, 2 * block_size, ...; `NO_BLOCK` for the first ones
+            when no layer's window reaches back to them.
+        num_passed_blocks: how many those are.
         cache_chain: prefix cache nodes of its leading full blocks; the block manager's own.
         num_computed_tokens: tokens whose keys and values are in the cache.
         num_cached_tokens: prompt tokens that its first admission took from the prefix cache or its leader.
@@ -78,6 +83,7 @@ class Sequence:
         "matched_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_passed_blocks",
         "num_prompt_tokens",
         "priority",
         "request_id",
@@ -125,6 +131,7 @@ class Sequence:
         self.adapter_id = adapter_id
         self.status = SequenceStatus.WAITING
         self.block_table: list[int] = []
+        self.num_passed_blocks = 0
         self.cache_chain: list[int] = []
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
@@ -150,6 +157,11 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def held_blocks(self) -> list[int]:
+        """The blocks in its table; not to be changed."""
+        return self.block_table[self.num_passed_blocks :] if self.num_passed_blocks else self.block_table
 
     @property
     def has_unknown_token(self) -> bool:

@@ -18,14 +18,16 @@ from tests.support.engine_driver import Driver, Reply, make_driver
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-# Checkpoint, activations, cache.
-KINDS = [
+Kind = tuple[Any, ...]
+# Checkpoint, activations, cache, and perhaps windows.
+KINDS: list[Kind] = [
     ("first_release_names_bf16", "bfloat16", "auto"),
     ("first_release_names_bf16", "bfloat16", "int8"),
     ("gptq_int4", "bfloat16", "auto"),
     ("gptq_int4_asym_desc_act", "bfloat16", "int8"),
     ("gptq_int8", "bfloat16", "auto"),
     ("ntk_logn_fp32", "float32", "auto"),
+    ("ntk_logn_fp32", "bfloat16", "auto", (50, 30, 64)),
 ]
 NUM_TOKENS = 8
 PROMPTS = [[(13 * i + 7 * n) % 250 + 1 for i in range(length)] for n, length in enumerate((5, 33, 70, 150))]
@@ -66,8 +68,8 @@ def request(seq_id: int, number: int, expected: list[int] | None = None) -> AddR
     )
 
 
-def driver_for(kind: tuple[str, str, str], budget: int = 512, num_blocks: int = 64, **changes: Any) -> Driver:
-    folder, dtype, cache_dtype = kind
+def driver_for(kind: Kind, budget: int = 512, num_blocks: int = 64, **changes: Any) -> Driver:
+    folder, dtype, cache_dtype, *windows = kind
     driver = make_driver(
         GOLDEN / folder,
         num_blocks,
@@ -76,6 +78,7 @@ def driver_for(kind: tuple[str, str, str], budget: int = 512, num_blocks: int = 
         kv_cache_dtype=cache_dtype,
         max_num_batched_tokens=budget,
         max_model_len=160,
+        attention_window=windows[0] if windows else None,
         **changes,
     )
     if driver.engine._speculator is not None:
@@ -88,7 +91,7 @@ def as_bits(reply: Reply) -> Any:
 
 
 @cache
-def alone(kind: tuple[str, str, str]) -> list[Any]:
+def alone(kind: Kind) -> list[Any]:
     driver = driver_for(kind, speculation="off")
     return [as_bits(driver.run([request(0, number)])[0]) for number in range(len(PROMPTS))]
 
@@ -104,7 +107,7 @@ WAYS = st.builds(
 )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 @given(way=WAYS)
 @settings(
     max_examples=2,
@@ -113,7 +116,7 @@ WAYS = st.builds(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-def test_in_any_company_in_any_chunks_cached_preempted_or_guessed(kind: tuple[str, str, str], way: Way) -> None:
+def test_in_any_company_in_any_chunks_cached_preempted_or_guessed(kind: Kind, way: Way) -> None:
     driver = driver_for(kind, way.budget, way.num_blocks)
     for _ in range(way.turns):
         for seq_id, (number, num_steps) in enumerate(way.order):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
-from model.scheduling.sequence import Sequence
+from model.scheduling.sequence import NO_BLOCK, Sequence
 
 SAMPLING = SamplingParams(max_tokens=1000)
 PROFILE = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)
@@ -258,6 +258,19 @@ def test_check_integrity_notices(damage: Callable[[BlockManager, Sequence], None
     manager.check_integrity([seq])
     damage(manager, seq)
     with pytest.raises(RuntimeError, match="inconsistent"):
+        manager.check_integrity([seq])
+
+
+def test_check_integrity_notices_a_block_that_is_given_back_too_early() -> None:
+    manager = BlockManager(16, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=8)
+    seq = make_sequence(list(range(12)))
+    compute(manager, seq)
+    manager.release_passed(seq)
+    assert (seq.num_passed_blocks, manager.num_free_blocks) == (3, 13)
+    manager.check_integrity([seq])
+    manager._release(seq.block_table[3:4])
+    seq.block_table[3], seq.num_passed_blocks = NO_BLOCK, 4
+    with pytest.raises(RuntimeError, match="a block that is read is gone"):
         manager.check_integrity([seq])
 
 

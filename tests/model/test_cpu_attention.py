@@ -12,6 +12,7 @@ from model.backends import torch_backend
 from model.backends.cpu.attention import StepAttention, attention_code
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
+from model.scheduling.sequence import NO_BLOCK
 from tests.support.engine_driver import LoadedModel
 
 pytest.importorskip("llvmlite", reason="the kernel needs llvmlite")
@@ -31,15 +32,25 @@ SHAPES = [(24, 12, 1), (128, 64, 16), (32, 16, 2), (64, 24, 16)]
 
 
 def attend(
-    qkv: torch.Tensor, chunks: list[int], cache_dtype: torch.dtype, head_dim: int, half: int, block_size: int
+    qkv: torch.Tensor,
+    chunks: list[int],
+    cache_dtype: torch.dtype,
+    head_dim: int,
+    half: int,
+    block_size: int,
+    window: int = 0,
 ) -> torch.Tensor:
-    """Attention of a sequence whose rows come in chunks, in scattered blocks of a cache of NaNs."""
+    """Attention of a sequence whose rows come in chunks, in scattered blocks of a cache of NaNs.
+
+    Behind a window it loses its blocks, which are NaNs again.
+    """
+    windows = (window,) if window else ()
     num_blocks = -(-len(qkv) // block_size) + 3
     shape = (1, 2, HEADS, num_blocks * block_size, head_dim)
     if cache_dtype == torch.int8:
-        cache = KVCache(torch.zeros(shape, dtype=cache_dtype), block_size, torch.full(shape[:-1], math.nan))
+        cache = KVCache(torch.zeros(shape, dtype=cache_dtype), block_size, torch.full(shape[:-1], math.nan), windows)
     else:
-        cache = KVCache(torch.full(shape, math.nan, dtype=cache_dtype), block_size)
+        cache = KVCache(torch.full(shape, math.nan, dtype=cache_dtype), block_size, windows=windows)
     code = attention_code(cache, qkv.dtype)
     assert code is not None
     table = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
@@ -50,6 +61,14 @@ def attend(
         angles = positions[:, None].float() / torch.arange(1, half + 1)
         slots = [table[p // block_size] * block_size + p % block_size for p in positions.tolist()]
         scale = torch.full((count,), 1 / math.sqrt(head_dim))
+        for index in range(max(0, start + 1 - window) // block_size if window else 0):
+            if table[index] != NO_BLOCK:
+                lost = slice(table[index] * block_size, (table[index] + 1) * block_size)
+                if cache.scales is None:
+                    cache.data[..., lost, :] = math.nan
+                else:
+                    cache.scales[..., lost] = math.nan
+                table[index] = NO_BLOCK
         spans = [SequenceSpan([0] * count, start, 1.0, table, 1)]
         batch = ForwardBatch(
             spans, positions, angles.cos(), angles.sin(), scale, torch.tensor(slots), positions, block_size
@@ -59,7 +78,7 @@ def attend(
     return torch.cat(out)
 
 
-def exact(qkv: torch.Tensor, head_dim: int, half: int) -> torch.Tensor:
+def exact(qkv: torch.Tensor, head_dim: int, half: int, window: int = LENGTH) -> torch.Tensor:
     """The same in float64."""
     x = qkv.double().view(len(qkv), 3, HEADS, head_dim)
     angles = torch.arange(len(qkv))[:, None, None].double() / torch.arange(1, half + 1)
@@ -67,7 +86,9 @@ def exact(qkv: torch.Tensor, head_dim: int, half: int) -> torch.Tensor:
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     rotated = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, x[:, :2, :, 2 * half :]], -1)
     scores = torch.einsum("thd,shd->hts", rotated[:, 0], rotated[:, 1]) / math.sqrt(head_dim)
-    scores = scores.masked_fill(torch.ones(len(qkv), len(qkv)).triu(1).bool(), -math.inf)
+    positions = torch.arange(len(qkv))
+    distance = positions[:, None] - positions
+    scores = scores.masked_fill((distance < 0) | (distance >= window), -math.inf)
     return torch.einsum("hts,shd->thd", scores.softmax(-1), x[:, 2]).flatten(1)
 
 
@@ -83,6 +104,24 @@ def test_exact_and_the_same_in_chunks_of_any_size(
     torch.testing.assert_close(whole.double(), exact(qkv, head_dim, half), rtol=tolerance, atol=tolerance)
     for chunks in ([1] * LENGTH, [64, 64, 64, 13], [100, 1, 1, 1, 5, 97]):
         assert torch.equal(attend(qkv, chunks, cache_dtype, head_dim, half, block_size), whole), chunks
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "window"),
+    [(0, (24, 12, 1), 1), (0, (16, 8, 48), 70), (1, (32, 16, 16), 64), (2, (16, 8, 4), 37), (3, (20, 8, 16), 129)],
+)
+def test_a_window_is_a_plain_mask_and_the_same_in_chunks_of_any_size(
+    kind: int, shape: tuple[int, int, int], window: int
+) -> None:
+    dtype, cache_dtype, tolerance = KINDS[kind]
+    head_dim, half, block_size = shape
+    qkv = torch.randn(LENGTH, 3 * HEADS * head_dim).to(dtype)
+    whole = attend(qkv, [LENGTH], cache_dtype, head_dim, half, block_size, window)
+    torch.testing.assert_close(whole.double(), exact(qkv, head_dim, half, window), rtol=tolerance, atol=tolerance)
+    for chunks in ([1] * LENGTH, [64, 64, 64, 13], [100, 1, 1, 1, 5, 97]):
+        assert torch.equal(attend(qkv, chunks, cache_dtype, head_dim, half, block_size, window), whole), chunks
+    unbounded = attend(qkv, [LENGTH], cache_dtype, head_dim, half, block_size, LENGTH)
+    assert torch.equal(unbounded, attend(qkv, [LENGTH], cache_dtype, head_dim, half, block_size))
 
 
 def test_peaked_and_flat_scores() -> None:

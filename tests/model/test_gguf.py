@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -413,6 +414,16 @@ def test_an_export_is_read_back(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert tokenizers[0].encoding._mergeable_ranks == tokenizers[1].encoding._mergeable_ranks
     expected = LoadedModel(tiny_checkpoint).logits(PROMPT)
     assert float((LoadedModel(path).logits(PROMPT) - expected).norm() / expected.norm()) < 0.05
+
+
+def test_windows_go_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, source)
+    raw = json.loads((source / "config.json").read_text())
+    windows = list(range(64, 64 + raw["num_hidden_layers"]))
+    (source / "config.json").write_text(json.dumps({**raw, "window_attn": windows}))
+    copy = ModelConfig.from_folder(exported(source, tmp_path / "m.gguf", "bf16"))
+    assert list(copy.attention_windows) == windows
 
 
 def test_quantised_checkpoints_are_not_exported(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def alone(seq: Sequence, scheduler: Scheduler) -> tuple[list[int], str]:
         tokens.append(output[-1])
         if output[-1] in seq.sampling.ending_token_ids:
             return output, "stop"
-        is_full = len(tokens) >= scheduler.max_model_len or len(tokens) > blocks.num_blocks * blocks.block_size
+        is_full = len(tokens) >= scheduler.max_model_len or len(tokens) > (blocks.max_sequence_tokens or len(tokens))
         if is_full or len(output) >= seq.sampling.max_tokens:
             return output, "length"
 
@@ -97,11 +97,15 @@ class FakeEngine:
         max_running_per_caller: int | None = None,
         allow_priority: bool = False,
         speculates: bool = False,
+        window: int | None = None,
     ) -> None:
         # Where rows cost nothing, whatever can be guessed is tried.
         costs = RowCosts((1, 24), (1.0, 1.0), 0.0)
         self.speculator = Speculator(costs, VOCAB_SIZE) if speculates else None
-        self.blocks = BlockManager(num_blocks, block_size, caching)
+        self.window = window
+        self.blocks = BlockManager(
+            num_blocks, block_size, caching, largest_window=window, max_step_tokens=max_num_batched_tokens
+        )
         self.scheduler = Scheduler(
             self.blocks,
             max_num_seqs=max_num_seqs,
@@ -199,7 +203,8 @@ class FakeEngine:
         for entry in batch:
             seq = self.live[entry.seq_id]
             content = self.content(seq)
-            for position in range(entry.start):
+            first = 0 if self.window is None else max(0, entry.start + 1 - self.window)
+            for position in range(first, entry.start):
                 slot = self.slot(seq, position)
                 assert self.memory[slot] == content[position], f"{seq} reads another's key at {position}"
                 read.add(slot)
@@ -719,6 +724,7 @@ LIMITS = st.fixed_dictionaries(
         "max_running_per_caller": st.sampled_from([None, None, 1, 2]),
         "allow_priority": st.booleans(),
         "speculates": st.booleans(),
+        "window": st.sampled_from([None, None, 1, 5, 12]),
     }
 )
 
@@ -788,6 +794,42 @@ def test_output_depends_on_no_limit(requests: list[dict[str, object]], limits: d
         engine.run()
         outputs.append(engine.finished)
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+class TestWindow:
+    """Where no layer reads further back, what a window has passed is somebody else's."""
+
+    def test_a_sequence_may_be_longer_than_the_pool(self) -> None:
+        engine = FakeEngine(num_blocks=10, block_size=4, max_num_batched_tokens=16, window=8)
+        engine.add([1 + i % 3 for i in range(300)], max_tokens=100, ignore_eos=True)
+        engine.run()
+        assert [len(output) for output, _ in engine.finished.values()] == [100]
+        assert engine.scheduler.stats().num_preemptions_total == 0
+
+    def test_what_is_passed_serves_others(self) -> None:
+        """Four at a time, of which without a window only one would fit."""
+        engine = FakeEngine(num_blocks=40, block_size=4, caching=False, max_num_batched_tokens=8, window=8)
+        for i in range(4):
+            engine.add([1 + (i + k) % 3 for k in range(120)], max_tokens=30, ignore_eos=True)
+        engine.run()
+        assert engine.scheduler.stats().num_preemptions_total == 0
+
+    def test_cached_starts_are_found_and_only_their_end_is_held(self) -> None:
+        prompt = [1 + i % 3 for i in range(100)]
+        engine = FakeEngine(num_blocks=64, block_size=4, max_num_batched_tokens=16, window=8)
+        engine.add(prompt, max_tokens=1)
+        engine.run()
+        (again,) = engine.add(prompt, max_tokens=3, ignore_eos=True)
+        engine.step()
+        assert again.num_cached_tokens == 96
+        assert len(again.held_blocks) <= 5
+        engine.run()
+
+    def test_choices_share_the_end_of_a_prompt(self) -> None:
+        engine = FakeEngine(num_blocks=24, block_size=4, max_num_batched_tokens=8, window=5)
+        engine.add([1 + i % 3 for i in range(90)], n=4, max_tokens=9)
+        engine.run()
+        assert len(engine.finished) == 4
 
 
 def test_a_crowd_in_a_small_pool_all_ends() -> None:

@@ -69,6 +69,8 @@ def _to_qwen2(options: ConvertOptions) -> None:
         writer.copy(options.source, LICENCES)
     if weights.is_expanded:
         logger.info("the quantised weights were expanded to %s", dtype_name(dtype))
+    if config.attention_windows:
+        logger.warning("this layout has no windows of several sizes (window_attn): what opens it reads all positions")
     lost = [name for name, used in (("NTK", config.use_dynamic_ntk), ("LogN", config.use_logn_attn)) if used]
     if lost:
         logger.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
 from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache-dtype", choices=("auto", *KV_DTYPE_BYTES), default="auto", help="of the cache")
     parser.add_argument("--block-size", type=positive, default=16, help="tokens in a block (default: %(default)s)")
     parser.add_argument("--max-model-len", type=positive, help="prompt and reply together (default: the checkpoint's)")
+    parser.add_argument(
+        "--attention-window", type=_windows, metavar="N", help="as of serve (default: the checkpoint's window_attn)"
+    )
     parser.add_argument("--max-num-seqs", type=positive, default=256, help="most in one step (default: %(default)s)")
     parser.add_argument(
         "--max-num-batched-tokens", type=positive, default=4096, help="most tokens in one step (default: %(default)s)"
@@ -51,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-lora-rank", type=positive, default=64, help="rank of them (default: %(default)s)")
     add_hub_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of tokens nor one a layer with commas between")
+    return tuple(map(int, text.split(",")))
 
 
 def _share(text: str) -> float:

@@ -54,6 +54,7 @@ def report(arguments: argparse.Namespace) -> int:
         ConfigError: it cannot be split over so many devices.
     """
     checkpoint = find_checkpoint(arguments.model, arguments.hub, arguments.revision)
+    checkpoint = checkpoint._replace(config=checkpoint.config.with_windows(arguments.attention_window))
     plan = plan_memory(
         checkpoint.config,
         dtype=arguments.dtype,
@@ -129,6 +130,7 @@ def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: argparse.Namespa
         "adapter_bytes": plan.adapter_bytes(arguments.max_lora_rank),
         "max_lora_rank": arguments.max_lora_rank,
         "max_loras": arguments.max_loras or 0,
+        "attention_windows": list(config.attention_windows) or None,
         "max_model_len": max_len,
         "max_num_seqs": arguments.max_num_seqs,
         "max_num_batched_tokens": plan.max_num_batched_tokens,
@@ -180,6 +182,8 @@ def _text(f: dict[str, Any]) -> str:
         lines[0] += f", the largest part of {num_devices} devices ({layers} layers)"
     elif num_devices > 1:
         lines[0] += f", its part on each of {num_devices} devices"
+    if f["attention_windows"]:
+        lines[0] += f", {_windows_text(f['attention_windows'])}"
     beside = "weights and adapters" if f["max_loras"] else "the weights"
     in_files = "" if f["file_bytes"] is None else f", {_gb(f['file_bytes'])} in its files"
     lines += [
@@ -198,6 +202,13 @@ def _text(f: dict[str, Any]) -> str:
         *_peak_table(f["peak"]),
     ]
     return "\n".join(lines)
+
+
+def _windows_text(windows: list[int]) -> str:
+    if not all(windows):
+        return f"{sum(map(bool, windows))} of {len(windows)} layers with windows (all positions stay cached)"
+    least, most = min(windows), max(windows)
+    return f"windows of {most if least == most else f'{least} to {most}'} tokens"
 
 
 def _devices_table(devices: list[dict[str, Any]]) -> list[str]:

@@ -16,10 +16,13 @@ from model.backends.cpu.attention_ir.module import ATTEND, TILE, module_text, qu
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_integer_products, has_permutes
 from model.backends.cpu.rotary_ir import ROTATE, RotaryKernel
 from model.backends.cpu.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
+from model.contract.attention_windows import largest_window
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
+from model.scheduling.sequence import NO_BLOCK
 
 _ALIGNMENT = 64
+_NO_WINDOW = 1 << 62
 
 
 class AttentionCode(NamedTuple):
@@ -52,7 +55,7 @@ class StepAttention:
         data = cache.data
         self._code, self._cache, self._dtype = code, cache, dtype
         self._num_threads = torch.get_num_threads()
-        tables, starts = _slot_tables(batch.spans, batch.block_size)
+        tables, starts = _slot_tables(batch.spans, batch.block_size, largest_window(cache.windows))
         tiles = _tiles(batch.spans, starts)
         scratch = torch.empty(self._num_threads * code.scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
         self._factors = batch.query_scale * query_factor(1.0)
@@ -90,30 +93,53 @@ class StepAttention:
         items = self._num_tiles * heads
         words = (
             *(query.data_ptr(), out.data_ptr(), *addresses, *self._fixed),
-            *(items, rows, heads, heads // key_heads, num_slots),
+            *(items, rows, heads, heads // key_heads, num_slots, self._cache.window_of(layer) or _NO_WINDOW),
         )
         self._counter.value = 0
         self._code.attend.run(ATTEND, struct.pack(f"{len(words)}q", *words), min(self._num_threads, items))
         return out
 
 
-def _slot_tables(spans: AbstractSequence[SequenceSpan], block_size: int) -> tuple[torch.Tensor, list[int]]:
-    """The slots of all positions of all sequences, int32, and where each sequence's begin.
+def _slot_tables(
+    spans: AbstractSequence[SequenceSpan], block_size: int, window: int | None
+) -> tuple[torch.Tensor, list[int]]:
+    """The slots of the positions of all sequences, int32, and where each sequence's position 0 is, or would be.
 
-    Each has some more than the kernel reads, and what it fetches ahead.
+    Each has some more than the kernel reads, and what it fetches ahead. With a window those before the first 64 keys
+    among which a layer reads some are left out.
+
+    Args:
+        spans: of the step.
+        block_size: tokens in a block.
+        window: the largest of all layers'; None where one reads all positions.
     """
     blocks = array("i")
     starts = []
+    passed: list[tuple[int, int]] = []
     for span in spans:
-        starts.append(len(blocks) * block_size)
         num_blocks = -(-span.context_len // block_size)
-        blocks.extend(span.block_table[:num_blocks])
+        first = 0 if window is None else max(0, span.start + 1 - window) // KEYS * KEYS // block_size
+        starts.append((len(blocks) - first) * block_size)
+        if window is not None:
+            passed += _passed(span, first, len(blocks) - first, block_size)
+        blocks.extend(span.block_table[first:num_blocks])
         padded = (-(-span.context_len // KEYS) + 1) * KEYS
-        blocks.extend(span.block_table[:1] * (-(-padded // block_size) - num_blocks))
+        blocks.extend(span.block_table[num_blocks - 1 : num_blocks] * (-(-padded // block_size) - num_blocks))
     table = torch.frombuffer(blocks, dtype=torch.int32)
     if block_size == 1:
-        return table.clone(), starts
-    return (table[:, None] * block_size + torch.arange(block_size, dtype=torch.int32)).flatten(), starts
+        table = table.clone()
+    else:
+        table = (table[:, None] * block_size + torch.arange(block_size, dtype=torch.int32)).flatten()
+    for place, slot in passed:
+        table[place : place + block_size] = slot
+    return table, starts
+
+
+def _passed(span: SequenceSpan, first: int, shift: int, block_size: int) -> list[tuple[int, int]]:
+    """Where in a table those blocks are that a sequence has given back, and a slot whose numbers may be weighed 0."""
+    slot = span.block_table[span.start // block_size] * block_size + span.start % block_size
+    indices = range(first, span.start // block_size)
+    return [((index + shift) * block_size, slot) for index in indices if span.block_table[index] == NO_BLOCK]
 
 
 def _tiles(spans: AbstractSequence[SequenceSpan], starts: list[int]) -> torch.Tensor:
@@ -138,17 +164,19 @@ def attention_code(cache: KVCache, dtype: torch.dtype) -> AttentionCode | None:
         return None
     if head_dim > MAX_HEAD_DIM or head_dim * data.itemsize % 4:
         return None
-    return _compile(dtype, data.dtype, head_dim)
+    return _compile(dtype, data.dtype, head_dim, bool(cache.windows))
 
 
 @functools.cache
-def _compile(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> AttentionCode | None:
+def _compile(
+    dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, has_window: bool
+) -> AttentionCode | None:
     has_bf16 = has_bf16_products()
     is_bf16 = has_bf16 and dtype == cache_dtype == torch.bfloat16
     query_dtype = torch.bfloat16 if is_bf16 else torch.float32
     names = DTYPE_NAMES[dtype], DTYPE_NAMES[cache_dtype]
     arithmetic = "bf16" if is_bf16 else "int16" if cache_dtype == torch.int8 and has_integer_products() else "float32"
-    kernel = AttentionKernel(*names, arithmetic, head_dim, has_bf16, not has_permutes())
+    kernel = AttentionKernel(*names, arithmetic, head_dim, has_bf16, not has_permutes(), has_window)
     attend = compile_functions(module_text(kernel), [ATTEND])
     rotate = compile_functions(RotaryKernel(*names, DTYPE_NAMES[query_dtype], has_bf16).text, [ROTATE])
     if attend is None or rotate is None:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.decode_attention import (
+    FIXED_SPLITS,
+    DecodeRows,
+    choose_num_splits,
+    max_num_splits,
+)
 from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.execution.forward_batch import SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -25,12 +30,18 @@ class AttentionPlan:
         decodes: the sequences with one new token, or None.
         num_splits: of the decodes' keys.
         tiles: the chunks of more tokens, or None.
+        is_fixed: whether keys are cut into as many parts always.
     """
 
     cache: KVCache
     decodes: DecodeRows | None
     num_splits: int
     tiles: PrefillTiles | None
+    is_fixed: bool = False
+
+    def num_splits_for(self, window: int) -> int:
+        """Of the decodes' keys in a layer with a window: no more than it has work for."""
+        return min(self.num_splits, max_num_splits(window)) if window and not self.is_fixed else self.num_splits
 
 
 def make_plan(
@@ -76,6 +87,7 @@ def make_plan(
         decodes=None if rows is None else DecodeRows(*rows, table_view),
         num_splits=FIXED_SPLITS if is_fixed else choose_num_splits(len(decodes), num_heads, longest),
         tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,
+        is_fixed=is_fixed,
     )
 
 

@@ -223,13 +223,22 @@ class CudaBackend:
         rotate = self.operations["rotate_and_cache"]
         query: torch.Tensor = rotate(qkv, batch.cos, batch.sin, batch.query_scale, batch.slots, data, scales)
         out = torch.empty_like(query)
-        block_size = plan.cache.block_size
+        block_size, window = plan.cache.block_size, plan.cache.window_of(layer)
         if plan.decodes is not None:
             decode = self.operations["decode_attention"]
-            decode(query, data, scales, plan.decodes, out, block_size=block_size, num_splits=plan.num_splits)
+            decode(
+                query,
+                data,
+                scales,
+                plan.decodes,
+                out,
+                block_size=block_size,
+                num_splits=plan.num_splits_for(window),
+                window=window,
+            )
         if plan.tiles is not None:
             prefill = self.operations["prefill_attention"]
-            prefill(query, data, scales, plan.tiles, out, block_size=block_size)
+            prefill(query, data, scales, plan.tiles, out, block_size=block_size, window=window)
         return out.view(len(out), -1)
 
     def _choose_tokens(
@@ -298,6 +307,7 @@ class CudaBackend:
                 self._recorder,
                 make_inputs,
                 any_rank=any_rank,
+                with_adapters=with_adapters,
                 is_fixed=self._is_fixed,
             )
         except BrokenDeviceError as error:

@@ -116,6 +116,7 @@ class CapturedDecodes:
                 FIXED_SPLITS if self._is_fixed else choose_num_splits(batch_size, num_heads, self._max_model_len)
             ),
             tiles=None,
+            is_fixed=self._is_fixed,
         )
         return self._step(
             ForwardBatch(

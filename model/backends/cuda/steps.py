@@ -271,6 +271,7 @@ class CudaSteps:
             decodes=DecodeRows(rows, lengths, starts, table) if size.num_decodes else None,
             num_splits=FIXED_SPLITS if self._is_fixed else num_splits,
             tiles=PrefillTiles(tiles, table, size.block_rows) if size.num_tiles else None,
+            is_fixed=self._is_fixed,
         )
         return ForwardBatch(
             spans=spans,

@@ -84,13 +84,17 @@ def decode_attention(
     *,
     block_size: int,
     num_splits: int,
+    window: int = 0,
 ) -> None:
     """See `kernels.decode_attention.decode_attention`; `num_splits` is of no use here."""
-    lengths = decodes.lengths.tolist()
+    keys = decodes.lengths.clamp_max(window) if window else decodes.lengths
+    lengths = keys.tolist()
     for group in groups_of_like_length(lengths, cache):
         chosen = torch.tensor(group, device=query.device)
-        rows, own = decodes.rows[chosen].long(), decodes.lengths[chosen]
-        slots = slots_of(decodes.table, decodes.table_starts[chosen], own, max(1, lengths[group[0]]), block_size)
+        rows, own = decodes.rows[chosen].long(), keys[chosen]
+        firsts = decodes.lengths[chosen] - own if window else None
+        width = max(1, lengths[group[0]])
+        slots = slots_of(decodes.table, decodes.table_starts[chosen], own, width, block_size, firsts)
         attended = attend_decodes(query[rows], cache, scales, slots, own)
         out[rows[rows >= 0]] = attended[rows >= 0]
 
@@ -103,13 +107,16 @@ def prefill_attention(
     out: torch.Tensor,
     *,
     block_size: int,
+    window: int = 0,
 ) -> None:
     """See `kernels.prefill_attention.prefill_attention`."""
     for first_row, position, num_rows, table_start in tiles.records.tolist():
-        numbers = torch.tensor([[table_start], [position + num_rows]], device=query.device)
-        slots = slots_of(tiles.table, numbers[0], numbers[1], position + num_rows, block_size)[0]
+        first = max(0, position + 1 - window) if window else 0
+        num_keys = position + num_rows - first
+        numbers = torch.tensor([[table_start], [num_keys], [first]], device=query.device)
+        slots = slots_of(tiles.table, numbers[0], numbers[1], num_keys, block_size, numbers[2])[0]
         rows = slice(first_row, first_row + num_rows)
-        out[rows] = attend_chunk(query[rows], cache, scales, slots, position)
+        out[rows] = attend_chunk(query[rows], cache, scales, slots, position, window)
 
 
 def make_decode_inputs(

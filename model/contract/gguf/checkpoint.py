@@ -19,6 +19,7 @@ TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 
 # Keys of our own; other readers skip what they do not know.
 SEQ_LENGTH, DYNAMIC_NTK, LOGN_ATTN = "qwen.seq_length", "qwen.use_dynamic_ntk", "qwen.use_logn_attn"
+WINDOW_ATTN = "qwen.window_attn"
 CHAT_FORMAT, MAX_WINDOW_SIZE = "qwen.chat_format", "qwen.max_window_size"
 MAX_NEW_TOKENS, DO_SAMPLE, DTYPE = "qwen.max_new_tokens", "qwen.do_sample", "qwen.dtype"
 
@@ -84,7 +85,7 @@ def gguf_config(path: Path) -> tuple[dict[str, Any], list[str], GGUFFile]:
     Raises:
         CheckpointError: the file cannot be read, is of another architecture, or is no whole model.
     """
-    file = read_gguf(path)
+    file = read_gguf(path, frozenset({WINDOW_ATTN}))
     architecture = file.metadata.get("general.architecture")
     if file.metadata.get("general.type", "model") != "model" or architecture is None:
         kind = file.metadata.get("general.type", "without an architecture")
@@ -120,6 +121,7 @@ def gguf_config(path: Path) -> tuple[dict[str, Any], list[str], GGUFFile]:
         "vocab_size": embedding.shape[0],
         "no_bias": "blk.0.attn_output.bias" not in file.tensors,
         _dtype_flag(file): True,
+        "window_attn": file.metadata.get(WINDOW_ATTN),
     }
     lengths, remarks = _lengths(file, raw)
     return {name: each for name, each in (raw | lengths).items() if each is not None}, remarks, file

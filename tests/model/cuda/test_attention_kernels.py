@@ -49,11 +49,24 @@ class Pool:
         self.data = data.to(device)
         self.scales = None if self.scales is None else self.scales.to(device)
 
-    def expected(self, sequence: int, query: torch.Tensor, first_position: int) -> torch.Tensor:
+    def forget(self, sequence: int, num_positions: int) -> None:
+        """Takes away the blocks that hold none but a sequence's first positions."""
+        start = self.starts[sequence]
+        for index in range(start, start + num_positions // self.block_size):
+            first = int(self.table[index]) * self.block_size
+            (self.data if self.scales is None else self.scales[..., None])[:, :, first : first + self.block_size] = (
+                math.nan
+            )
+            self.table[index] = -1
+
+    def expected(
+        self, sequence: int, query: torch.Tensor, first_position: int, window: int = 1 << 30
+    ) -> torch.Tensor:
         """[n, heads, head_dim] queries from a position on, causal, in float64."""
         keys, values = self.keys[sequence].double(), self.values[sequence].double()
         scores = torch.einsum("nhd,hkd->hnk", query.double().cpu(), keys)
-        seen = torch.arange(keys.shape[1])[None] <= first_position + torch.arange(len(query))[:, None]
+        distance = first_position + torch.arange(len(query))[:, None] - torch.arange(keys.shape[1])[None]
+        seen = (distance >= 0) & (distance < window)
         probs = scores.masked_fill(~seen, -math.inf).softmax(-1)
         return torch.einsum("hnk,hkd->nhd", probs, values)
 
@@ -92,6 +105,31 @@ def test_decode(
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(out[row : row + 1].double().cpu(), expected, rtol=tolerance, atol=tolerance)
     assert (out[[1, 4]] == 9.0).all(), "other rows are left alone"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_int8", "block_size", "window", "num_splits"),
+    [(torch.float32, False, 16, 1, 3), (torch.bfloat16, False, 4, 50, 1), (torch.bfloat16, True, 16, 130, 3)],
+)
+def test_decode_with_a_window(
+    device: torch.device, dtype: torch.dtype, is_int8: bool, block_size: int, window: int, num_splits: int
+) -> None:
+    lengths = [0, 1, 37, 300]
+    pool = Pool(lengths, 16, block_size, dtype, is_int8, device)
+    query = (torch.randn(4, NUM_HEADS, 16) / 3).to(dtype).to(device)
+    expected = [pool.expected(i, query[i : i + 1], n - 1, window) for i, n in enumerate(lengths) if n]
+    for sequence, length in enumerate(lengths):
+        pool.forget(sequence, max(0, length - window))
+    columns = ([0, 1, 2, 3], lengths, pool.starts)
+    numbers = (torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
+    decodes = decode.DecodeRows(*numbers, pool.table)
+    out = torch.full_like(query, 9.0)
+    decode.decode_attention(
+        query, pool.data, pool.scales, decodes, out, block_size=block_size, num_splits=num_splits, window=window
+    )
+    tolerance = TOLERANCE[dtype]
+    assert (out[0] == 0).all()
+    torch.testing.assert_close(out[1:].double().cpu(), torch.cat(expected), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("num_splits", [1, 4])
@@ -137,6 +175,32 @@ def test_prefill(
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(out[row : row + n].double().cpu(), expected, rtol=tolerance, atol=tolerance)
     assert (out[0] == 9.0).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_int8", "block_size", "window"), [(torch.float32, False, 4, 1), (torch.bfloat16, True, 16, 70)]
+)
+def test_prefill_with_a_window(
+    device: torch.device, dtype: torch.dtype, is_int8: bool, block_size: int, window: int
+) -> None:
+    """Windows within a tile of keys and over several; what a row gives does not depend on the chunk that it is in."""
+    length, block_rows = 120, 16
+    pool = Pool([length], 16, block_size, dtype, is_int8, device)
+    query = (torch.randn(length, NUM_HEADS, 16) / 3).to(dtype).to(device)
+    expected = pool.expected(0, query, 0, window)
+
+    def attend(first: int, count: int) -> torch.Tensor:
+        records = torch.tensor(prefill.tile_records([(0, first, count, 0)], block_rows), dtype=torch.int32)
+        out = torch.full_like(query[:count], 9.0)
+        tiles = prefill.PrefillTiles(records.to(device), pool.table, block_rows)
+        rows = query[first : first + count]
+        prefill.prefill_attention(rows, pool.data, pool.scales, tiles, out, block_size=block_size, window=window)
+        return out
+
+    whole = attend(0, length)
+    torch.testing.assert_close(whole.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    pool.forget(0, 103 + 1 - window)
+    assert torch.equal(attend(103, 17), whole[103:])
 
 
 def test_tiles_cover_every_row_once() -> None:

@@ -49,7 +49,12 @@ def test_random_mixes(seed: int) -> None:
     dtype = [torch.float32, torch.bfloat16, torch.float16][seed]
     backend = CudaBackend(CPU)
     backend._dtype = dtype
-    config = dataclasses.replace(CONFIG, rotary_dim=rng.choice([16, 8]), seq_length=rng.choice([5, 20]))
+    config = dataclasses.replace(
+        CONFIG,
+        rotary_dim=rng.choice([16, 8]),
+        seq_length=rng.choice([5, 20]),
+        attention_windows=[(), (3, 24), (17, 0)][seed],
+    )
     block_size = rng.choice([1, 4, 16])
     lengths = [rng.choice([1, 2, rng.randrange(1, 40)]) for _ in range(3)]
     num_blocks = sum(-(-n // block_size) for n in lengths) + 12

@@ -77,7 +77,9 @@ def broken(name: str, how: str) -> Callable[..., Any]:
 @pytest.mark.parametrize("name", sorted(set(KERNELS) - {"sample_rows", "gptq_few_rows", "prefill_attention"}))
 def test_kernels_agree_with_torch_in_half_precision(name: str) -> None:
     """An int8 cache, 8 bits in one group: what SHAPE has not. Slow kernels run in full precision alone, below."""
-    shape = dataclasses.replace(SHAPE, dtype=torch.bfloat16, cache_dtype=torch.int8, bits=8, group_size=-1)
+    shape = dataclasses.replace(
+        SHAPE, dtype=torch.bfloat16, cache_dtype=torch.int8, bits=8, group_size=-1, has_windows=True
+    )
     assert finding(name, shape).failure is None
 
 

@@ -146,6 +146,8 @@ def test_a_cut_of_one_range_is_a_view() -> None:
 def test_what_cannot_be_split_is_refused_in_a_sentence(tiny_checkpoint: Path) -> None:
     config = ModelConfig.from_folder(tiny_checkpoint)
     require_divisible(config, 2, 1)
-    assert share_of_config(config, 2, 1).num_heads == 1
+    config = config.with_windows((8, 64))
+    assert (config.num_layers, share_of_config(config, 2, range(1, 2)).num_heads) == (2, 1)
+    assert share_of_config(config, 1, range(1, 2)).attention_windows == (64,)
     with pytest.raises(ConfigError, match=r"has 2 heads and an MLP of 32 columns.*possible are 1, 2$"):
         require_divisible(config, 4, 1)

@@ -34,6 +34,7 @@ class AttentionKernel:
         head_dim: at most `MAX_HEAD_DIM`; a key fills whole words of 32 bits.
         has_bf16: see `NumberWriter`.
         is_narrow: whether a register holds less than a vector.
+        has_window: whether rows read the last `window` positions only.
     """
 
     dtype: str
@@ -42,6 +43,7 @@ class AttentionKernel:
     head_dim: int
     has_bf16: bool
     is_narrow: bool = False
+    has_window: bool = False
 
     @property
     def has_pairs(self) -> bool:

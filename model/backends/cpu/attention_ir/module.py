@@ -18,7 +18,7 @@ from model.backends.cpu.ir_writer import KINDS, LANES, NUMBER_DECLARATIONS, floa
 ARGUMENTS = (
     *("query", "out", "keys", "values", "key_scales", "value_scales"),
     *("slots", "tiles", "query_scales", "scratch", "next"),
-    *("items", "rows", "heads", "heads_per_key", "num_slots"),
+    *("items", "rows", "heads", "heads_per_key", "num_slots", "window"),
 )
 # Of a tile: where its sequence's slots begin, its first row in the batch, how many rows, the first one's position.
 TILE = ("table", "row", "count", "position")
@@ -30,6 +30,7 @@ declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloa
 declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.smax.i64(i64, i64)
 """
 
 
@@ -90,8 +91,16 @@ class _Attend(Part):
         self.do(f"%first.query = getelementptr i8, ptr %{'tile' if self.is_integer else 'given'}.query, i64 0")
         self.loop("clear", "0", "%tile.count", self._clear)
         num_blocks = self.emit(f"udiv i64 {self.offset('%num.keys', KEYS - 1)}, {KEYS}")
-        self.loop("block", "0", num_blocks, self._block)
+        first = "0"
+        if self.kernel.has_window:
+            first = self.emit(f"udiv i64 {self._first_seen('%tile.position')}, {KEYS}")
+        self.loop("block", first, num_blocks, self._block)
         self.loop("done", "0", "%tile.count", self._finish)
+
+    def _first_seen(self, position: str) -> str:
+        """Where the window of a row at a position begins."""
+        behind = self.emit(f"sub i64 {self.offset(position, 1)}, %window")
+        return self.emit(f"call i64 @llvm.smax.i64(i64 {behind}, i64 0)")
 
     def _clear(self) -> None:
         at = self.emit(f"mul i64 %clear, {self.padded_dim}")
@@ -147,7 +156,12 @@ class _Attend(Part):
         unseeing = self.emit("sub i64 %first.key, %tile.position")
         unseeing = self.emit(f"select i1 {past}, i64 {unseeing}, i64 0")
         first = self.emit(f"udiv i64 {unseeing}, {MAX_ROWS}")
-        last = self.emit(f"udiv i64 {self.offset('%tile.count', MAX_ROWS - 1)}, {MAX_ROWS}")
+        count = "%tile.count"
+        if self.kernel.has_window:  # nor do those whose window begins behind them
+            near = self.emit(f"add i64 {self.offset('%first.key', KEYS - 1)}, %window")
+            near = self.emit(f"sub i64 {near}, %tile.position")
+            count = self.emit(f"call i64 @llvm.umin.i64(i64 {count}, i64 {near})")
+        last = self.emit(f"udiv i64 {self.offset(count, MAX_ROWS - 1)}, {MAX_ROWS}")
         self.loop("at.work", first, last, self._rows)
         self.do("br label %block.done")
         self.label("block.done")
@@ -175,7 +189,12 @@ class _Attend(Part):
         if self.is_integer:
             unit = self.emit(f"getelementptr float, ptr %tile.query_unit, i64 {row}")
             factor = self.emit(f"fmul float {factor}, {self.emit(f'load float, ptr {unit}, align 4')}")
-        self.do(f"call void @softmax(ptr %scratch.own, i64 {index}, i64 {row}, i64 {seen}, float {factor})")
+        passed = ""
+        if self.kernel.has_window:
+            before = self.emit(f"sub i64 {self._first_seen(position)}, %first.key")
+            passed = f"i64 {self.emit(f'call i64 @llvm.smax.i64(i64 {before}, i64 0)')}, "
+        arguments = f"ptr %scratch.own, i64 {index}, i64 {row}, i64 {seen}, {passed}float {factor}"
+        self.do(f"call void @softmax({arguments})")
 
     def _switch(self, name: str, arguments: str) -> None:
         """Calls the function for as many rows as are at work."""

@@ -59,15 +59,18 @@ class Softmax(Part):
     def write(self) -> str:
         """The function's text.
 
-        `%index` is the row's among those at work, `%row` in the tile; `%seen` is how many of the 64 keys it sees,
-        perhaps none or more than 64; `%factor` is its query's scale, for powers of 2.
+        `%index` is the row's among those at work, `%row` in the tile; `%seen` is how many of the 64 keys are not behind
+        it, perhaps none or more than 64, and `%passed`, with a window, how many are before that, likewise; `%factor` is
+        its query's scale, for powers of 2.
         """
-        signature = "softmax(ptr %scratch, i64 %index, i64 %row, i64 %seen, float %factor)"
+        has_window = self.kernel.has_window
+        passed = "i64 %passed, " if has_window else ""
+        signature = f"softmax(ptr %scratch, i64 %index, i64 %row, i64 %seen, {passed}float %factor)"
         self.begin(signature, (), 0, ())
         for name in ("scale", "score", "weight", "shrink", "best", "sum", "weight_unit"):
             self.part(name)
-        limit = self.emit("call i64 @llvm.umin.i64(i64 %seen, i64 64)")
-        limit = self.splat("i32", self.emit(f"trunc i64 {limit} to i32"))
+        limit = self._limit("%seen")
+        first = self._limit("%passed") if has_window else None
         at = self.emit(f"mul i64 %index, {KEYS}")
         factor = self.splat("float", "%factor")
         scores, masks = [], []
@@ -76,7 +79,11 @@ class Softmax(Part):
             if self.kernel.cache_dtype == "int8":
                 score = self.mul(score, self.float_at("%scale", str(v * LANES)))
             places = ", ".join(f"i32 {v * LANES + lane}" for lane in range(LANES))
-            masks.append(self.emit(f"icmp ult <16 x i32> <{places}>, {limit}"))
+            mask = self.emit(f"icmp ult <16 x i32> <{places}>, {limit}")
+            if first is not None:
+                is_near = self.emit(f"icmp uge <16 x i32> <{places}>, {first}")
+                mask = self.emit(f"and <16 x i1> {mask}, {is_near}")
+            masks.append(mask)
             scores.append(
                 self.emit(f"select <16 x i1> {masks[-1]}, <16 x float> {score}, <16 x float> {floats(MASKED)}")
             )
@@ -99,6 +106,11 @@ class Softmax(Part):
         self.put(self.fma(self.float_at("%sum", sum_at), shrink, part), "%sum", sum_at)
         self.end()
         return self.text
+
+    def _limit(self, count: str) -> str:
+        """A count of the 64 keys in all lanes."""
+        limit = self.emit(f"call i64 @llvm.umin.i64(i64 {count}, i64 {KEYS})")
+        return self.splat("i32", self.emit(f"trunc i64 {limit} to i32"))
 
     def _power(self, score: str, best: str, factor: str) -> str:
         return self.exp2(self.mul(self.emit(f"fsub <16 x float> {score}, {best}"), factor))

@@ -82,7 +82,7 @@ def _merge(
     return out / tl.where(total > 0, total, 1.0)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "window"])
 def _decode_attention_kernel(
     query_ptr,
     keys_ptr,
@@ -102,6 +102,8 @@ def _decode_attention_kernel(
     head_stride,
     scale_head_stride,
     num_splits,
+    window,
+    HAS_WINDOW: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     MIN_SPLIT_TOKENS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
@@ -121,10 +123,15 @@ def _decode_attention_kernel(
     if row < 0:
         return
     length = tl.load(lengths_ptr + sequence)
+    num_keys = length
+    if HAS_WINDOW:
+        num_keys = tl.minimum(length, window)
     # A multiple of the tile, so that no part but the last has a ragged end.
-    part = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_TOKENS) * BLOCK_TOKENS
+    part = tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_TOKENS) * BLOCK_TOKENS
     part = tl.maximum(part, MIN_SPLIT_TOKENS)
     first = split * part
+    if HAS_WINDOW:
+        first += length - num_keys
     last = tl.minimum(first + part, length)
 
     dims = tl.arange(0, BLOCK_DIM)
@@ -200,7 +207,12 @@ def choose_num_splits(num_seqs: int, num_heads: int, max_length: int) -> int:
     wanted = -(-_TARGET_PROGRAMS // max(1, num_seqs * num_heads))
     # At large batches a few parts remain: one long context among short ones would run on alone otherwise.
     wanted = max(wanted, 4 if num_seqs < 128 else 2)
-    return max(1, min(wanted, _MAX_SPLITS, -(-max_length // _MIN_SPLIT_TOKENS)))
+    return max(1, min(wanted, max_num_splits(max_length)))
+
+
+def max_num_splits(num_keys: int) -> int:
+    """Into how many parts so many keys are cut at most."""
+    return max(1, min(_MAX_SPLITS, -(-num_keys // _MIN_SPLIT_TOKENS)))
 
 
 def decode_attention(
@@ -212,6 +224,7 @@ def decode_attention(
     *,
     block_size: int,
     num_splits: int,
+    window: int = 0,
 ) -> None:
     """Attends with one row a sequence.
 
@@ -223,6 +236,7 @@ def decode_attention(
         out: [T, num_heads, head_dim], contiguous in the last two dimensions; the decodes' rows are written.
         block_size: tokens in a block.
         num_splits: of `choose_num_splits`.
+        window: how many of the last positions a row reads; 0 for all.
     """
     num_seqs = len(decodes.rows)
     _, num_heads, _, head_dim = cache.shape
@@ -252,6 +266,8 @@ def decode_attention(
         cache.stride(1),
         0 if scales is None else scales.stride(1),
         num_splits,
+        window,
+        HAS_WINDOW=window > 0,
         IS_SPLIT=num_splits > 1,
         MIN_SPLIT_TOKENS=_MIN_SPLIT_TOKENS,
         NUM_HEADS=num_heads,

@@ -18,6 +18,8 @@ from model.backends.cuda.kernels.int8 import float_from_int8
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+# Below any score; a power of 2 of what is less, less this, is 0.
+_LEAST = tl.constexpr(-1e30)
 
 # Few, as each is a kernel to compile; in float32 larger ones spill.
 BLOCK_ROWS = {True: (16, 64, 128), False: (16,)}
@@ -47,12 +49,15 @@ def _attend_keys(
     first_key,
     last_key,
     row_positions,
+    first_seen,
+    window,
     keys_ptr,
     values_ptr,
     key_scales_ptr,
     value_scales_ptr,
     table,
     IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     IS_INT8: tl.constexpr,
@@ -60,12 +65,14 @@ def _attend_keys(
     BLOCK_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the keys from `first_key` to `last_key` to a running softmax."""
+    """Adds the keys from `first_key` to `last_key` to a running softmax; with a window none before `first_seen`."""
     dims = tl.arange(0, BLOCK_DIM)
     dim_mask = dims < HEAD_DIM
     for start in tl.range(first_key, last_key, BLOCK_KEYS):
         positions = start + tl.arange(0, BLOCK_KEYS)
         is_key = positions < last_key
+        if HAS_WINDOW:
+            is_key = is_key & (positions >= first_seen)
         blocks = tl.load(table + positions // BLOCK_SIZE, mask=is_key, other=0)
         slots = blocks.to(tl.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
         places = slots[:, None] * HEAD_DIM + dims[None, :]
@@ -79,8 +86,13 @@ def _attend_keys(
         scores *= _LOG2_E
         if IS_CAUSAL:
             is_seen = is_key[None, :] & (positions[None, :] <= row_positions[:, None])
+            if HAS_WINDOW:
+                is_seen = is_seen & (positions[None, :] > row_positions[:, None] - window)
             scores = tl.where(is_seen, scores, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 1))
+        if HAS_WINDOW:
+            # A row whose window begins behind these keys has seen none yet.
+            new_highest = tl.maximum(new_highest, _LEAST)
         rescale = tl.exp2(highest - new_highest)
         probs = tl.exp2(scores - new_highest[:, None])
         total = total * rescale + tl.sum(probs, 1)
@@ -95,7 +107,7 @@ def _attend_keys(
     return out, highest, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _prefill_kernel(
     query_ptr,
     keys_ptr,
@@ -109,6 +121,8 @@ def _prefill_kernel(
     out_stride,
     head_stride,
     scale_head_stride,
+    window,
+    HAS_WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     IS_INT8: tl.constexpr,
@@ -146,13 +160,31 @@ def _prefill_kernel(
     out = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     # Every row sees all keys up to the tile's first position: whole tiles of those need no mask.
     num_seen_by_all = (first_position + 1) // BLOCK_KEYS * BLOCK_KEYS
+    first_key = 0
+    first_seen = 0
+    if HAS_WINDOW:
+        # Tiles of keys are counted from position 0, so that a row's sum is the same in any chunk. Those among which
+        # the window of some row begins come first.
+        first_seen = tl.maximum(first_position + 1 - window, 0)
+        first_whole = tl.cdiv(tl.maximum(first_position + num_rows - window, 0), BLOCK_KEYS) * BLOCK_KEYS
+        first_key = tl.minimum(first_whole, num_seen_by_all)
+        out, highest, total = _attend_keys(
+            out, highest, total, query, first_seen // BLOCK_KEYS * BLOCK_KEYS, first_key, row_positions, first_seen,
+            window, keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, table, True, HAS_WINDOW, HEAD_DIM,
+            BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
+        )  # fmt: skip
     out, highest, total = _attend_keys(
-        out, highest, total, query, 0, num_seen_by_all, row_positions, keys_ptr, values_ptr, key_scales_ptr,
-        value_scales_ptr, table, False, HEAD_DIM, BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
+        out, highest, total, query, first_key, num_seen_by_all, row_positions, first_seen, window, keys_ptr,
+        values_ptr, key_scales_ptr, value_scales_ptr, table, False, HAS_WINDOW, HEAD_DIM, BLOCK_SIZE, IS_INT8,
+        BLOCK_KEYS, BLOCK_DIM, PRECISION,
     )  # fmt: skip
+    first_key = num_seen_by_all
+    if HAS_WINDOW:  # of which none may be in the window of any row
+        first_key = tl.maximum(first_key, first_seen // BLOCK_KEYS * BLOCK_KEYS)
     out, highest, total = _attend_keys(
-        out, highest, total, query, num_seen_by_all, first_position + num_rows, row_positions, keys_ptr, values_ptr,
-        key_scales_ptr, value_scales_ptr, table, True, HEAD_DIM, BLOCK_SIZE, IS_INT8, BLOCK_KEYS, BLOCK_DIM, PRECISION,
+        out, highest, total, query, first_key, first_position + num_rows, row_positions, first_seen, window, keys_ptr,
+        values_ptr, key_scales_ptr, value_scales_ptr, table, True, HAS_WINDOW, HEAD_DIM, BLOCK_SIZE, IS_INT8,
+        BLOCK_KEYS, BLOCK_DIM, PRECISION,
     )  # fmt: skip
     let_successor_start(IS_DEPENDENT)
     out = out / total[:, None]
@@ -193,6 +225,7 @@ def prefill_attention(
     out: torch.Tensor,
     *,
     block_size: int,
+    window: int = 0,
 ) -> None:
     """Attends with the rows of chunks.
 
@@ -203,6 +236,7 @@ def prefill_attention(
         tiles: of the chunks.
         out: [T, num_heads, head_dim], contiguous in the last two dimensions; the chunks' rows are written.
         block_size: tokens in a block.
+        window: how many of the last positions a row reads; 0 for all.
     """
     _, num_heads, _, head_dim = cache.shape
     is_float32 = query.dtype == torch.float32
@@ -222,6 +256,8 @@ def prefill_attention(
         out.stride(0),
         cache.stride(1),
         0 if scales is None else scales.stride(1),
+        window,
+        HAS_WINDOW=window > 0,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         IS_INT8=scales is not None,

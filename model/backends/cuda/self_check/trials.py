@@ -40,6 +40,7 @@ class KernelShape:
         bits: of quantised weights, or None.
         group_size: of their groups; -1 for one group.
         packed_kinds: of quantised weights that are not GPTQ's.
+        has_windows: whether some layer reads the last positions only.
     """
 
     device: torch.device
@@ -54,6 +55,7 @@ class KernelShape:
     bits: int | None = None
     group_size: int = -1
     packed_kinds: tuple[PackedKind, ...] = ()
+    has_windows: bool = False
 
     @classmethod
     def of(
@@ -73,6 +75,7 @@ class KernelShape:
             block_size=block_size,
             bits=None if quantization is None else quantization.bits,
             group_size=-1 if quantization is None else quantization.group_size,
+            has_windows=bool(config.attention_windows),
         )
 
 
@@ -172,10 +175,13 @@ def _decode_attention(operation: Operation, shape: KernelShape, size: int) -> li
     rows = list(range(size))[::-1]
     numbers = [torch.tensor(x, dtype=torch.int32, device=shape.device) for x in (rows, lengths, starts)]
     query = (draw.normal(size, shape.num_heads, shape.head_dim) / shape.head_dim**0.5).to(shape.dtype)
-    out = torch.full_like(query, float("nan"))
     decodes = DecodeRows(numbers[0], numbers[1], numbers[2], table)
-    operation(query, *cache, decodes, out, block_size=shape.block_size, num_splits=1 if size == 1 else 20)
-    return [out]
+    options: dict[str, int] = {"block_size": shape.block_size, "num_splits": 1 if size == 1 else 20}
+    outs = []
+    for window in (0, 3, 70) if shape.has_windows else (0,):
+        outs.append(torch.full_like(query, float("nan")))
+        operation(query, *cache, decodes, outs[-1], window=window, **options)
+    return outs
 
 
 def _prefill_attention(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
@@ -189,9 +195,11 @@ def _prefill_attention(operation: Operation, shape: KernelShape, size: int) -> l
     records = tile_records([(0, *chunks[0], 0), (size, *chunks[1], counts[0])], block_rows)
     tiles = PrefillTiles(torch.tensor(records, dtype=torch.int32, device=shape.device), table, block_rows)
     query = (draw.normal(size + 3, shape.num_heads, shape.head_dim) / shape.head_dim**0.5).to(shape.dtype)
-    out = torch.full_like(query, float("nan"))
-    operation(query, *cache, tiles, out, block_size=shape.block_size)
-    return [out]
+    outs = []
+    for window in (0, 3, 70) if shape.has_windows else (0,):
+        outs.append(torch.full_like(query, float("nan")))
+        operation(query, *cache, tiles, outs[-1], block_size=shape.block_size, window=window)
+    return outs
 
 
 def _make_decode_inputs(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
