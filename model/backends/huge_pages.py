@@ -1,4 +1,4 @@
-"""Asks the kernel to keep weights in huge pages.
+"""Asks the kernel to keep weights, and the cache of long sequences, in huge pages.
 
 A decode step on a CPU is one long read of the weights. With 4 KiB pages the walk through the page tables takes a third
 of it (24 layers of the 1.8B shape, 2.4 GB, two cores: 80 ms a pass; in huge pages 57). Most systems only give huge
@@ -9,12 +9,18 @@ before the first touch is not enough: MADV_COLLAPSE (Linux 6.1) moves what is th
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
+import time
 
 _HUGE_PAGE_BYTES = 2 << 20
 _PAGE_BYTES = 4096
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
+_LONG_CONTEXT = 4096
+_GROWTH = 1.25
+# Of a step at most, and as much for each of its tokens on top: a small part of either's own time.
+_STEP_S, _TOKEN_S = 5e-3, 2e-4
 
 
 def use_huge_pages(address: int, num_bytes: int) -> bool:
@@ -27,11 +33,51 @@ def use_huge_pages(address: int, num_bytes: int) -> bool:
     Returns:
         Whether the kernel did it. False costs speed and nothing else: not Linux, too old, no memory in one piece.
     """
+    # The first lets the kernel's own thread finish what the second could not do at once.
+    return _advise(address, num_bytes, _MADV_HUGEPAGE, _MADV_COLLAPSE)
+
+
+class CachePages:
+    """Moves a KV cache into huge pages as its sequences become long.
+
+    Behind 8,191 tokens of the 1.8B shape attention then takes 3.1 ms a layer, not 4.3. From the start the pages would
+    cost 0.8 s and 1.5 GB as the first tokens are written, one for each head of each layer, and most sequences never
+    fill them. So what is there moves when a sequence has become long, and again whenever it is a quarter longer; a
+    little in each step, for nobody to wait.
+    """
+
+    def __init__(self) -> None:
+        self._address, self._covered, self._next, self._end = 0, 0.0, 0, 0
+
+    def follow(self, address: int, num_bytes: int, longest: int, num_tokens: int) -> None:
+        """Does a step's share.
+
+        Args:
+            address: of the cache.
+            num_bytes: of all of it.
+            longest: of the step's contexts.
+            num_tokens: of the step: one that computes many has more time.
+        """
+        if address != self._address:
+            self._address, self._covered, self._next, self._end = address, _LONG_CONTEXT / _GROWTH, 0, 0
+        if self._next == self._end and longest >= self._covered * _GROWTH:
+            self._covered = longest
+            self._next = -(-address // _HUGE_PAGE_BYTES)
+            self._end = max(self._next, (address + num_bytes) // _HUGE_PAGE_BYTES)
+        deadline = time.perf_counter() + _STEP_S + num_tokens * _TOKEN_S
+        while self._next < self._end and time.perf_counter() < deadline:
+            # Where nothing has been written the kernel refuses.
+            _advise(self._next * _HUGE_PAGE_BYTES, _HUGE_PAGE_BYTES, _MADV_COLLAPSE)
+            self._next = self._end if ctypes.get_errno() == errno.ENOMEM else self._next + 1
+
+
+def _advise(address: int, num_bytes: int, *advice: int) -> bool:
+    """Gives the kernel advice on a range, until it refuses; errno then says why."""
+    ctypes.set_errno(0)
     if num_bytes < _HUGE_PAGE_BYTES or sys.platform != "linux":
         return False
     begin = -(-address // _PAGE_BYTES) * _PAGE_BYTES
     length = (address + num_bytes) // _PAGE_BYTES * _PAGE_BYTES - begin
-    madvise = ctypes.CDLL(None).madvise
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    # The first lets the kernel's own thread finish what the second could not do at once.
-    return not any(madvise(begin, length, advice) for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE))
+    return not any(madvise(begin, length, each) for each in advice)

@@ -20,7 +20,7 @@ from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
 from model.backends.cpu.low_rank import make_packed_table
 from model.backends.cpu.packed_linear import make_dense_linear
 from model.backends.cpu.row_kernels import RowFunctions, row_functions
-from model.backends.huge_pages import use_huge_pages
+from model.backends.huge_pages import CachePages, use_huge_pages
 from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes
 from model.backends.torch_attention import GatheredPlan, attention, plan_attention
@@ -55,6 +55,7 @@ class TorchBackend(ImmediateSteps):
         self._own_kernels = own_kernels
         self._can_pack = device.type == "cpu" and _packed_linear_works()
         self._epsilons: dict[float, torch.Tensor] = {}
+        self._cache_pages = CachePages()
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`. float16 weights on a CPU run as bfloat16: CPUs have no fast float16 products."""
@@ -177,6 +178,8 @@ class TorchBackend(ImmediateSteps):
 
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> _Plan:
         """See `Backend`."""
+        longest = max(span.context_len for span in batch.spans)
+        self._cache_pages.follow(cache.data.data_ptr(), cache.data.nbytes, longest, len(batch.token_ids))
         return _Plan(batch, cache, self._own_kernels)
 
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: _Plan) -> torch.Tensor:

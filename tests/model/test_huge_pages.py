@@ -1,4 +1,4 @@
-"""Weights in huge pages: what is asked of the kernel, and that the bytes stay what they were."""
+"""Weights and long sequences in huge pages: what is asked of the kernel, and that the bytes stay what they were."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.backends.huge_pages import use_huge_pages
+from model.backends.huge_pages import CachePages, use_huge_pages
 
 
 def huge_kib() -> int:
@@ -23,6 +23,30 @@ def test_a_large_range_moves_and_keeps_its_bytes() -> None:
         pytest.skip("this kernel does not collapse pages")
     assert torch.equal(data, torch.arange(16 << 20, dtype=torch.uint8))
     assert huge_kib() - before >= 12 << 10
+
+
+def test_a_cache_moves_as_a_sequence_becomes_long_and_keeps_its_bytes() -> None:
+    data = torch.empty(48 << 20, dtype=torch.uint8)
+    half = len(data) // 2
+    data[:half:4096] = 1  # the rest has no pages yet
+    probe = torch.ones(8 << 20, dtype=torch.uint8)
+    if not use_huge_pages(probe.data_ptr(), probe.nbytes):
+        pytest.skip("this kernel does not collapse pages")
+    pages, found = CachePages(), [huge_kib()]
+
+    def grown(longest: int) -> int:
+        """Huge memory that came with some steps of a context."""
+        for _ in range(100):
+            pages.follow(data.data_ptr(), data.nbytes, longest, 1000)
+        found.append(huge_kib())
+        return found[-1] - found[-2]
+
+    assert grown(4095) == 0
+    assert 16 << 10 <= grown(4096) <= 28 << 10
+    data[half::4096] = 2
+    assert grown(5000) == 0, "not yet a quarter longer"
+    assert grown(5120) >= 16 << 10
+    assert int(data[::4096].sum()) == 3 * (half // 4096)
 
 
 def test_a_small_range_is_left_alone() -> None:
