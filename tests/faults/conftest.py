@@ -1,4 +1,4 @@
-"""Servers that tests of faults may harm; each test has its own."""
+"""Servers that tests of faults may harm; each test has its own, but for those that end as they began."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def start_server(demo_checkpoint: Path, tmp_path: Path) -> Iterator[StartServer]
             return stack.enter_context(soak_server(str(demo_checkpoint), tmp_path / "log", *SMALL, *flags))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def plain_server(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoakServer]:
+    """For tests after which it is as before: nothing runs, and no more is held."""
+    log_file = tmp_path_factory.mktemp("faults") / "log"
+    with soak_server(str(demo_checkpoint), log_file, *SMALL, "--send-timeout-s", "1") as server:
+        yield server

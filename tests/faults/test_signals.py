@@ -81,6 +81,7 @@ async def test_a_second_signal_does_not_wait_for_a_stopped_engine(start_server: 
     assert await asyncio.to_thread(server.process.wait, 10) == 0
     assert time.monotonic() - ended < 4
     assert not engine.is_running()
+    assert "Traceback" not in server.log()
 
 
 async def test_an_engine_does_not_outlive_its_server(start_server: StartServer) -> None:

@@ -8,6 +8,7 @@ from benchmarks.soak import broken_promises
 from benchmarks.soak_faults import kill_rounds, overload
 from benchmarks.soak_malformed import malformed
 from benchmarks.soak_memory import soak
+from benchmarks.soak_server import SoakServer
 from benchmarks.soak_tenants import flags, tenants
 from tests.faults.conftest import StartServer
 
@@ -33,9 +34,8 @@ async def test_more_load_than_it_can_carry(start_server: StartServer, seconds: i
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
-async def test_nonsense(start_server: StartServer, count: int) -> None:
-    server = start_server()
-    figures = await malformed(server, requests=count, concurrency=16, seed=count)
+async def test_nonsense(plain_server: SoakServer, count: int) -> None:
+    figures = await malformed(plain_server, requests=count, concurrency=16, seed=count)
     assert not broken_promises("malformed", figures), figures
     assert figures["statuses"]["400"] > count / 2
 
@@ -55,8 +55,8 @@ async def test_memory_stays_flat(start_server: StartServer) -> None:
     assert not broken_promises("memory", figures), figures
 
 
-async def test_every_kind_of_request_and_clients_that_leave(start_server: StartServer) -> None:
-    figures = await soak(start_server(), requests=120, first=60, cancelled=0.2)
+async def test_every_kind_of_request_and_clients_that_leave(plain_server: SoakServer) -> None:
+    figures = await soak(plain_server, requests=120, first=60, cancelled=0.2)
     assert not figures["problems"]
     assert figures["cancelled"] > 5
     assert figures["fds"][1] <= figures["fds"][0] + 1

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from server.logs import JsonFormatter
 from server.run_module import module_command
 from tests.conftest import SMALL
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.in_process_server import in_process_server
+from tests.support.server_process import ROOT, Server, ServerProcess, running_server
 from tests.support.wishes import HI
 
 # mypy: disable-error-code="call-overload,arg-type"
@@ -61,75 +66,93 @@ async def read_events(url: str, body: dict[str, object]) -> list[str]:
         return [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
 
 
-async def test_a_dying_engine_ends_requests_and_comes_back(demo_checkpoint: Path, tmp_path: Path) -> None:
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL) as server:
-        streams = [asyncio.create_task(read_events(server.url, ENDLESS)) for _ in range(8)]
-        async with httpx.AsyncClient(timeout=60) as http:
-            plain = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=ENDLESS))
-            while server.metric("vllm:num_requests_running") < 9:
-                await asyncio.sleep(0.02)
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            started = time.monotonic()
-            for events in await asyncio.gather(*streams):
-                assert json.loads(events[-1])["error"]["code"] == "engine_unavailable"
-            response = await plain
-            assert time.monotonic() - started < 5
-            assert response.status_code == 503
-            assert int(response.headers["retry-after"]) <= 60
-        await asyncio.to_thread(server.wait_ready, 30)
-        assert server.metric("qwen:engine_restarts_total") == 1
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as sdk:
-            assert sdk.chat.completions.create(model="Qwen", messages=HI, max_tokens=2).choices
-
-
-async def test_drain_finishes_what_runs_and_refuses_the_rest(demo_checkpoint: Path, tmp_path: Path) -> None:
+async def test_an_engine_that_dies_and_a_server_that_is_told_to_end(demo_checkpoint: Path, tmp_path: Path) -> None:
     with running_server(demo_checkpoint, tmp_path / "log", *SMALL, "--shutdown-timeout-s", "60") as server:
-        body = {**ENDLESS, "max_tokens": 200}
-        async with httpx.AsyncClient(timeout=60) as http:
-            running = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=body))
-            stream = asyncio.create_task(read_events(server.url, body))
-            while server.metric("vllm:num_requests_running") < 2:
-                await asyncio.sleep(0.02)
-            server.process.send_signal(signal.SIGTERM)
-            while server.status("/ready") == 200:
-                await asyncio.sleep(0.01)
-            assert server.status("/ready") == 503
-            assert server.status("/health") == 200
-            refused = await http.post(f"{server.url}/v1/chat/completions", json=body)
-            assert refused.status_code == 503
-            response = await running
-            assert response.json()["usage"]["completion_tokens"] == 200
-            assert (await stream)[-1] == "[DONE]"
-        assert server.process.wait(10) == 0
+        await check_a_dying_engine_ends_requests_and_comes_back(server)
+        await check_drain_finishes_what_runs_and_refuses_the_rest(server)
 
 
-async def test_drain_has_an_end_and_says_so(demo_checkpoint: Path, tmp_path: Path) -> None:
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL, "--shutdown-timeout-s", "0.3") as server:
+async def check_a_dying_engine_ends_requests_and_comes_back(server: ServerProcess) -> None:
+    streams = [asyncio.create_task(read_events(server.url, ENDLESS)) for _ in range(8)]
+    async with httpx.AsyncClient(timeout=60) as http:
+        plain = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=ENDLESS))
+        while server.metric("vllm:num_requests_running") < 9:
+            await asyncio.sleep(0.02)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        started = time.monotonic()
+        for events in await asyncio.gather(*streams):
+            assert json.loads(events[-1])["error"]["code"] == "engine_unavailable"
+        response = await plain
+        assert time.monotonic() - started < 5
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) <= 60
+    await asyncio.to_thread(server.wait_ready, 30)
+    assert server.metric("qwen:engine_restarts_total") == 1
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as sdk:
+        assert sdk.chat.completions.create(model="Qwen", messages=HI, max_tokens=2).choices
+
+
+async def check_drain_finishes_what_runs_and_refuses_the_rest(server: ServerProcess) -> None:
+    body = {**ENDLESS, "max_tokens": 200}
+    async with httpx.AsyncClient(timeout=60) as http:
+        running = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=body))
+        stream = asyncio.create_task(read_events(server.url, body))
+        while server.metric("vllm:num_requests_running") < 2:
+            await asyncio.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        while server.status("/ready") == 200:
+            await asyncio.sleep(0.01)
+        assert server.status("/ready") == 503
+        assert server.status("/health") == 200
+        refused = await http.post(f"{server.url}/v1/chat/completions", json=body)
+        assert refused.status_code == 503
+        response = await running
+        assert response.json()["usage"]["completion_tokens"] == 200
+        assert (await stream)[-1] == "[DONE]"
+    assert server.process.wait(10) == 0
+
+
+async def test_drain_has_an_end_and_says_so(demo_checkpoint: Path) -> None:
+    with in_process_server(demo_checkpoint, *SMALL, "--shutdown-timeout-s", "0.3") as server:
         stream = asyncio.create_task(read_events(server.url, ENDLESS))
         while server.metric("vllm:num_requests_running") < 1:
             await asyncio.sleep(0.02)
         started = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
+        server.signal()
         assert "shutting down" in json.loads((await stream)[-1])["error"]["message"]
-        assert server.process.wait(10) == 0
+        server.join(8)
         assert time.monotonic() - started < 8
 
 
-async def test_a_second_signal_ends_at_once(demo_checkpoint: Path, tmp_path: Path) -> None:
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL) as server:
+async def test_a_second_signal_ends_at_once(demo_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with in_process_server(demo_checkpoint, *SMALL) as server:
         stream = asyncio.create_task(read_events(server.url, ENDLESS))
         while server.metric("vllm:num_requests_running") < 1:
             await asyncio.sleep(0.02)
-        server.process.send_signal(signal.SIGTERM)
+        server.signal()
+        while server.status("/ready") == 200:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
+        assert not server.has_ended() and not stream.done()
+        server.signal()
         assert "at once" in json.loads((await stream)[-1])["error"]["message"]
-        assert server.process.wait(8) == 0
-        assert "Traceback" not in server.log()
+        server.join(8)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_keys_limits_and_timeouts(demo_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def log_lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What the server logs as JSON."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logging.getLogger().addHandler(handler)
+    with caplog.at_level(logging.INFO):
+        yield lambda: stream.getvalue().splitlines()
+    logging.getLogger().removeHandler(handler)
+
+
+async def test_keys_limits_and_timeouts(demo_checkpoint: Path, log_lines: Callable[[], list[str]]) -> None:
     flags = (
         "--max-body-bytes",
         "4KiB",
@@ -137,8 +160,6 @@ async def test_keys_limits_and_timeouts(demo_checkpoint: Path, tmp_path: Path) -
         "0.6",
         "--max-queue-requests",
         "2",
-        "--log-format",
-        "json",
     )
     more = (
         "--api-auth",
@@ -150,9 +171,8 @@ async def test_keys_limits_and_timeouts(demo_checkpoint: Path, tmp_path: Path) -
         "--max-num-seqs",
         "1",
     )
-    env = {**os.environ, "QWEN_SERVER_API_KEY": "alpha,beta"}
-    log_file = tmp_path / "log"
-    with running_server(demo_checkpoint, log_file, *SMALL, *flags, *more, env=env) as server:
+    env = {"QWEN_SERVER_API_KEY": "alpha,beta"}
+    with in_process_server(demo_checkpoint, *SMALL, *flags, *more, env=env) as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as sdk:
             with pytest.raises(openai.AuthenticationError) as caught:
                 sdk.models.list()
@@ -168,10 +188,9 @@ async def test_keys_limits_and_timeouts(demo_checkpoint: Path, tmp_path: Path) -
                 "/v1/models", headers={"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}
             )
             assert cors.headers["access-control-allow-origin"] == "https://a.example"
-    lines = [json.loads(line) for line in log_file.read_text().splitlines() if line.startswith("{")]
-    finished = [line for line in lines if line["message"] == "finished"]
+    finished = [line for line in map(json.loads, log_lines()) if line["message"] == "finished"]
     assert finished and {"request_id", "reason", "completion_tokens", "ttft_s", "tokens_per_s"} <= set(finished[0])
-    assert "alpha" not in log_file.read_text()
+    assert "alpha" not in "".join(log_lines())
 
 
 async def check_body_limit(http: httpx.AsyncClient) -> None:
@@ -189,7 +208,7 @@ async def check_body_limit(http: httpx.AsyncClient) -> None:
         assert response.json()["error"]["code"] == "request_too_large"
 
 
-async def check_timeout(http: httpx.AsyncClient, server: ServerProcess) -> None:
+async def check_timeout(http: httpx.AsyncClient, server: Server) -> None:
     response = await http.post("/v1/chat/completions", json=ENDLESS)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "request_timeout"

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,14 @@ class InProcessServer(Server):
     Args:
         model: a checkpoint's folder.
         flags: of `serve`.
+        env: its variables.
     """
 
-    def __init__(self, model: Path | str, *flags: str) -> None:
+    def __init__(self, model: Path | str, *flags: str, env: Mapping[str, str] | None = None) -> None:
         words = ["serve", str(model), "--port", "0", "--drain-delay-s", "0", *flags]
         given: dict[str, Any] = vars(build_parser().parse_args(words))
         del given["command"]
-        settings = load_settings(given, {})
+        settings = load_settings(given, env or {})
         checkpoint = Path(model)
         self._fatal: list[str] = []
         self._engine = engine = EngineClient(
@@ -140,6 +141,11 @@ class InProcessServer(Server):
         link: Any = self._engine._supervisor._link
         self._server._loop.call_soon_threadsafe(link._transport.abort)  # type: ignore[union-attr]
 
+    def join(self, timeout_s: float) -> None:
+        """Waits until it has ended by itself."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
+
     def end(self) -> None:
         if self._thread.is_alive():
             self.signal(signal.SIGINT)
@@ -147,9 +153,11 @@ class InProcessServer(Server):
 
 
 @contextlib.contextmanager
-def in_process_server(model: Path | str, *flags: str) -> Iterator[InProcessServer]:
+def in_process_server(
+    model: Path | str, *flags: str, env: Mapping[str, str] | None = None
+) -> Iterator[InProcessServer]:
     """A server that is ready; it has ended afterwards."""
-    server = InProcessServer(model, *flags)
+    server = InProcessServer(model, *flags, env=env)
     try:
         server.wait_ready()
         yield server
