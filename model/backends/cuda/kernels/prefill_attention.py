@@ -41,6 +41,13 @@ class PrefillTiles(NamedTuple):
 
 
 @triton.jit
+def _blocks_at(table, first_key, last_key, BLOCKS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """The numbers of the blocks of a tile of keys, [BLOCKS]."""
+    places = first_key // BLOCK_SIZE + tl.arange(0, BLOCKS)
+    return tl.load(table + places, mask=places * BLOCK_SIZE < last_key, other=0)
+
+
+@triton.jit
 def _attend_keys(
     out,
     highest,
@@ -68,37 +75,52 @@ def _attend_keys(
     """Adds the keys from `first_key` to `last_key` to a running softmax; with a window none before `first_seen`."""
     dims = tl.arange(0, BLOCK_DIM)
     dim_mask = dims < HEAD_DIM
+    BLOCKS: tl.constexpr = BLOCK_KEYS // BLOCK_SIZE if BLOCK_KEYS % BLOCK_SIZE == 0 else 0
+    IS_MASKED: tl.constexpr = IS_CAUSAL or HEAD_DIM != BLOCK_DIM
+    if BLOCKS > 0:
+        blocks = _blocks_at(table, first_key, last_key, BLOCKS, BLOCK_SIZE)
     for start in tl.range(first_key, last_key, BLOCK_KEYS):
         positions = start + tl.arange(0, BLOCK_KEYS)
         is_key = positions < last_key
         if HAS_WINDOW:
             is_key = is_key & (positions >= first_seen)
-        blocks = tl.load(table + positions // BLOCK_SIZE, mask=is_key, other=0)
-        slots = blocks.to(tl.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        if BLOCKS > 0:
+            first_slots = blocks.to(tl.int64)[:, None] * BLOCK_SIZE
+            slots = tl.reshape(first_slots + tl.arange(0, BLOCK_SIZE)[None, :], [BLOCK_KEYS])
+            # Those of the next tile are on their way while this one is multiplied.
+            blocks = _blocks_at(table, start + BLOCK_KEYS, last_key, BLOCKS, BLOCK_SIZE)
+        else:
+            numbers = tl.load(table + positions // BLOCK_SIZE, mask=is_key, other=0)
+            slots = numbers.to(tl.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
         places = slots[:, None] * HEAD_DIM + dims[None, :]
         mask = is_key[:, None] & dim_mask[None, :]
-        keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
+        if IS_MASKED:
+            keys = tl.load(keys_ptr + places, mask=mask, other=0.0)
+        else:
+            keys = tl.load(keys_ptr + places)
         if IS_INT8:
             keys = float_from_int8(keys)
         scores = tl.dot(query, tl.trans(keys.to(query.dtype)), input_precision=PRECISION)
         if IS_INT8:
             scores *= tl.load(key_scales_ptr + slots, mask=is_key, other=0.0)[None, :]
-        scores *= _LOG2_E
         if IS_CAUSAL:
             is_seen = is_key[None, :] & (positions[None, :] <= row_positions[:, None])
             if HAS_WINDOW:
                 is_seen = is_seen & (positions[None, :] > row_positions[:, None] - window)
             scores = tl.where(is_seen, scores, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * _LOG2_E)
         if HAS_WINDOW:
             # A row whose window begins behind these keys has seen none yet.
             new_highest = tl.maximum(new_highest, _LEAST)
         rescale = tl.exp2(highest - new_highest)
-        probs = tl.exp2(scores - new_highest[:, None])
+        probs = tl.exp2(scores * _LOG2_E - new_highest[:, None])
         total = total * rescale + tl.sum(probs, 1)
         if IS_INT8:
             probs *= tl.load(value_scales_ptr + slots, mask=is_key, other=0.0)[None, :]
-        values = tl.load(values_ptr + places, mask=mask, other=0.0)
+        if IS_MASKED:
+            values = tl.load(values_ptr + places, mask=mask, other=0.0)
+        else:
+            values = tl.load(values_ptr + places)
         if IS_INT8:
             values = float_from_int8(values)
         out = out * rescale[:, None]
@@ -240,6 +262,7 @@ def prefill_attention(
     """
     _, num_heads, _, head_dim = cache.shape
     is_float32 = query.dtype == torch.float32
+    is_wide = is_float32 or scales is not None
     key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
     launch(
         _prefill_kernel,
@@ -263,11 +286,11 @@ def prefill_attention(
         IS_INT8=scales is not None,
         BLOCK_ROWS=tiles.block_rows,
         # Wider tiles of float32, or of keys to convert, do not fit into the registers.
-        BLOCK_KEYS=32 if is_float32 or scales is not None else 64,
+        BLOCK_KEYS=32 if is_wide else 64,
         # tl.dot takes no side below 16.
         BLOCK_DIM=max(16, next_power_of_2(head_dim)),
         # Never TF32: float32 is asked for by those who want the published numbers.
         PRECISION="ieee" if is_float32 else "tf32",
-        num_warps=8 if is_float32 else 4,
-        num_stages=2,
+        num_warps=8 if is_float32 or (tiles.block_rows == 128 and not is_wide) else 4,
+        num_stages=2 if is_wide else 3,
     )
