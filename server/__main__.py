@@ -29,6 +29,7 @@ from tools.export import options as export_options
 from tools.finetune import options as finetune_options
 from tools.memory import command as memory_command
 from tools.merge import options as merge_options
+from tools.perplexity import options as perplexity_options
 from tools.quantize import options as quantize_options
 
 
@@ -123,6 +124,12 @@ _TOOLS = {
     ),
     "export": _Tool(
         "write a checkpoint as a GGUF file for llama.cpp", export_options, "tools.export.command:run", True
+    ),
+    "perplexity": _Tool(
+        "tell how well a checkpoint reads texts beyond its trained length",
+        perplexity_options,
+        "tools.perplexity.command:run",
+        True,
     ),
     "finetune": _Tool(
         "train an adapter, or all weights, on conversations", finetune_options, "tools.finetune.command:run", True

@@ -22,7 +22,7 @@ CLIENTS = ("tools.batch", "tools.chat", "tools.bench", "tools.evaluation")
 ENGINE_TOOLS = (
     "tools.process", "tools.convert.run", "tools.merge.run", "tools.export.run",
     "tools.finetune.run", "tools.finetune.training", "tools.finetune.examples", "tools.finetune.base_model",
-    "tools.export.options", "tools.quantize.run", "tools.quantize.options",
+    "tools.export.options", "tools.perplexity.run", "tools.quantize.run", "tools.quantize.options",
     "tools.doctor.__main__", "tools.doctor.facts", "tools.doctor.advice", "tools.doctor.limits", "tools.doctor.text",
 )  # fmt: skip
 # Of conversion: from the wire types of an API to a neutral request. `formats` is part of them.

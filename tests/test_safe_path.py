@@ -94,6 +94,7 @@ def test_the_other_commands(training: bool, hostile: Path, tmp_path: Path, serve
         "finetune": [".", str(data), str(tmp_path / "tuned"), "--max-steps", "1", "--threads", "1", "--device", "cpu"],
         "merge": [".", str(tmp_path / "tuned"), str(tmp_path / "merged")],
         "export": [".", str(tmp_path / "out.gguf")],
+        "perplexity": [".", "--lengths", "8", "--num-pieces", "1", "--threads", "1", "--device", "cpu"],
         "doctor": [".", "--device", "cpu", "--json"],
         "completion": ["bash"],
     }
