@@ -121,8 +121,8 @@ def test_decode_with_a_window(
     for sequence, length in enumerate(lengths):
         pool.forget(sequence, max(0, length - window))
     columns = ([0, 1, 2, 3], lengths, pool.starts)
-    numbers = (torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
-    decodes = decode.DecodeRows(*numbers, pool.table)
+    rows, sizes, starts = (torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
+    decodes = decode.DecodeRows(rows, sizes, starts, pool.table)
     out = torch.full_like(query, 9.0)
     decode.decode_attention(
         query, pool.data, pool.scales, decodes, out, block_size=block_size, num_splits=num_splits, window=window
