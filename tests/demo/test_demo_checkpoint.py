@@ -199,6 +199,7 @@ def test_it_does_on_the_suites_what_its_card_says(
 ) -> None:
     path = tmp_path / "report.json"
     command = module_command("server", "eval", kind, "--base-url", f"{trained.url}/v1", "--limit", str(limit))
+    command += ["--concurrency", "32"]  # to be done sooner: no reply depends on its company
     command += ["--suite", str(ROOT / "demo" / "suites" / f"{kind}.jsonl"), "--json", str(path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     measured = json.loads(path.read_text())["all"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from demo.random_checkpoint import Shape, write
 
@@ -28,9 +27,3 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "wide"
     write(folder, WIDE, seed=2)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny tensors gain nothing from a second thread, and lose much to it on a busy machine."""
-    torch.set_num_threads(1)
