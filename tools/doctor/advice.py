@@ -97,8 +97,8 @@ def _about_memory(report: dict[str, Any]) -> Iterator[Advice]:
     free = report["machine"]["available_memory_bytes"] if device is None else device.get("free_bytes")
     weights = report["weights_bytes"]
     if total and weights and weights > total:
-        size = _enough_devices(report, weights)
-        split = "" if size is None else f"share them among {size} devices (--tensor-parallel-size {size}), or "
+        flag = _enough_devices(report, weights)
+        split = "" if flag is None else f"share them among {flag.partition(' ')[2]} devices ({flag}), or "
         yield Advice(
             True,
             f"the weights take {weights / _GIB:.1f} GiB and {report['device']} has {total / _GIB:.1f}: {split}take a "
@@ -118,12 +118,13 @@ def _about_memory(report: dict[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _enough_devices(report: dict[str, Any], weights_bytes: int) -> int | None:
-    """The fewest CUDA devices whose memory holds the weights with room for a cache; None where there are too few."""
+def _enough_devices(report: dict[str, Any], weights_bytes: int) -> str | None:
+    """The flag for the fewest CUDA devices whose memory holds the weights with room for a cache; None for too few."""
     sizes = [device.get("memory_bytes") or 0 for device in report["devices"] if device["device"].startswith("cuda")]
-    for number in report["tensor_parallel_sizes"]:
-        if 1 < number <= len(sizes) and weights_bytes / number < _WEIGHTS_SHARE * min(sizes[:number]):
-            return int(number)
+    for number in range(2, len(sizes) + 1):
+        if weights_bytes / number < _WEIGHTS_SHARE * min(sizes[:number]):
+            kind = "tensor" if number in report["tensor_parallel_sizes"] else "pipeline"
+            return f"--{kind}-parallel-size {number}"
     return None
 
 

@@ -68,6 +68,7 @@ def changed(report: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 UNSEEN = changed(ON_A_CPU, "machine.has_nvidia_device", True)
 TWO_GPUS = changed(ON_A_GPU, "devices", [GPU, GPU | {"device": "cuda:1"}])
+THREE_GPUS = changed(ON_A_GPU, "devices", [GPU, GPU | {"device": "cuda:1"}, GPU | {"device": "cuda:2"}])
 FULL = changed(ON_A_GPU, "devices.0.free_bytes", 40 * GIB)
 
 
@@ -92,6 +93,7 @@ def test_a_machine_that_is_well_needs_nothing(report: dict[str, Any]) -> None:
         (changed(ON_A_GPU, "weights_bytes", 90 * GIB), True, "the weights take 90.0 GiB and cuda:0 has 80.0"),
         (changed(TWO_GPUS, "weights_bytes", 90 * GIB), True, "among 2 devices (--tensor-parallel-size 2), or take a"),
         (changed(TWO_GPUS, "weights_bytes", 130 * GIB), True, "has 80.0: take a smaller checkpoint"),
+        (changed(THREE_GPUS, "weights_bytes", 130 * GIB), True, "among 3 devices (--pipeline-parallel-size 3), or"),
         (changed(FULL, "weights_bytes", 44 * GIB), True, "40.0 of 80.0 are free"),
         (FULL, False, "only 40.0 of 80.0 GiB are free"),
         (changed(ON_A_GPU, "exam_failure", "RuntimeError: no"), True, "could not be looked at: RuntimeError: no"),
