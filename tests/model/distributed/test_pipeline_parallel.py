@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.random_checkpoint import write
+from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import ConfigError
@@ -21,7 +22,15 @@ from model.contract.messages import AddRequest
 from model.contract.parallel import Placement, layers_of_stages
 from model.contract.sampling_params import SamplingParams
 from tests.model.conftest import TINY
-from tests.model.distributed.test_tensor_parallel import PLAN, REQUESTS, TIGHT, assert_same, driver_on, run
+from tests.model.distributed.test_tensor_parallel import (
+    PLAN,
+    REQUESTS,
+    TIGHT,
+    assert_same,
+    capture_decode,
+    driver_on,
+    run,
+)
 from tests.model.test_gguf import exported
 from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.model.test_speculation import FREE, REQUEST, SETTINGS, facts
@@ -141,6 +150,17 @@ def test_other_ways(three_layers: Path, changes: dict[str, Any]) -> None:
         with driver_on(1, three_layers, num_stages=num_stages, **changes) as driver:
             replies.append(run(driver, PLAN))
     assert_same(*replies)
+
+
+def test_as_on_a_gpu(three_layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device has a queue the leader launches its part at once, and every stage replays decodes."""
+    monkeypatch.setattr(TorchBackend, "runs_ahead", True)
+    monkeypatch.setattr(TorchBackend, "capture_decode", capture_decode)
+    with driver_on(1, three_layers, run_ahead=False) as driver:
+        expected = run(driver, PLAN)
+    with driver_on(1, three_layers, num_stages=3) as driver:
+        assert driver.engine._speculator is None
+        assert_same(run(driver, PLAN), expected)
 
 
 def test_gguf(three_layers: Path, tmp_path: Path) -> None:
