@@ -354,8 +354,13 @@ class Engine:
     def _settle(self) -> list[SequenceOutput]:
         """Waits for the oldest step in flight and reports what it did."""
         launched = self._in_flight.popleft()
-        with self.watchdog.excused():
-            result = launched.wait()
+        try:
+            with self.watchdog.excused():
+                result = launched.wait()
+        except (torch.AcceleratorError, OutOfStepError):
+            raise  # nothing on this device, or between these ranks, works from here on
+        except Exception as error:
+            return self._commit(self._guard.give_up(launched.batch, error))
         self._guard.note_success()
         self._note_time(launched.batch, max(launched.launched_s, self._last_settled_s))
         self._last_settled_s = time.monotonic()

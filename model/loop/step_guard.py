@@ -92,6 +92,22 @@ class StepGuard:
                 self.token_budget = min(2 * self.token_budget, self._max_num_batched_tokens)
                 logger.info("steps may have %d tokens again", self.token_budget)
 
+    def give_up(self, batch: ScheduledBatch, error: Exception) -> StepResult:
+        """Ends the sequences of a step that failed when others were planned already, so that it cannot be run in parts.
+
+        Raises:
+            Exception: that error, where so many steps failed one after another that no sequence is to blame.
+        """
+        logger.error("a step of %d sequences failed", len(batch), exc_info=error)
+        self._num_lonely_failures += 1
+        if self._num_lonely_failures >= _MAX_LONELY_FAILURES:
+            raise error
+        self._undo([entry.seq_id for entry in batch])
+        result = _empty(batch)
+        for entry in batch:
+            self._give_up(entry, result, OUT_OF_MEMORY if is_out_of_memory(error) else STEP_FAILED)
+        return result
+
     def shrink_for(self, num_tokens: int, error: Exception) -> bool:
         """Lowers the budget if that may help.
 

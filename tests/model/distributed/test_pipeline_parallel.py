@@ -21,6 +21,7 @@ from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.parallel import Placement, layers_of_stages
 from model.contract.sampling_params import SamplingParams
+from model.loop.step_guard import STEP_FAILED
 from tests.model.conftest import TINY
 from tests.model.distributed.test_tensor_parallel import (
     PLAN,
@@ -141,6 +142,31 @@ def test_who_leaves_while_a_stage_is_busy_with_it_is_forgotten(three_layers: Pat
         in_flight = [entry.seq_id for step in driver.engine._in_flight for entry in step.batch]
         driver.engine.abort(in_flight)
         driver.finish()
+
+
+def test_a_step_whose_tokens_cannot_be_sampled_ends_its_sequences_alone(
+    three_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then other steps are under way; but where all of them fail, the engine does."""
+    with driver_on(1, three_layers, num_stages=2) as driver:
+        expected = driver.run([request(i) for i in range(4)])
+        sampler, failing = driver.engine._runner._sampler, [5]
+        launch = sampler.launch
+
+        def fail(*arguments: Any) -> Any:
+            failing[0] -= 1
+            if failing[0] == 0:
+                raise RuntimeError("no such penalty")
+            return launch(*arguments)
+
+        monkeypatch.setattr(sampler, "launch", fail)
+        replies = driver.run([request(i) for i in range(4)])
+        ended = {i: reply.error for i, reply in replies.items() if reply.error}
+        assert 1 <= len(ended) <= 2 and set(ended.values()) == {STEP_FAILED}
+        assert all(replies[i].token_ids == expected[i].token_ids for i in replies.keys() - ended)
+        monkeypatch.setattr(sampler, "launch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            driver.run([request(i) for i in range(9)])
 
 
 @pytest.mark.parametrize("changes", [{"kv_cache_dtype": "int8"}, {"quantization": "int8"}, {"run_ahead": False}])
