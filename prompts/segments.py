@@ -39,7 +39,6 @@ def encode(
     share a token: ChatML keeps the role, the newline and the content apart, as the published code does.
 
     Args:
-        segments: of a prompt.
         encode_text: text -> ids; must never yield a control token.
         special_id: name of a control token -> its id.
     """

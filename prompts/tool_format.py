@@ -111,7 +111,6 @@ class ToolFormat(Protocol):
         """Returns a reader for a reply.
 
         Args:
-            opening: of the prompt.
             tool_names: of the tools that may be called.
             text_tools: those among them whose input is text or code, not JSON.
         """

@@ -135,7 +135,6 @@ def serve(settings: Settings, engine_process: EngineProcess | None = None) -> No
     """Serves until told to stop.
 
     Args:
-        settings: validated.
         engine_process: the engine's, if it was started already.
 
     Raises:
@@ -216,9 +215,6 @@ def draining_server(
     """Returns a server that is to be run on a socket that is bound.
 
     Args:
-        settings: validated.
-        tokenizer: of the checkpoint.
-        defaults: of the checkpoint.
         engine: not started yet; the server starts and stops it.
         credentials: who may use the API; by default those that the settings name.
         tls: certificate and key, or None for plain HTTP.

@@ -53,7 +53,6 @@ class Services:
     Attributes:
         settings: of the HTTP side, without secrets.
         credentials: who may use the API.
-        tokenizer: of the checkpoint.
         converter: understands requests.
         engine: generates.
         admission: decides who may wait for it.

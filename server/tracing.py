@@ -119,7 +119,6 @@ class TracingMiddleware:
     """Wraps each request but the machines' own in a span that ends with the last byte of the reply.
 
     Args:
-        app: everything inside.
         tracer: makes the spans.
     """
 

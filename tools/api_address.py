@@ -30,7 +30,6 @@ def open_client(url: SplitResult, **options: Any) -> httpx.AsyncClient:
     """Returns a client for a server, through the environment's proxy unless the server is on this machine.
 
     Args:
-        url: of the server.
         options: of the client.
 
     Raises:

@@ -60,7 +60,6 @@ def make_ll_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
     """Builds llguidance's view of a vocabulary (half a second for 151,643 ranks).
 
     Args:
-        tokenizer: of the checkpoint.
         vocab_size: rows of the output layer; those without a token are never allowed.
     """
     encoding = tokenizer.encoding

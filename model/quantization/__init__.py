@@ -21,7 +21,6 @@ def linear_maker(
     """Returns what makes the linears of a checkpoint's blocks.
 
     Args:
-        config: of the checkpoint.
         backend: keeps the weights and multiplies.
         dtype: of the activations.
         at_load: how to quantise weights while they are loaded; see `model.contract.config.QUANTIZED_BITS`.

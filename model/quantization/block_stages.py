@@ -31,7 +31,6 @@ class CalibrationRun:
     """All samples on their way through the model, one block at a time.
 
     Args:
-        config: of the checkpoint.
         samples: [num_samples, sample_length] int64 token ids; no longer than the trained length.
         embedding: [vocab_size, hidden_size], the input of the first block.
         device: of the computation; float32.

@@ -27,7 +27,6 @@ def calibration_samples(
     """Chooses pieces of text.
 
     Args:
-        tokenizer: of the checkpoint.
         path: plain text, JSONL (`.jsonl`) or a JSON list (`.json`) of entries with `text`, `messages`, or
             `conversations` as the published fine-tuning script has them; None takes the built-in text.
         num_samples: the most pieces.

@@ -28,11 +28,7 @@ NORMS = ("ln_1.weight", "ln_2.weight")
 class DenseWeights:
     """The tensors of a checkpoint under their published names.
 
-    Args:
-        folder: of the checkpoint.
-
     Attributes:
-        config: of the checkpoint.
         dtype: that its embedding is stored in.
 
     Raises:

@@ -42,7 +42,6 @@ def iterate_gguf(
     """Yields a model's tensors under the names of a checkpoint, those of one layer next to each other.
 
     Args:
-        path: of the file.
         is_wanted: whether a tensor is to be decoded, by its name; of others come the bytes.
 
     Raises:

@@ -30,7 +30,6 @@ class QuantizedLinear:
         scales: [G, N] float16.
         zero: the integer that stands for 0, the same everywhere.
         g_idx: [K] int32, the group of each input.
-        bits: of a value.
     """
 
     values: torch.Tensor

@@ -28,7 +28,6 @@ def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
 
     Args:
         values: [R, C], from 0 to 2 ** bits - 1; R a multiple of 32 / bits.
-        bits: of a value.
 
     Returns:
         [R * bits / 32, C] int32.

@@ -19,7 +19,6 @@ class TensorSource:
     """The weights of a folder.
 
     Args:
-        folder: of a checkpoint.
         is_quantized: its linears are packed integers.
 
     Raises:

@@ -12,7 +12,6 @@ def unpack_rows(words: torch.Tensor, bits: int) -> torch.Tensor:
 
     Args:
         words: [R, C] int32, each with 32 / bits values, the first in the lowest bits.
-        bits: of a value.
 
     Returns:
         [R * 32 / bits, C] int16, values from 0 to 2 ** bits - 1.

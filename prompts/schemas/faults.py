@@ -50,7 +50,6 @@ class Fault(NamedTuple):
     """A keyword that cannot be enforced.
 
     Attributes:
-        path: of it.
         reason: why.
     """
 

@@ -35,7 +35,6 @@ async def read_lines(store: Store, owner: str, file_id: str, max_bytes: int) -> 
 
     Args:
         store: with the file.
-        owner: of the file.
         file_id: of the file.
         max_bytes: the longest line.
 

@@ -36,7 +36,6 @@ class Replica:
     """Serves while Ray wants it to; Ray replaces it once `check_health` fails.
 
     Args:
-        settings: validated.
         board: collects the metrics of all replicas.
     """
 

@@ -22,7 +22,6 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
 
     Args:
         texts: all of them go into one prompt, together.
-        tokenizer: of the checkpoint.
         max_model_len: prompt and reply together.
         param: the field they came from.
 
@@ -117,7 +116,6 @@ def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bo
     """Refuses requests for more tokens than one may ask for: of prompts, and of all choices.
 
     Args:
-        prompts: of the request.
         n: choices of each.
         shows_prompts: each choice repeats its prompt.
         max_request_tokens: as configured.
@@ -141,7 +139,6 @@ def refuse_large_reply(prompts: Sequence[Prompt], n: int, max_model_len: int) ->
     """Refuses replies with more log-probabilities than are put into one JSON text.
 
     Args:
-        prompts: of the request.
         n: choices of each.
         max_model_len: prompt and reply together; one choice may report all that fits.
 

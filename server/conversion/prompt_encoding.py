@@ -42,8 +42,6 @@ class PromptEncoder:
     """Encodes prompts for one checkpoint.
 
     Args:
-        tokenizer: of the checkpoint.
-        defaults: of the checkpoint.
         chat_format: "auto", "chatml" or "raw", as configured.
         guards_results: quote what in tools' results looks like a step of the assistant, unless told otherwise.
         off_loop: where large requests are worked on.

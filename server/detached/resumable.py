@@ -25,7 +25,6 @@ def start_resumable(services: Services, caller: Caller, generation: Generation, 
     """Begins a stream that can be taken up again.
 
     Args:
-        services: of the app.
         caller: whose it is.
         generation: already submitted; closed when it is over.
         reply: writes the events.

@@ -26,7 +26,6 @@ class Run:
     """One reply.
 
     Args:
-        id: of the reply.
         caller: whose it is.
         log: of its events.
 
@@ -102,7 +101,6 @@ class Runs:
         """Begins a reply.
 
         Args:
-            id: of the reply.
             caller: whose it is.
             work: writes the reply into the run's log.
             inside: holds its `room`, and is closed when it is over.

@@ -109,7 +109,6 @@ class Uploads:
         """Stores a piece.
 
         Args:
-            id: of the upload.
             piece: of its content.
             num_before: bytes stored so far.
 

@@ -88,7 +88,6 @@ def find_caller(
     """Finds out who sends a request.
 
     Args:
-        scope: of the request.
         key: the name of the key that lets it in.
         credentials: know the weights of keys.
         trusted_proxies: whose `X-Forwarded-For` is believed; anybody could write one.

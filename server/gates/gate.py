@@ -27,11 +27,7 @@ _BYTES_PER_TOKEN = 6
 
 
 class WorkRoutes:
-    """Knows which requests ask for work.
-
-    Args:
-        routes: of the app.
-    """
+    """Knows which requests ask for work."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         work = [route for route in routes if isinstance(route, JsonBodyRoute)]

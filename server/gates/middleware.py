@@ -49,7 +49,6 @@ class RequestContextMiddleware:
     """Gives each request an id, counts it, and turns what nothing else caught into a plain 500.
 
     Args:
-        app: everything inside.
         metrics: told of each request.
         is_leaving: whether the server drains; its replies then end their connections, so that clients who keep them
             come to another server with their next request.

@@ -42,11 +42,7 @@ TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
 class GrammarChecker:
-    """Tries each grammar once; what came of it is remembered.
-
-    Args:
-        tokenizer: of the checkpoint.
-    """
+    """Tries each grammar once; what came of it is remembered."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._worker = GrammarWorker(tokenizer)
@@ -118,11 +114,7 @@ def _digest(grammar: str) -> bytes:
 
 
 class GrammarWorker:
-    """The process that tries grammars out; started when needed, and again if it dies. Any thread may use it.
-
-    Args:
-        tokenizer: of the checkpoint.
-    """
+    """The process that tries grammars out; started when needed, and again if it dies. Any thread may use it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -54,12 +54,7 @@ _TOO_MANY = 429
 
 
 class Background:
-    """Makes responses in the background.
-
-    Args:
-        services: of the app.
-        maker: of the app.
-    """
+    """Makes responses in the background."""
 
     def __init__(self, services: Services, maker: ResponseMaker) -> None:
         self._services = services

@@ -32,7 +32,6 @@ class NewResponse:
     """A response on its way.
 
     Attributes:
-        body: of the request.
         response: as clients see it before anything is done.
         caller: whose it is.
         items: of the conversation, with what was sent now.
@@ -69,11 +68,7 @@ class NewResponse:
 
 
 class ResponseMaker:
-    """Makes the responses of one app.
-
-    Args:
-        services: of the app.
-    """
+    """Makes the responses of one app."""
 
     def __init__(self, services: Services) -> None:
         self._services = services

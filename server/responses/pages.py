@@ -37,8 +37,6 @@ async def read_page(
 
     Args:
         store: keeps them.
-        owner: of the object.
-        id: of the object.
         limit: the most.
         order: "asc", or "desc" with the newest first.
         after: id of the item before the page.

@@ -73,7 +73,6 @@ class WebFile:
 
         Args:
             name: whose ending tells the type.
-            body: its content.
         """
         media_type = _MEDIA_TYPES["." + name.rpartition(".")[2]]
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it stands for both encodings

@@ -58,8 +58,6 @@ class Append:
     """Adds to the end of a list of an object that is there; where it has gone, to nothing.
 
     Attributes:
-        id: of the object.
-        list: its name.
         data: of each entry.
         names: of each, or nothing.
     """

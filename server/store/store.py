@@ -136,9 +136,6 @@ class Store:
         """Returns entries of a list in their order; none where the object is not this owner's.
 
         Args:
-            owner: of the object.
-            id: of the object.
-            list: its name.
             limit: the most.
             after: the number of the one they follow (or, descending, stand before).
             ascending: the first one first.

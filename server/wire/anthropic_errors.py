@@ -40,9 +40,7 @@ def message_error(
 
     Args:
         status: that it has in OpenAI's API.
-        code: the same.
         message: what is wrong and what to do about it.
-        request_id: of the request.
     """
     if status == 429 and code == "server_overloaded":
         status = _OVERLOADED  # not the client's own doing
@@ -52,11 +50,7 @@ def message_error(
 
 
 class AnthropicErrorMiddleware:
-    """Writes errors of this API's paths in its shape, and the request's id under its name.
-
-    Args:
-        app: everything inside.
-    """
+    """Writes errors of this API's paths in its shape, and the request's id under its name."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -73,7 +73,6 @@ class Client:
 
         Args:
             path: below the prefix.
-            body: of the request.
             record: filled in.
             origin: `time.perf_counter()` from which to measure.
             stream: the body asks for events.

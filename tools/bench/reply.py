@@ -91,7 +91,6 @@ class ReplyTimer:
         """Takes bytes of the body.
 
         Args:
-            status: of the response.
             data: as they came.
             now: when.
 

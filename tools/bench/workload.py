@@ -138,7 +138,6 @@ def read_bodies(path: Path, endpoint: str, model: str, *, force_model: bool, str
     """Reads bodies from a file, one JSON object a line; a line of OpenAI's batch files has its own under "body".
 
     Args:
-        path: of the file.
         endpoint: that they are for.
         model: put into those that name none.
         force_model: put it into all.

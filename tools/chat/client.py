@@ -123,7 +123,6 @@ class ChatClient:
         """Sends a conversation and fills in the reply; yields whenever there is more of it.
 
         Args:
-            body: of the request.
             reply: filled in.
 
         Raises:

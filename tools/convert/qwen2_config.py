@@ -28,7 +28,6 @@ def qwen2_config(
     """`config.json` in the Qwen2 layout.
 
     Args:
-        config: of the checkpoint.
         raw: its config.json.
         generation: its generation_config.json.
         dtype: of the weights.
@@ -89,9 +88,6 @@ def qwen2_generation_config(generation: Mapping[str, Any], ids: Mapping[str, int
 
 class Qwen2Source:
     """The configuration of a checkpoint in the Qwen2 layout, read for the way back.
-
-    Args:
-        folder: of the checkpoint.
 
     Attributes:
         config: as the published layout will have it.
@@ -225,7 +221,6 @@ def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], di
     """config.json and generation_config.json of a published checkpoint; the second may be absent.
 
     Args:
-        folder: of the checkpoint.
         config: of the checkpoint; what it corrects in a misspelt file is told.
     """
     raw = read_json(folder / "config.json")

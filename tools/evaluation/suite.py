@@ -26,7 +26,6 @@ class ExpectedCall(_Strict):
     """The call that is right.
 
     Attributes:
-        name: of the tool.
         arguments: as the JSON object they stand for.
     """
 

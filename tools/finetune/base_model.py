@@ -72,7 +72,6 @@ def load_model(options: FinetuneOptions, folder: Path, *, checkpoints_gradients:
     """Loads the model and prepares it for its method.
 
     Args:
-        options: of the training.
         folder: in the Qwen2 layout.
         checkpoints_gradients: activations will be computed twice.
 

@@ -39,8 +39,6 @@ def make_examples(
 
     Args:
         conversations: to learn from.
-        tokenizer: of the checkpoint.
-        options: of the training.
         trained_length: beyond it the layout that is trained computes something else than the server.
 
     Raises:

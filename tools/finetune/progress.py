@@ -110,7 +110,6 @@ def draw_curve(entries: Sequence[dict[str, Any]], path: Path) -> None:
 
     Args:
         entries: at least one, with `step` and `loss`.
-        path: of the picture.
     """
     try:
         matplotlib = importlib.import_module("matplotlib")

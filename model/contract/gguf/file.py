@@ -41,7 +41,6 @@ class GGUFTensor(NamedTuple):
     Attributes:
         shape: rows first, as torch has it (the file has it the other way round).
         kind: of its numbers.
-        path: of the file.
         offset: from the file's beginning, in bytes.
         num_bytes: of its data.
     """
