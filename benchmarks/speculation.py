@@ -56,14 +56,14 @@ class ToldEngine:
         self._num_requests = 0
         self._reply: list[int] = []
         sampler = self.engine._runner._sampler
-        choose = sampler._choose
+        choose = sampler._sample_tokens
 
         def tell(logits: torch.Tensor, rows: list[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
             _, is_valid = choose(logits, rows)
             last = len(self._reply) - 1
             return torch.tensor([self._reply[min(row.num_output_tokens, last)] for row in rows]), is_valid
 
-        sampler._choose = tell  # type: ignore[assignment]
+        sampler._sample_tokens = tell  # type: ignore[assignment]
 
     def rate(self, prompt: list[int], reply: list[int], *, guesses: bool) -> float:
         """Tokens a second of a reply, from its first token on."""

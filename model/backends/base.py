@@ -12,7 +12,7 @@ from model.adapters.low_rank import LowRankUpdate
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
-from model.sampling.sampling_row import Choose
+from model.sampling.sampling_row import SampleTokens
 
 LinearKernel = Callable[[torch.Tensor], torch.Tensor]
 
@@ -160,13 +160,13 @@ class Backend(Protocol):
         name: for logs.
         device: where parameters, cache and activations live.
         runs_ahead: whether work is queued, so that the next step can be launched while one runs.
-        choose_tokens: picks tokens from logits; None leaves it to the sampler's torch operations.
+        sample_tokens: picks tokens from logits; None leaves it to the sampler's torch operations.
     """
 
     name: str
     device: torch.device
     runs_ahead: bool
-    choose_tokens: Choose | None
+    sample_tokens: SampleTokens | None
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """Chooses the activation dtype.

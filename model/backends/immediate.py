@@ -10,14 +10,14 @@ from model.backends.base import DecodeGraphs, HostCopy, Steps
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
-from model.sampling.sampling_row import Choose
+from model.sampling.sampling_row import SampleTokens
 
 
 class ImmediateSteps:
     """The answers of such a backend to what `Backend` asks about steps."""
 
     runs_ahead = False
-    choose_tokens: Choose | None = None
+    sample_tokens: SampleTokens | None = None
 
     def measure_step_bytes(self, run: Callable[[], object]) -> int:
         """See `Backend`. The cache takes a part of what is free; steps have the rest."""

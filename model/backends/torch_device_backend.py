@@ -17,8 +17,8 @@ from model.backends.device_memory import available_device_bytes, measure_step_by
 from model.backends.torch_backend import TorchBackend, require_known_dtype
 from model.backends.torch_gptq import TorchGroupedLinear, make_torch_gptq_linear
 from model.contract.errors import ConfigError
-from model.sampling.drawing import choose_tokens
 from model.sampling.sampling_row import SamplingRow
+from model.sampling.torch_sampling import sample_tokens
 
 _MAX_NUM_BATCHED_TOKENS = 4096
 
@@ -35,7 +35,7 @@ class TorchDeviceBackend(TorchBackend):
         super().__init__(device, own_kernels=False)
         self._has_bfloat16 = has_bfloat16
         if device.type == "mps":  # which has no float64, and draws are made in it
-            self.choose_tokens = _choose_on_the_host
+            self.sample_tokens = _sample_on_the_host
         if device.type == "cuda":
             torch.cuda.set_device(device)
             # Partial sums of split products stay float32.
@@ -102,7 +102,7 @@ class TorchDeviceBackend(TorchBackend):
         return linear, linear.num_bytes
 
 
-def _choose_on_the_host(logits: torch.Tensor, rows: AbstractSequence[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `model.sampling.sampling_row.Choose` for devices without float64."""
-    ids, is_valid = choose_tokens(logits.cpu(), rows)
+def _sample_on_the_host(logits: torch.Tensor, rows: AbstractSequence[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `model.sampling.sampling_row.SampleTokens` for devices without float64."""
+    ids, is_valid = sample_tokens(logits.cpu(), rows)
     return ids.to(logits.device), is_valid.to(logits.device)

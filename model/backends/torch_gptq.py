@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight
 from model.quantization.grouped import expand_rows
-from model.quantization.words import unpack_rows
+from model.quantization.packing import unpack_rows
 
 # Of expanded weights at a time.
 _EXPANDED_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""How one sequence is to be sampled: the only thing the loop knows about a request's wishes.
+"""How one sequence is to be sampled: all that the loop knows of a request's options.
 
 Pure. Values are validated where requests come in (server/conversion); the loop trusts them.
 """

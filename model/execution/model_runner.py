@@ -177,7 +177,7 @@ class ModelRunner:
     def _make_sampler(self, max_num_seqs: int, max_model_len: int) -> Sampler:
         backend = self.backend
         vocab_size = self.model_config.vocab_size
-        return Sampler(vocab_size, backend.device, max_num_seqs, max_model_len, backend.choose_tokens)
+        return Sampler(vocab_size, backend.device, max_num_seqs, max_model_len, backend.sample_tokens)
 
     def _warm_up(self) -> None:
         """Runs small steps of every kind, so that no request waits for kernels to be compiled.

@@ -14,8 +14,7 @@ from model.backends.base import Backend
 from model.contract.config import QuantizationConfig
 from model.distributed.shard import LinearShard
 from model.quantization.gptq import GPTQLinear
-from model.quantization.packing import pack_rows
-from model.quantization.words import WORD_BITS
+from model.quantization.packing import WORD_BITS, pack_rows
 
 _BITS = 4
 # Which of a word's eight columns each of its nibbles holds, the lowest first.

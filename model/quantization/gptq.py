@@ -15,7 +15,7 @@ from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.distributed.shard import Cut, LinearShard
 from model.execution.forward_batch import ForwardBatch
-from model.quantization.words import WORD_BITS, unpack_rows
+from model.quantization.packing import WORD_BITS, unpack_rows
 
 SUPPORTED_BITS = (4, 8)
 

@@ -1,4 +1,4 @@
-"""Writes the published GPTQ layout: what `gptq.GPTQLinear` reads."""
+"""The published GPTQ layout: small integers packed into 32-bit words, the first of a word in its lowest bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 from model.contract.errors import CheckpointError
 from model.quantization.gptq_solver import QuantizedLinear
-from model.quantization.words import WORD_BITS
+
+WORD_BITS = 32
 
 
 def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None:
@@ -21,6 +22,20 @@ def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None
             f"{name}: {num_inputs} x {num_outputs} does not divide into words of {per_word} values; "
             f"{'try --bits 8' if bits == 4 else 'it cannot be stored in this layout'}"
         )
+
+
+def unpack_rows(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unpacks integers that are packed along the first dimension.
+
+    Args:
+        words: [R, C] int32, each with 32 / bits values, the first in the lowest bits.
+
+    Returns:
+        [R * 32 / bits, C] int16, values from 0 to 2 ** bits - 1.
+    """
+    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32, device=words.device)
+    values = (words[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
+    return values.to(torch.int16).flatten(0, 1)
 
 
 def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ import torch
 from msgspec.structs import replace
 
 from model.contract.messages import MIN_LOGPROB, TokenLogprob
-from model.sampling.drawing import choose_tokens
 from model.sampling.penalty_history import PenaltyHistory
-from model.sampling.sampling_row import Choose, SamplingRow, on_device
+from model.sampling.sampling_row import SampleTokens, SamplingRow, on_device
+from model.sampling.torch_sampling import sample_tokens
 
 
 class SampledToken(NamedTuple):
@@ -74,7 +74,7 @@ class Sampler:
         device: where they are.
         max_num_seqs: the most sequences with a history at a time.
         max_model_len: the most tokens of one.
-        choose: picks the tokens once penalties and masks are applied; None does it with torch alone.
+        sample: picks the tokens once penalties and masks are applied; None does it with torch alone.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Sampler:
         device: torch.device,
         max_num_seqs: int,
         max_model_len: int,
-        choose: Choose | None = None,
+        sample: SampleTokens | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._device = device
-        self._choose = choose or choose_tokens
+        self._sample_tokens = sample or sample_tokens
         self._history = PenaltyHistory(device, max_num_seqs, max_model_len)
 
     def forget(self, seq_ids: Iterable[int]) -> None:
@@ -116,7 +116,7 @@ class Sampler:
         self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
         _forbid_early_endings(logits, rows)
-        return SamplerOutput(*self._choose(logits, rows), reports)
+        return SamplerOutput(*self._sample_tokens(logits, rows), reports)
 
     def _logprob_reporter(self, logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> _LogprobReporter | None:
         counts = [row.sampling.num_logprobs for row in rows]

@@ -41,7 +41,7 @@ class SamplingRow(NamedTuple):
 
 
 # From logits [S, vocab_size] and S rows to ids [S] int64 and whether each row was of numbers, [S] bool.
-Choose = Callable[[torch.Tensor, AlignedList[SamplingRow]], tuple[torch.Tensor, torch.Tensor]]
+SampleTokens = Callable[[torch.Tensor, AlignedList[SamplingRow]], tuple[torch.Tensor, torch.Tensor]]
 
 
 def stream_key(seed: int, choice_index: int) -> int:

@@ -16,7 +16,7 @@ from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.quantization import linear_maker
 from model.quantization.gptq import GPTQLinear, dequantize
-from model.quantization.words import unpack_rows
+from model.quantization.packing import unpack_rows
 from tests.support.engine_driver import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -168,7 +168,7 @@ FLAT_FILTERS: dict[str, dict[str, float]] = {
 
 @pytest.mark.parametrize("name", FLAT_FILTERS)
 def test_flat_distributions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.sampling.drawing._NUM_CANDIDATES", (16, 128))
+    monkeypatch.setattr("model.sampling.torch_sampling._NUM_CANDIDATES", (16, 128))
     sampling: dict[str, Any] = {"temperature": 1.0, **FLAT_FILTERS[name]}
     logits = random_logits(1500, scale=0.2, seed=3)
     probs = reference_probs(logits, **sampling)
@@ -210,7 +210,7 @@ def test_extreme_numbers_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     logits[[3, 400, 650]] = torch.tensor([0.0, 1.0, 0.5])
     for sampling in ({}, {"top_p": 0.99}, {"top_k": 600}):
         for number, expected in ((0.0, 400 if sampling else 3), (1 - 2.0**-53, 3 if sampling else 650)):
-            monkeypatch.setattr("model.sampling.drawing.uniform", lambda key, index, number=number: number)
+            monkeypatch.setattr("model.sampling.torch_sampling.uniform", lambda key, index, number=number: number)
             assert sample_ids(logits[None], [make_row(temperature=1.0, **sampling)]) == [expected]
 
 

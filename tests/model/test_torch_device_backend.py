@@ -16,8 +16,8 @@ from model.backends.torch_device_backend import TorchDeviceBackend
 from model.backends.torch_gptq import TorchGPTQLinear, make_torch_gptq_linear
 from model.contract.sampling_params import SamplingParams
 from model.quantization.gptq import dequantize
-from model.sampling.drawing import choose_tokens
 from model.sampling.sampling_row import SamplingRow
+from model.sampling.torch_sampling import sample_tokens
 from tests.model.test_gptq import pack_rows
 from tests.model.test_torch_backend import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 
@@ -127,9 +127,9 @@ def test_unequal_groups_are_left_to_the_caller() -> None:
 
 def test_devices_without_float64_draw_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = TorchDeviceBackend(torch.device("mps"), has_bfloat16=False)
-    assert backend.choose_tokens is not None
+    assert backend.sample_tokens is not None
     rows = [SamplingRow(0, SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9), [1], 1, 5)]
     logits = torch.randn(1, 500)
-    ids, is_valid = backend.choose_tokens(logits.clone(), rows)
-    assert torch.equal(ids, choose_tokens(logits, rows)[0])
+    ids, is_valid = backend.sample_tokens(logits.clone(), rows)
+    assert torch.equal(ids, sample_tokens(logits, rows)[0])
     assert is_valid.all()

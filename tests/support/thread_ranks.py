@@ -43,7 +43,8 @@ class Model:
 
     def end(self) -> None:
         """Lets nobody wait any more."""
-        for inbox in [*self.steps, *self.sent]:
+        inboxes: list[queue.Queue[Any]] = [*self.steps, *self.sent]
+        for inbox in inboxes:
             inbox.put(None)
         for exchange in [self.world, *self.stages]:
             exchange.barrier.abort()

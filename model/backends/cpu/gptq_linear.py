@@ -10,7 +10,7 @@ from model.backends.cpu.jit import has_bf16_products, load_kernels
 from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR
 from model.backends.cpu.packed_linear import PackedLinear
 from model.backends.cpu.packing import pack_groups, pack_integers
-from model.quantization.words import unpack_rows
+from model.quantization.packing import unpack_rows
 
 
 def make_gptq_linear(

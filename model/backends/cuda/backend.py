@@ -35,8 +35,8 @@ from model.contract.errors import ConfigError
 from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
-from model.sampling.drawing import choose_tokens
-from model.sampling.sampling_row import Choose, SamplingRow, uniform
+from model.sampling.sampling_row import SampleTokens, SamplingRow, uniform
+from model.sampling.torch_sampling import sample_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class CudaBackend:
         self._must_pass, self._is_fixed = must_pass, batch_invariant
         self._notes = Notes(None)
         self._dtype = torch.bfloat16
-        self.choose_tokens: Choose | None = self._choose_tokens
+        self.sample_tokens: SampleTokens | None = self._sample_tokens
         self._recorder: CudaRecorder | None = None
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
@@ -243,12 +243,12 @@ class CudaBackend:
             prefill(query, data, scales, plan.tiles, out, block_size=block_size, window=window)
         return out.view(len(out), -1)
 
-    def _choose_tokens(
+    def _sample_tokens(
         self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `model.sampling.sampling_row.Choose` of our own kernels."""
+        """A `model.sampling.sampling_row.SampleTokens` of our own kernels."""
         if "sample_rows" in self.operations.replaced:
-            return choose_tokens(logits, rows)
+            return sample_tokens(logits, rows)
         if any(row.sampling.temperature > 0 for row in rows):
             for recorded in self._draws:
                 if recorded.knows(logits):
@@ -282,7 +282,7 @@ class CudaBackend:
         except Exception:
             if random or "sample_rows" not in self.operations.replaced:
                 raise  # the logits may be half-way to weights: the step is run again
-            return choose_tokens(logits, rows)
+            return sample_tokens(logits, rows)
         return ids, is_valid
 
     def capture_decode(

@@ -463,9 +463,9 @@ def test_the_sampling_kernels_see_one_alignment(num_rows: int, monkeypatch: pyte
     sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=7, top_p=0.75, min_p=0.25)
     rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(num_rows)]
     backend = CudaBackend(CPU)
-    assert backend.choose_tokens is not None
+    assert backend.sample_tokens is not None
     with recorded() as launches:
-        ids, _ = backend.choose_tokens(torch.zeros(num_rows, 1008), rows)
+        ids, _ = backend.sample_tokens(torch.zeros(num_rows, 1008), rows)
     assert len(ids) == num_rows
     assert len(launches) > 10
     for launch in launches:
@@ -481,9 +481,9 @@ def test_draws_are_the_streams_own() -> None:
     backend = CudaBackend(CPU)
     sampling = SamplingParams(max_tokens=9, temperature=1.0)
     rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(3)]
-    assert backend.choose_tokens is not None
-    ids, is_valid = backend.choose_tokens(torch.zeros(3, 1000), rows)
-    again, _ = backend.choose_tokens(torch.zeros(1, 1000), rows[1:2])
+    assert backend.sample_tokens is not None
+    ids, is_valid = backend.sample_tokens(torch.zeros(3, 1000), rows)
+    again, _ = backend.sample_tokens(torch.zeros(1, 1000), rows[1:2])
     assert is_valid.all()
     assert len(set(ids.tolist())) == 3
     assert again.tolist() == ids[1:2].tolist()

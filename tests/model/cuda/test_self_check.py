@@ -217,9 +217,9 @@ def test_sampling_that_fails_in_service_is_left_to_torch(monkeypatch: pytest.Mon
     monkeypatch.setitem(KERNELS, "sample_rows", broken("sample_rows", "launch"))
     backend = InterpretedBackend(CPU)
     rows = [SamplingRow(0, SamplingParams(max_tokens=2, temperature=0.0), [1], 1, 0)]
-    assert backend.choose_tokens is not None
+    assert backend.sample_tokens is not None
     for _ in range(2):
-        ids, is_valid = backend.choose_tokens(torch.eye(300)[7:8], rows)
+        ids, is_valid = backend.sample_tokens(torch.eye(300)[7:8], rows)
         assert (ids.tolist(), is_valid.tolist()) == ([7], [True])
 
 

@@ -26,8 +26,8 @@ _MAX_CANDIDATES_AT_ONCE = 1 << 21
 _BLOCK = 128
 
 
-def choose_tokens(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `Choose` of torch operations."""
+def sample_tokens(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `SampleTokens` of torch operations."""
     best, token_ids = _argmax(logits)
     random_rows = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if random_rows:
