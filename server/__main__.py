@@ -18,7 +18,7 @@ from server.cli.published_flags import names_checkpoint, translate
 from server.hub_download import add_hub_arguments
 from server.logs import json_line
 from server.settings import SECRETS, Settings, TokensOrContext, flag_name, is_repeatable, variable_name
-from server.settings_sources import load_settings, wished_log_format
+from server.settings_sources import load_settings, requested_log_format
 from tools.batch import arguments as batch_arguments
 from tools.bench import arguments as bench_arguments
 from tools.chat import arguments as chat_arguments
@@ -233,7 +233,7 @@ def _metavar(annotation: Any) -> str:
 def _serve(arguments: argparse.Namespace) -> int:
     flags = vars(arguments)
     config_file = flags.pop("config", None)
-    logs_json = wished_log_format(flags, os.environ, config_file) == "json"
+    logs_json = requested_log_format(flags, os.environ, config_file) == "json"
     try:
         settings = load_settings(flags, os.environ, config_file)
         flags.clear()

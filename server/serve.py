@@ -98,7 +98,7 @@ class DrainingServer(uvicorn.Server):
             self._draining = asyncio.create_task(self._drain(delay_s), name="drain")
         else:
             self._draining.cancel()
-            self._engine.hurry()
+            self._engine.stop_at_once()
             self._end("The server was told to shut down at once.")
 
     def _end(self, reason: str) -> None:
@@ -150,7 +150,7 @@ def serve(settings: Settings, engine_process: EngineProcess | None = None) -> No
     if (demo := demo_name(local_folder(settings.model))) is not None:
         logger.info("%s is %s", demo, ABOUT)
     checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
-    tokenizer = look_at(checkpoint, settings)
+    tokenizer = inspect_checkpoint(checkpoint, settings)
     defaults = GenerationDefaults.from_folder(checkpoint)
     for ids in defaults.stop_sequences:
         if any(map(tokenizer.is_special, ids)):
@@ -244,7 +244,7 @@ def draining_server(
     )
 
 
-def look_at(checkpoint: Path, settings: Settings) -> Tokenizer:
+def inspect_checkpoint(checkpoint: Path, settings: Settings) -> Tokenizer:
     """Reads config and vocabulary, and logs what is odd in them and, in one line, what `qwen-server memory` would say.
 
     How many blocks of the KV cache there are the engine tells when it is ready.

@@ -97,22 +97,22 @@ class Services:
         """Where large requests are worked on."""
         return self.converter.encoder.off_loop
 
-    def resolve_model(self, asked: str | None) -> str:
+    def resolve_model(self, name: str | None) -> str:
         """Returns the name replies carry.
 
         Raises:
             ApiError: 404, no such model, naming those there are.
         """
         names = self.settings.served_names
-        if asked is None:
+        if name is None:
             return names[0]
-        if asked in names or self.engine.adapters.find(asked) is not None or self.settings.accepts_any_name:
-            return asked
+        if name in names or self.engine.adapters.find(name) is not None or self.settings.accepts_any_name:
+            return name
         known = [*names, *(adapter.name for adapter in self.engine.adapters)]
         more = f" and {len(known) - _MAX_NAMES_TOLD} more" if len(known) > _MAX_NAMES_TOLD else ""
         raise ApiError(
             404,
-            f"The model '{asked[:200]}' does not exist; this server has {', '.join(known[:_MAX_NAMES_TOLD])}{more}.",
+            f"The model '{name[:200]}' does not exist; this server has {', '.join(known[:_MAX_NAMES_TOLD])}{more}.",
             code="model_not_found",
             param="model",
         )
@@ -129,14 +129,14 @@ class Services:
         return neutral
 
     async def generate(
-        self, http: Request, model: str, understand: Callable[[], Coroutine[Any, Any, GenerationRequest]]
+        self, http: Request, model: str, convert: Callable[[], Coroutine[Any, Any, GenerationRequest]]
     ) -> Generation:
         """Waits until a request is understood and hands it to the engine.
 
         Args:
             http: it came by; its body has been read.
             model: of `resolve_model`.
-            understand: what is to be generated; given up if the client leaves.
+            convert: what is to be generated; given up if the client leaves.
 
         Returns:
             What must be closed in the end, whatever happens.
@@ -147,8 +147,8 @@ class Services:
         """
         caller = caller_of(http.scope)
         is_background = bool(http.scope["state"].get("is_background"))  # who lets these in counts them
-        with nullcontext() if is_background else self.admission.place(caller):
-            request = await while_connected(http.receive, understand())
+        with nullcontext() if is_background else self.admission.reserve(caller):
+            request = await while_connected(http.receive, convert())
             self._log_prompts(request)
             if not is_background:
                 self.admission.check_prompt(caller, request.num_prompt_tokens)
@@ -179,10 +179,10 @@ class Services:
             is_background=is_background,
         )
 
-    def _cache_salt(self, caller: Caller, asked: str) -> str:
+    def _cache_salt(self, caller: Caller, salt: str) -> str:
         """Says with whom cached prompt starts are shared: who finds one, or finds none, learns what others sent."""
         owner = caller.name if caller.has_key and not self.settings.share_prefix_cache else ""
-        return f"{owner}:{asked}" if owner or asked else ""
+        return f"{owner}:{salt}" if owner or salt else ""
 
     async def prepare(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
         """Does for a request what generating ones need too, in a place of the queue like theirs.
@@ -196,7 +196,7 @@ class Services:
             ApiError: too much waits already, or the client has left.
         """
         try:
-            with self.admission.place(caller_of(http.scope)):
+            with self.admission.reserve(caller_of(http.scope)):
                 return await while_connected(http.receive, work)
         finally:
             work.close()

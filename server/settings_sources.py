@@ -74,7 +74,9 @@ def trace_settings(
         raise ConfigError(_explain(error, origins)) from error
 
 
-def wished_log_format(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None) -> object:
+def requested_log_format(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
+) -> object:
     """Returns what `log_format` is set to, also where settings are wrong: for the line that says so.
 
     Args:
@@ -87,8 +89,8 @@ def wished_log_format(flags: Mapping[str, Any], environ: Mapping[str, str], conf
     if path:
         with contextlib.suppress(ConfigError):
             file = read_config_file(Path(path))
-    wishes = (flags.get("log_format"), environ.get(variable_name("log_format")), *map(file.get, _LOG_FORMAT_KEYS))
-    return next(filter(None, wishes), None)
+    candidates = (flags.get("log_format"), environ.get(variable_name("log_format")), *map(file.get, _LOG_FORMAT_KEYS))
+    return next(filter(None, candidates), None)
 
 
 def _is_service_link(variable: str, text: str) -> bool:

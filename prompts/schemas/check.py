@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prompts.schemas.places import MISSING, anchors, find
+from prompts.schemas.subschemas import MISSING, anchors, find
 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 # A schema with none of these has a finite value.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from prompts.schemas.places import LISTED, MISSING, NAMED, ONE, Path, anchors, find, subschemas
+from prompts.schemas.subschemas import LISTED, MISSING, NAMED, ONE, Path, anchors, find, subschemas
 
 MAX_DEPTH = 100
 

@@ -24,7 +24,7 @@ from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.hub import resolve_checkpoint
 from server.logs import configure_logging
-from server.serve import look_at
+from server.serve import inspect_checkpoint
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Replica:
         # Streams end when they are finished or the drain is over, not because a signal came.
         AppStatus.enable_automatic_graceful_drain = False
         defaults = GenerationDefaults.from_folder(checkpoint)
-        self._app = create_app(settings, look_at(checkpoint, settings), defaults, self._engine)
+        self._app = create_app(settings, inspect_checkpoint(checkpoint, settings), defaults, self._engine)
         self._app.router.lifespan_context = self._until_ready(self._app.router.lifespan_context)
         self._served = MetricsRoute(self._app, board, serve.get_replica_context().replica_id.unique_id)
 

@@ -42,16 +42,16 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
         )
 
 
-def prompt_window(truncation: str, asked: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
+def prompt_window(truncation: str, max_tokens: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
     """Returns how many tokens of prompt to keep, or None to keep all.
 
-    Room is left for the tokens asked for; where none are, for a short reply.
+    Room is left for `max_tokens`; where there is no limit, for a short reply.
 
     Args:
         truncation: "auto" or "disabled".
-        asked: tokens that the request asks for, or None.
+        max_tokens: of the request; None is no limit.
         max_model_len: prompt and reply together.
-        clamp: what is asked for is cut to what is left.
+        clamp: cut `max_tokens` to what is left.
 
     Raises:
         InvalidRequestError: another truncation.
@@ -61,13 +61,13 @@ def prompt_window(truncation: str, asked: int | None, max_model_len: int, *, cla
     if truncation != "auto":
         raise InvalidRequestError(f"'truncation' is 'auto' or 'disabled', not {truncation[:40]!r}.", param="truncation")
     short = min(_SHORT_REPLY_TOKENS, max_model_len // 4)
-    room = short if asked is None else min(asked, short) if clamp else asked
+    room = short if max_tokens is None else min(max_tokens, short) if clamp else max_tokens
     return max(1, max_model_len - room)
 
 
 def budget(
     num_prompt_tokens: int,
-    asked: int | None,
+    max_tokens: int | None,
     max_model_len: int,
     *,
     default: int | None = None,
@@ -79,37 +79,37 @@ def budget(
 
     Args:
         num_prompt_tokens: of the prompt.
-        asked: what the request asks for, or None.
+        max_tokens: of the request; None is no limit.
         max_model_len: prompt and reply together.
-        default: where nothing is asked for; None is what is left of the context.
-        param: the field that asked.
+        default: where there is no limit; None is what is left of the context.
+        param: the field of `max_tokens`.
         prompt_param: the field that holds the prompt.
-        clamp: cut what is asked for to what is left.
+        clamp: cut `max_tokens` to what is left.
 
     Raises:
         InvalidRequestError: it does not fit, with code `context_length_exceeded`.
     """
     left = max_model_len - num_prompt_tokens
-    if left < (0 if asked == 0 else 1):
+    if left < (0 if max_tokens == 0 else 1):
         raise InvalidRequestError(
             f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
             f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
             param=prompt_param,
             code="context_length_exceeded",
         )
-    if asked is None:
+    if max_tokens is None:
         return left if default is None else min(default, left)
     if clamp:
-        return min(asked, left)
-    if asked > left:
+        return min(max_tokens, left)
+    if max_tokens > left:
         raise InvalidRequestError(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested"
-            f" {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {prompt_param}, {asked} in the"
+            f" {num_prompt_tokens + max_tokens} tokens ({num_prompt_tokens} in the {prompt_param}, {max_tokens} in the"
             f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
             param=param,
             code="context_length_exceeded",
         )
-    return asked
+    return max_tokens
 
 
 def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bool, max_request_tokens: int) -> None:
@@ -124,12 +124,12 @@ def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bo
         InvalidRequestError: naming what to lower.
     """
     num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts) * (n if shows_prompts else 1)
-    asked = num_prompt_tokens + n * sum(prompt.sampling.max_tokens for prompt in prompts)
-    if asked > max_request_tokens:
+    num_tokens = num_prompt_tokens + n * sum(prompt.sampling.max_tokens for prompt in prompts)
+    if num_tokens > max_request_tokens:
         most = max(prompt.sampling.max_tokens for prompt in prompts)
         raise InvalidRequestError(
-            f"This asks for {asked} tokens: {num_prompt_tokens} of prompts, and {n * len(prompts)} choices of up to"
-            f" {most}. A request may ask for {max_request_tokens}; lower 'n' or 'max_tokens', or send several"
+            f"This asks for {num_tokens} tokens: {num_prompt_tokens} of prompts, and {n * len(prompts)} choices of up"
+            f" to {most}. A request may ask for {max_request_tokens}; lower 'n' or 'max_tokens', or send several"
             " requests.",
             param="n" if n > 1 else "max_tokens" if most > num_prompt_tokens else "prompt",
         )
@@ -145,12 +145,12 @@ def refuse_large_reply(prompts: Sequence[Prompt], n: int, max_model_len: int) ->
     Raises:
         InvalidRequestError: naming what to lower.
     """
-    asked = n * sum(_num_logprobs(prompt.ids, prompt.sampling) for prompt in prompts)
+    num_logprobs = n * sum(_num_logprobs(prompt.ids, prompt.sampling) for prompt in prompts)
     limit = max(MAX_REPLY_LOGPROBS, max_model_len * (MAX_ALTERNATIVES + 1))
-    if asked > limit:
+    if num_logprobs > limit:
         raise InvalidRequestError(
-            f"This asks for up to {asked} log-probabilities in one reply, which may have {limit}; lower the number of"
-            " alternatives, 'n' or 'max_tokens', send several requests, or stream the reply.",
+            f"This asks for up to {num_logprobs} log-probabilities in one reply, which may have {limit}; lower the"
+            " number of alternatives, 'n' or 'max_tokens', send several requests, or stream the reply.",
             param="logprobs",
         )
 

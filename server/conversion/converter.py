@@ -47,7 +47,7 @@ class Converter:
         encoder: of the checkpoint.
         grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
-        clamp_max_tokens: cut a wish for more tokens than the context has left, instead of refusing it.
+        clamp_max_tokens: cut a max_tokens that is more than the context has left, instead of refusing it.
         default_max_tokens: of a chat that names no limit; None is what is left of the context.
         truncation: of chats that name none: "auto" or "disabled".
     """

@@ -64,15 +64,15 @@ def _custom(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 def _grammar(custom: Mapping[str, Any], index: int) -> tuple[str, str] | None:
     """Returns syntax and definition of the grammar an input is held to; None is free text."""
     param = f"tools[{index}].custom.format"
-    wish = custom.get("format")
-    if wish is None:
+    custom_format = custom.get("format")
+    if custom_format is None:
         return None
-    kind = wish.get("type") if isinstance(wish, Mapping) else None
-    if not isinstance(wish, Mapping) or kind not in ("text", "grammar"):
+    kind = custom_format.get("type") if isinstance(custom_format, Mapping) else None
+    if not isinstance(custom_format, Mapping) or kind not in ("text", "grammar"):
         raise InvalidRequestError(f"'{param}.type' is 'text' or 'grammar', not {str(kind)[:40]!r}.", param=param)
     if kind == "text":
         return None
-    grammar = wish.get("grammar", wish)
+    grammar = custom_format.get("grammar", custom_format)
     syntax, definition = (
         (grammar.get("syntax"), grammar.get("definition")) if isinstance(grammar, Mapping) else (None, None)
     )

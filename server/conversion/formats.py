@@ -48,24 +48,24 @@ def read_answer_format(
     Raises:
         InvalidRequestError: malformed, or two formats at once.
     """
-    wishes: dict[str, Any] = {}
+    formats: dict[str, Any] = {}
     if response_format is not None and response_format.get("type") != "text":
-        wishes[format_param] = response_format
+        formats[format_param] = response_format
     if request.structured_outputs is not None:
-        wishes["structured_outputs"] = request.structured_outputs
+        formats["structured_outputs"] = request.structured_outputs
     for name in PEER_NAMES:
-        wish = getattr(request, name)
-        if wish is not None and wish != "":
-            wishes[name] = wish
-    if len(wishes) > 1:
-        first, *_, last = wishes
+        value = getattr(request, name)
+        if value is not None and value != "":
+            formats[name] = value
+    if len(formats) > 1:
+        first, *_, last = formats
         raise InvalidRequestError(f"Send either '{first}' or '{last}', not both.", param=last)
-    for param, wish in wishes.items():
+    for param, value in formats.items():
         if param == format_param:
-            return read_response_format(wish, param)
+            return read_response_format(value, param)
         if param == "structured_outputs":
-            return _from_structured_outputs(wish)
-        return _from_kind(PEER_NAMES[param], wish, param, param)
+            return _from_structured_outputs(value)
+        return _from_kind(PEER_NAMES[param], value, param, param)
     return None
 
 
@@ -101,57 +101,57 @@ def read_response_format(value: Mapping[str, Any], param: str) -> AnswerFormat:
 
 def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat:
     param = "structured_outputs"
-    asked = [key for key, wish in value.items() if wish not in (None, False) and key not in _HARMLESS_OPTIONS]
-    for key in asked:
+    kinds = [key for key, one in value.items() if one not in (None, False) and key not in _HARMLESS_OPTIONS]
+    for key in kinds:
         if key not in _KINDS:
             raise InvalidRequestError(
                 f"'{param}' takes one of {', '.join(_KINDS)}; {key[:60]!r} is not served.", param=param
             )
-    if not asked:
+    if not kinds:
         raise InvalidRequestError(f"'{param}' needs one of {', '.join(_KINDS)}.", param=param)
-    if len(asked) > 1:
-        raise InvalidRequestError(f"'{param}' takes one of {', '.join(asked)}, not several.", param=param)
-    (kind,) = asked
+    if len(kinds) > 1:
+        raise InvalidRequestError(f"'{param}' takes one of {', '.join(kinds)}, not several.", param=param)
+    (kind,) = kinds
     return _from_kind(kind, value[kind], f"{param}.{kind}", param)
 
 
-def _from_kind(kind: str, wish: Any, name: str, param: str) -> AnswerFormat:
-    """Reads a wish of one of the kinds.
+def _from_kind(kind: str, value: Any, name: str, param: str) -> AnswerFormat:
+    """Reads a value of one of the kinds.
 
     Args:
         kind: of `_KINDS`.
-        wish: as sent.
+        value: as sent.
         name: what it is called in messages.
         param: the field it came from.
     """
     if kind == "json_object":
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if kind == "json":
-        return _of_schema(_schema(wish, name, param), name, param)
+        return _of_schema(_schema(value, name, param), name, param)
     if kind == "choice":
-        if not isinstance(wish, list) or not wish or not all(isinstance(text, str) and text for text in wish):
+        if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
             raise InvalidRequestError(f"'{name}' must be a list of texts.", param=param)
-        if len(wish) > MAX_CHOICE_TEXTS:
+        if len(value) > MAX_CHOICE_TEXTS:
             raise InvalidRequestError(f"'{name}' may have at most {MAX_CHOICE_TEXTS} texts.", param=param)
-        return AnswerFormat(choice_rule(wish), None, param)
-    if not isinstance(wish, str) or not wish or len(wish) > MAX_GRAMMAR_CHARS:
+        return AnswerFormat(choice_rule(value), None, param)
+    if not isinstance(value, str) or not value or len(value) > MAX_GRAMMAR_CHARS:
         raise InvalidRequestError(f"'{name}' must be a text of reasonable length.", param=param)
-    if not wish.isascii() and wish != wish.encode(errors="replace").decode():
+    if not value.isascii() and value != value.encode(errors="replace").decode():
         raise InvalidRequestError(f"'{name}' has half a surrogate pair in it.", param=param)
     if kind == "regex":
-        return AnswerFormat(regex_rule(wish), None, param)
-    return AnswerFormat(None, _lark(wish, name, param), param)
+        return AnswerFormat(regex_rule(value), None, param)
+    return AnswerFormat(None, _lark(value, name, param), param)
 
 
-def _schema(wish: object, name: str, param: str) -> Mapping[str, Any]:
-    if isinstance(wish, str):
+def _schema(value: object, name: str, param: str) -> Mapping[str, Any]:
+    if isinstance(value, str):
         try:
-            wish = json.loads(wish)
+            value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"'{name}' is not valid JSON: {error}.", param=param) from error
-    if not isinstance(wish, Mapping):
+    if not isinstance(value, Mapping):
         raise InvalidRequestError(f"'{name}' must be a JSON schema.", param=param)
-    return wish
+    return value
 
 
 def _of_schema(schema: Mapping[str, Any], place: str, param: str) -> AnswerFormat:

@@ -105,7 +105,7 @@ class ChatRequest:
         open_turn: end the prompt with the assistant's turn open.
         guards_results: quote what in tools' results looks like the assistant's words; None does as configured.
         truncation: "auto" drops oldest turns that do not fit, "disabled" refuses them; None does as configured.
-        max_length: most tokens of prompt and reply together, as a wish that never keeps a reply from its first token.
+        max_length: most tokens of prompt and reply together; a reply may have one token whatever it says.
         messages_param: the field that the messages stand in.
         prediction: how the client expects the reply to begin or to be, perhaps empty; it changes nothing but the time.
     """

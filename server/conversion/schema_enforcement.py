@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from model.contract.errors import InvalidRequestError
 from prompts.schemas.faults import Fault, constraints, examine, patterns
-from prompts.schemas.places import Path, without
 from prompts.schemas.schema import arguments_grammar, json_rule, whole_grammar
+from prompts.schemas.subschemas import Path, without
 from server.grammars.check import TOO_COMPLEX, GrammarChecker
 from server.off_loop import OffLoop
 

@@ -113,7 +113,7 @@ class EngineClient:
         self._waiting_prompts: dict[int, tuple[WaitingLine, Caller, int]] = {}
         self.waiting = WaitingLine()
         self._waiting_behind = WaitingLine()
-        self._is_in_a_hurry = False
+        self._stops_at_once = False
         self._with_news: list[RequestHandle] = []
         self._step_listeners: list[Callable[[EngineStats], None]] = []
         self._start_listeners: list[Callable[[int], None]] = []
@@ -134,7 +134,7 @@ class EngineClient:
         """Ends the engine; open requests end with an error."""
         self.drain()
         self._fail_all("The server has shut down.")
-        await self._supervisor.stop(now=self._is_in_a_hurry)
+        await self._supervisor.stop(now=self._stops_at_once)
 
     def leave(self) -> None:
         """Says DRAINING from now on and serves as before, until whoever sends requests has noticed."""
@@ -144,9 +144,9 @@ class EngineClient:
         """Lets no new requests in from now on; those that are in go on."""
         self._is_leaving = self._is_closed = True
 
-    def hurry(self) -> None:
+    def stop_at_once(self) -> None:
         """Lets `stop` not wait for the engine's step to end."""
-        self._is_in_a_hurry = True
+        self._stops_at_once = True
 
     @property
     def state(self) -> EngineState:

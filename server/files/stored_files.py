@@ -77,7 +77,7 @@ class Uploads:
             await self._store.write(Delete(upload.id))
 
     @contextmanager
-    def place(self, caller: Caller) -> Iterator[None]:
+    def reserve(self, caller: Caller) -> Iterator[None]:
         """Holds one of the places for uploads, of which a caller may have half.
 
         Raises:

@@ -135,7 +135,7 @@ class Admission:
         raise error
 
     @contextmanager
-    def place(self, caller: Caller) -> Iterator[None]:
+    def reserve(self, caller: Caller) -> Iterator[None]:
         """Holds a place in the queue while a request is read and encoded.
 
         Raises:

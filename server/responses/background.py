@@ -26,8 +26,8 @@ from server.engine.supervisor import EngineState
 from server.gates.callers import Caller
 from server.replies.generation import Generation
 from server.replies.responses import ResponsesReply
-from server.responses.kept import append_events, append_items, put_response
 from server.responses.maker import NewResponse, ResponseMaker
+from server.responses.stored_responses import append_events, append_items, put_response
 from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put, StoredObject
 from server.wire.errors import ApiError, as_api_error
@@ -59,7 +59,7 @@ class Background:
     def __init__(self, services: Services, maker: ResponseMaker) -> None:
         self._services = services
         self._maker = maker
-        self._kept = maker.kept
+        self._stored = maker.stored
         self._lost: set[str] = set()
 
     async def create(self, http: Request, new: NewResponse) -> Run:
@@ -79,7 +79,7 @@ class Background:
             new.response = self._maker.reply(generation, new).response
             inside.enter_context(self._services.admission.enter(new.caller, 0))
             items = await self._services.off_loop.run(lambda: append_items(new.id, new.items))
-            await self._kept.write(put_response(new.caller.owner, new.response), items, _record(new))
+            await self._stored.write(put_response(new.caller.owner, new.response), items, _record(new))
         except BaseException:
             if generation is not None:
                 generation.close()
@@ -104,7 +104,7 @@ class Background:
                 logger.exception("the record %s in the store cannot be used", record.id)
                 continue
             if new is None:
-                await self._kept.write(Delete(record.id))
+                await self._stored.write(Delete(record.id))
             else:
                 logger.info("response %s had not ended and is made again", new.id)
                 inside = ExitStack()
@@ -119,7 +119,7 @@ class Background:
         if stored is None:
             return None
         body = ResponsesRequest.model_validate(record.body["request"])
-        items = await self._kept.items(record.owner, response_id)
+        items = await self._stored.items(record.owner, response_id)
         return NewResponse(body, stored.body, caller, items, record.body["num_before"])
 
     async def _make(self, run: Run, new: NewResponse, generation: Generation | None) -> None:
@@ -194,7 +194,7 @@ class Background:
         """Tries again where the store fails, which a disk may do for a while; one that is full says so at once."""
         for tries_left in reversed(range(_NUM_TRIES)):
             try:
-                await self._kept.write(*changes)
+                await self._stored.write(*changes)
                 return
             except StoreFullError:
                 raise

@@ -14,7 +14,7 @@ from server.conversion.responses_reader import new_items, read_responses
 from server.gates.callers import Caller
 from server.replies.generation import Generation
 from server.replies.responses import ResponsesReply
-from server.responses.kept import Kept, append_items, put_response, with_ids
+from server.responses.stored_responses import StoredResponses, append_items, put_response, with_ids
 from server.store.errors import StoreError
 from server.store.records import Change
 from server.wire.responses import ResponsesRequest
@@ -72,7 +72,7 @@ class ResponseMaker:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self.kept = Kept(services.store, services.off_loop)
+        self.stored = StoredResponses(services.store, services.off_loop)
 
     async def generate(self, http: Request, new: NewResponse) -> Generation:
         """Reads what the response goes on from, and hands it to the engine.
@@ -88,7 +88,7 @@ class ResponseMaker:
         """
         services = self._services
 
-        async def understand() -> GenerationRequest:
+        async def convert() -> GenerationRequest:
             engine = services.engine.require_ready()
             if not new.items:
                 await self._find_items(new)
@@ -96,19 +96,19 @@ class ResponseMaker:
             services.unknown_fields.note(new.body)
             return await services.converter.chat(chat, engine)
 
-        return await services.generate(http, str(new.response["model"]), understand)
+        return await services.generate(http, str(new.response["model"]), convert)
 
     async def _find_items(self, new: NewResponse) -> None:
         body, owner = new.body, new.caller.owner
         before: list[JsonDict] = []
         if body.previous_response_id is not None:
-            before = await self.kept.after(owner, body.previous_response_id)
+            before = await self.stored.after(owner, body.previous_response_id)
         elif new.response["conversation"] is not None:
             id = new.response["conversation"]["id"]
-            await self.kept.conversation(owner, id)
-            before = await self.kept.items(owner, id)
+            await self.stored.conversation(owner, id)
+            before = await self.stored.items(owner, id)
         sent = await self._services.off_loop.run(lambda: new_items(body.input))
-        sent = await self.kept.resolved(owner, sent)
+        sent = await self.stored.resolved(owner, sent)
         new.num_before = len(before)
         new.items = [*before, *with_ids(sent, new.hex, len(before))]
 
@@ -129,7 +129,7 @@ class ResponseMaker:
             return new.changes(reply.response)[1:]
 
         try:
-            await self.kept.write(*await self._services.off_loop.run(changes))
+            await self.stored.write(*await self._services.off_loop.run(changes))
         except StoreError as error:
             logger.warning("a response was not kept: %s", error)
             reply.response["store"] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from server.responses.kept import ITEMS
+from server.responses.stored_responses import ITEMS
 from server.store.store import MAX_READ_BYTES, Store
 from server.wire.errors import ApiError, dump_json
 

@@ -47,11 +47,11 @@ async def create_chat_completion(
     """Answers a conversation with one or more choices."""
     model = services.resolve_model(body.model)
 
-    async def understand() -> GenerationRequest:
+    async def convert() -> GenerationRequest:
         engine = services.engine.require_ready()
         return await services.converter.chat(await services.read(body, read_chat), engine)
 
-    generation = await services.generate(request, model, understand)
+    generation = await services.generate(request, model, convert)
     reply = ChatReply(
         generation.request,
         model,

@@ -34,13 +34,13 @@ async def create_completion(
     """Continues one or more prompts, each with one or more choices."""
     model = services.resolve_model(body.model)
 
-    async def understand() -> GenerationRequest:
+    async def convert() -> GenerationRequest:
         engine = services.engine.require_ready()
         text = await services.read(body, read_completion)
         services.unknown_fields.note_written_chatml(body)
         return await services.converter.completion(text, engine)
 
-    generation = await services.generate(request, model, understand)
+    generation = await services.generate(request, model, convert)
     reply = CompletionReply(generation.request, model, services.tokenizer, **usage_options(body))
     ping_interval_s = services.settings.ping_interval_s
     return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)

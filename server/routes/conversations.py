@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from server.conversion.responses_reader import new_items
 from server.gates.callers import caller_of
-from server.responses.kept import CONVERSATION, ITEMS, append_items, with_ids
 from server.responses.pages import page_of, read_page
+from server.responses.stored_responses import CONVERSATION, ITEMS, append_items, with_ids
 from server.services import Services, ServicesDep
 from server.store.records import Append, Delete, DeleteEntries, Put, StoredObject
 from server.wire.conversations import (
@@ -174,12 +174,12 @@ def _no_such_item(id: str) -> ApiError:
 
 
 async def _conversation(request: Request, services: Services, id: str) -> JsonDict:
-    return (await services.responses.kept.conversation(caller_of(request.scope).owner, id)).body
+    return (await services.responses.stored.conversation(caller_of(request.scope).owner, id)).body
 
 
 async def _read_items(services: Services, owner: str, sent: list[InputItem], hex: str) -> list[JsonDict]:
     items = await services.off_loop.run(lambda: new_items(sent, "items"))
-    return with_ids(await services.responses.kept.resolved(owner, items), hex, secrets.randbits(40))
+    return with_ids(await services.responses.stored.resolved(owner, items), hex, secrets.randbits(40))
 
 
 def _put(owner: str, wire: JsonDict) -> Put:

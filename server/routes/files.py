@@ -64,7 +64,7 @@ async def upload_file(request: Request, services: ServicesDep) -> Response:
     """Stores a file; those of purpose `batch` hold a request a line."""
     caller = caller_of(request.scope)
     form = FormReader(request.headers.get("content-type", ""))
-    with services.uploads.place(caller):
+    with services.uploads.reserve(caller):
         id = await services.uploads.begin(caller.owner)
         try:
             file = await _receive(request, services, form, id)

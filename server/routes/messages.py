@@ -35,14 +35,14 @@ async def create_message(
     model = services.resolve_model(body.model)
     text_tools: frozenset[str] = frozenset()
 
-    async def understand() -> GenerationRequest:
+    async def convert() -> GenerationRequest:
         nonlocal text_tools
         engine = services.engine.require_ready()
         chat = await services.read(body, read_messages)
         text_tools = chat.calling.text_tools
         return await services.converter.chat(chat, engine)
 
-    generation = await services.generate(request, model, understand)
+    generation = await services.generate(request, model, convert)
     reply = MessageWriter(generation.request, model, body.stop_sequences or (), text_tools)
     ping_interval_s = services.settings.ping_interval_s
     return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)

@@ -100,7 +100,7 @@ async def get_response(
             raise ApiError(400, "'starting_after' needs 'stream': true.", param="starting_after")
         if run is not None:
             return JsonResponse(run.state)
-        kept = await services.responses.kept.response(caller.owner, response_id)
+        kept = await services.responses.stored.response(caller.owner, response_id)
         return JsonResponse(services.background.as_known(kept))
     start = 0 if starting_after is None else starting_after + 1
     if run is not None:
@@ -118,8 +118,8 @@ def _run_of(services: Services, caller: Caller, id: str) -> Run | None:
 
 
 async def _kept_events(services: Services, owner: str, response_id: str, start: int) -> Response:
-    response = await services.responses.kept.response(owner, response_id)
-    events = await services.responses.kept.events(owner, response_id)
+    response = await services.responses.stored.response(owner, response_id)
+    events = await services.responses.stored.events(owner, response_id)
     if events is None:
         raise ApiError(
             400,
@@ -145,7 +145,7 @@ async def delete_response(response_id: str, request: Request, services: Services
     caller = caller_of(request.scope)
     if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
-    await services.responses.kept.delete_response(caller.owner, response_id)
+    await services.responses.stored.delete_response(caller.owner, response_id)
     return JsonResponse({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -159,7 +159,7 @@ async def cancel_response(response_id: str, request: Request, services: Services
     caller = caller_of(request.scope)
     if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
-    response = await services.responses.kept.response(caller.owner, response_id)
+    response = await services.responses.stored.response(caller.owner, response_id)
     if not response["background"]:
         raise ApiError(
             400, "Only responses made with 'background': true can be cancelled; to end another, close its connection."
@@ -184,7 +184,7 @@ async def list_input_items(
 ) -> Response:
     """Returns items of the conversation that a response answers, those from before it too."""
     caller = caller_of(request.scope)
-    await services.responses.kept.response(caller.owner, response_id)
+    await services.responses.stored.response(caller.owner, response_id)
     page = await read_page(
         services.store, caller.owner, response_id, limit=limit, order=order, after=after, before=before
     )

@@ -82,7 +82,7 @@ def test_a_queue_of_requests(engine: FakeEngine) -> None:
     admission = admission_to(engine)
     engine.waiting.change(ONE, 99, 0)
     admission.check(ONE, 0)
-    with admission.place(ONE):  # one that is still being encoded waits, too
+    with admission.reserve(ONE):  # one that is still being encoded waits, too
         assert "100 requests" in refused(admission).message
     admission.check(ONE, 0)
     assert admission._metrics.rejected == ["server_overloaded"]
@@ -92,7 +92,7 @@ def test_a_queue_of_tokens(engine: FakeEngine) -> None:
     admission = admission_to(engine)
     admission.check(ONE, 5000)  # alone it may wait, however long it is
     engine.waiting.change(ONE, 2, 600)
-    with admission.place(ONE):
+    with admission.reserve(ONE):
         admission.check_prompt(ONE, 400)
         with pytest.raises(ApiError, match="600 prompt tokens"):
             admission.check_prompt(ONE, 401)
@@ -102,13 +102,13 @@ def test_a_queue_of_tokens(engine: FakeEngine) -> None:
 def test_a_place_is_given_back_whatever_happens(engine: FakeEngine) -> None:
     admission = admission_to(engine, max_queue_requests=1)
     for _ in range(3):
-        with pytest.raises(KeyError), admission.place(ONE):
+        with pytest.raises(KeyError), admission.reserve(ONE):
             admission.check_prompt(ONE, 4)
             raise KeyError
-    with admission.place(ONE):
+    with admission.reserve(ONE):
         engine.is_ready = False  # it died meanwhile; who is in waits for the next one
         admission.check_prompt(ONE, 4)
-    with pytest.raises(EngineUnavailableError), admission.place(ONE):
+    with pytest.raises(EngineUnavailableError), admission.reserve(ONE):
         pass
     assert not admission._preparing
 
@@ -134,7 +134,7 @@ def test_a_full_queue_has_room_for_others(engine: FakeEngine) -> None:
 def test_tokens_too(engine: FakeEngine) -> None:
     admission = admission_to(engine)
     engine.waiting.change(ONE, 1, 1000)
-    with admission.place(OTHER):
+    with admission.reserve(OTHER):
         admission.check_prompt(OTHER, 500)
         refused(admission, 501, OTHER)
     refused(admission, 1)
@@ -142,9 +142,9 @@ def test_tokens_too(engine: FakeEngine) -> None:
 
 def test_one_being_encoded_counts_as_its_callers(engine: FakeEngine) -> None:
     admission = admission_to(engine, max_queue_requests=2)
-    with admission.place(ONE), admission.place(ONE):
+    with admission.reserve(ONE), admission.reserve(ONE):
         refused(admission)
-        with admission.place(OTHER):
+        with admission.reserve(OTHER):
             refused(admission, caller=OTHER)
 
 

@@ -177,7 +177,7 @@ async def test_an_engine_that_says_nothing_is_ended(mode: str, caplog: pytest.Lo
     assert pid is not None and not psutil.pid_exists(pid)
     assert "said nothing for 0.3 s (--engine-timeout-s)" in caplog.text
     assert handle is None or handle.open_seq_ids, "no token yet: it waits for the next engine"
-    client.hurry()
+    client.stop_at_once()
     stopped_at = time.monotonic()
     await client.stop()
     assert time.monotonic() - stopped_at < 1.5

@@ -187,7 +187,7 @@ async def test_what_a_client_left_unfinished_is_gone(demo_checkpoint: Path, tmp_
         assert len(uploads) == 1
         with contextlib.ExitStack() as places, pytest.raises(ApiError, match="Too many files"):
             for _ in range(9):
-                places.enter_context(services.uploads.place(Caller("somebody")))
+                places.enter_context(services.uploads.reserve(Caller("somebody")))
         writer.close()
         while await services.store.all_of("upload"):
             await asyncio.sleep(0.01)

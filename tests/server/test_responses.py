@@ -11,8 +11,8 @@ from model.contract.errors import InvalidRequestError
 from server.conversion.responses_reader import MAX_ITEMS, new_items, read_items, read_responses
 from server.gates.request_context import body_bytes_var
 from server.off_loop import OffLoop
-from server.responses.kept import CONVERSATION, Kept, append_items, with_ids
 from server.responses.pages import read_page
+from server.responses.stored_responses import CONVERSATION, StoredResponses, append_items, with_ids
 from server.store.records import Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError
@@ -412,8 +412,8 @@ async def test_items_that_are_named_have_a_bound(monkeypatch: pytest.MonkeyPatch
     try:
         conversation = StoredObject(id=f"conv_{hex}", kind=CONVERSATION, owner="", body={})
         await store.write(Put(conversation), append_items(conversation.id, items))
-        monkeypatch.setattr("server.responses.kept.MAX_CONVERSATION_BYTES", 2500)
-        kept = Kept(store, OffLoop())
+        monkeypatch.setattr("server.responses.stored_responses.MAX_CONVERSATION_BYTES", 2500)
+        kept = StoredResponses(store, OffLoop())
         found = await kept.resolved("", named)
         assert [item["content"][0]["text"] for item in found] == ["?" + "x" * 500] * 3
         assert body_bytes_var.get() > 1500, "what they are for is as large as they are"

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from model.contract.errors import InvalidRequestError
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.faults import FORMATS, UNENFORCED, constraints, examine, patterns
-from prompts.schemas.places import find, pointer, without
 from prompts.schemas.schema import arguments_schema
+from prompts.schemas.subschemas import find, pointer, without
 from server.conversion.chat_reader import read_chat
 from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop

@@ -60,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return _tell_failures(answers)
 
 
-def _wish(case: ToolCase | ChatCase) -> tuple[Any, ...]:
+def _prompt_of(case: ToolCase | ChatCase) -> tuple[Any, ...]:
     """What is sent for a case: messages, tools, stop."""
     if isinstance(case, ToolCase):
         return (case.messages, None, plugin.STOP) if case.is_rendered else (case.messages, case.tools)
@@ -86,7 +86,7 @@ async def _ask(cases: list[ToolCase] | list[ChatCase], arguments: argparse.Names
     async with client:
         model = arguments.model or await choose_model(client)
         asker = Asker(client, model, getattr(arguments, "mode", "tools"), arguments.max_tokens)
-        asks = [functools.partial(asker.ask, *_wish(case)) for case in cases]
+        asks = [functools.partial(asker.ask, *_prompt_of(case)) for case in cases]
         with tqdm(total=len(cases), desc="asking", unit="case", disable=not sys.stderr.isatty()) as bar:
             return await ask_all(asks, arguments.concurrency, bar.update), model
 

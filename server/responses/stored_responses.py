@@ -71,7 +71,7 @@ def with_ids(items: Sequence[JsonDict], hex: str, first: int) -> list[JsonDict]:
     ]
 
 
-class Kept:
+class StoredResponses:
     """Finds what is kept.
 
     Args:
