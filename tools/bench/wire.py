@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import httptools
 
 _MAX_HEAD_BYTES = 64 << 10
-_MAX_CHUNK_LINE_BYTES = 4 << 10
 _BODILESS = frozenset({204, 304})
 
 
@@ -18,7 +17,7 @@ class Disconnected(Exception):
 
 
 class ResponseParser:
-    """One response, pushed in any pieces.
+    """One response, pushed in any pieces; httptools calls the methods that begin with `on_`.
 
     Attributes:
         status: 0 until the head is complete.
@@ -30,17 +29,16 @@ class ResponseParser:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.done = False
-        self._any_bytes = False
-        self._keep_alive = True
+        self._parser = httptools.HttpResponseParser(self)
+        self._num_head_bytes = 0
         self._ends_with_connection = False
-        self._buffer = bytearray()
-        self._left = 0
-        self._step: Callable[[list[bytes]], bool] = self._head
+        self._keep_alive = False
+        self._body: list[bytes] = []
 
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent on the connection."""
-        return self.done and self._keep_alive and not self._ends_with_connection and not self._buffer
+        return self.done and self._keep_alive
 
     def push(self, data: bytes) -> bytes:
         """Takes what arrived.
@@ -54,11 +52,17 @@ class ResponseParser:
         Raises:
             ProtocolError: this is not HTTP/1.1.
         """
-        self._any_bytes = self._any_bytes or bool(data)
-        self._buffer += data
-        body: list[bytes] = []
-        while not self.done and self._step(body):
-            pass
+        if not self.status:
+            self._num_head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.done:
+                raise ProtocolError(f"not an HTTP/1.1 reply: {error}") from None
+            self._keep_alive = False  # something follows that nobody asked for
+        if not self.status and self._num_head_bytes > _MAX_HEAD_BYTES:
+            raise ProtocolError(f"the head of the reply has more than {_MAX_HEAD_BYTES} bytes")
+        body, self._body = self._body, []
         return body[0] if len(body) == 1 else b"".join(body)
 
     def eof(self) -> None:
@@ -70,106 +74,38 @@ class ResponseParser:
         if self._ends_with_connection:
             self.done = True
         elif not self.done:
-            where = "inside the reply" if self._any_bytes else "before the reply"
+            where = "inside the reply" if self._num_head_bytes else "before the reply"
             raise Disconnected(f"the connection was closed {where}")
 
-    def _line(self, limit: int) -> bytes | None:
-        end = self._buffer.find(b"\n")
-        if end < 0:
-            if len(self._buffer) > limit:
-                raise ProtocolError("a line of the reply's framing is too long")
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return line.removesuffix(b"\r")
-
-    def _head(self, body: list[bytes]) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > _MAX_HEAD_BYTES or not b"HTTP/1.".startswith(self._buffer[:7]):
-                raise ProtocolError(f"not an HTTP/1.1 reply: {bytes(self._buffer[:40])!r}")
-            return False
-        status_line, *lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
-        del self._buffer[: end + 4]
-        version, _, rest = status_line.partition(" ")
-        if version not in ("HTTP/1.1", "HTTP/1.0") or not rest[:3].isdigit():
-            raise ProtocolError(f"not an HTTP/1.1 reply: {status_line[:40]!r}")
-        status = int(rest[:3])
-        if 100 <= status < 200:  # an interim response; the real one follows
-            return True
-        self.status = status
-        self.headers = {name.strip().lower(): value.strip() for name, _, value in (li.partition(":") for li in lines)}
-        options = {option.strip() for option in self.headers.get("connection", "").lower().split(",")}
-        self._keep_alive = "close" not in options and (version == "HTTP/1.1" or "keep-alive" in options)
-        self._choose_framing()
-        return True
-
-    def _choose_framing(self) -> None:
-        length = self.headers.get("content-length")
-        if self.status in _BODILESS:
-            self.done = True
-        elif "chunked" in self.headers.get("transfer-encoding", "").lower():
-            self._step = self._chunk_size
-        elif length is None:
-            self._ends_with_connection = True
-            self._step = self._until_close
-        elif length.isdigit():
-            self._left = int(length)
-            self.done = self._left == 0
-            self._step = self._fixed
+    def on_message_begin(self) -> None:
+        """A response begins: ours, perhaps after an interim one, or one too many."""
+        if self.done:
+            self._keep_alive = False
         else:
-            raise ProtocolError(f"content-length is {length!r}")
+            self.headers.clear()
 
-    def _chunk_size(self, body: list[bytes]) -> bool:
-        line = self._line(_MAX_CHUNK_LINE_BYTES)
-        if line is None:
-            return False
-        digits = line.split(b";", 1)[0].strip()
-        try:
-            self._left = int(digits, 16) if digits.isalnum() else -1
-        except ValueError:
-            self._left = -1
-        if self._left < 0 or len(digits) > 16:
-            raise ProtocolError(f"a chunk of size {line[:20]!r}")
-        self._step = self._chunk_data if self._left else self._trailer
-        return True
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header."""
+        if not self.done:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip()
 
-    def _chunk_data(self, body: list[bytes]) -> bool:
-        self._take(body)
-        if self._left == 0:
-            self._step = self._chunk_end
-        return bool(self._buffer)
+    def on_headers_complete(self) -> None:
+        """The head is complete; an interim one (1xx) is passed over."""
+        status = self._parser.get_status_code()
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            raise ProtocolError(f"not an HTTP/1.1 reply: it is HTTP/{self._parser.get_http_version()}")
+        if status >= 200 and not self.done:
+            self.status = status
+            has_length = not self.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+            self._ends_with_connection = not has_length and status not in _BODILESS
 
-    def _chunk_end(self, body: list[bytes]) -> bool:
-        line = self._line(2)
-        if line is None:
-            return False
-        if line:
-            raise ProtocolError("a chunk is longer than its size")
-        self._step = self._chunk_size
-        return True
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self.done:
+            self._body.append(body)
 
-    def _trailer(self, body: list[bytes]) -> bool:
-        line = self._line(_MAX_CHUNK_LINE_BYTES)
-        if line is None:
-            return False
-        self.done = not line
-        return True
-
-    def _fixed(self, body: list[bytes]) -> bool:
-        self._take(body)
-        self.done = self._left == 0
-        return False
-
-    def _until_close(self, body: list[bytes]) -> bool:
-        self._left = len(self._buffer)
-        self._take(body)
-        return False
-
-    def _take(self, body: list[bytes]) -> None:
-        """Moves what is there of the wanted bytes to the body."""
-        piece = bytes(self._buffer[: self._left])
-        if piece:
-            body.append(piece)
-            self._left -= len(piece)
-            del self._buffer[: len(piece)]
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        if self.status and not self.done:
+            self.done = True
+            self._keep_alive = self._parser.should_keep_alive()
