@@ -13,72 +13,66 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.contract.engine_config import EngineConfig
-from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_to_engine, encode
+from model.contract.messages import decode_to_engine
 from model.loop.connection import Connection, ConnectionClosed
 from model.loop.process import run
 from server.__main__ import build_parser
 from server.conversion.defaults import GenerationDefaults
 from server.engine import supervisor
 from server.engine.client import EngineClient
-from server.engine.link import EngineLink, FrameReader
-from server.serve import draining_server, find_adapters, look_at
+from server.engine.process import EngineProcess
+from server.serve import draining_server, find_adapters, inspect_checkpoint
 from server.settings_sources import load_settings
 from tests.support.server_process import Server
 
 _MODULE = "in this process"
 
 
-class ThreadLink(EngineLink):
-    """An engine on a thread; others are processes as ever."""
+class _NoStderr(asyncio.BaseTransport):
+    """Nothing is read from it."""
 
-    def __init__(self, thread: threading.Thread, transport: asyncio.Transport, closed: asyncio.Event) -> None:
-        self._thread = thread
-        self._transport = transport
-        self.closed = closed
+    def close(self) -> None:
+        pass
 
-    @classmethod
-    async def spawn(cls, config: EngineConfig, on_message: Callable[[FromEngine], None], *, module: str) -> EngineLink:
-        if module != _MODULE:
-            return await EngineLink.spawn(config, on_message, module=module)
-        ours, theirs = socket.socketpair()
-        closed = asyncio.Event()
-        ours.setblocking(False)
-        transport, _ = await asyncio.get_running_loop().create_connection(
-            lambda: FrameReader(on_message, lambda error: closed.set()), sock=ours
-        )
-        thread = threading.Thread(target=_run_engine, args=(theirs,), name="engine", daemon=True)
-        thread.start()
-        transport.write(encode(config))
-        return cls(thread, transport, closed)
+
+class EngineThread(EngineProcess):
+    """An engine on a thread."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self._thread = threading.Thread(target=_run_engine, args=(theirs,), name="engine", daemon=True)
+        self._thread.start()
 
     @property
     def pid(self) -> int:
         return os.getpid()
 
-    def send(self, message: ToEngine) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(encode(message))
+    async def open_stderr(self) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
+        reader = asyncio.StreamReader()
+        reader.feed_eof()
+        return reader, _NoStderr()
 
-    async def reap(self) -> str:
-        await self.stop()
-        return "it ended"
-
-    async def stop(self, grace_s: float = 0) -> None:
-        self.send(Shutdown())
-        await self.closed.wait()
-        self._transport.close()
+    async def wait(self) -> int:
         await asyncio.to_thread(self._thread.join)
+        return 0
 
-    async def kill(self) -> None:
-        raise AssertionError("the engine is silent")
+    def send_signal(self, number: signal.Signals) -> None:
+        """A thread ends by itself, once its socket is closed."""
+
+    def discard(self) -> None:
+        self.socket.close()
+        self._thread.join()
 
 
-supervisor.EngineLink = ThreadLink  # type: ignore[misc]
+def _start_engine(module: str) -> EngineProcess:
+    return EngineThread() if module == _MODULE else EngineProcess(module)
+
+
+supervisor.EngineProcess = _start_engine  # type: ignore[attr-defined,misc]
 
 
 def _run_engine(sock: socket.socket) -> None:
@@ -112,7 +106,7 @@ class InProcessServer(Server):
         tls = settings.tls()
         self._server = draining_server(
             settings,
-            look_at(checkpoint, settings),
+            inspect_checkpoint(checkpoint, settings),
             GenerationDefaults.from_folder(checkpoint),
             engine,
             settings.credentials(),

@@ -32,7 +32,7 @@ def rows_of(*numbers: int, place: int = 9) -> list[SamplingRow]:
 def test_draws_are_those_of_any_step() -> None:
     """Fewer rows than were recorded, greedy ones among them, with top_k and without, one after another."""
     backend = CudaBackend(CPU)
-    assert backend.choose_tokens is not None
+    assert backend.sample_tokens is not None
     recorder = FakeRecorder()
     recorded = RecordedDraws(sample_rows, recorder, 3, CPU)
     logits = torch.randn(3, 300)
@@ -42,9 +42,9 @@ def test_draws_are_those_of_any_step() -> None:
     for numbers in ((0, 1, 2), (3,)):
         rows = rows_of(*numbers)
         logits.copy_(torch.randn(3, 300) * 3)
-        expected_ids, _ = backend.choose_tokens(logits[: len(rows)].clone(), rows)
+        expected_ids, _ = backend.sample_tokens(logits[: len(rows)].clone(), rows)
         count = len(recorder.replayed)
-        ids, is_valid = backend.choose_tokens(logits[: len(rows)], rows)
+        ids, is_valid = backend.sample_tokens(logits[: len(rows)], rows)
         assert len(recorder.replayed) == count + 1
         assert ids.tolist() == expected_ids.tolist()
         assert is_valid.tolist() == [True] * len(rows)
