@@ -11,15 +11,14 @@ import functools
 import math
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from model.contract.config import ModelConfig
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceSpan:
+class SequenceSpan(NamedTuple):
     """One sequence's share of a step.
 
     Attributes:
@@ -101,6 +100,13 @@ class ForwardBatch:
         slots: list[int] = []
         logit_rows: list[int] = []
         for span in spans:
+            if len(span.token_ids) == 1 and span.num_logit_rows == 1:  # a decode, as there may be hundreds
+                start = span.start
+                logit_rows.append(len(token_ids))
+                token_ids.append(span.token_ids[0])
+                positions.append(start)
+                slots.append(span.block_table[start // block_size] * block_size + start % block_size)
+                continue
             end = span.context_len
             token_ids += span.token_ids
             positions += range(span.start, end)

@@ -69,11 +69,17 @@ class LaunchedStep:
         if self.sampled is None or self.copy is None:
             return result
         tokens = self.sampled.read(self.copy())
-        first = 0
-        for index, num_checkable in zip(self.sampled_entries, self.num_checkable, strict=True):
-            draft_ids = entries[index].draft_ids
-            result.tokens[index] = accept(tokens[first : first + 1 + num_checkable], draft_ids)
-            first += 1 + len(draft_ids)
+        if len(tokens) == len(self.sampled_entries):  # no drafts
+            for index, token in zip(self.sampled_entries, tokens, strict=True):
+                result.tokens[index].append(token)
+        else:
+            first = 0
+            for index, num_checkable in zip(self.sampled_entries, self.num_checkable, strict=True):
+                draft_ids = entries[index].draft_ids
+                result.tokens[index] = accept(tokens[first : first + 1 + num_checkable], draft_ids)
+                first += 1 + len(draft_ids)
+        if not self.grammars.follows_any:
+            return result
         sampled = [(entry, tokens) for entry, tokens in zip(entries, result.tokens, strict=True) if tokens]
         last = {
             e.seq_id for e, tokens in sampled if e.end + len(tokens) - e.num_prompt_tokens >= e.sampling.max_tokens

@@ -9,7 +9,6 @@ import functools
 import itertools
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ from model.quantization.at_load import quantize_at_load
 from model.sampling.grammar_states import GrammarStates
 from model.sampling.sampler import Sampler, SamplerOutput, prompt_logprobs
 from model.sampling.sampling_row import SamplingRow, stream_key
-from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
+from model.scheduling.sequence import UNKNOWN_TOKEN, ScheduledBatch, ScheduledSequence
 from model.scheduling.speculation import RowCosts
 
 logger = logging.getLogger(__name__)
@@ -412,7 +411,7 @@ class ModelRunner:
         """Takes part in a step of the leader's."""
         self._share_last_ids(step.sources)
         if step.is_replayed:
-            graphs = self._graphs_for([span.adapter_slot for span in step.spans])
+            graphs = self._graphs_for(step.spans)
             assert graphs is not None, "the leader replays what every rank has recorded"
             graphs.run(step.spans, step.sources)
             return
@@ -431,7 +430,7 @@ class ModelRunner:
         self.grammars.look_ahead({entry.seq_id: entry.draft_ids for entry in entries if entry.draft_ids})
         spans = [span for entry in entries for span in _spans(entry, self._slot(entry))]
         sources = [source for entry in entries for source in self._sources(entry)]
-        graphs = self._graphs_for([span.adapter_slot for span in spans])
+        graphs = self._graphs_for(spans)
         if graphs is not None and (len(entries) > batch.num_decodes or len(spans) > graphs.max_num_rows):
             graphs = None
         if self._ranks.place.num_processes > 1:
@@ -444,10 +443,14 @@ class ModelRunner:
         entries = batch.entries
         scores: list[list[TokenLogprob] | None] = [None] * len(entries)
         sampled = [index for index, entry in enumerate(entries) if entry.needs_sampling]
+        # Decodes without drafts, as most steps are: each row is sampled.
+        is_plain = len(spans) == batch.num_decodes == len(sampled) == len(entries)
         logits: torch.Tensor | None = None
         self._share_last_ids(sources)
         if graphs is not None:
             logits = graphs.run(spans, sources)
+        elif is_plain:
+            logits = self._logits(self._forward(spans, sources), [span.adapter_slot for span in spans])
         else:
             hidden = self._forward(spans, sources)
             rows: list[int] = []
@@ -471,15 +474,19 @@ class ModelRunner:
             if self.max_steps_ahead or self._graphs is not None:
                 self._last_ids[: len(sample.ids)].copy_(sample.ids)
             copy = self.backend.copy_to_host(sample.tensors)
-        num_checkable = [
-            self.grammars.num_followed(entry.seq_id, len(entry.draft_ids)) if entry.draft_ids else 0
-            for entry in map(entries.__getitem__, sampled)
-        ]
+        num_checkable = [0] * len(sampled)
+        if not is_plain:
+            for i, entry in enumerate(map(entries.__getitem__, sampled)):
+                if entry.draft_ids:
+                    num_checkable[i] = self.grammars.num_followed(entry.seq_id, len(entry.draft_ids))
         return LaunchedStep(batch, scores, sampled, num_checkable, sample, copy, self.grammars)
 
-    def _graphs_for(self, slots: list[int]) -> DecodeGraphs | None:
+    def _graphs_for(self, spans: list[SequenceSpan]) -> DecodeGraphs | None:
         """The recorded steps that serve these rows' adapters, if any do."""
-        if self.adapters is None or all(slot < 0 for slot in slots):
+        if self.adapters is None:
+            return self._graphs
+        slots = [span.adapter_slot for span in spans]
+        if all(slot < 0 for slot in slots):
             return self._graphs
         return None if self.adapters.has_own_layers(slots) else self._graphs_with_adapters
 
@@ -495,7 +502,7 @@ class ModelRunner:
         return [source, *[-1] * len(entry.draft_ids)] if entry.draft_ids else [source]
 
     def _source(self, entry: ScheduledSequence) -> int:
-        return self._row_of_seq[entry.seq_id] if entry.has_unknown_token else -1
+        return self._row_of_seq[entry.seq_id] if entry.token_ids[-1] == UNKNOWN_TOKEN else -1
 
     def _to_device(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.tensor(numbers).to(self.backend.device, non_blocking=True)
@@ -524,7 +531,8 @@ class ModelRunner:
                 drafts = tuple(entry.draft_ids)
                 rows += [row._replace(draft_ids=drafts[:i]) for i in range(1, len(drafts) + 1)]
         self._row_of_seq = row_of_seq
-        masks = self.grammars.masks([(row.seq_id, len(row.draft_ids)) for row in rows])
+        has_grammars = self.grammars.follows_any
+        masks = self.grammars.masks([(row.seq_id, len(row.draft_ids)) for row in rows]) if has_grammars else None
         return self._sampler.launch(logits, rows, masks, self._last_ids)
 
     def _sampling_row(self, entry: ScheduledSequence) -> SamplingRow:
@@ -589,18 +597,19 @@ def _ends(spans: list[SequenceSpan]) -> list[int]:
 
 def _spans(entry: ScheduledSequence, adapter_slot: int) -> list[SequenceSpan]:
     """An entry's tokens, and each of its drafts as a decode of its own: computed as it would be when its turn came."""
+    start = entry.start
     chunk = SequenceSpan(
-        token_ids=entry.token_ids[entry.start : entry.end],
-        start=entry.start,
-        rope_alpha=entry.rope_alpha,
-        block_table=entry.block_table,
-        num_logit_rows=_num_logit_rows(entry) - len(entry.draft_ids),
-        adapter_slot=adapter_slot,
+        entry.token_ids[start : start + entry.num_tokens],
+        start,
+        entry.rope_alpha,
+        entry.block_table,
+        entry.num_tokens if entry.needs_prompt_logits else int(entry.needs_sampling),
+        adapter_slot,
     )
     if not entry.draft_ids:
         return [chunk]
     drafts = [
-        replace(chunk, token_ids=[token_id], start=entry.end + i) for i, token_id in enumerate(entry.draft_ids)
+        chunk._replace(token_ids=[token_id], start=entry.end + i) for i, token_id in enumerate(entry.draft_ids)
     ]
     return [chunk, *drafts]
 

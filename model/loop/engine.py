@@ -368,7 +368,8 @@ class Engine:
 
     def _note_time(self, batch: ScheduledBatch, started_s: float) -> None:
         # Steps with drafts have no prompts, and are known by the number of their rows.
-        num_rows = sum(entry.num_rows for entry in batch.entries[: batch.num_decodes])
+        is_decode = batch.num_decodes == len(batch)
+        num_rows = batch.num_tokens if is_decode else sum(e.num_rows for e in batch.entries[: batch.num_decodes])
         num_prompt_tokens = batch.num_tokens - num_rows
         self._scheduler.prefill_budget.note(num_rows, num_prompt_tokens, time.monotonic() - started_s)
 
@@ -408,14 +409,12 @@ class Engine:
         seq = update.seq
         num_expected = 0 if self._speculator is None else self._speculator.num_newly_expected(seq.seq_id)
         if seq.seq_id in self._has_reported_first:
-            return SequenceOutput(
-                seq.seq_id,
-                update.token_ids,
-                update.finish_reason,
-                update.stop_token_id,
-                logprobs,
-                num_expected_tokens=num_expected,
-            )
+            _, token_ids, finish_reason, stop_token_id = update
+            if num_expected:
+                return SequenceOutput(
+                    seq.seq_id, token_ids, finish_reason, stop_token_id, logprobs, num_expected_tokens=num_expected
+                )
+            return SequenceOutput(seq.seq_id, token_ids, finish_reason, stop_token_id, logprobs)
         self._has_reported_first.add(seq.seq_id)
         assert seq.first_scheduled_time_s is not None
         return SequenceOutput(

@@ -265,7 +265,7 @@ class GrammarStates:
             [S, ceil(vocab_size / 32)] int32 bit masks on the CPU, all ones for sequences without a grammar;
             None when no row has one.
         """
-        if not any(seq_id in self._walks for seq_id, _ in places):
+        if not self._walks or not any(seq_id in self._walks for seq_id, _ in places):
             return None
         masks = torch.full((len(places), self._num_words), -1, dtype=torch.int32)
         for row, (seq_id, num_guesses) in enumerate(places):
@@ -277,6 +277,11 @@ class GrammarStates:
                 count = min(len(bits), len(words))
                 words[:count] = bits[:count]
         return masks
+
+    @property
+    def follows_any(self) -> bool:
+        """Whether any sequence has a grammar."""
+        return bool(self._walks)
 
     def advance(self, tokens: Iterable[tuple[int, list[int]]], last: Collection[int] = ()) -> dict[int, str | None]:
         """Takes sampled tokens, and waits a moment for what may follow them.

@@ -63,7 +63,7 @@ class SamplerOutput:
         ids: list[int] = tensors[0].tolist()
         valid: list[bool] = tensors[1].tolist()
         logprobs = self._reporter.entries(tensors[2:]) if self._reporter is not None else [None] * len(ids)
-        return [SampledToken(*parts) for parts in zip(ids, logprobs, valid, strict=True)]
+        return list(map(SampledToken._make, zip(ids, logprobs, valid, strict=True)))
 
 
 class Sampler:
@@ -213,7 +213,7 @@ def _forbid_early_endings(logits: torch.Tensor, rows: AlignedList[SamplingRow]) 
     places = [
         (i, token_id)
         for i, row in enumerate(rows)
-        if row.num_output_tokens < row.sampling.min_tokens and row.sampling.grammar is None
+        if row.sampling.min_tokens and row.num_output_tokens < row.sampling.min_tokens and row.sampling.grammar is None
         for token_id in row.sampling.ending_token_ids
     ]
     if places:

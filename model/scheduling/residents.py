@@ -73,7 +73,10 @@ class Residents:
     def secure_blocks(self, running: list[Sequence]) -> list[Sequence]:
         """Gives running sequences the blocks that the next step may need; returns those preempted for that."""
         preempted: list[Sequence] = []
+        block_size = self._blocks.block_size
         for seq in running:
+            if len(seq.token_ids) <= len(seq.block_table) * block_size:
+                continue  # as most, in most steps
             while seq.status is SequenceStatus.RUNNING and not self._blocks.secure(seq):
                 victim = self.callers.victim(self.callers)
                 if victim is not None:
@@ -167,6 +170,11 @@ class Residents:
             self._followers[leader.seq_id] = followers
             for seq in followers:
                 seq.leader = leader
+
+    @property
+    def has_followers(self) -> bool:
+        """Whether any sequence waits for another's prompt."""
+        return bool(self._followers)
 
     def release_followers(self, leader: Sequence) -> None:
         """Lets followers of a computed prompt hold it while they wait themselves, so that it outlives its leader."""

@@ -184,7 +184,7 @@ class Scheduler:
         if late:
             chosen = [seq for seq in chosen if seq.seq_id not in late]
         max_num_background = self.max_num_batched_tokens if is_alone else self._max_num_background(chosen)
-        if sum(seq.is_background for seq in chosen) > max_num_background:
+        if sum([seq.is_background for seq in chosen]) > max_num_background:
             background = [seq for seq in chosen if seq.is_background]
             chosen = [seq for seq in chosen if not seq.is_background] + take_turns(background, max_num_background)
         if len(chosen) > max_num_chosen:
@@ -214,10 +214,11 @@ class Scheduler:
             batch: from `schedule`, not aborted in between.
         """
         self._num_in_flight += 1
+        sequences, running = self.residents.sequences, SequenceStatus.RUNNING
         for entry in batch.entries:
-            seq = self.residents.sequences.get(entry.seq_id)
-            if seq is not None and seq.status is SequenceStatus.RUNNING:
-                seq.num_computed_tokens = entry.end
+            seq = sequences.get(entry.seq_id)
+            if seq is not None and seq.status is running:
+                seq.num_computed_tokens = entry.start + entry.num_tokens
                 if entry.needs_sampling:
                     seq.token_ids.append(UNKNOWN_TOKEN)
 
@@ -237,11 +238,13 @@ class Scheduler:
         """
         self._num_in_flight -= 1
         updates: list[SequenceUpdate] = []
+        sequences, block_size = self.residents.sequences, self.block_manager.block_size
+        has_followers = self.residents.has_followers
         for entry, token_ids in zip(batch.entries, sampled, strict=True):
-            seq = self.residents.sequences.get(entry.seq_id)
+            seq = sequences.get(entry.seq_id)
             if seq is None:
                 continue
-            end = entry.end
+            end = entry.start + entry.num_tokens
             if entry.needs_sampling:
                 if not token_ids:
                     raise ValueError(f"no token was sampled for {seq}")
@@ -250,8 +253,9 @@ class Scheduler:
                 if entry.draft_ids:
                     self._keep_accepted(seq, entry, len(token_ids) - 1)
                 # By now a later step may have advanced it, but only over tokens that are known since.
-                self.block_manager.commit(seq)
-                if end >= seq.num_prompt_tokens:
+                if len(seq.cache_chain) < seq.num_computed_tokens // block_size:
+                    self.block_manager.commit(seq)
+                if has_followers and end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
                 self.block_manager.release_passed(seq)
             if entry.needs_sampling:
@@ -300,14 +304,16 @@ class Scheduler:
 
     def _max_num_background(self, running: list[Sequence]) -> int:
         """Tokens of a step that the background may have while others are there: few, so that they hardly notice."""
-        num_others = sum(not seq.is_background for seq in running)
+        num_others = len(running) - sum([seq.is_background for seq in running])
         return min(self.max_num_batched_tokens, max(1, num_others, self.max_num_batched_tokens // _BACKGROUND_PART))
 
     def _num_left(self, chosen: list[Sequence], keeps_waiting: bool) -> int:
         """Tokens of a step that are left once each of these has one, fewer where a long step keeps decodes waiting."""
         num_left = self.max_num_batched_tokens - len(chosen)
-        num_decodes = sum(not seq.is_prefilling for seq in chosen)
-        max_prompt_tokens = self.prefill_budget.max_tokens(num_decodes) if keeps_waiting else None
+        if not keeps_waiting:
+            return num_left
+        num_decodes = len(chosen) - sum([seq.is_prefilling for seq in chosen])
+        max_prompt_tokens = self.prefill_budget.max_tokens(num_decodes)
         if max_prompt_tokens is None:
             return num_left
         return max(0, min(num_left, max_prompt_tokens - (len(chosen) - num_decodes)))
@@ -367,21 +373,21 @@ class Scheduler:
     def _entry(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
         self._num_turns += 1
         seq.last_turn = self._num_turns
-        start = seq.num_computed_tokens
-        return ScheduledSequence(
+        start, sampling, token_ids = seq.num_computed_tokens, seq.sampling, seq.token_ids
+        return ScheduledSequence(  # in order: by name it takes twice as long, and there may be hundreds
             seq.seq_id,
             seq.request_id,
             start,
             num_tokens,
-            needs_sampling=start + num_tokens == seq.num_tokens and seq.sampling.max_tokens > 0,
-            needs_prompt_logits=seq.needs_prompt_logits,
-            token_ids=seq.token_ids,
-            num_prompt_tokens=seq.num_prompt_tokens,
-            block_table=seq.block_table,
-            rope_alpha=seq.rope_alpha,
-            sampling=seq.sampling,
-            choice_index=seq.choice_index,
-            adapter_id=seq.adapter_id,
+            start + num_tokens == len(token_ids) and sampling.max_tokens > 0,
+            sampling.num_prompt_logprobs is not None and seq.needs_prompt_logits,
+            token_ids,
+            seq.num_prompt_tokens,
+            seq.block_table,
+            seq.rope_alpha,
+            sampling,
+            seq.choice_index,
+            seq.adapter_id,
         )
 
     def _with_drafts(
@@ -415,9 +421,10 @@ class Scheduler:
             self._speculator.note(len(entry.draft_ids), num_accepted)
 
     def _judge(self, seq: Sequence, token_ids: list[int], num_tokens: int, is_complete: bool) -> SequenceUpdate:
-        is_ending = token_ids[-1] in seq.sampling.ending_token_ids
+        last, sampling = token_ids[-1], seq.sampling
+        is_ending = last in sampling.stop_token_ids or (last in sampling.eos_token_ids and not sampling.ignore_eos)
         if is_ending or is_complete:
-            return SequenceUpdate(seq, token_ids, "stop", token_ids[-1] if is_ending else None)
+            return SequenceUpdate(seq, token_ids, "stop", last if is_ending else None)
         reason = "length" if self._is_at_limit(seq, num_tokens) else None
         return SequenceUpdate(seq, token_ids, reason, None)
 

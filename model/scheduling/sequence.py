@@ -267,7 +267,7 @@ class ScheduledBatch:
     def __init__(self, decodes: list[ScheduledSequence], chunks: list[ScheduledSequence]) -> None:
         self.entries = decodes + chunks
         self.num_decodes = len(decodes)
-        self.num_tokens = sum(entry.num_rows for entry in self.entries)
+        self.num_tokens = sum([entry.num_tokens + len(entry.draft_ids) for entry in self.entries])
 
     def copy(self) -> ScheduledBatch:
         """The same step with lists of its own, for whoever keeps it while others are planned."""
