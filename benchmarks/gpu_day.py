@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -61,7 +62,8 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
     def roofline(name: str, limit_s: float, *arguments: str) -> Part:
         return Part(name, limit_s, module_command("benchmarks.roofline", *decode, *arguments))
 
-    kernels = [*plain_tests, "-n", "6", "-m", "not slow", "tests/gpu", "tests/model/cuda"]
+    num_workers = str(max(2, (os.cpu_count() or 4) * 3 // 4))
+    kernels = [*plain_tests, "-n", num_workers, "-m", "not slow", "tests/gpu", "tests/model/cuda"]
     alone = "tests/gpu/test_engine_on_gpu.py::test_the_cache_takes_its_share_of_the_memory"
     reports = ["-s", "-k", "agreement or int8_cache or invariance", "tests/gpu/test_engine_on_gpu.py"]
     sanitizer = "tests/gpu/test_engine_on_gpu.py::test_no_illegal_access"
@@ -74,6 +76,7 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
         roofline("roofline-sampled", 90, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "1", "64", "--top-p", "0.8"),
         Part("memory", 180, module_command("benchmarks.peak_memory", *decode)),
         Part("http", 120, module_command("benchmarks.gpu_http", *decode)),
+        Part("http-1.8b", 150, module_command("benchmarks.gpu_http", *decode, "--shape", "1.8b")),
         roofline("roofline-14b", 120, "--shapes", "14b", "14b-int4", "--batch-sizes", "1", "4", "16", "64", *short),
         roofline("roofline-72b", 150, "--shapes", "72b-int4", "--batch-sizes", "1", "4", "16", *short),
         roofline("roofline-256", 150, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "256", *short),

@@ -1,4 +1,4 @@
-"""The embedded checkpoint over HTTP on a device: a server, and `qwen-server bench` at it."""
+"""The embedded checkpoint, or a shape with random weights, over HTTP on a device: a server, and `qwen-server bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.decode import random_folder
 from benchmarks.soak_server import soak_server
+from demo import random_checkpoint
 from server.run_module import module_command
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
@@ -19,13 +21,15 @@ def main() -> int:
     """The command; its status is that of the load."""
     parser = argparse.ArgumentParser(description="Throughput over HTTP on a device.")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), help="random weights (default: embedded)")
     parser.add_argument("--concurrency", nargs="+", default=["1", "16", "64", "256"])
     parser.add_argument("--max-tokens", default="128")
     parser.add_argument("--json", type=Path, required=True, help="write the levels here")
     arguments = parser.parse_args()
+    checkpoint = CHECKPOINT if arguments.shape is None else random_folder(arguments.shape)
     with tempfile.TemporaryDirectory() as name:
         figures, log = Path(name) / "figures.json", Path(name) / "log"
-        with soak_server(str(CHECKPOINT), log, "--device", arguments.device) as server:
+        with soak_server(str(checkpoint), log, "--device", arguments.device) as server:
             load = ["--base-url", server.url.geturl(), "--ignore-eos", "--max-tokens", arguments.max_tokens]
             load += ["--json", str(figures), "--concurrency", *arguments.concurrency]
             status = subprocess.run(module_command("server", "bench", *load), check=False).returncode
