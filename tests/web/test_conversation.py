@@ -173,13 +173,16 @@ def test_two_tabs_do_not_overwrite_each_other(server: ServerProcess, open_page: 
     other.answer_with(text("B."))
     chat.ask("here")
     other.ask("there")
+    chat.page.bring_to_front()  # as a user does; behind, a tab draws once a second, and each click waits for that
     chat.page.get_by_role("button", name="there", exact=True).click()
     assert chat.said() == ["there"]
     assert sorted(other.page.locator("#conversations .title").all_inner_texts()) == ["here", "there"]
+    other.page.bring_to_front()
     other.page.locator("#conversations li").last.hover()
     other.button("Rename “here”").click()
     field = other.page.get_by_label("Name of the conversation")
     field.fill("renamed")
+    chat.page.bring_to_front()
     chat.page.locator("#conversations .title", has_text=re.compile("^here$")).click()
     chat.ask("more")
     if field.count():  # else the news from here have ended it

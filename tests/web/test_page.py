@@ -201,12 +201,15 @@ def test_requests_can_be_taken_elsewhere(server: ServerProcess, open_page: OpenP
 
 def test_the_live_panel(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server, {"sampling": {"max_tokens": 60, "temperature": 0}})
+    chat.page.clock.install()  # its readings are two seconds apart
     chat.open_panel("Server")
     numbers = chat.page.locator(".numbers dd")
     chat.until("document.querySelector('.numbers dd').textContent === '0'")
     chat.ask("hello")
     # However short the reply was: the next reading has its tokens.
+    chat.page.clock.fast_forward(2000)
     chat.until("parseFloat(document.querySelector('.chart-head').lastChild.textContent.slice(5)) > 1")
+    chat.page.clock.fast_forward(2000)
     chat.until("document.querySelector('.chart .line').getAttribute('d').includes('L')")
     assert "peak" in chat.page.locator(".chart").get_attribute("aria-label")
 
@@ -216,6 +219,7 @@ def test_the_live_panel(server: ServerProcess, open_page: OpenPage) -> None:
         route.fulfill(body="# HELP x\n" + "".join(lines))
 
     chat.page.route("**/metrics", busy)
+    chat.page.clock.fast_forward(2000)
     chat.until("document.querySelector('.numbers dd').textContent === '3'")
     assert numbers.all_inner_texts()[:3] == ["3", "2", "25.6 %"]
 
