@@ -25,6 +25,7 @@ from model.distributed.shard import column_parallel, row_parallel
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 from tests.model.conftest import TINY
+from tests.model.test_awq import write_awq
 from tests.model.test_gguf import exported
 from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.support.adapters import PUBLISHED_TARGETS, QWEN2_TARGETS, adapter_config, factors, write_adapter
@@ -242,6 +243,29 @@ def test_gguf(four_heads: Path, tmp_path: Path, weight_type: str) -> None:
         with driver_on(size, path) as driver:
             replies.append(run(driver, PLAN))
     assert [reply.token_ids for reply in replies[1]] == [reply.token_ids for reply in replies[0]]
+
+
+@pytest.mark.parametrize("kind", ["awq", "nf4"])
+def test_packed_weights(kind: str, wide_checkpoint: Path, tmp_path: Path) -> None:
+    """AWQ's groups, and weights of which each rank packs its part while it loads."""
+    folder = write_awq(wide_checkpoint, tmp_path, 32)[0] if kind == "awq" else wide_checkpoint
+    changes = {} if kind == "awq" else {"quantization": kind}
+    replies = []
+    for size in (1, 2):
+        with driver_on(size, folder, **changes) as driver:
+            replies.append(run(driver, PLAN))
+    assert [reply.token_ids for reply in replies[1]] == [reply.token_ids for reply in replies[0]]
+
+
+def test_windows(four_heads: Path) -> None:
+    """In a pool that is smaller than the longest sequence, whose passed blocks all ranks give back alike."""
+    changes: dict[str, Any] = {"attention_window": (20, 31), "max_model_len": 160, "max_num_batched_tokens": 8}
+    plan = [{**request, "length": 120} for request in PLAN]
+    replies = []
+    for size in (1, 2):
+        with driver_on(size, four_heads, num_blocks=24, block_size=4, **changes) as driver:
+            replies.append(run(driver, plan))
+    assert_same(replies[1], replies[0])
 
 
 def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
