@@ -6,13 +6,21 @@ Pure: imports nothing. The server maps `InvalidRequestError` to HTTP 400; everyt
 
 from __future__ import annotations
 
+_MAX_CHARS = 1000
+
 
 class QwenServerError(Exception):
     """Root of every error raised on purpose."""
 
 
 class StartupError(QwenServerError):
-    """The server cannot start; the message is the one line shown to the person who started it."""
+    """The server cannot start; the message is the one line shown to the person who started it.
+
+    It may quote what a file says, which may be as long as the file.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= _MAX_CHARS else f"{message[:_MAX_CHARS]} ...")
 
 
 class ConfigError(StartupError):

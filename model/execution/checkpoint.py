@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def _load_bin(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Returns the tensors of a `.bin` file, and whether they are views of the mapped file."""
     is_mapped = True
     try:
+        _refuse_compressed(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as e:
@@ -116,7 +118,9 @@ def _load_bin(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
                 raise
             is_mapped = False
             state = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except Exception as e:  # whatever a garbled pickle makes of the reader
+    except CheckpointError:
+        raise
+    except Exception as e:  # whatever a garbled pickle, or list of records, makes of its reader
         raise CheckpointError(f"{path}: truncated, corrupt or not a file of weights only ({_reason(e)})") from e
     if isinstance(state, dict) and isinstance(state.get("module"), dict):
         state = state["module"]  # DeepSpeed's, beside the state of training
@@ -126,6 +130,17 @@ def _load_bin(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     ):
         raise CheckpointError(f"{path}: holds something other than named tensors")
     return state, is_mapped
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuses what torch never writes: it would be read into memory whole, however large it says it is."""
+    if not zipfile.is_zipfile(path):  # the format before torch 1.6, or no weights at all
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise CheckpointError(
+                f"{path}: was compressed after torch.save wrote it; load it and save it again, better as safetensors"
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,19 @@ def test_a_truncated_file(
     os.truncate(path, int(keep * path.stat().st_size) if isinstance(keep, float) else keep)
     message = refusal(folder)
     assert message.startswith(f"{path}: truncated")
+
+
+@pytest.mark.parametrize("compressed", ["data.pkl", "data/0"])
+def test_a_compressed_record(folder: Path, tensors: Tensors, compressed: str) -> None:
+    """Also a pickle of a few bytes that says it is a thousand times as long."""
+    path = write_bin(folder, tensors)
+    packed = folder / "packed"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
+        for record in source.infolist():
+            is_meant = record.filename.endswith(compressed)
+            target.writestr(record, source.read(record), zipfile.ZIP_DEFLATED if is_meant else zipfile.ZIP_STORED)
+    packed.replace(path)
+    assert "was compressed after torch.save wrote it" in refusal(folder)
 
 
 GARBAGE = {
