@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from model.contract.messages import MIN_LOGPROB, TokenLogprob
 from model.sampling.penalty_history import PenaltyHistory
-from model.sampling.sampling_row import SampleTokens, SamplingRow, on_device
+from model.sampling.sampling_row import SampleTokens, SamplingRow, on_device, to_device
 from model.sampling.torch_sampling import sample_tokens
 
 
@@ -111,7 +111,7 @@ class Sampler:
         """
         reports = self._logprob_reporter(logits, rows)
         if masks is not None:
-            is_allowed = unpack_bits(masks.to(self._device, non_blocking=True), self._vocab_size)
+            is_allowed = unpack_bits(to_device(masks, self._device), self._vocab_size)
             logits.masked_fill_(~is_allowed, float("-inf"))
         self._history.apply(logits, rows, last_ids)
         _apply_bias(logits, rows)
@@ -203,8 +203,8 @@ def _apply_bias(logits: torch.Tensor, rows: AlignedList[SamplingRow]) -> None:
     where = torch.repeat_interleave(torch.tensor(biased), counts), ids
     device = logits.device
     logits.index_put_(
-        tuple(part.to(device, non_blocking=True) for part in where),
-        biases.to(device, torch.float32, non_blocking=True),
+        tuple(to_device(part, device) for part in where),
+        to_device(biases.to(torch.float32), device),
         accumulate=True,
     )
 

@@ -12,6 +12,8 @@ from model.contract.sampling_params import SamplingParams
 
 _MASK_64 = (1 << 64) - 1
 
+_MAX_UNPINNED_BYTES = 32 << 10
+
 
 class SamplingRow(NamedTuple):
     """One sequence whose next token is wanted.
@@ -56,7 +58,17 @@ def uniform(key: int, index: int) -> float:
 
 def on_device(device: torch.device, values: object, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """Moves numbers to the device without waiting for what it is doing."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves numbers from the host without waiting for what the device is doing.
+
+    A GPU's driver takes a little from any memory at once; with more it may wait, unless the memory is pinned.
+    """
+    if device.type == "cuda" and numbers.nbytes > _MAX_UNPINNED_BYTES:
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 def _mix(x: int) -> int:
