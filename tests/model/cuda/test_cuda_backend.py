@@ -219,7 +219,7 @@ def test_what_a_graph_reads(model: FakeModel) -> None:
     spans.append(SequenceSpan([8], 0, 7.0, [2], 1))
     graphs.run(spans, [-1, 5, -1])
     batch = model.batches[-1]
-    expected = ForwardBatch.build([dataclasses.replace(s, token_ids=[0]) for s in spans], CONFIG, 4, CPU)
+    expected = ForwardBatch.build([s._replace(token_ids=[0]) for s in spans], CONFIG, 4, CPU)
     assert batch.token_ids.tolist() == [7, 55, 8, 0]
     assert batch.slots.tolist() == [*expected.slots.tolist(), -1]
     assert torch.equal(batch.cos[:3], expected.cos)
@@ -344,8 +344,6 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaBackend, "_record_draws", lambda *arguments: None)  # test_recorded_draws.py has it
     monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_steps.py has them
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
-    # Programs run one after another here.
-    monkeypatch.setattr("model.backends.cuda.kernels.gptq_matmul._TARGET_PROGRAMS", 1)
 
 
 def drive(folder: Path, **changes: Any) -> Driver:
