@@ -72,10 +72,15 @@ def drivers(three_layers: Path) -> Iterator[list[Driver]]:
 @settings(max_examples=5, deadline=None)
 @given(plan=REQUESTS)
 def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None:
-    """Prefix cache, preemption, chunks, choices, scores; on three stages, and on two whose ranks share each layer."""
+    """Prefix cache, preemption, chunks, choices, scores; on three stages, and on two whose ranks share each layer.
+
+    Stages alone change no bit; ranks that share a layer add its parts up in another order.
+    """
     expected, *others = [run(driver, plan) for driver in drivers]
     for replies in others:
         assert_same(replies, expected)
+    on_one_rank, on_stages = ([(reply.logprobs, reply.prompt_logprobs) for reply in r] for r in (expected, others[0]))
+    assert on_stages == on_one_rank
 
 
 @pytest.fixture(scope="module")
