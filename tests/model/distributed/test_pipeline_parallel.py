@@ -174,7 +174,15 @@ def test_a_step_whose_tokens_cannot_be_sampled_ends_its_sequences_alone(
             driver.run([request(i) for i in range(9)])
 
 
-@pytest.mark.parametrize("changes", [{"kv_cache_dtype": "int8"}, {"quantization": "int8"}, {"run_ahead": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_cache_dtype": "int8"},
+        {"quantization": "int8"},
+        {"run_ahead": False},
+        {"attention_window": (7, 20, 5), "num_blocks": 24, "max_num_batched_tokens": 16},
+    ],
+)
 def test_other_ways(three_layers: Path, changes: dict[str, Any]) -> None:
     replies = []
     for num_stages in (1, 2):
