@@ -139,7 +139,8 @@ def _rows(dtype: torch.dtype) -> None:
     norm.rms_norm(x, weight, 1e-6)
     norm.rms_norm(x, weight, 1e-6, x)
     silu_mul(x, x)
-    row_matmul(x, _meta(22016, 8192, dtype=dtype), weight[:22016])
+    for num_rows in (1, 2, 4):
+        row_matmul(_meta(num_rows, 8192, dtype=dtype), _meta(22016, 8192, dtype=dtype), weight[:22016])
     slots = _meta(16, dtype=torch.int32)
     a, b = _meta(8, 192, 4096, dtype=dtype), _meta(8, 12288, 64, dtype=dtype)
     add_low_rank(_meta(16, 12288, dtype=dtype), _meta(16, 4096, dtype=dtype), slots, a, b)

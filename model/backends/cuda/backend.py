@@ -120,7 +120,7 @@ class CudaBackend:
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
-        """See `Backend`. cuBLAS, and for one row a kernel of our own where that is faster."""
+        """See `Backend`. cuBLAS, and for up to four rows a kernel of our own where that is faster."""
         if self._is_fixed:
             result = torch.float32 if wide_results else weight.dtype
             tiles = self.operations["tile_matmul"]

@@ -1,4 +1,4 @@
-"""Which product reads a weight faster when there is one row: cuBLAS's or our own.
+"""Which product reads a weight faster when there are up to four rows: cuBLAS's or our own.
 
 The two round differently, so which one serves is timed once in the life of a device, not of a process: the choice is
 kept, and two starts answer alike. Where nothing can be kept cuBLAS serves, untimed.
@@ -15,7 +15,8 @@ import torch
 
 from model.backends.base import LinearKernel
 from model.backends.cuda.device_faults import one_line, require_living_device
-from model.backends.cuda.kernels.row_matmul import row_matmul
+from model.backends.cuda.kernels.launch import next_power_of_2
+from model.backends.cuda.kernels.row_matmul import MAX_ROWS, row_matmul
 from model.backends.cuda.notes import Notes
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,12 @@ logger = logging.getLogger(__name__)
 _FLUSH_BYTES = 256 << 20
 _REPEATS = 9
 
-_SECTION = "one row, ours in us, cuBLAS in us"
+# Where the times of so many rows are kept; a number in between goes the way of the next.
+_SECTIONS = {
+    1: "one row, ours in us, cuBLAS in us",
+    2: "2 rows, ours in us, cuBLAS in us",
+    4: "4 rows, ours in us, cuBLAS in us",
+}
 
 
 class _Product(NamedTuple):
@@ -37,7 +43,7 @@ class _Product(NamedTuple):
 
 
 class LinearChoice:
-    """Makes products that take the faster kernel for one row, and cuBLAS for more.
+    """Makes products that take the faster kernel for up to four rows, and cuBLAS for more.
 
     Args:
         time_us: microseconds that a call takes on the device, its operands not in the cache.
@@ -48,7 +54,7 @@ class LinearChoice:
         self._time_us = time_us
         self._notes = notes
         self._undecided: dict[str, _Product] = {}
-        self._ours: set[str] = set()
+        self._ours: set[tuple[str, int]] = set()
 
     def choose(
         self, library: LinearKernel, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype
@@ -66,7 +72,7 @@ class LinearChoice:
         ours = self._ours
 
         def apply(x: torch.Tensor) -> torch.Tensor:
-            if len(x) == 1 and name in ours and x.is_contiguous():
+            if len(x) <= MAX_ROWS and (name, next_power_of_2(len(x))) in ours and x.is_contiguous():
                 return row_matmul(x, weight, bias, result)
             return library(x)
 
@@ -74,15 +80,15 @@ class LinearChoice:
 
     def decide(self) -> None:
         """Times the shapes that no earlier start has timed. Called when our kernel is known to work."""
-        for name, product in self._undecided.items():
-            times = self._notes.read(_SECTION, name)
-            if not _are_times(times):
-                try:
-                    times = self._notes.keep(_SECTION, name, self._timed(product)) if self._notes.can_keep() else None
-                except Exception as error:  # a shape that our kernel cannot be compiled for
-                    require_living_device(product.weight.device, error)
-                    logger.warning("one row times %s: cuBLAS, for ours fails: %s", name, one_line(error))
-                    continue
+        tasks = [(num_rows, name) for name in self._undecided for num_rows in _SECTIONS]
+        for num_rows, name in tasks:
+            product = self._undecided[name]
+            try:
+                times = self._times(num_rows, name, product)
+            except Exception as error:  # a shape that our kernel cannot be compiled for
+                require_living_device(product.weight.device, error)
+                logger.warning("%d rows times %s: cuBLAS, for ours fails: %s", num_rows, name, one_line(error))
+                continue
             if times is None:
                 logger.warning(
                     "%s cannot be written, so cuBLAS multiplies single rows: timings must be kept for two starts to "
@@ -92,9 +98,10 @@ class LinearChoice:
                 break
             ours_us, library_us = times
             if ours_us < library_us:
-                self._ours.add(name)
+                self._ours.add((name, num_rows))
             logger.info(
-                "one row times %s: ours %.1f us, cuBLAS %.1f us; %.0f GB/s at best",
+                "%d rows times %s: ours %.1f us, cuBLAS %.1f us; %.0f GB/s at best",
+                num_rows,
                 name,
                 ours_us,
                 library_us,
@@ -102,9 +109,18 @@ class LinearChoice:
             )
         self._undecided.clear()
 
-    def _timed(self, product: _Product) -> list[float]:
+    def _times(self, num_rows: int, name: str, product: _Product) -> list[float] | None:
+        """Those of an earlier start, or new ones; None where they could not be kept."""
+        section = _SECTIONS[num_rows]
+        kept = self._notes.read(section, name)
+        if _are_times(kept):
+            times: list[float] = kept
+            return times
+        return self._notes.keep(section, name, self._timed(product, num_rows)) if self._notes.can_keep() else None
+
+    def _timed(self, product: _Product, num_rows: int) -> list[float]:
         library, weight, bias, result = product
-        x = torch.randn(1, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+        x = torch.randn(num_rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
         runs = (lambda: row_matmul(x, weight, bias, result), lambda: library(x))
         return [round(self._time_us(run), 2) for run in runs]
 

@@ -107,9 +107,10 @@ def test_rotary_into_an_int8_cache(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_one_row_times_a_weight(device: torch.device, dtype: torch.dtype, has_bias: bool) -> None:
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_few_rows_times_a_weight(device: torch.device, dtype: torch.dtype, has_bias: bool, num_rows: int) -> None:
     """Neither side a multiple of the tile; in the activations' dtype and in float32."""
-    x, weight = torch.randn(1, 700).to(dtype), (torch.randn(37, 700) / 26).to(dtype)
+    x, weight = torch.randn(num_rows, 700).to(dtype), (torch.randn(37, 700) / 26).to(dtype)
     bias = torch.randn(37).to(dtype) if has_bias else None
     exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     operands = (x.to(device), weight.to(device), None if bias is None else bias.to(device))
@@ -153,7 +154,7 @@ class Products:
 
     def rows_left_to_the_library(self) -> list[int]:
         self.calls.clear()
-        for num_rows in (1, 3):
+        for num_rows in (1, 3, 5):
             x = torch.randn(num_rows, 600, device=self.weight.device)
             for product in self.products:
                 exact = torch.nn.functional.linear(x, self.weight)
@@ -161,22 +162,26 @@ class Products:
         return self.calls
 
 
-@pytest.mark.parametrize("ours_us", [1.0, 3.0])
-def test_the_faster_product_is_used_for_one_row(device: torch.device, ours_us: float, tmp_path: Path) -> None:
-    """Each shape is timed once, after loading; more rows always go to the library."""
-    products = Products(device, Notes(tmp_path / "notes.json"), [ours_us, 2.0])
-    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+TIMES = {"ours": [1.0, 2.0] * 3, "cuBLAS": [3.0, 2.0] * 3, "ours for one": [1.0, 2.0, 3.0, 2.0, 3.0, 2.0]}
+LEFT = {"ours": [5, 5], "cuBLAS": [1, 1, 3, 3, 5, 5], "ours for one": [3, 3, 5, 5]}
+
+
+@pytest.mark.parametrize("faster", TIMES)
+def test_the_faster_product_is_used_for_few_rows(device: torch.device, faster: str, tmp_path: Path) -> None:
+    """Each shape and number of rows is timed once, after loading; more rows always go to the library."""
+    products = Products(device, Notes(tmp_path / "notes.json"), TIMES[faster])
+    assert products.rows_left_to_the_library() == LEFT["cuBLAS"]
     products.choice.decide()
-    assert products.rows_left_to_the_library() == ([3, 3] if ours_us < 2 else [1, 1, 3, 3])
+    assert products.rows_left_to_the_library() == LEFT[faster]
 
 
 def test_two_starts_choose_alike(device: torch.device, tmp_path: Path) -> None:
     """However long it takes the second time; another shape is timed for itself."""
     path = tmp_path / "notes.json"
-    for times in ([1.0, 2.0], [5.0, 2.0], []):
+    for times in (TIMES["ours"], TIMES["cuBLAS"], []):
         products = Products(device, Notes(path), times)
         products.choice.decide()
-        assert products.rows_left_to_the_library() == [3, 3]
+        assert products.rows_left_to_the_library() == LEFT["ours"]
 
 
 def test_a_shape_that_our_kernel_fails_on_is_cublas(
@@ -189,7 +194,7 @@ def test_a_shape_that_our_kernel_fails_on_is_cublas(
 
     products.choice._time_us = fail
     products.choice.decide()
-    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+    assert products.rows_left_to_the_library() == LEFT["cuBLAS"]
     assert "for ours fails: RuntimeError: Triton Error [CUDA]: out of resources" in caplog.text
 
 
@@ -199,7 +204,7 @@ def test_what_cannot_be_kept_is_not_timed(
     (tmp_path / "file").write_text("no folder")
     products = Products(device, Notes(tmp_path / "file" / "notes.json"), [])
     products.choice.decide()
-    assert products.rows_left_to_the_library() == [1, 1, 3, 3]
+    assert products.rows_left_to_the_library() == LEFT["cuBLAS"]
     assert "set TRITON_CACHE_DIR to a folder that stays" in caplog.text
 
 

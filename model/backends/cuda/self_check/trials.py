@@ -218,9 +218,11 @@ def _make_decode_inputs(operation: Operation, shape: KernelShape, size: int) -> 
 def _row_matmul(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
     draw = Draw(shape, size)
     inputs = shape.hidden_size + (0 if size % 8 == 0 else 5)
-    x, weight = (draw.normal(n, inputs) / inputs**0.25 for n in (1, size))
-    x, weight, bias = x.to(shape.dtype), weight.to(shape.dtype), draw.normal(size, dtype=shape.dtype)
-    return [operation(x, weight, None, torch.float32), operation(x, weight, bias)]
+    weight = (draw.normal(size, inputs) / inputs**0.25).to(shape.dtype)
+    x = (draw.normal(4, inputs) / inputs**0.25).to(shape.dtype)
+    bias = draw.normal(size, dtype=shape.dtype)
+    few = [operation(x[:num_rows], weight, bias) for num_rows in (1, 2, 4)]
+    return [operation(x[:1], weight, None, torch.float32), *few]
 
 
 def _add_low_rank(operation: Operation, shape: KernelShape, size: int) -> list[torch.Tensor]:
