@@ -37,19 +37,15 @@ SHAPES = {
 }
 CANDIDATES = {
     8: [
-        Tiles(4, 8, 32, 4, 3), Tiles(4, 8, 32, 4, 2), Tiles(4, 8, 16, 4, 3), Tiles(4, 8, 64, 4, 2),
-        Tiles(8, 8, 16, 8, 2), Tiles(8, 8, 16, 8, 3), Tiles(8, 8, 32, 8, 2), Tiles(8, 8, 32, 8, 3),
-        Tiles(2, 8, 32, 2, 3), Tiles(2, 8, 64, 2, 3),
+        Tiles(4, 8, 16, 4), Tiles(4, 8, 32, 4), Tiles(4, 8, 64, 4), Tiles(8, 8, 16, 8), Tiles(2, 8, 32, 2),
+        Tiles(2, 8, 64, 2),
     ],
-    16: [
-        Tiles(0, 16, 128, 4, 3), Tiles(0, 16, 64, 4, 3), Tiles(0, 16, 128, 4, 2), Tiles(0, 16, 64, 4, 4),
-        Tiles(4, 16, 16, 4, 3), Tiles(4, 16, 32, 4, 2),
-    ],
-    32: [Tiles(0, 32, 64, 4, 4), Tiles(0, 32, 64, 4, 3), Tiles(0, 32, 64, 4, 2)],
-    64: [Tiles(0, 64, 64, 4, 3), Tiles(0, 64, 64, 4, 2), Tiles(0, 64, 64, 4, 4)],
-    128: [Tiles(0, 128, 64, 4, 3), Tiles(0, 128, 64, 4, 2), Tiles(0, 64, 64, 4, 3)],
+    16: [Tiles(0, 16, 128, 4), Tiles(0, 16, 64, 4), Tiles(0, 16, 64, 4, 4), Tiles(4, 16, 16, 4)],
+    32: [Tiles(0, 32, 64, 4), Tiles(0, 32, 64, 4, 4)],
+    64: [Tiles(0, 64, 64, 4), Tiles(0, 64, 64, 4, 4)],
+    256: [Tiles(0, 64, 64, 4), Tiles(0, 128, 64, 4)],
 }  # fmt: skip
-_TARGETS = (528, 1056)
+_WANTED_WARPS = (528, 1056)
 # Together larger than any cache.
 _WEIGHT_BYTES = 160 << 20
 
@@ -88,12 +84,10 @@ def _timed(name: str, weights: list[PackedWeight], num_rows: int) -> Iterator[di
     num_calls = max(16, len(weights))
     table = next(tiles for limit, tiles in CANDIDATES.items() if num_rows <= limit)
     for tiles in table:
-        for target in _TARGETS:
-            result = {"shape": name, "rows": num_rows, "tiles": list(tiles), "target": target}
-            with (
-                mock.patch.object(gptq, "choose_tiles", lambda *_, chosen=tiles: chosen),
-                mock.patch.object(gptq, "_TARGET_WARPS", target),
-            ):
+        for wanted_warps in _WANTED_WARPS:
+            candidate = tiles._replace(wanted_warps=wanted_warps)
+            result = {"shape": name, "rows": num_rows, "tiles": list(candidate)}
+            with mock.patch.object(gptq, "choose_tiles", lambda *_, chosen=candidate: chosen):
                 try:
                     error = (gptq.gptq_matmul(x, weights[0], None).float() - exact).norm() / exact.norm()
                     us = time_us(lambda i: gptq.gptq_matmul(x, weights[i % len(weights)], None), num_calls)
@@ -107,7 +101,7 @@ def _timed(name: str, weights: list[PackedWeight], num_rows: int) -> Iterator[di
 def _many_rows(name: str, weights: list[PackedWeight]) -> Iterator[dict[str, Any]]:
     """Where dequantising begins to pay."""
     dense = [torch.randn(weight.out_features, weight.in_features, device="cuda").bfloat16() for weight in weights[:4]]
-    for num_rows in (128, 192, 256):
+    for num_rows in (128, 256, 512):
         x = torch.randn(num_rows, weights[0].in_features, device="cuda").bfloat16()
         calls: dict[str, Callable[[int], object]] = {
             "tiles": lambda i, x=x: gptq._few_rows(x, weights[i % len(weights)], None, is_fixed=False),
@@ -134,7 +128,7 @@ def _print_table(results: list[dict[str, Any]]) -> None:
     for name, rows in dict.fromkeys((result["shape"], result["rows"]) for result in results):
         own = [result for result in results if (result["shape"], result["rows"]) == (name, rows)]
         order = sorted((result for result in own if "us" in result), key=lambda result: result["us"])
-        fastest = "; ".join(f"{r['tiles']} {r.get('target', '')} {r['us']}" for r in order[:5])
+        fastest = "; ".join(f"{r['tiles']} {r['us']}" for r in order[:5])
         served = "".join(f" | {r['tiles']} {r['us']}" for r in order[5:] if isinstance(r["tiles"], str))
         print(f"{name}, {rows} rows: {fastest}{served}")
     print("largest error:", max(result.get("error", 0.0) for result in results))
@@ -164,7 +158,7 @@ def main() -> None:
             print(f"no time for {name}")
             continue
         weights = _weights(shape)
-        for num_rows in (1, 4, 16, 32, 64, 128):
+        for num_rows in (1, 4, 16, 32, 64, 128, 256):
             results += _timed(name, weights, num_rows)
         if name == "7b w1":
             results += _many_rows(name, weights)

@@ -179,9 +179,9 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:
     if is_quick:
         return
     for kind, bits, group_size in (("codes", 4, 64), ("offsets", 4, 32), ("offsets", 8, 32), ("scales", 8, 16)):
-        for num_rows in (1, 16, 64, 200):
+        for num_rows in (1, 16, 32, 64, 300):
             call = partial(_gptq, num_rows, half, bits, group_size, is_plain=True, kind=kind)
-            yield f"int{bits} g{group_size} {kind}, {num_rows} rows", num_rows < 200, call
+            yield f"int{bits} g{group_size} {kind}, {num_rows} rows", num_rows < 300, call
     for dtype in (full, torch.float16):
         yield f"rows {_TYPES[dtype]}", True, partial(_rows, dtype)
     for head_dim in (64, 128):
@@ -200,10 +200,10 @@ def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:
     for bits in (4, 8):
         for group_size in (32, 64, 128, -1):
             for is_plain in (True, False):
-                for num_rows in (1, 16, 64, 200):
+                for num_rows in (1, 16, 32, 64, 300):
                     name = f"gptq int{bits} g{group_size}{'' if is_plain else ' asym act-order'}, {num_rows} rows"
                     call = partial(_gptq, num_rows, half, bits, group_size, is_plain=is_plain)
-                    yield name, num_rows < 200, call
+                    yield name, num_rows < 300, call
 
 
 def _compile(launch: Launch, arch: int) -> Any:

@@ -204,7 +204,22 @@ def test_zeros_of_either_layout(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_warps", "num_steps", "expected"), [(32, 64, 16), (344, 32, 4), (2000, 32, 1), (1, 3, 1), (1, 1, 1)]
+    ("num_warps", "num_steps", "expected"), [(32, 64, 16), (344, 32, 4), (2000, 32, 1), (64, 16, 4), (1, 3, 1)]
 )
 def test_number_of_splits(num_warps: int, num_steps: int, expected: int) -> None:
-    assert gptq.choose_num_splits(num_warps, num_steps) == expected
+    assert gptq.choose_num_splits(num_warps, num_steps, 1056) == expected
+
+
+@pytest.mark.parametrize("tiles", dict.fromkeys(
+    gptq.choose_tiles(num_rows, num_outputs, torch.bfloat16)
+    for num_rows in (1, 16, 32, 64) for num_outputs in (72, 10000, 20000)
+))  # fmt: skip
+def test_each_tile_of_the_table(device: torch.device, monkeypatch: pytest.MonkeyPatch, tiles: gptq.Tiles) -> None:
+    """Whatever number of outputs and rows it is meant for."""
+    monkeypatch.setattr(gptq, "choose_tiles", lambda *_: tiles)
+    monkeypatch.setattr(gptq, "_MIN_STEPS_PER_SPLIT", 1)
+    layer = Layer(4, 128, device, shape=(640, 72), is_symmetric=True)
+    x = torch.randn(5, 640).bfloat16()
+    out = gptq.gptq_matmul(x.to(device), layer.packed, None)
+    exact = F.linear(x.double(), layer.expected.double())
+    assert float((out.double().cpu() - exact).norm() / exact.norm()) < 1e-2

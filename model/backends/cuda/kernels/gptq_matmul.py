@@ -1,7 +1,7 @@
 """Products with 4- and 8-bit weights and 16- or 32-bit activations.
 
 Two ways, by the number of rows:
-- up to 128: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled in
+- up to 256: tiles are unpacked to the activations' dtype as integers (exact), multiplied on tensor cores, and scaled in
   float32 once a group; less is rounded than in a dequantised weight. One row goes the same way: with tensor cores a
   weight costs a thread two instructions and a half, with plain multiply-adds four.
 - more: slices of the weight are dequantised into a buffer that stays in the L2 cache, for cuBLAS to multiply.
@@ -22,7 +22,7 @@ from model.backends.cuda.kernels.gptq_kernels import tile_kernel
 from model.backends.cuda.kernels.launch import launch, zeros_for_counting
 
 # From here on a product is bound by arithmetic, and cuBLAS's is worth a pass over the weight.
-MAX_ROWS_OF_TILES = 128
+MAX_ROWS_OF_TILES = 256
 
 # More than these are put in the order of the weight's inputs beforehand, not value by value as they are read.
 _MAX_ROWS_TO_GATHER = 16
@@ -30,9 +30,9 @@ _MAX_ROWS_TO_GATHER = 16
 # What is dequantised at a time: a fraction of an H200's 50 MB of L2.
 _SLICE_BYTES = 24 << 20
 
-# Warps that keep an H100 busy.
-_TARGET_WARPS = 1056
+# Adding up what a program leaves takes longer than a few steps more.
 _MAX_SPLITS = 16
+_MIN_STEPS_PER_SPLIT = 4
 
 _IN_FLOAT32: int = IN_FLOAT32.value
 _UNPACKING: dict[torch.dtype, int] = {torch.bfloat16: IN_BFLOAT16.value, torch.float16: IN_FLOAT16.value}
@@ -42,38 +42,38 @@ class Tiles(NamedTuple):
     """How a product is cut up.
 
     Attributes:
-        warp_tiles: 4 where each of the 4 warps takes tiles of its own, 0 where they share one.
+        warp_tiles: as many as warps where each takes tiles of its own, 0 where they share one.
         tokens: rows of a program.
         columns: outputs of a program.
         num_warps: of a program.
         num_stages: of software pipelining.
+        wanted_warps: for fewer the inputs are split.
     """
 
     warp_tiles: int
     tokens: int
     columns: int
     num_warps: int
-    num_stages: int
+    num_stages: int = 3
+    wanted_warps: int = 1056
 
 
-def choose_tiles(num_rows: int, weight: PackedWeight, dtype: torch.dtype) -> Tiles:
-    """Returns the tiles that a number of rows is served with, by a table of what an H100 was measured to like."""
+def choose_tiles(num_rows: int, out_features: int, dtype: torch.dtype) -> Tiles:
+    """Returns the tiles for a number of rows, by a table of what an H200 was fastest with (`benchmarks.gptq_tiles`)."""
     if dtype == torch.float32:  # exact, so not on tensor cores
-        return Tiles(0, 16, 64, 4, 3)
+        return Tiles(0, 16, 64, 4)
     if num_rows <= 8:
-        return Tiles(4, 8, 32, 4, 3)
+        if out_features <= 8192:
+            return Tiles(4, 8, 16, 4, wanted_warps=528)
+        return Tiles(4, 8, 32, 4, wanted_warps=528) if out_features <= 16384 else Tiles(2, 8, 64, 2)
     if num_rows <= 16:
-        return Tiles(0, 16, 128, 4, 3)
-    if num_rows <= 32:
-        return Tiles(0, 32, 64, 4, 4)
-    # What is added or looked up for each small group takes the registers of the largest tile.
-    is_plain = weight.group_size >= 64 and weight.offsets is None and weight.codes is None
-    return Tiles(0, 128, 64, 4, 2) if num_rows > 64 and is_plain else Tiles(0, 64, 64, 4, 3)
+        return Tiles(0, 16, 128, 4)
+    return Tiles(0, 32 if num_rows <= 32 else 64, 64, 4)
 
 
-def choose_num_splits(num_warps: int, num_steps: int) -> int:
+def choose_num_splits(num_warps: int, num_steps: int, wanted_warps: int) -> int:
     """How many parts the inputs are cut into, given the warps there are without."""
-    return max(1, min(_MAX_SPLITS, num_steps // 2, -(-_TARGET_WARPS // num_warps)))
+    return max(1, min(_MAX_SPLITS, num_steps // _MIN_STEPS_PER_SPLIT, -(-wanted_warps // num_warps)))
 
 
 def gptq_matmul(
@@ -101,12 +101,6 @@ def _result_dtype(x: torch.Tensor, weight: PackedWeight) -> torch.dtype:
     return torch.float32 if weight.wide_results else x.dtype
 
 
-def _split(num_warps: int, num_steps: int) -> tuple[int, int]:
-    """Into how many parts the inputs are cut, and steps of each."""
-    steps_per_split = -(-num_steps // choose_num_splits(num_warps, num_steps))
-    return -(-num_steps // steps_per_split), steps_per_split
-
-
 def _unpacking(x: torch.Tensor, weight: PackedWeight) -> int:
     """Triton's interpreter knows no assembly."""
     if weight.bits != 4 or weight.codes is not None or os.environ.get("TRITON_INTERPRET") == "1":
@@ -118,13 +112,13 @@ def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, 
     num_rows, out_features, permutation = x.shape[0], weight.out_features, weight.permutation
     if permutation is not None and num_rows > _MAX_ROWS_TO_GATHER:
         x, permutation = x.index_select(1, permutation), None
-    tiles = choose_tiles(16 if is_fixed else num_rows, weight, x.dtype)
+    tiles = choose_tiles(16 if is_fixed else num_rows, out_features, x.dtype)
     num_column_blocks = triton.cdiv(out_features, tiles.columns)
     num_token_blocks = triton.cdiv(num_rows, tiles.tokens)
-    num_programs = num_column_blocks * (1 if is_fixed else num_token_blocks)
-    num_splits, steps_per_split = _split(
-        num_programs * tiles.num_warps, triton.cdiv(weight.num_tiles, max(1, tiles.warp_tiles))
-    )
+    num_warps = num_column_blocks * (1 if is_fixed else num_token_blocks) * tiles.num_warps
+    num_steps = triton.cdiv(weight.num_tiles, max(1, tiles.warp_tiles))
+    steps_per_split = triton.cdiv(num_steps, choose_num_splits(num_warps, num_steps, tiles.wanted_warps))
+    num_splits = triton.cdiv(num_steps, steps_per_split)
     out = torch.empty((num_rows, out_features), dtype=_result_dtype(x, weight), device=x.device)
     partial = torch.empty((num_splits, num_rows, out_features), dtype=torch.float32, device=x.device)
     launch(
