@@ -178,8 +178,9 @@ class TorchBackend(ImmediateSteps):
 
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> _Plan:
         """See `Backend`."""
-        longest = max(span.context_len for span in batch.spans)
-        self._cache_pages.follow(cache.data.data_ptr(), cache.data.nbytes, longest, len(batch.token_ids))
+        if cache.data.is_cpu:
+            longest = max(span.context_len for span in batch.spans)
+            self._cache_pages.follow(cache.data.data_ptr(), cache.data.nbytes, longest, len(batch.token_ids))
         return _Plan(batch, cache, self._own_kernels)
 
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: _Plan) -> torch.Tensor:
