@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backends.base import LowRankTable
+from model.backends.base import LinearKernel, LowRankTable
 from model.execution.forward_batch import ForwardBatch
 
 
@@ -24,6 +24,11 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self._table = table
+
+    @property
+    def kernel(self) -> LinearKernel | None:
+        """Of the layer below, for rows without adapters."""
+        return getattr(self.base, "kernel", None)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T, in_features] to [T, out_features]."""

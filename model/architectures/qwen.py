@@ -7,13 +7,14 @@ modeling_qwen.py; what a device does with it is the backend's business.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from model.architectures.causal_lm import CausalLM
-from model.backends.base import Backend, GroupedWeight
+from model.backends.base import Backend, GroupedWeight, LinearKernel
 from model.contract.config import ModelConfig
 from model.distributed.ranks import ONE_RANK, Ranks
 from model.distributed.shard import column_parallel, row_parallel
@@ -71,8 +72,17 @@ class QWenMLP(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T, hidden] to [T, hidden]."""
-        inner = self._backend.silu_mul(self.w2(x, batch), self.w1(x, batch))
+        if self._gated is not None and batch.adapter_plan is None:
+            inner = self._gated(x)
+        else:
+            inner = self._backend.silu_mul(self.w2(x, batch), self.w1(x, batch))
         return self._ranks.sum(self.c_proj(inner, batch))
+
+    @cached_property
+    def _gated(self) -> LinearKernel | None:
+        """What is before `c_proj`, in one call: for rows without adapters."""
+        gate, up = (getattr(layer, "kernel", None) for layer in (self.w2, self.w1))
+        return None if gate is None or up is None else self._backend.gated_linear(gate, up)
 
 
 class QWenBlock(nn.Module):

@@ -320,6 +320,15 @@ class Backend(Protocol):
         """`up * silu(gate)`, both [T, N]."""
         ...
 
+    def gated_linear(self, gate: LinearKernel, up: LinearKernel) -> LinearKernel | None:
+        """One call for `silu_mul(gate(x), up(x))`, to the same bits, where that is faster; else None.
+
+        Args:
+            gate: what `prepare_linear`, or another of its kind, returned.
+            up: the same.
+        """
+        ...
+
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> Any:
         """Works out, once a step, what `attention` needs in every layer."""
         ...

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
 from model.backends.cpu.attention import StepAttention, attention_code
+from model.backends.cpu.gated_linear import make_gated_linear
 from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
 from model.backends.cpu.low_rank import make_packed_table
 from model.backends.cpu.packed_linear import make_dense_linear
@@ -172,6 +173,10 @@ class TorchBackend(ImmediateSteps):
         """See `Backend`."""
         functions = self._functions(gate.dtype)
         return F.silu(gate).mul_(up) if functions is None else functions.silu_mul(gate, up)
+
+    def gated_linear(self, gate: LinearKernel, up: LinearKernel) -> LinearKernel | None:
+        """See `Backend`."""
+        return make_gated_linear(gate, up)
 
     def _functions(self, dtype: torch.dtype) -> RowFunctions | None:
         return row_functions(dtype) if self._own_kernels else None

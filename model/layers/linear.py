@@ -82,7 +82,7 @@ class Linear(nn.Module):
             self.quantize_with(quantize)
         self._grouped: GroupedWeight | None = None
         self.is_expanded = False
-        self._kernel: LinearKernel | None = None
+        self.kernel: LinearKernel | None = None
 
     def quantize_with(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
         """Has the weight packed as soon as it is there; to be called before it is."""
@@ -111,7 +111,7 @@ class Linear(nn.Module):
             self.weight = self.bias = self._grouped = None
             packed = self._backend.prepare_grouped_linear(grouped, bias, self._dtype, wide_results=self._wide_results)
             if packed is not None:
-                self._kernel, num_bytes = packed
+                self.kernel, num_bytes = packed
                 return num_bytes
             self.is_expanded = True
             weight = expand(grouped, self._dtype)
@@ -121,7 +121,7 @@ class Linear(nn.Module):
         self.weight = None
         self.bias = None
         num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
-        self._kernel = self._backend.prepare_linear(weight, bias, wide_results=self._wide_results)
+        self.kernel = self._backend.prepare_linear(weight, bias, wide_results=self._wide_results)
         return num_bytes
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch | None) -> torch.Tensor:
@@ -129,5 +129,5 @@ class Linear(nn.Module):
 
         The output layer, whose rows are not a step's, is given no batch.
         """
-        assert self._kernel is not None, "forward before finish_loading"
-        return self._kernel(x)
+        assert self.kernel is not None, "forward before finish_loading"
+        return self.kernel(x)

@@ -90,7 +90,7 @@ class GPTQLinear(nn.Module):
         self._in_features = in_features
         self._backend = backend
         self._dtype = dtype
-        self._kernel: LinearKernel | None = None
+        self.kernel: LinearKernel | None = None
         self.qweight = _placeholder(in_features // per_word, out_features, dtype=torch.int32)
         self.qzeros = _placeholder(num_groups, out_features // per_word, dtype=torch.int32)
         self.scales = _placeholder(num_groups, out_features, dtype=torch.float16)
@@ -127,17 +127,17 @@ class GPTQLinear(nn.Module):
         stored = GPTQTensors(qweight.data, kept_zeros, kept_scales, groups, self._bits, self._zero_offset)
         packed = self._backend.prepare_gptq_linear(stored, kept_bias, self._dtype)
         if packed is not None:
-            self._kernel, num_bytes = packed
+            self.kernel, num_bytes = packed
             return num_bytes
         weight = dequantize(stored, self._dtype)
         num_bytes = weight.nbytes + (0 if kept_bias is None else kept_bias.nbytes)
-        self._kernel = self._backend.prepare_linear(weight, kept_bias)
+        self.kernel = self._backend.prepare_linear(weight, kept_bias)
         return num_bytes
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [num_tokens, in_features] to [num_tokens, out_features]; see `MakeLinear`."""
-        assert self._kernel is not None, "forward before finish_loading"
-        return self._kernel(x)
+        assert self.kernel is not None, "forward before finish_loading"
+        return self.kernel(x)
 
 
 def _cuts(shard: LinearShard, per_word: int) -> dict[str, Cut | None]:

@@ -14,6 +14,7 @@ from model.backends.cpu import gptq_linear, jit
 from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.cpu.packed_linear import make_dense_linear
 from model.backends.cpu.packing import aligned_empty, pack_integers
+from model.backends.torch_backend import TorchBackend
 from model.quantization.gptq import dequantize
 from tests.model.test_gptq import pack_rows
 
@@ -194,3 +195,36 @@ def test_packed_bytes_are_where_the_layout_says(bits: int) -> None:
 
 def test_memory_begins_at_a_cache_line() -> None:
     assert all(aligned_empty(size).data_ptr() % 64 == 0 for size in (1, 100, 4096, 1 << 20))
+
+
+def _product(bits: int, num_outputs: int, dtype: torch.dtype, *, act_order: bool = False) -> Any:
+    if bits >= 16:
+        weight = torch.randn(num_outputs, 256) / 16
+        return make_dense_linear(weight.to(dtype), torch.randn(num_outputs), wide_results=False)
+    weight = random_weight(bits, 256, num_outputs, 64, symmetric=act_order, act_order=act_order)
+    made = make_gptq_linear(weight, None, dtype)
+    return made and made[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("gate_bits", "up_bits", "num_outputs"), [(16, 16, 200), (4, 4, 192), (8, 4, 64), (4, 16, 128)]
+)
+def test_two_products_in_one_call_have_the_bits_of_two(
+    dtype: torch.dtype, gate_bits: int, up_bits: int, num_outputs: int
+) -> None:
+    torch.manual_seed(0)
+    gate, up = _product(gate_bits, num_outputs, dtype, act_order=True), _product(up_bits, num_outputs, dtype)
+    backend = TorchBackend(torch.device("cpu"))
+    both = backend.gated_linear(gate, up)
+    assert both is not None
+    for num_rows in (0, 1, 6, 13):
+        x = torch.randn(num_rows, 256).to(dtype)
+        assert torch.equal(both(x), backend.silu_mul(gate(x), up(x)))
+
+
+def test_products_that_differ_are_not_joined() -> None:
+    backend = TorchBackend(torch.device("cpu"))
+    one = _product(16, 128, torch.bfloat16)
+    for other in (_product(16, 192, torch.bfloat16), _product(16, 128, torch.float32), lambda x: x):
+        assert backend.gated_linear(one, other) is None

@@ -272,6 +272,11 @@ class NumberWriter(IRWriter):
             value = combine(value, other)
         return self.emit(f"extractelement <16 x float> {value}, i32 0")
 
+    def silu_mul(self, gate: str, up: str) -> str:
+        """`up * silu(gate)` of float vectors."""
+        power = self.exp2(self.mul(gate, floats(-1.0 / math.log(2))))
+        return self.mul(self.emit(f"fdiv <16 x float> {gate}, {self.add(power, floats(1.0))}"), up)
+
     def exp2(self, t: str) -> str:
         """2 ** t of numbers from -126 to 126; others are taken for the nearer of the two."""
         t = self.larger(t, floats(-126.0))

@@ -38,20 +38,22 @@ class CompiledKernels:
         self._share = share
         self._code = code
 
-    def run(self, arguments: ctypes.Array[ctypes.c_int64], num_rows: int, num_threads: int) -> None:
-        """Multiplies, and returns when all threads have done their blocks.
-
-        Args:
-            arguments: see `kernel_ir.ARGUMENTS`; those about rows are filled in here.
-            num_rows: of the activations, at least 1.
-            num_threads: how many threads.
-        """
+    def tell_rows(self, arguments: ctypes.Array[ctypes.c_int64], num_rows: int) -> None:
+        """Fills in those of `kernel_ir.ARGUMENTS` that are about rows: how many run at a time, in which kernels."""
         num_runs = -(-num_rows // MAX_ROWS)
         height = -(-num_rows // num_runs)  # 8 rows as 4 and 4, not 6 and 2
         few = height * num_runs - num_rows
         functions = self._functions
         arguments[_ROWS : _ROWS + 5] = [height, num_runs - few, few, functions[height], functions[max(1, height - 1)]]
-        self._code.parallel(self._share, ctypes.addressof(arguments), num_threads, 0)
+
+    def run(self, address: int, num_threads: int) -> None:
+        """Multiplies, and returns when all threads have done their blocks.
+
+        Args:
+            address: of the arguments.
+            num_threads: how many threads.
+        """
+        self._code.parallel(self._share, address, num_threads, 0)
 
 
 _ROWS = ARGUMENTS.index("rows")

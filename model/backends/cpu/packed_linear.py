@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,20 @@ def make_dense_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, wide_r
     )
 
 
+class BegunProduct(NamedTuple):
+    """What a product is about to do.
+
+    Attributes:
+        address: of the kernels' arguments.
+        out: where results belong, [T, N].
+        inputs: that the arguments have the addresses of.
+    """
+
+    address: int
+    out: torch.Tensor
+    inputs: tuple[torch.Tensor | None, ...]
+
+
 class PackedLinear:
     """Maps [T, K] to [T, N].
 
@@ -93,7 +108,7 @@ class PackedLinear:
         self._offsets, self._order, self._num_padded = offsets, order, num_padded
         self._computed_dtype = computed_dtype or dtype
         self._result_dtype = torch.float32 if wide_results else dtype
-        self._out_dtype = torch.float32 if wide_results else self._computed_dtype
+        self.out_dtype = torch.float32 if wide_results else self._computed_dtype
         self._tensors = (packed, scales, offsets, self._bias)  # the kernels have their addresses only
         self._arguments = (ctypes.c_int64 * len(ARGUMENTS))(
             *(0 if t is None else t.data_ptr() for t in self._tensors),
@@ -104,22 +119,38 @@ class PackedLinear:
         use_huge_pages(packed.data_ptr(), packed.nbytes)
         self.num_bytes = sum(0 if t is None else t.nbytes for t in (*self._tensors, order))
 
+    def has_equal_outputs(self, other: PackedLinear) -> bool:
+        """Whether another product gives as many outputs of the same type, and neither rounds them once more."""
+        kinds = {(each.out_dtype, each._result_dtype, each._num_outputs, each._num_padded[1]) for each in (self, other)}
+        return len(kinds) == 1 and self.out_dtype == self._result_dtype
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [T, num_inputs] to [T, num_outputs]."""
+        begun = self.begin(x)
+        if len(x):
+            self._kernels.run(begun.address, torch.get_num_threads())
+        return self.end(begun.out)
+
+    def begin(self, x: torch.Tensor) -> BegunProduct:
+        """Tells the kernels what to multiply, [T, num_inputs], and where results belong."""
         x = x.to(self._computed_dtype)
         if self._num_padded[0]:
             x = F.pad(x, (0, self._num_padded[0]))
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
         num_rows = x.shape[0]
-        out = torch.empty(num_rows, self._num_outputs, dtype=self._out_dtype)
+        out = torch.empty(num_rows, self._num_outputs, dtype=self.out_dtype)
+        sums = None
         if num_rows:
             arguments = self._arguments
             arguments[_X], arguments[_OUT] = x.data_ptr(), out.data_ptr()
-            sums = None
             if self._offsets is not None:
                 sums = self._group_sums(x)
                 arguments[_X_SUMS] = sums.data_ptr()
-            self._kernels.run(arguments, num_rows, torch.get_num_threads())
+            self._kernels.tell_rows(arguments, num_rows)
+        return BegunProduct(ctypes.addressof(self._arguments), out, (x, sums))
+
+    def end(self, out: torch.Tensor) -> torch.Tensor:
+        """Results as they are wanted: without what was filled up, and of the right type."""
         if self._num_padded[1]:
             out = out[:, : -self._num_padded[1]].contiguous()
         return out.to(self._result_dtype)

@@ -6,12 +6,11 @@ way whatever the number of rows, which torch's do not: the last few numbers of w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import NUMBER_DECLARATIONS, NumberWriter, floats
+from model.backends.cpu.ir_writer import NUMBER_DECLARATIONS, NumberWriter
 
 # Where each argument stands in the array of 64-bit words that a function gets; addresses come first.
 NORM = ("delta", "residual", "weight", "out", "epsilon", "rows", "width")
@@ -113,10 +112,8 @@ class _Writer(NumberWriter):
 
             def column(at: str, count: str | None) -> None:
                 x = self.load(dtype, "%gate", self.emit(f"add i64 {gates}, {at}"), count)
-                power = self.exp2(self.mul(x, floats(-1.0 / math.log(2))))
-                x = self.emit(f"fdiv <16 x float> {x}, {self.add(power, floats(1.0))}")
                 up = self.load(dtype, "%up", self.emit(f"add i64 {ups}, {at}"), count)
-                self.store(dtype, self.mul(x, up), "%out", self.emit(f"add i64 {outs}, {at}"), count)
+                self.store(dtype, self.silu_mul(x, up), "%out", self.emit(f"add i64 {outs}, {at}"), count)
 
             self.over("column", "%width", column)
 

@@ -211,6 +211,10 @@ class CudaBackend:
         out: torch.Tensor = self.operations["silu_mul"](gate, up)
         return out
 
+    def gated_linear(self, gate: LinearKernel, up: LinearKernel) -> LinearKernel | None:
+        """See `Backend`. A launch less is nothing in a recorded step."""
+        return None
+
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> AttentionPlan:
         """See `Backend`."""
         if batch.attention_plan is not None:
