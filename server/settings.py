@@ -171,7 +171,7 @@ class Settings(BaseModel):
         None,
         ge=0,
         description="how long a step may take that computes prompts while other requests wait for tokens; 0 is any time"
-        " (default: 250 on a CPU, 0 on a GPU)",
+        " (default: 400 on a CPU, 0 on a GPU)",
     )
     speculation: Literal["auto", "off"] = Field(
         "auto", description="guess tokens ahead and check several in a step; replies are the same (auto: on a CPU)"

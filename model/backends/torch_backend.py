@@ -87,8 +87,12 @@ class TorchBackend(ImmediateSteps):
         return 512
 
     def default_max_step_ms(self) -> int:
-        """See `Backend`. Text that comes in quarters of a second still reads as a stream."""
-        return 250
+        """See `Backend`. Text that comes two or three times a second still reads as a stream.
+
+        Each step costs a prompt the time of the decodes in it: 34 ms for one of the 1.8B shape in Int4, which makes
+        prompts 16% longer with steps of 250 ms, 11% with 350, 9% with 400.
+        """
+        return 400
 
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
