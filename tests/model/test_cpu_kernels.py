@@ -13,9 +13,10 @@ from model.backends.base import GPTQTensors
 from model.backends.cpu import gptq_linear, jit
 from model.backends.cpu.gptq_linear import make_gptq_linear
 from model.backends.cpu.packed_linear import make_dense_linear
-from model.backends.cpu.packing import aligned_empty, pack_integers
+from model.backends.cpu.packing import aligned_empty, pack_gptq_words, pack_integers
 from model.backends.torch_backend import TorchBackend
 from model.quantization.gptq import dequantize
+from model.quantization.packing import unpack_rows
 from tests.model.test_gptq import pack_rows
 
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
@@ -191,6 +192,13 @@ def test_packed_bytes_are_where_the_layout_says(bits: int) -> None:
                 place = k % 8
                 half = packed[word + 2 * (place % 2)] | packed[word + 2 * (place % 2) + 1] << 8
                 assert half >> (4 * (place // 2)) & 15 == values[k, n]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("num_outputs", [64, 64 * 19])
+def test_words_of_the_published_layout_are_packed_as_their_integers_are(bits: int, num_outputs: int) -> None:
+    words = torch.randint(-(1 << 31), 1 << 31, (12, num_outputs), dtype=torch.int32)
+    assert torch.equal(pack_gptq_words(words, bits), pack_integers(unpack_rows(words, bits), bits))
 
 
 def test_memory_begins_at_a_cache_line() -> None:

@@ -9,7 +9,7 @@ from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
 from model.backends.cpu.jit import has_bf16_products, load_kernels
 from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR
 from model.backends.cpu.packed_linear import PackedLinear
-from model.backends.cpu.packing import pack_groups, pack_integers
+from model.backends.cpu.packing import pack_gptq_words, pack_groups, pack_integers
 from model.quantization.packing import unpack_rows
 
 
@@ -42,15 +42,16 @@ def make_gptq_linear(
     if kernels is None:
         return None
     order = None
-    values = unpack_rows(weight.qweight, weight.bits)
     if bool((weight.groups[1:] < weight.groups[:-1]).any()):
         order = torch.argsort(weight.groups, stable=True)
-        values = values[order]
+        packed = pack_integers(unpack_rows(weight.qweight, weight.bits)[order], weight.bits)
+    else:
+        packed = pack_gptq_words(weight.qweight, weight.bits)
     scales = weight.scales.float()
     linear = PackedLinear(
         kernels,
         weight.bits,
-        pack_integers(values, weight.bits),
+        packed,
         scales=pack_groups(scales),
         offsets=pack_groups(scales * (middle - zeros)) if has_offsets else None,
         bias=bias,

@@ -13,6 +13,9 @@ from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR, VECTORS
 
 ALIGNMENT = 64
 
+_BLOCKS_AT_ONCE = 8
+_MIDDLES = -0x7F7F7F80  # 128 in each byte
+
 
 def pack_integers(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Packs unsigned integers.
@@ -37,6 +40,32 @@ def pack_integers(values: torch.Tensor, bits: int) -> torch.Tensor:
         part = part.view(-1, 4, 2, VECTORS, LANES).permute(0, 3, 4, 2, 1)
         words = part[..., 0] | part[..., 1] << 4 | part[..., 2] << 8 | part[..., 3] << 12
         out[first] = words.contiguous().view(torch.uint8).view(-1, VECTORS, 64)
+    return out
+
+
+def pack_gptq_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Packs integers as `pack_integers` does, from the words of the published layout and without taking them apart.
+
+    Both keep the same inputs of an output in a word; only their order in it, and that of the words, is another.
+
+    Args:
+        words: [K * bits / 32, N] int32, the first input of a word in its lowest bits; N a multiple of 64.
+        bits: 4 or 8.
+    """
+    num_words, num_outputs = words.shape
+    out = aligned_empty(num_outputs // BLOCK, num_words, VECTORS, 64)
+    packed = out.view(torch.int32).view(-1, num_words, BLOCK)
+    blocks = words.reshape(num_words, -1, BLOCK).transpose(0, 1)
+    for first in range(0, len(packed), _BLOCKS_AT_ONCE):  # few enough to stay in a cache
+        part = packed[first : first + _BLOCKS_AT_ONCE]
+        part.copy_(blocks[first : first + _BLOCKS_AT_ONCE])
+        if bits == 8:
+            part.bitwise_xor_(_MIDDLES)
+            continue
+        # Nibbles 01234567 become 02134657 and then 02461357: the even ones in the lower half.
+        for shift, mask in ((4, 0x00F000F0), (8, 0x0000FF00)):
+            moved = (part >> shift).bitwise_xor_(part).bitwise_and_(mask)
+            part.bitwise_xor_(moved).bitwise_xor_(moved.bitwise_left_shift_(shift))
     return out
 
 
