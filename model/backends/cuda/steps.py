@@ -31,7 +31,7 @@ from model.execution.kv_cache import KVCache
 from model.scheduling.sequence import UNKNOWN_TOKEN
 
 # A product takes as long for 300 rows as for 320, so finer steps would save nothing.
-_NUM_TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024)
+_NUM_TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
 # Recorded are steps with few decodes, whose keys must be cut into many parts, and with any number of them.
 _FEW_DECODES = 16
