@@ -79,7 +79,7 @@ def test_a_reply_is_shown_while_it_comes_and_typing_does_not_spoil_it(chat: Open
 
 
 def test_a_question_sent_during_a_reply_is_asked_after_it(chat: Open) -> None:
-    with fake_server(says("One ", "two.", pause_s=0.4)) as server:
+    with fake_server(says("One ", "two.", pause_s=0.2)) as server:
         with chat("--base-url", server.url) as window:
             window.wait("you>")
             window.type("hi", "Enter")
