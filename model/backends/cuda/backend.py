@@ -353,7 +353,7 @@ class CudaBackend:
         any_rank: Callable[[bool], bool] | None = None,
         *,
         is_recorded: bool = True,
-    ) -> CudaSteps:
+    ) -> CudaSteps | None:
         """See `Backend`."""
         is_recorded = is_recorded and self._recorder is not None and not self._cannot_record()
         if any_rank is not None:
@@ -381,6 +381,11 @@ class CudaBackend:
             return make(self._recorder or NoRecorder())
         except BrokenDeviceError as error:
             raise noted_fault(self._notes, _RECORDING, error) from error
+        except torch.OutOfMemoryError as error:
+            if any_rank is not None:
+                raise
+            logger.warning("no memory to lay steps out on the device; that is done on the host: %s", one_line(error))
+            return None
 
     def _angles_of(self, config: ModelConfig, max_model_len: int) -> Angles:
         if self._angles is None:

@@ -314,6 +314,8 @@ def test_a_backend_without_room_for_its_tables_has_no_graphs(
     cache = allocate_kv_cache(CONFIG, num_blocks=3, block_size=4, dtype=torch.float32, device=CPU)
     assert backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12) is None
     assert "no memory for angles" in caplog.text
+    assert backend.make_steps(FakeModel(), CONFIG, cache, torch.arange(4), 12, 16) is None
+    assert "done on the host" in caplog.text
 
 
 def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
