@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 
 from benchmarks.decode import CACHE, random_folder
 from demo import random_checkpoint
-from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
+from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine

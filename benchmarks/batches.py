@@ -27,10 +27,10 @@ from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
 from server.conversion.prompt_encoding import PromptEncoder
-from server.demo import DEMO
 from server.engine.client import Prompt
 from server.grammars.check import GrammarChecker
-from server.hub import resolve_checkpoint
+from server.hubs.demo import DEMO
+from server.hubs.resolve import resolve_checkpoint
 from server.run_module import module_command
 from server.version import server_version
 

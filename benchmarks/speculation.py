@@ -34,7 +34,7 @@ from model.loop.engine import Engine
 from model.sampling.sampling_row import SamplingRow
 from model.scheduling.sequence import Sequence
 from model.scheduling.speculation import RowCosts, Speculator
-from server.demo import DEMO, demo_folder
+from server.hubs.demo import DEMO, demo_folder
 from server.run_module import module_command
 from server.version import server_version
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.contract.weight_files import find_weight_files
+from model.contract.files.weight_files import find_weight_files
 from model.execution.checkpoint import iterate_tensors
 
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from model.contract.errors import StartupError
 from server.cli.command_line import SHELLS, Parser, command_names, completion
 from server.cli.published_flags import names_checkpoint, translate
-from server.hub_download import add_hub_arguments
-from server.logs import json_line
+from server.hubs.download import add_hub_arguments
 from server.settings import SECRETS, Settings, TokensOrContext, flag_name, is_repeatable, variable_name
 from server.settings_sources import load_settings, requested_log_format
+from server.telemetry.logs import json_line
 from tools.batch import arguments as batch_arguments
 from tools.bench import arguments as bench_arguments
 from tools.chat import arguments as chat_arguments

@@ -26,8 +26,6 @@ from server.gates.limits import BodyLimitMiddleware
 from server.gates.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
 from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker
-from server.loop_watch import EventLoopWatchdog, LoopCollector
-from server.metrics import Metrics
 from server.routes import (
     adapters,
     batches,
@@ -45,7 +43,9 @@ from server.routes import (
 from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
-from server.tracing import Tracer, TracingMiddleware
+from server.telemetry.loop_watch import EventLoopWatchdog, LoopCollector
+from server.telemetry.metrics import Metrics
+from server.telemetry.tracing import Tracer, TracingMiddleware
 from server.version import server_version
 from server.wire.anthropic_errors import AnthropicErrorMiddleware
 from server.wire.errors import install_error_handlers

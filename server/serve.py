@@ -20,14 +20,13 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from model.contract.adapter_config import AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
+from model.contract.files.adapter_config import AdapterConfig
 from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.contract.tokenizer import Tokenizer
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
-from server.demo import ABOUT, demo_name
 from server.engine.adapters import ServedAdapter
 from server.engine.client import EngineClient
 from server.engine.process import EngineProcess
@@ -35,12 +34,13 @@ from server.engine.supervisor import EngineState
 from server.gates.admission import Admission
 from server.gates.credentials import Credentials
 from server.gates.http_protocol import HttpProtocol
-from server.hub import local_folder, resolve_adapter, resolve_checkpoint
+from server.hubs.demo import ABOUT, demo_name
+from server.hubs.resolve import local_folder, resolve_adapter, resolve_checkpoint
 from server.listening import address_to_open, addresses_of, open_listeners
-from server.logs import configure_logging
 from server.settings import Settings
+from server.telemetry.logs import configure_logging
+from server.telemetry.tracing import require_tracing
 from server.tls import Tls
-from server.tracing import require_tracing
 from server.version import server_version
 
 logger = logging.getLogger(__name__)

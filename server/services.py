@@ -25,7 +25,6 @@ from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
 from server.gates.request_context import request_id_var
 from server.gates.while_connected import while_connected
-from server.metrics import Metrics
 from server.off_loop import OffLoop
 from server.replies.generation import Generation
 from server.responses.background import Background
@@ -33,6 +32,7 @@ from server.responses.maker import ResponseMaker
 from server.routes.web_files import WebFile, load_web_files
 from server.settings import Settings
 from server.store.store import Store
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError
 from server.wire.requests import RequestBody
 from server.wire.unsupported import UnknownFields

@@ -18,10 +18,10 @@ from model.contract.attention_windows import windows_of
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
 from server.config_file import read_key_file
-from server.demo import DEMO
 from server.gates.credentials import Credentials
-from server.hub import served_names
-from server.hub_download import Hub
+from server.hubs.demo import DEMO
+from server.hubs.download import Hub
+from server.hubs.resolve import served_names
 from server.sizes import parse_size
 from server.tls import Tls, tls_from_files
 

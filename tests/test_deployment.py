@@ -16,9 +16,9 @@ import yaml
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import EngineReady, EngineStats
 from server.engine.client import EngineClient
-from server.metrics import Metrics
 from server.settings import ENV_PREFIX, Settings
 from server.settings_sources import load_settings
+from server.telemetry.metrics import Metrics
 from tests.support.server_process import ROOT, ServerProcess
 
 DOCKER = ROOT / "docker"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.contract.config import ModelConfig
-from server.hub import folder_here
+from server.hubs.resolve import folder_here
 from server.settings import Settings, shown
 from server.settings_sources import trace_settings
-from server.tracing import require_tracing
+from server.telemetry.tracing import require_tracing
 
 
 def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None) -> str:

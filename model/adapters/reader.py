@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from model.adapters.low_rank import LowRankUpdate
-from model.contract.adapter_config import AdapterConfig
-from model.contract.adapter_tensors import AdapterTensor, check_shape, identify, linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError, CheckpointError
-from model.contract.safetensors_header import read_header
+from model.contract.files.adapter_config import AdapterConfig
+from model.contract.files.adapter_tensors import AdapterTensor, check_shape, identify, linear_shapes
+from model.contract.files.safetensors_header import read_header
 from model.execution.checkpoint import iterate_tensors
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -21,9 +21,9 @@ from model.adapters.layers import AdaptedEmbedding, AdaptedLinear
 from model.adapters.reader import Adapter, read_adapter
 from model.backends.base import Backend, LinearKernel, LowRankTable
 from model.backends.torch_low_rank import in_dtype
-from model.contract.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
+from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
 from model.distributed.shard import LinearShard
 
 logger = logging.getLogger(__name__)

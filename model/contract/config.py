@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.contract.attention_windows import largest_window, windows_of
-from model.contract.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.files.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
+from model.contract.files.json_file import read_json
+from model.contract.files.weight_files import rows_of_embedding
 from model.contract.gguf.checkpoint import gguf_config, kept_bytes, tensors_by_part
 from model.contract.gguf.file import is_gguf
-from model.contract.json_file import read_json
-from model.contract.weight_files import rows_of_embedding
 
 MAX_DEFAULT_MODEL_LEN = 32768
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from model.contract.adapter_tensors import linear_shapes
 from model.contract.attention_windows import num_blocks_kept
 from model.contract.config import (
     NO_QUANTIZATION,
@@ -28,6 +27,7 @@ from model.contract.config import (
     QuantizationConfig,
     require_can_quantize,
 )
+from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.parallel import layers_of_stages, require_divisible
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tiktoken
 
-from model.contract.vocabulary import NUM_CONTROL_TOKENS, first_gap, read_vocabulary
+from model.contract.files.vocabulary import NUM_CONTROL_TOKENS, first_gap, read_vocabulary
 
 # The published pattern: at most one digit a token, contractions, words with one leading non-letter.
 PATTERN = (

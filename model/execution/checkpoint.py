@@ -20,8 +20,8 @@ from torch import nn
 from model.architectures.causal_lm import CausalLM
 from model.backends.base import GroupedWeight
 from model.contract.errors import CheckpointError
+from model.contract.files.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
 from model.contract.gguf.file import is_gguf, shards
-from model.contract.weight_files import EMBEDDING, find_weight_files, rows_of_embedding
 from model.distributed.shard import Cut
 from model.execution.fp8 import scaled
 from model.quantization.gguf_tensors import iterate_gguf

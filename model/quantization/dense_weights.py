@@ -11,12 +11,12 @@ from torch import nn
 from model.architectures.qwen import is_saved_buffer
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.torch_backend import TorchBackend
-from model.contract.adapter_tensors import linear_shapes
-from model.contract.checkpoint_folder import gguf_in
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.checkpoint_folder import gguf_in
+from model.contract.files.weight_files import EMBEDDING
 from model.contract.gguf.file import is_gguf
-from model.contract.weight_files import EMBEDDING
 from model.execution.checkpoint import stored_rows
 from model.quantization import linear_maker
 from model.quantization.tensor_source import TensorSource

@@ -12,11 +12,11 @@ import torch
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.json_file import read_json
+from model.contract.files.vocabulary import read_vocabulary
 from model.contract.gguf import checkpoint as keys
 from model.contract.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
-from model.contract.json_file import read_json
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_vocabulary
 from model.quantization.gguf_writer import Planned, write_gguf
 from model.quantization.tensor_source import TensorSource
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from model.contract.errors import CheckpointError
-from model.contract.weight_files import find_weight_files
+from model.contract.files.weight_files import find_weight_files
 from model.execution.checkpoint import iterate_tensors, told_by_name
 
 

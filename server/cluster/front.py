@@ -12,7 +12,7 @@ from model.contract.messages import EngineStats
 from server.cluster.asgi import to_send
 from server.cluster.prefix_routing import routing_key
 from server.gates.limits import BodyLimitMiddleware
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import as_api_error
 
 if TYPE_CHECKING:

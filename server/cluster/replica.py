@@ -22,10 +22,10 @@ from server.cluster.metrics_board import MetricsRoute
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
-from server.hub import resolve_checkpoint
-from server.logs import configure_logging
+from server.hubs.resolve import resolve_checkpoint
 from server.serve import inspect_checkpoint
 from server.settings import Settings
+from server.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 

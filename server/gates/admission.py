@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from model.contract.errors import EngineUnavailableError
 from server.engine.client import EngineClient
 from server.gates.callers import Caller, Waiting
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ENGINE_UNAVAILABLE, server_overloaded
 
 _RATE_WINDOW_S = 60.0

@@ -13,7 +13,7 @@ import ipaddress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError
 
 ANY = "*"

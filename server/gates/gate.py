@@ -18,7 +18,7 @@ from server.gates.auth import check_key
 from server.gates.callers import Network, find_caller
 from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError, as_api_error
 from server.wire.json_body import JsonBodyRoute
 

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gates.callers import Caller, caller_of
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError, as_api_error, server_overloaded
 
 # A client that is cut off while it sends never reads the reply: what it still sends is read and dropped, up to a point.

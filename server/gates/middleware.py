@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gates.request_context import choose_request_id, name_task, request_id_var, route_path
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.wire.errors import server_error
 
 logger = logging.getLogger(__name__)

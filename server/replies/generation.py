@@ -20,7 +20,7 @@ from server.conversion.generation_request import GenerationRequest
 from server.engine.handle import News, RequestHandle, Taker
 from server.gates.request_context import request_figures_var
 from server.replies.output_processor import STOP, TOOL_CALLS, ChoiceDelta, ChoiceProcessor
-from server.request_metrics import RequestMetrics
+from server.telemetry.request_metrics import RequestMetrics
 from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from model.contract.adapter_config import ADAPTER_CONFIG
 from model.contract.errors import AdapterError, StartupError
+from model.contract.files.adapter_config import ADAPTER_CONFIG
 from server.engine.adapters import ServedAdapter
-from server.hub import resolve_adapter
+from server.hubs.resolve import resolve_adapter
 from server.services import Services, ServicesDep
 from server.settings import check_adapter_name
 from server.wire.errors import ApiError

@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from prompts.chatml import DEFAULT_SYSTEM
-from server.demo import demo_name
-from server.hub import local_folder
+from server.hubs.demo import demo_name
+from server.hubs.resolve import local_folder
 from server.routes.web_files import INDEX, REFERENCE
 from server.services import Services, ServicesDep
 from server.version import server_version

@@ -12,8 +12,8 @@ import yaml
 from model.contract.messages import EngineStats
 from server.__main__ import build_parser
 from server.cluster.options import read_arguments
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 
 FOLDER = Path(__file__).parents[2] / "docker/kubernetes"
 DOCUMENTS: list[tuple[str, dict[str, Any]]] = [

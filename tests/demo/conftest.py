@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_ranks
 from tests.support.server_process import ROOT
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
-from server import hub
 from server.__main__ import main
+from server.hubs import resolve as hub
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b12\nsize 9\n"
 

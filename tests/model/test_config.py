@@ -12,9 +12,9 @@ import pytest
 
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
-from model.contract.json_file import read_json
+from model.contract.files.json_file import read_json
+from model.contract.files.vocabulary import read_ranks
 from model.contract.memory_plan import plan_memory
-from model.contract.vocabulary import read_ranks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from model.contract import tokenizer as tokenizer_module
 from model.contract.errors import CheckpointError
+from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_ranks
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "text" / "tokenizer.json").read_text())["cases"]
 MILLION = 1_000_000

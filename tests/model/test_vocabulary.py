@@ -1,4 +1,4 @@
-"""model/contract/vocabulary.py: expanded vocabularies, with the example of the published note on tokenization."""
+"""model/contract/files/vocabulary.py: expanded vocabularies, with the example of the published note on tokenization."""
 
 from __future__ import annotations
 

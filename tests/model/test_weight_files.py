@@ -1,4 +1,4 @@
-"""model/contract/weight_files.py: which of several files are read."""
+"""model/contract/files/weight_files.py: which of several files are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.contract.errors import CheckpointError
-from model.contract.weight_files import find_weight_files
+from model.contract.files.weight_files import find_weight_files
 
 SHARDS = {"safetensors": "model-0000{}-of-00002.safetensors", "bin": "pytorch_model-0000{}-of-00002.bin"}
 # What transformers' from_pretrained looks for, in its order.

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_ranks
 
 DATA = Path(__file__).parent.parent / "data" / "text"
 

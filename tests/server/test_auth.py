@@ -10,7 +10,7 @@ from model.contract.messages import EngineStats
 from server.gates.credentials import Credentials
 from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.rate_limits import RateLimiter
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 BOTH = Credentials.from_secrets(("key-1", "ключ"), "user:pass:word")
 

@@ -11,7 +11,7 @@ import pytest
 from model.contract.errors import CheckpointError
 from server.__main__ import main
 from server.conversion.defaults import GenerationDefaults
-from server.hub import describe_checkpoint, resolve_checkpoint, served_names
+from server.hubs.resolve import describe_checkpoint, resolve_checkpoint, served_names
 from server.settings_sources import load_settings
 from tools.memory.report import find_checkpoint
 
@@ -111,7 +111,7 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
     refs = tmp_path / "hub" / "models--me--tiny" / "refs"
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
-    code = "from server.hub import resolve_checkpoint as r; print(r('me/tiny')); print(r('me/other'))"
+    code = "from server.hubs.resolve import resolve_checkpoint as r; print(r('me/tiny')); print(r('me/other'))"
     environ = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HF_HUB_CACHE": str(tmp_path / "hub")}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert result.stdout.strip() == str(snapshot)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.contract.errors import CheckpointError, ConfigError
-from server import hub
+from server.hubs import resolve as hub
 from tests.conftest import SMALL, sdk_of
 from tests.support.in_process_server import in_process_server
 from tests.support.server_process import Server, ServerProcess

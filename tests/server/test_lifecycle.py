@@ -17,8 +17,8 @@ import httpx
 import openai
 import pytest
 
-from server.logs import JsonFormatter
 from server.run_module import module_command
+from server.telemetry.logs import JsonFormatter
 from tests.conftest import SMALL
 from tests.support.in_process_server import in_process_server
 from tests.support.server_process import ROOT, Server, ServerProcess, running_server

@@ -13,7 +13,7 @@ import pytest
 
 from model.loop.child_process import _TextFormatter
 from server.__main__ import main
-from server.logs import JsonFormatter, TextFormatter
+from server.telemetry.logs import JsonFormatter, TextFormatter
 from tests.support.server_process import ROOT, ServerProcess
 
 
@@ -88,7 +88,7 @@ def test_settings_that_stop_a_start_are_told_in_the_form_of_the_log(
 
 
 def test_whoever_reads_json_gets_nothing_else() -> None:
-    code = "import warnings, server.logs as l; l.configure_logging('info', 'json'); warnings.warn('w'); 1 / 0"
+    code = "import warnings, server.telemetry.logs as l; l.configure_logging('info', 'json'); warnings.warn('w'); 1 / 0"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     warned, ended = map(json.loads, result.stderr.splitlines())
     assert "UserWarning: w" in warned["message"]

@@ -23,8 +23,8 @@ from server.gates.callers import NOBODY, Caller
 from server.gates.limits import BodyBudget, BodyLimitMiddleware
 from server.gates.middleware import RequestContextMiddleware
 from server.gates.request_context import request_id_var, route_path
-from server.metrics import Metrics
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError
 
 Answer = tuple[int, dict[str, str], bytes]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from model.contract.errors import CheckpointError, ConfigError
-from server import hub_download
-from server.hub import describe_checkpoint, resolve_checkpoint
+from server.hubs import download as hub_download
+from server.hubs.resolve import describe_checkpoint, resolve_checkpoint
 from server.settings_sources import load_settings
 from tests.support.server_process import ROOT
 

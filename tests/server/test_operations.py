@@ -22,9 +22,9 @@ from cryptography.x509.oid import NameOID
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from model.contract.errors import ConfigError
-from server import tracing
 from server.__main__ import main
 from server.settings_sources import load_settings
+from server.telemetry import tracing
 from server.tls import tls_from_files
 from tests.conftest import SMALL
 from tests.support.server_process import ROOT, ServerProcess, running_server

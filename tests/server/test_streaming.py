@@ -23,13 +23,13 @@ from server.conversion.generation_request import GenerationRequest
 from server.engine.client import Prompt
 from server.engine.handle import RequestHandle
 from server.gates.direct_body import DirectBody
-from server.metrics import Metrics
 from server.replies import generation
 from server.replies.chat import ChatReply
 from server.replies.completion import CompletionReply
 from server.replies.generation import Generation, TokenUsage
 from server.replies.output_processor import ChoiceDelta
 from server.replies.streaming import Reply, stream_events, whole_reply
+from server.telemetry.metrics import Metrics
 from server.wire.errors import dump_json
 from server.wire.json_list import JsonList
 from tests.support.vocabulary import byte_tokenizer, score

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from model.adapters.reader import read_adapter
 from model.backends.base import GPTQTensors
-from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig
+from model.contract.files.adapter_tensors import linear_shapes
 from model.quantization.gptq import dequantize
 
 PUBLISHED_TARGETS = ("c_attn", "c_proj", "w1", "w2")

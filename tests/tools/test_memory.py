@@ -14,8 +14,8 @@ import torch
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.safetensors_header import read_header
 from model.contract.memory_plan import MemoryPlan, plan_memory
-from model.contract.safetensors_header import read_header
 from model.execution.kv_cache import kv_cache_block_bytes
 from server.__main__ import main
 from tests.support.engine_driver import LoadedModel

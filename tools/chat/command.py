@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from server.demo import ABOUT, DEMO
+from server.hubs.demo import ABOUT, DEMO
 from tools.chat.arguments import DEFAULT_BASE_URL
 from tools.chat.client import ChatClient, Reply
 from tools.chat.commands import Commands

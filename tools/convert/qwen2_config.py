@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.contract.checkpoint_folder import CONVERTED_KEY
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
-from model.contract.json_file import read_json
+from model.contract.files.checkpoint_folder import CONVERTED_KEY
+from model.contract.files.json_file import read_json
 
 _DTYPE_FLAGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _NOT_KEPT = ("auto_map", "quantization_config", "transformers_version", "torch_dtype", "dtype")

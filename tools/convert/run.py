@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from model.contract.errors import CheckpointError
+from model.contract.files.vocabulary import VOCABULARY_FILE, read_vocabulary
+from model.contract.files.weight_files import find_weight_files
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import VOCABULARY_FILE, read_vocabulary
-from model.contract.weight_files import find_weight_files
 from model.quantization.checkpoint_writer import LICENCES, CheckpointWriter, check_target
 from model.quantization.dense_weights import DenseWeights
 from model.quantization.tensor_source import TensorSource

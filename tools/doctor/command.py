@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from server.hub_download import add_hub_arguments
+from server.hubs.download import add_hub_arguments
 from tools.command_line import become
 
 _USUAL = "qwen-7b"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from server.hub import resolve_checkpoint
+from server.hubs.resolve import resolve_checkpoint
 from tools.command_line import become, to_argv
 from tools.export.options import add_arguments
 

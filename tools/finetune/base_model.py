@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from model.contract.checkpoint_folder import MODEL_TYPE
 from model.contract.errors import ConfigError
-from model.contract.json_file import read_json
+from model.contract.files.checkpoint_folder import MODEL_TYPE
+from model.contract.files.json_file import read_json
 from model.contract.tokenizer import Tokenizer
 from tools.convert.names import qwen2_targets
 from tools.convert.options import ConvertOptions

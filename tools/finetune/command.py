@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from model.contract.checkpoint_folder import describe_file
 from model.contract.errors import CheckpointError
-from server.hub import local_folder, resolve_checkpoint
+from model.contract.files.checkpoint_folder import describe_file
+from server.hubs.resolve import local_folder, resolve_checkpoint
 from tools.command_line import become, to_argv
 from tools.finetune.options import add_arguments
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from model.contract.errors import ConfigError, StartupError
-from model.contract.json_file import read_json
+from model.contract.files.json_file import read_json
 from tools.convert.options import ConvertOptions
 from tools.convert.run import convert
 from tools.finetune.base_model import compute_dtype, load_model, read_tokenizer, uses_gpu, working_copy

@@ -7,7 +7,7 @@ import re
 
 from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
 from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
-from server.hub_download import add_hub_arguments
+from server.hubs.download import add_hub_arguments
 from server.sizes import parse_size
 from tools.command_line import number, positive
 

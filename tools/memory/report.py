@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.safetensors_header import read_header
+from model.contract.files.weight_files import find_weight_files
 from model.contract.gguf.file import is_gguf, read_gguf
 from model.contract.memory_plan import MemoryPlan, plan_memory
-from model.contract.safetensors_header import read_header
-from model.contract.weight_files import find_weight_files
-from server.hub import describe_checkpoint, local_folder
-from server.hub_download import Hub
+from server.hubs.download import Hub
+from server.hubs.resolve import describe_checkpoint, local_folder
 from server.wire.errors import dump_json
 from tools.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape, short_name
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from server.hub import folder_here, resolve_checkpoint
-from server.hub_download import download
+from server.hubs.download import download
+from server.hubs.resolve import folder_here, resolve_checkpoint
 from tools.command_line import become, to_argv
 from tools.merge.options import add_arguments
 

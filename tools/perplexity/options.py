@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from server.demo import DEMO
+from server.hubs.demo import DEMO
 from tools.command_line import positive
 
 DESCRIPTION = (

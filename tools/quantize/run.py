@@ -19,10 +19,10 @@ import torch
 from tqdm import tqdm
 
 from model.backends import find_device
-from model.contract.adapter_tensors import linear_shapes
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
-from model.contract.json_file import read_json
+from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.json_file import read_json
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.quantization.block_stages import STAGES, CalibrationRun, Weights

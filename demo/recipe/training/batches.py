@@ -18,8 +18,8 @@ from torch import Tensor
 from demo.recipe.corpus.document import HEARD, encode_document
 from demo.recipe.corpus.stream import make_document
 from demo.recipe.training.attention_targets import find_hints
+from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_ranks
 
 EVEN_TOKENS = 64  # documents with more learned tokens weigh less a token, those with fewer more
 # What is only heard teaches words at first. Later it is two thirds of the loss and nothing more to learn from: then

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from demo.recipe.training.grid import GRID_STEPS, round_to_grid
 from demo.recipe.training.model import ModelConfig, QwenForTraining
+from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_ranks
 
 
 def config_json(config: ModelConfig) -> dict[str, object]:

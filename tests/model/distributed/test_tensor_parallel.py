@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from demo.random_checkpoint import write
 from model.adapters.low_rank import LowRankUpdate
 from model.backends.torch_backend import TorchBackend
-from model.contract.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig, LoadAdapter
+from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.files.vocabulary import read_vocabulary
 from model.contract.tokenizer import Tokenizer
-from model.contract.vocabulary import read_vocabulary
 from model.quantization import checkpoint_writer
 from model.quantization.dense_weights import DenseWeights
 from prompts import chatml, segments

@@ -11,9 +11,9 @@ import re
 from pathlib import Path, PurePosixPath
 
 from model.contract.errors import CheckpointError
+from model.contract.files.json_file import read_json
+from model.contract.files.safetensors_header import read_header
 from model.contract.gguf.file import is_gguf
-from model.contract.json_file import read_json
-from model.contract.safetensors_header import read_header
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.errors import AdapterError, CheckpointError
-from model.contract.json_file import read_json
+from model.contract.files.json_file import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 1 << 20

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
+from model.contract.files.json_file import read_json
 from model.contract.gguf.file import is_gguf, is_later_shard
-from model.contract.json_file import read_json
 
 MODEL_TYPE = "qwen"
 # Of a config.json that `qwen-server convert` wrote: what transformers' Qwen2 layout has no words for.

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.contract.adapter_config import SAVED_MODULES, AdapterConfig
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
+from model.contract.files.adapter_config import SAVED_MODULES, AdapterConfig
 
 # What peft and those who train with it put in front of names.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module\.|_orig_mod\.|module\.)*(?:base_model\.model\.)?")

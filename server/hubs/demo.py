@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 DEMO = "qwen-demo"
-_FOLDER = Path(__file__).resolve().parents[1] / "demo"
+_FOLDER = Path(__file__).resolve().parents[2] / "demo"
 _FOLDERS = {DEMO: _FOLDER / "checkpoint", f"{DEMO}-int4": _FOLDER / "checkpoint-int4"}
 ABOUT = (
     "a demo of 6 million parameters: it chats a little, does sums and calls tools, and knows next to nothing;"

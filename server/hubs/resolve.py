@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from model.contract.adapter_config import ADAPTER_CONFIG
-from model.contract.checkpoint_folder import describe_file, gguf_in, require_checkpoint
 from model.contract.errors import AdapterError, CheckpointError, ConfigError
+from model.contract.files.adapter_config import ADAPTER_CONFIG
+from model.contract.files.checkpoint_folder import describe_file, gguf_in, require_checkpoint
 from model.contract.gguf.file import is_gguf
-from server.demo import demo_folder, demo_name
-from server.hub_download import Hub, download
+from server.hubs.demo import demo_folder, demo_name
+from server.hubs.download import Hub, download
 
 _SMALL_FILES = (
     "config.json",

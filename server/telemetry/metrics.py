@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from model.contract.messages import EngineStats
-from server.request_metrics import LATENCY_BUCKETS_S, RequestFamilies, RequestMetrics
+from server.telemetry.request_metrics import LATENCY_BUCKETS_S, RequestFamilies, RequestMetrics
 from server.version import server_version
 
 _STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
+from model.contract.files.json_file import read_json
 from model.contract.gguf.checkpoint import gguf_ranks
 from model.contract.gguf.file import is_gguf
-from model.contract.json_file import read_json
 
 logger = logging.getLogger(__name__)
 

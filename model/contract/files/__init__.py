@@ -1,0 +1,1 @@
+"""The files of checkpoints and adapters, read without torch."""

@@ -1,0 +1,1 @@
+"""Where checkpoints and adapters are: folders, hubs, the demo that comes along."""
