@@ -11,11 +11,12 @@ import logging
 import sys
 from typing import Any
 
+import msgspec
 import torch
 
 from model.backends import examine_kernels, find_device, make_backend, why_no_kernels
 from model.backends.exam import KernelExam
-from model.contract.config import ModelConfig, QuantizationConfig, StoredWeights
+from model.contract.config import ModelConfig
 from model.contract.errors import StartupError
 from model.contract.memory_plan import plan_memory
 from model.contract.parallel import possible_sizes
@@ -99,15 +100,6 @@ def _kernel(exam: KernelExam, limits: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _read_config(text: str) -> ModelConfig:
-    fields = json.loads(text)
-    if fields["quantization"] is not None:
-        fields["quantization"] = QuantizationConfig(**fields["quantization"])
-    if fields["stored_weights"] is not None:
-        fields["stored_weights"] = StoredWeights(*map(tuple, fields["stored_weights"]))
-    return ModelConfig(**{**fields, "remarks": tuple(fields["remarks"])})
-
-
 def main() -> int:
     """The command; its status is 1 where something does not work."""
     parser = argparse.ArgumentParser(description="Started by `qwen-server doctor`, not by hand.")
@@ -124,7 +116,8 @@ def main() -> int:
         return 1
     torch.manual_seed(0)
     with torch.inference_mode():
-        report = examine(_read_config(arguments.config), arguments.shape, device, is_given=arguments.given)
+        config = msgspec.json.decode(arguments.config, type=ModelConfig)
+        report = examine(config, arguments.shape, device, is_given=arguments.given)
     print(json.dumps(report, indent=1) if arguments.json else as_text(report))
     return int(any(advice["is_problem"] for advice in report["advice"]))
 
