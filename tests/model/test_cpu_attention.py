@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.backends import torch_backend
+from model.backends.cpu import attention as cpu_attention
 from model.backends.cpu.attention import StepAttention, attention_code
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -94,7 +95,8 @@ def exact(qkv: torch.Tensor, head_dim: int, half: int, window: int = LENGTH) -> 
 
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype", "tolerance", "head_dim", "half", "block_size"),
-    [(*kind, *shape) for kind, shape in zip(KINDS, SHAPES, strict=True)] + [(*KINDS[1], 20, 8, 4)],
+    [(*kind, *shape) for kind, shape in zip(KINDS, SHAPES, strict=True)]
+    + [(*KINDS[1], 20, 8, 4), (*KINDS[3], 20, 8, 4)],
 )
 def test_exact_and_the_same_in_chunks_of_any_size(
     dtype: torch.dtype, cache_dtype: torch.dtype, tolerance: float, head_dim: int, half: int, block_size: int
@@ -122,6 +124,21 @@ def test_a_window_is_a_plain_mask_and_the_same_in_chunks_of_any_size(
         assert torch.equal(attend(qkv, chunks, cache_dtype, head_dim, half, block_size, window), whole), chunks
     unbounded = attend(qkv, [LENGTH], cache_dtype, head_dim, half, block_size, LENGTH)
     assert torch.equal(unbounded, attend(qkv, [LENGTH], cache_dtype, head_dim, half, block_size))
+
+
+def test_an_int8_cache_without_products_of_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processors without AVX512-VNNI do; next to it the integers are as near to the truth."""
+    qkv = torch.randn(LENGTH, 3 * HEADS * 36)
+    errors = []
+    for has_them in (cpu_attention.has_integer_products(), False):
+        cpu_attention._compile.cache_clear()
+        monkeypatch.setattr(cpu_attention, "has_integer_products", lambda has_them=has_them: has_them)
+        whole = attend(qkv, [LENGTH], torch.int8, 36, 18, 4)
+        assert torch.equal(attend(qkv, [70, 1, 1, 133], torch.int8, 36, 18, 4), whole)
+        errors.append(float((whole.double() - exact(qkv, 36, 18)).abs().max()))
+    cpu_attention._compile.cache_clear()
+    assert max(errors) <= 3e-2
+    assert max(errors) <= 1.2 * min(errors)
 
 
 def test_peaked_and_flat_scores() -> None:
