@@ -108,7 +108,7 @@ def test_long_stop_strings_cost_no_more_than_the_text() -> None:
     # Each stop nearly matches at every character; trying them one by one would take minutes.
     stops = ["a" * 2000 + chr(ord("b") + i) for i in range(16)]
     matcher = StopMatcher(StopStrings(stops))
-    started = time.perf_counter()
+    started = time.process_time()
     shown = sum(len(matcher.push("a")) for _ in range(100_000))
     assert shown == 98_000
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
