@@ -102,9 +102,7 @@ def _parts(content: str | Sequence[ContentPart], where: str, kind: str) -> list[
         return [_part(kind, content)]
     parts = []
     for number, part in enumerate(content):
-        text = part.text if part.type in ("text", "input_text", "output_text") else None
-        if part.type == "refusal":
-            text = part.refusal
+        text = part.readable_text()
         if text is None:
             raise InvalidRequestError(
                 f"'{where}[{number}]' of type {part.type[:40]!r} cannot be read: these models read text only; send"

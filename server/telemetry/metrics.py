@@ -14,6 +14,7 @@ from server.telemetry.request_metrics import LATENCY_BUCKETS_S, RequestFamilies,
 from server.version import server_version
 
 _STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_TOTALS = [name for name in EngineStats.__struct_fields__ if name.endswith("_total")]
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -94,15 +95,7 @@ class _EngineCollector(Collector):
 
 
 def _sum_totals(a: EngineStats, b: EngineStats) -> EngineStats:
-    return EngineStats(
-        num_preemptions_total=a.num_preemptions_total + b.num_preemptions_total,
-        prefix_cache_queries_total=a.prefix_cache_queries_total + b.prefix_cache_queries_total,
-        prefix_cache_hits_total=a.prefix_cache_hits_total + b.prefix_cache_hits_total,
-        num_steps_total=a.num_steps_total + b.num_steps_total,
-        num_drafts_total=a.num_drafts_total + b.num_drafts_total,
-        num_draft_tokens_total=a.num_draft_tokens_total + b.num_draft_tokens_total,
-        num_accepted_tokens_total=a.num_accepted_tokens_total + b.num_accepted_tokens_total,
-    )
+    return EngineStats(**{name: getattr(a, name) + getattr(b, name) for name in _TOTALS})
 
 
 class Metrics:

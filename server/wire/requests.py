@@ -266,6 +266,12 @@ class ContentPart(WireModel):
     text: str | None = None
     refusal: str | None = None
 
+    def readable_text(self) -> str | None:
+        """Returns its text; None where it is something else."""
+        if self.type == "refusal":
+            return self.refusal
+        return self.text if self.type in ("text", "input_text", "output_text") else None
+
 
 class FunctionCallField(WireModel):
     """A function and its arguments as the model wrote them."""
