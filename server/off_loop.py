@@ -1,4 +1,4 @@
-"""Work whose size a request chooses, done on threads: the event loop is everybody's.
+"""Runs work whose size a request chooses on threads, so that it does not block the event loop for all others.
 
 What belongs to a small request is done at once, which is faster than a thread. The rest waits for one of two pools, so
 that very large requests keep only each other waiting. In both, what came first is finished first: pieces of one request

@@ -1,4 +1,4 @@
-"""Chooses the backend of a device. The only door to CUDA for the rest of the engine."""
+"""Chooses the backend of a device. The rest of the engine reaches CUDA through this module only."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def require_divisible(config: ModelConfig, size: int, num_stages: int) -> None:
 
 
 def share_of_config(config: ModelConfig, size: int, layers: range) -> ModelConfig:
-    """The numbers of a rank's part: its layers, heads and columns; the hidden states are everybody's."""
+    """The numbers of a rank's part: its layers, heads and columns; every rank has all hidden states."""
     return replace(
         config,
         num_layers=len(layers),

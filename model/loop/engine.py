@@ -287,7 +287,7 @@ class Engine:
         )
 
     def _step_guarded(self) -> list[SequenceOutput]:
-        """Plans a step, runs it and waits for it; who makes it fail goes alone."""
+        """Plans a step, runs it and waits for it; where it fails, the sequence at fault ends and the others go on."""
         batch = self._plan()
         if not batch:
             return []

@@ -1,4 +1,4 @@
-"""Decides whether a request may wait for the engine, and when one that may not should come back.
+"""Decides whether a request may wait for the engine, and says when a refused one may try again.
 
 The queue is bounded in requests and in prompt tokens. A request is looked at twice: when its headers are there, by the
 size of its body, so that a full server spends nothing on it; and when its prompt is known, exactly.
@@ -51,7 +51,7 @@ class StartRate:
 
 
 class Admission:
-    """The door to the queue.
+    """Bounds the queue.
 
     Args:
         engine: knows who waits.

@@ -35,7 +35,7 @@ class Caller(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """Whose what it stores is: its key's; where no key is asked for, everybody's."""
+        """The owner of what it stores: its key; without keys all callers are one owner, named by the empty text."""
         return self.name if self.has_key else ""
 
 

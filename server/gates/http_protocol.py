@@ -1,4 +1,4 @@
-"""uvicorn's HTTP parser, with the patience it lacks an end to: for heads of requests, and for clients that do not read.
+"""uvicorn's HTTP protocol with limits that it lacks: on heads of requests, and on clients that do not read.
 
 The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
 stream and its place in the engine. It also drops the body of a request that offers another protocol, as every request

@@ -1,7 +1,7 @@
 """Refuses grammars that cannot be used before their requests are accepted.
 
-The engine compiles on its own; this is the bouncer at the door. Each grammar is tried out once, in a process that
-can be ended (grammar_worker): a hostile schema costs its sender a 400 and nobody else a step.
+The engine compiles grammars again. Each is tried here first, once, in a process that can be ended (worker.py), so that
+a hostile schema costs its sender a 400 and nobody else a step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One request being generated: from the engine's outputs to deltas of text, until it ends in whatever way.
+"""Generates one request: turns the engine's outputs into deltas of text, until the request ends.
 
 Streams and unstreamed replies both consume `Generation.deltas`; closing it frees the request's place in the engine.
 """
