@@ -212,9 +212,14 @@ class BlockManager:
                 self._node_of_block[block] = self._num_nodes
             chain.append(self._node_of_block[block])
 
-    def release_passed(self, seq: Sequence) -> None:
-        """Takes back the blocks that no layer will read again; call after `commit`."""
-        num_passed = self._num_passed(seq.num_computed_tokens)
+    def release_passed(self, seq: Sequence, num_settled_tokens: int) -> None:
+        """Takes back the blocks that no layer will read again; call after `commit`, and once followers have theirs.
+
+        Args:
+            seq: the sequence.
+            num_settled_tokens: computed in steps that are settled; what is in flight may be shared with followers yet.
+        """
+        num_passed = self._num_passed(min(num_settled_tokens, seq.num_computed_tokens))
         if num_passed > seq.num_passed_blocks:
             passed = slice(seq.num_passed_blocks, num_passed)
             self._release(seq.block_table[passed])
@@ -258,7 +263,8 @@ class BlockManager:
         for seq in sequences:
             held = seq.held_blocks
             require(len(set(held)) == len(held) and NO_BLOCK not in held, f"a block twice in {seq}")
-            num_passed = self._num_passed(seq.num_computed_tokens)
+            # A block more than is read is kept, but not by those who share the start of another.
+            num_passed = self._num_passed(seq.num_computed_tokens + self.block_size)
             require(seq.num_passed_blocks <= num_passed, f"a block that is read is gone from {seq}")
             for block in held:
                 counts[block] += 1

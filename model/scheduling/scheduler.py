@@ -257,7 +257,7 @@ class Scheduler:
                     self.block_manager.commit(seq)
                 if has_followers and end >= seq.num_prompt_tokens:
                     self.residents.release_followers(seq)
-                self.block_manager.release_passed(seq)
+                self.block_manager.release_passed(seq, end + max(0, len(token_ids) - 1))
             if entry.needs_sampling:
                 update = self._judge(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
             elif end == seq.num_tokens:

@@ -265,11 +265,11 @@ def test_check_integrity_notices_a_block_that_is_given_back_too_early() -> None:
     manager = BlockManager(16, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=8)
     seq = make_sequence(list(range(12)))
     compute(manager, seq)
-    manager.release_passed(seq)
+    manager.release_passed(seq, seq.num_tokens)
     assert (seq.num_passed_blocks, manager.num_free_blocks) == (3, 13)
     manager.check_integrity([seq])
-    manager._release(seq.block_table[3:4])
-    seq.block_table[3], seq.num_passed_blocks = NO_BLOCK, 4
+    manager._release(seq.block_table[3:5])
+    seq.block_table[3:5], seq.num_passed_blocks = [NO_BLOCK] * 2, 5
     with pytest.raises(RuntimeError, match="a block that is read is gone"):
         manager.check_integrity([seq])
 

@@ -76,6 +76,8 @@ def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int)
     settings: dict[str, Any] = {
         "num_blocks": num_blocks, "block_size": 4, "max_model_len": 110, "max_num_seqs": 8, "max_num_batched_tokens": 24
     }  # fmt: skip
+    if seed == 2:
+        settings["attention_window"] = (12, 20)
     expected = run_staggered(make_driver(tiny_checkpoint, **settings), requests, seed)
     driver = make_driver(tiny_checkpoint, **settings, run_ahead=True)
     found = run_staggered(driver, requests, seed)
@@ -87,7 +89,7 @@ def test_replies_are_the_same(tiny_checkpoint: Path, seed: int, num_blocks: int)
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
         if reply.prompt_logprobs is not None:
             assert len(found[seq_id].prompt_logprobs or []) == len(reply.prompt_logprobs)
-    if num_blocks == 28:
+    if num_blocks == 28 and seed != 2:  # what windows have passed leaves room for all
         assert driver.stats.num_preemptions_total > 0
 
 

@@ -258,14 +258,15 @@ def test_packed_weights(kind: str, wide_checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_windows(four_heads: Path) -> None:
-    """In a pool that is smaller than the longest sequence, whose passed blocks all ranks give back alike."""
+    """In a pool smaller than the longest sequence, whose passed blocks all ranks give back; each stage has its own."""
     changes: dict[str, Any] = {"attention_window": (20, 31), "max_model_len": 160, "max_num_batched_tokens": 8}
     plan = [{**request, "length": 120} for request in PLAN]
     replies = []
-    for size in (1, 2):
-        with driver_on(size, four_heads, num_blocks=24, block_size=4, **changes) as driver:
+    for size, num_stages in ((1, 1), (2, 1), (1, 2)):
+        with driver_on(size, four_heads, num_stages=num_stages, num_blocks=24, block_size=4, **changes) as driver:
             replies.append(run(driver, plan))
     assert_same(replies[1], replies[0])
+    assert_same(replies[2], replies[0])
 
 
 def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
