@@ -56,7 +56,7 @@ def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_of_a_command_s_name_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(command, "_chat", lambda arguments: asked.append(arguments["checkpoint"]) or 0)
+    monkeypatch.setattr("tools.chat.command.run", lambda arguments: asked.append(arguments.checkpoint) or 0)
     for name in command_names(command.build_parser()):
         (tmp_path / name).mkdir()
     assert command.main(["chat", "serve"]) == 0

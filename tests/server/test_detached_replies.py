@@ -160,7 +160,7 @@ def in_the_background(
     reply = ResponsesReply(None, new.response, 1, tokenizer)
     reply.add([ChoiceDelta(0, "Hello")])
     services = cast(Any, SimpleNamespace(off_loop=OffLoop()))
-    return Background(services, cast(Any, SimpleNamespace(kept=SimpleNamespace(write=write)))), new, reply
+    return Background(services, cast(Any, SimpleNamespace(stored=SimpleNamespace(write=write)))), new, reply
 
 
 async def test_a_response_ends_also_where_it_has_no_room() -> None:

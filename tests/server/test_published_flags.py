@@ -47,7 +47,7 @@ def test_a_checkpoint_in_a_command_s_place_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served = []
-    monkeypatch.setattr(command, "_serve", lambda arguments: served.append(arguments["model"]) or 0)
+    monkeypatch.setattr(command, "_serve", lambda arguments: served.append(arguments.model) or 0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     for name in (str(tmp_path), "me/tiny", "model"):
