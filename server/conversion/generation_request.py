@@ -17,12 +17,12 @@ class GenerationRequest:
         prompts: one or more, each continued n times.
         n: choices a prompt; choice p * n + i continues prompt p.
         stops: strings that end a choice.
-        include_stop: leave what ended a choice in its text.
+        include_stop_str_in_output: leave what ended a choice in its text.
         priority: lower is served first.
         cache_salt: cached prompt starts are shared only where it is equal; empty with all of the caller's.
-        num_top_logprobs: alternatives to report a token; None reports no log-probabilities.
+        num_logprobs: alternatives to report a token; None reports no log-probabilities.
         num_prompt_logprobs: alternatives to report a token of the prompts; None reports none of them.
-        names_are_ids: in log-probabilities, name tokens by their ids.
+        return_tokens_as_token_ids: in log-probabilities, name tokens by their ids.
         return_token_ids: report ids too.
         show_special_tokens: control tokens are part of the text, by name.
         echo_texts: for each prompt what is repeated in front of its choices; empty without echo.
@@ -33,12 +33,12 @@ class GenerationRequest:
     prompts: tuple[Prompt, ...]
     n: int = 1
     stops: tuple[str, ...] = ()
-    include_stop: bool = False
+    include_stop_str_in_output: bool = False
     priority: int = 0
     cache_salt: str = ""
-    num_top_logprobs: int | None = None
+    num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    names_are_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     return_token_ids: bool = False
     show_special_tokens: bool = False
     echo_texts: tuple[str, ...] = ()

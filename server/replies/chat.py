@@ -127,8 +127,9 @@ class ChatReply(ChunkReply):
 
     def _logprobs(self, entries: list[TokenEntry]) -> JsonDict:
         request = self._request
-        num_top = request.num_top_logprobs or 0
-        content = text_logprobs(entries, num_top, self._tokenizer, names_are_ids=request.names_are_ids)
+        num_top = request.num_logprobs or 0
+        as_ids = request.return_tokens_as_token_ids
+        content = text_logprobs(entries, num_top, self._tokenizer, return_tokens_as_token_ids=as_ids)
         return {"content": content, "refusal": None}
 
     def add_chunk(self, chunk: JsonDict) -> None:
@@ -169,7 +170,7 @@ class ChatReply(ChunkReply):
         choice: JsonDict = {
             "index": index,
             "message": {"role": "assistant", "content": "", "refusal": None},
-            "logprobs": None if self._request.num_top_logprobs is None else {"content": None, "refusal": None},
+            "logprobs": None if self._request.num_logprobs is None else {"content": None, "refusal": None},
             "finish_reason": None,
             "stop_reason": None,
         }

@@ -55,7 +55,7 @@ class ChunkReply(ABC):
             "model": model,
         }
         self._begun = [False] * request.num_choices
-        tells_more = self._usage_so_far or request.return_token_ids or request.num_top_logprobs is not None
+        tells_more = self._usage_so_far or request.return_token_ids or request.num_logprobs is not None
         self._has_plain_events = not tells_more
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 

@@ -36,7 +36,7 @@ class CompletionReply(ChunkReply):
         first = not self._begun[index]
         self._begun[index] = True
         text = delta.text
-        logprobs = _new_logprobs() if request.num_top_logprobs is not None else None
+        logprobs = _new_logprobs() if request.num_logprobs is not None else None
         if first and request.echo_texts:
             text = request.echo_texts[index // request.n] + text
             if logprobs is not None:
@@ -81,7 +81,8 @@ class CompletionReply(ChunkReply):
 
     def _add_tokens(self, logprobs: JsonDict, index: int, entries: list[TokenEntry]) -> None:
         for token_id, shown, score in entries:
-            whole = self._request.names_are_ids or shown is None or shown == self._tokenizer.token_bytes(token_id)
+            is_whole = shown is None or shown == self._tokenizer.token_bytes(token_id)
+            whole = is_whole or self._request.return_tokens_as_token_ids
             logprobs["tokens"].append(self._name(token_id) if whole else _text_or_bytes(shown or b""))
             logprobs["text_offset"].append(self._num_chars[index])
             logprobs["token_logprobs"].append(score.logprob)
@@ -90,14 +91,14 @@ class CompletionReply(ChunkReply):
 
     def _top(self, token_id: int, score: TokenLogprob) -> dict[str, float]:
         """The most likely tokens, and the token itself where it is not among them."""
-        count = self._request.num_top_logprobs or 0
+        count = self._request.num_logprobs or 0
         top = dict(zip(map(self._name, score.top_ids[:count]), score.top_logprobs[:count], strict=True))
         top.setdefault(self._name(token_id), score.logprob)
         return top
 
     def _name(self, token_id: int) -> str:
         """A token's text, or else something that no other token shares: these names are keys."""
-        if self._request.names_are_ids:
+        if self._request.return_tokens_as_token_ids:
             return f"token_id:{token_id}"
         token_bytes = self._tokenizer.token_bytes(token_id)
         if token_bytes:
@@ -131,7 +132,7 @@ class CompletionReply(ChunkReply):
         choice: JsonDict = {
             "index": index,
             "text": "",
-            "logprobs": None if self._request.num_top_logprobs is None else {k: JsonList() for k in _new_logprobs()},
+            "logprobs": None if self._request.num_logprobs is None else {k: JsonList() for k in _new_logprobs()},
             "finish_reason": None,
             "stop_reason": None,
         }

@@ -114,10 +114,10 @@ class Generation:
             index,
             tokenizer,
             stops=self._stops,
-            include_stop=request.include_stop,
+            include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=sampling.min_tokens,
             stop_token_ids=sampling.stop_token_ids,
-            with_logprobs=request.num_top_logprobs is not None,
+            with_logprobs=request.num_logprobs is not None,
             show_special_tokens=request.show_special_tokens,
             parser=None if request.new_parser is None else request.new_parser(),
         )
@@ -215,7 +215,7 @@ class Generation:
         num_tokens = len(output.token_ids)
         if output.prompt_logprobs is not None:
             num_tokens += len(output.prompt_logprobs)
-        return num_tokens * (1 + (self.request.num_top_logprobs or 0))
+        return num_tokens * (1 + (self.request.num_logprobs or 0))
 
     async def _next(self, take: Taker | None) -> News:
         if self._timeout_s is None:

@@ -12,7 +12,7 @@ JsonDict = dict[str, Any]
 
 
 def text_logprobs(
-    entries: Sequence[TokenEntry], num_top: int, tokenizer: Tokenizer, *, names_are_ids: bool = False
+    entries: Sequence[TokenEntry], num_top: int, tokenizer: Tokenizer, *, return_tokens_as_token_ids: bool = False
 ) -> list[JsonDict]:
     """Returns an object for each token that is shown.
 
@@ -20,15 +20,15 @@ def text_logprobs(
         entries: of the text.
         num_top: alternatives to report.
         tokenizer: names them.
-        names_are_ids: name tokens by their ids.
+        return_tokens_as_token_ids: name tokens by their ids.
     """
 
     def name(token_id: int) -> str:
-        return f"token_id:{token_id}" if names_are_ids else tokenizer.token_name(token_id)
+        return f"token_id:{token_id}" if return_tokens_as_token_ids else tokenizer.token_name(token_id)
 
     def report(entry: TokenEntry, shown: bytes) -> JsonDict:
         score = entry.logprob
-        whole = names_are_ids or shown == tokenizer.token_bytes(entry.token_id)
+        whole = return_tokens_as_token_ids or shown == tokenizer.token_bytes(entry.token_id)
         return {
             "token": name(entry.token_id) if whole else shown.decode("utf-8", errors="replace"),
             "logprob": score.logprob,

@@ -65,7 +65,7 @@ class ChoiceProcessor:
         index: of the choice.
         tokenizer: of the checkpoint.
         stops: strings that end it, in text that is shown; a call is none.
-        include_stop: leave what ended it (a stop string, or an ordinary token) in the text.
+        include_stop_str_in_output: leave what ended it (a stop string, or an ordinary token) in the text.
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
         with_logprobs: pair the text with its tokens.
@@ -83,7 +83,7 @@ class ChoiceProcessor:
         tokenizer: Tokenizer,
         *,
         stops: StopStrings | None = None,
-        include_stop: bool = False,
+        include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
         stop_token_ids: tuple[int, ...] = (),
         with_logprobs: bool = False,
@@ -94,8 +94,8 @@ class ChoiceProcessor:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, show_special_tokens=show_special_tokens)
         self._show_special_tokens = show_special_tokens
-        self._matcher = None if stops is None else StopMatcher(stops, include_stop)
-        self._include_stop = include_stop
+        self._matcher = None if stops is None else StopMatcher(stops, include_stop_str_in_output)
+        self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._stop_token_ids = stop_token_ids
         self._aligner = TokenAligner() if with_logprobs else None

@@ -91,7 +91,7 @@ class ResponsesReply:
         if request is not None:
             sampling = request.prompts[0].sampling
             self.response |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        self._num_top = 0 if request is None else request.num_top_logprobs or 0
+        self._num_top = 0 if request is None else request.num_logprobs or 0
         self._custom_tools = frozenset[str]() if request is None else request.custom_tools
         self._tokenizer = tokenizer
         self._namespaces = {tool["name"] for tool in response["tools"] if tool.get("type") == "namespace"}

@@ -11,6 +11,7 @@ import torch
 from model.backends import torch_backend
 from model.backends.cpu import attention as cpu_attention
 from model.backends.cpu.attention import StepAttention, attention_code
+from model.backends.cpu.jit import has_integer_products
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 from model.scheduling.sequence import NO_BLOCK
@@ -130,7 +131,7 @@ def test_an_int8_cache_without_products_of_integers(monkeypatch: pytest.MonkeyPa
     """What processors without AVX512-VNNI do; next to it the integers are as near to the truth."""
     qkv = torch.randn(LENGTH, 3 * HEADS * 36)
     errors = []
-    for has_them in (cpu_attention.has_integer_products(), False):
+    for has_them in (has_integer_products(), False):
         cpu_attention._compile.cache_clear()
         monkeypatch.setattr(cpu_attention, "has_integer_products", lambda has_them=has_them: has_them)
         whole = attend(qkv, [LENGTH], torch.int8, 36, 18, 4)

@@ -88,7 +88,8 @@ def test_what_is_held_back_is_no_more_than_needed() -> None:
 
 
 def test_the_stop_string_can_be_included() -> None:
-    processor = ChoiceProcessor(0, TOKENIZER, stops=StopStrings(["ll"]), include_stop=True, with_logprobs=True)
+    stops = StopStrings(["ll"])
+    processor = ChoiceProcessor(0, TOKENIZER, stops=stops, include_stop_str_in_output=True, with_logprobs=True)
     delta = run(processor, outputs([list(b"hello")]))
     assert (delta.text, shown(delta), delta.stop_reason) == ("hell", b"hell", "ll")
 
@@ -136,7 +137,9 @@ def test_the_ending_token_is_not_shown_but_counted() -> None:
 
 def test_an_ordinary_stop_token_is_hidden_unless_asked_for() -> None:
     for include, expected in ((False, "ab"), (True, "abc")):
-        processor = ChoiceProcessor(0, TOKENIZER, include_stop=include, stop_token_ids=(99,), with_logprobs=True)
+        processor = ChoiceProcessor(
+            0, TOKENIZER, include_stop_str_in_output=include, stop_token_ids=(99,), with_logprobs=True
+        )
         delta = run(processor, outputs([list(b"abc")], "stop", stop_token_id=99))
         assert (delta.text, delta.stop_reason, shown(delta)) == (expected, 99, expected.encode())
 

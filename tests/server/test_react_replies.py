@@ -40,7 +40,7 @@ def replied(
     """The folded reply, having checked that the stream says the same."""
     request = GenerationRequest(
         prompts=(Prompt([1], SamplingParams(max_tokens=99)),),
-        num_top_logprobs=1,
+        num_logprobs=1,
         return_token_ids=True,
     )
     processor = ChoiceProcessor(

@@ -121,7 +121,7 @@ def join_chat(chunks: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
 
 
 def check_chat(n: int, batches: list[list[SequenceOutput]], turns: Sequence[bool] = (False,), **wishes: Any) -> None:
-    request = request_for(n, num_top_logprobs=1, return_token_ids=True, **wishes)
+    request = request_for(n, num_logprobs=1, return_token_ids=True, **wishes)
 
     async def both() -> None:
         chat = ChatReply(request, "m", TOKENIZER, include_usage=True)
@@ -195,8 +195,9 @@ def test_joined_stream_equals_unstreamed_reply(
     scripts = [outputs_of(ids, index, end, sizes) for index, (ids, end, sizes) in enumerate(choices)]
     everything = [o for step in itertools.zip_longest(*scripts) for o in step if o is not None]
     batches = [everything[i : i + batch_size] for i in range(0, len(everything), batch_size)]
-    check_chat(len(choices), batches, turns, stops=tuple(stops), include_stop=include_stop)
-    asyncio.run(check_plain(len(choices), batches, turns, stops=tuple(stops), include_stop=include_stop))
+    options = {"stops": tuple(stops), "include_stop_str_in_output": include_stop}
+    check_chat(len(choices), batches, turns, **options)
+    asyncio.run(check_plain(len(choices), batches, turns, **options))
 
 
 async def check_plain(n: int, batches: list[list[SequenceOutput]], turns: Sequence[bool], **wishes: Any) -> None:
@@ -216,7 +217,7 @@ def test_completion_stream_equals_unstreamed_reply_with_echo_and_scores() -> Non
     request = GenerationRequest(
         prompts=(Prompt(list(b"Hi"), sampling), Prompt(list(b"yo"), sampling)),
         n=2,
-        num_top_logprobs=1,
+        num_logprobs=1,
         return_token_ids=True,
         echo_texts=("Hi", "yo"),
         stops=("zz",),
@@ -367,7 +368,7 @@ def test_stop_strings_are_made_ready_once_however_many_choices_there_are(monkeyp
 async def test_what_came_at_once_is_not_worked_off_in_one_go() -> None:
     """Choices by the thousand, or tokens that nobody read for a while: in between the others have their turn."""
     outputs = [SequenceOutput(i % 8, [ord("a")], logprobs=[score(ord("a"))]) for i in range(4000)]
-    script = Script(request_for(8, num_top_logprobs=5), [outputs + [SequenceOutput(i, [], "length") for i in range(8)]])
+    script = Script(request_for(8, num_logprobs=5), [outputs + [SequenceOutput(i, [], "length") for i in range(8)]])
     for output in script.batches[0]:
         script.handle.deliver(output)
     turns = 0
@@ -399,7 +400,7 @@ async def test_the_scores_of_a_long_prompt_are_written_on_a_thread() -> None:
     for length in (3, 2000):
         for is_whole in (False, True):
             prompt = Prompt([65] * length, SamplingParams(max_tokens=1, num_prompt_logprobs=0))
-            request = GenerationRequest(prompts=(prompt,), num_top_logprobs=0, echo_texts=("A" * length,))
+            request = GenerationRequest(prompts=(prompt,), num_logprobs=0, echo_texts=("A" * length,))
             output = SequenceOutput(0, [], "length", prompt_logprobs=[score(65)] * (length - 1))
             script = Script(request, [[output]])
             reply = Noting(request, "m", TOKENIZER)

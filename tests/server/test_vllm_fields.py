@@ -90,11 +90,11 @@ def script_of(request: GenerationRequest, *ids: int) -> Script:
 
 def request_of(**wishes: Any) -> GenerationRequest:
     prompt = Prompt(list(b"Hi"), SamplingParams(max_tokens=100))
-    return GenerationRequest(prompts=(prompt,), num_top_logprobs=2, **wishes)
+    return GenerationRequest(prompts=(prompt,), num_logprobs=2, **wishes)
 
 
 async def test_tokens_are_named_by_their_ids() -> None:
-    request = request_of(names_are_ids=True)
+    request = request_of(return_tokens_as_token_ids=True)
     ids = [97, 0xF0, 511]
     completed = await whole(script_of(request, *ids), CompletionReply(request, "m", TOKENIZER))
     logprobs = completed["choices"][0]["logprobs"]
@@ -129,7 +129,7 @@ async def test_control_tokens_are_text_where_asked_for(writer: Any, show: bool) 
 @pytest.mark.parametrize("ask", [chat, completion])
 async def test_the_wishes_reach_the_reply(ask: Any) -> None:
     asked = await ask(skip_special_tokens=False, return_tokens_as_token_ids=True, prompt_logprobs=4)
-    assert (asked.show_special_tokens, asked.names_are_ids, asked.num_prompt_logprobs) == (True, True, 4)
+    assert (asked.show_special_tokens, asked.return_tokens_as_token_ids, asked.num_prompt_logprobs) == (True, True, 4)
     assert asked.prompts[0].sampling.num_prompt_logprobs == 4
     plain = await ask(skip_special_tokens=True, return_tokens_as_token_ids=False, prompt_logprobs=None)
     assert plain == await ask()
