@@ -108,7 +108,7 @@ class Engine:
         self._adapter_loader = AdapterLoader(self._runner.adapters, ranks.place.num_processes)
         self._adapter_of_seq: dict[int, int] = {}
         self._in_flight: deque[LaunchedStep | DeferredStep] = deque()
-        self._last_settled_s = 0.0
+        self._last_finished_s = 0.0
         self._is_idle = True
         self._adding = "-"
         self.watchdog = Watchdog("the engine's loop", MAX_BLOCKED_S, lambda: self._adding)
@@ -298,7 +298,7 @@ class Engine:
             return []
         if result.batch is batch and not result.failures:
             self._note_time(result.batch, started)
-        self._scheduler.advance(result.batch)
+        self._scheduler.update_after_schedule(result.batch)
         return self._commit(result)
 
     def _plan(self, left_out: Collection[int] = ()) -> ScheduledBatch:
@@ -313,7 +313,7 @@ class Engine:
         outputs: list[SequenceOutput] = []
         batch = self._plan(self._unread())
         if self._in_flight and not batch:  # nothing else to do meanwhile
-            outputs += self._settle()
+            outputs += self._finish_step()
             batch = self._plan(self._unread())
         if not batch:
             return outputs
@@ -321,9 +321,9 @@ class Engine:
             launched = self._launch(batch)
         if not isinstance(launched, Exception):
             self._in_flight.append(launched)
-            return outputs + self._settle() if len(self._in_flight) > self._runner.max_steps_ahead else outputs
+            return outputs + self._finish_step() if len(self._in_flight) > self._runner.max_steps_ahead else outputs
         while self._in_flight:
-            outputs += self._settle()
+            outputs += self._finish_step()
         if not self._guard.shrink_for(batch.num_tokens, launched):
             outputs += self._step_guarded()  # finds out whose fault it was
         return outputs
@@ -348,10 +348,10 @@ class Engine:
         except Exception as error:
             self._runner.undo([entry.seq_id for entry in batch])
             return error.with_traceback(None)  # which would hold on to the step's tensors
-        self._scheduler.advance(batch)
+        self._scheduler.update_after_schedule(batch)
         return launched
 
-    def _settle(self) -> list[SequenceOutput]:
+    def _finish_step(self) -> list[SequenceOutput]:
         """Waits for the oldest step in flight and reports what it did."""
         launched = self._in_flight.popleft()
         try:
@@ -362,8 +362,8 @@ class Engine:
         except Exception as error:
             return self._commit(self._guard.give_up(launched.batch, error))
         self._guard.note_success()
-        self._note_time(launched.batch, max(launched.launched_s, self._last_settled_s))
-        self._last_settled_s = time.monotonic()
+        self._note_time(launched.batch, max(launched.launched_s, self._last_finished_s))
+        self._last_finished_s = time.monotonic()
         return self._commit(result)
 
     def _note_time(self, batch: ScheduledBatch, started_s: float) -> None:
@@ -398,7 +398,7 @@ class Engine:
             outputs.append(SequenceOutput(seq.seq_id, [], reason, error=message))
             self._forget([seq.seq_id])
         ids = [[token.token_id for token in sampled] for sampled in result.tokens]
-        for update in self._scheduler.settle(result.batch, ids, result.ended):
+        for update in self._scheduler.update_from_output(result.batch, ids, result.ended):
             logprobs = [token.logprob for token in tokens[update.seq.seq_id] if token.logprob is not None]
             outputs.append(self._output(update, logprobs or None))
             if update.finish_reason is not None:

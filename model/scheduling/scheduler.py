@@ -3,9 +3,9 @@
 It exists so that batching, preemption and endings are one plain algorithm, tested without a model. It must not know
 tensors, text or the pipe: the engine turns a `ScheduledBatch` into tensors and updates into messages.
 
-Planning (`schedule`) gives out blocks and admits. A step that has been launched advances its sequences (`advance`):
-what it computes counts as computed, what it samples is a token not known yet. So the next one can be planned, and
-launched, before the first one's tokens are here (`settle`).
+Planning (`schedule`) gives out blocks and admits. A step that has been launched moves its sequences on
+(`update_after_schedule`): what it computes counts as computed, what it samples is a token not known yet. So the next
+one can be planned, and launched, before the first one's tokens are here (`update_from_output`).
 
 Pure: the standard library and other pure files of `model`.
 """
@@ -207,7 +207,7 @@ class Scheduler:
         self._num_step_tokens = batch.num_tokens
         return batch
 
-    def advance(self, batch: ScheduledBatch) -> None:
+    def update_after_schedule(self, batch: ScheduledBatch) -> None:
         """Takes note that a step was launched, while others may still be in flight.
 
         Args:
@@ -222,13 +222,13 @@ class Scheduler:
                 if entry.needs_sampling:
                     seq.token_ids.append(UNKNOWN_TOKEN)
 
-    def settle(
+    def update_from_output(
         self, batch: ScheduledBatch, sampled: AlignedList[list[int]], completed: Collection[int] = ()
     ) -> list[SequenceUpdate]:
         """Commits the results of the oldest step in flight.
 
         Args:
-            batch: as given to `advance`.
+            batch: as given to `update_after_schedule`.
             sampled: for each entry its next tokens: none where `needs_sampling` is false, and several where drafts are
                 right, all of them but the last.
             completed: ids of sequences that the last token ends whatever it is, because their grammar is complete.

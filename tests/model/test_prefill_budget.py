@@ -57,8 +57,8 @@ class Machine:
         num_prompt_tokens = sum(entry.num_tokens for entry in chunks)
         step_s = self.decode_s + sum(e.num_tokens * (self.token_s + self.key_s * e.start) for e in chunks) + held_up_s
         self.scheduler.prefill_budget.note(batch.num_decodes, num_prompt_tokens, step_s)
-        self.scheduler.advance(batch)
-        self.scheduler.settle(batch, [[1] if entry.needs_sampling else [] for entry in batch.entries])
+        self.scheduler.update_after_schedule(batch)
+        self.scheduler.update_from_output(batch, [[1] if entry.needs_sampling else [] for entry in batch.entries])
         self.times.append(step_s)
         return batch
 

@@ -64,8 +64,8 @@ def update(
     scheduler: Scheduler, batch: ScheduledBatch, sampled: list[list[int]], completed: Collection[int] = ()
 ) -> list[SequenceUpdate]:
     """Commits a step that has run."""
-    scheduler.advance(batch)
-    return scheduler.settle(batch, sampled, completed)
+    scheduler.update_after_schedule(batch)
+    return scheduler.update_from_output(batch, sampled, completed)
 
 
 def output_ids(seq: Sequence) -> list[int]:
