@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from server.wire.fields import FirstError, Metadata, at_most
 from server.wire.replies import ReplyModel
-from server.wire.requests import FirstError, Metadata, RequestBody, at_most
+from server.wire.requests import RequestBody
 from server.wire.responses import InputItem
 
 MAX_NEW_ITEMS = 20

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from server.wire.fields import MAX_METADATA, Integer, Metadata, WireModel
 from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, PageModel, ReplyModel, error_reply
-from server.wire.requests import MAX_METADATA, Integer, Metadata, RequestBody, WireModel
+from server.wire.requests import RequestBody
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.

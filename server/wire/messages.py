@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from server.wire.replies import ReplyModel, Responses
-from server.wire.requests import (
+from server.wire.fields import (
     MAX_CACHE_SALT_CHARS,
     MAX_MESSAGES,
     MAX_PARTS,
@@ -17,12 +16,13 @@ from server.wire.requests import (
     Integer,
     JsonObject,
     Number,
-    RequestBody,
     Stop,
     Tools,
     WireModel,
     at_most,
 )
+from server.wire.replies import ReplyModel, Responses
+from server.wire.requests import RequestBody
 
 _INT64 = 1 << 63
 

@@ -6,21 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.wire.replies import PageModel, ReplyModel, error_reply
-from server.wire.requests import (
+from server.wire.fields import (
     INT64,
     MAX_LOGPROBS,
     MAX_MESSAGES,
     FirstError,
-    GenerationFields,
     Integer,
     JsonObject,
     Metadata,
-    Parts,
     Tools,
     WireModel,
     at_most,
 )
+from server.wire.replies import PageModel, ReplyModel, error_reply
+from server.wire.requests import GenerationFields, Parts
 
 LOGPROBS = "message.output_text.logprobs"
 # The others are about tools and models that are not here, so that there is nothing to include.

@@ -20,7 +20,8 @@ from server.conversion.formats import read_answer_format
 from server.grammars import check as grammar_check
 from server.grammars import worker as grammar_worker
 from server.grammars.check import GrammarChecker
-from server.wire.requests import MAX_CHOICE_TEXTS, ChatCompletionRequest
+from server.wire.fields import MAX_CHOICE_TEXTS
+from server.wire.requests import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.server_process import ROOT
 from tests.support.vocabulary import byte_tokenizer
