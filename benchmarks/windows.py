@@ -1,0 +1,97 @@
+"""What windows save at a long context: prompts and decode steps with and without, in one run and in turns.
+
+`python -m benchmarks.windows demo/checkpoint --length 8000 --windows 2048 512` computes a prompt of so many tokens and
+decodes a few behind it, in an engine without windows and in one for each size; medians of rounds, in processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from model.contract.engine_config import EngineConfig
+from model.contract.messages import AddRequest
+from model.contract.sampling_params import SamplingParams
+from model.loop.engine import Engine
+
+_NUM_DECODED = 20
+
+
+class Contestant:
+    """An engine with one window for all layers, or none.
+
+    Args:
+        folder: of the checkpoint.
+        window: tokens; 0 for none.
+        length: of the prompts.
+    """
+
+    def __init__(self, folder: Path, window: int, length: int) -> None:
+        self._engine = Engine(
+            EngineConfig(
+                checkpoint_path=str(folder),
+                attention_window=(window,),
+                max_model_len=length + _NUM_DECODED,
+                speculation="off",
+                enable_prefix_caching=False,
+                num_threads=1,
+            )
+        )
+        vocab_size = self._engine.ready.vocab_size
+        self._prompt = [(131 * i + 7) % vocab_size for i in range(length)]
+        self._ids = itertools.count(1)
+        self.prefill_s: list[float] = []
+        self.step_s: list[float] = []
+
+    def turn(self) -> None:
+        """Computes the prompt once, and decodes."""
+        sampling = SamplingParams(max_tokens=_NUM_DECODED, temperature=0.0, ignore_eos=True)
+        self._engine.add_request(
+            AddRequest(
+                seq_ids=(next(self._ids),), request_id="windows", prompt_ids=self._prompt, sampling=sampling
+            )
+        )
+        started = time.process_time()
+        steps: list[float] = []
+        while self._engine.has_work():
+            begun = time.process_time()
+            if self._engine.step().outputs:
+                steps.append(time.process_time() - begun)
+                if len(steps) == 1:
+                    self.prefill_s.append(time.process_time() - started)
+        self.step_s.append(statistics.median(steps[1:]))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Prompts and decode steps with and without windows.")
+    parser.add_argument("folder", type=Path, help="a checkpoint")
+    parser.add_argument("--length", type=int, default=8000, help="of the prompt")
+    parser.add_argument("--windows", type=int, nargs="+", default=[2048, 512])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    contestants = {n: Contestant(arguments.folder, n, arguments.length) for n in (0, *arguments.windows)}
+    for _ in range(arguments.rounds):
+        for contestant in contestants.values():
+            contestant.turn()
+    whole = contestants[0]
+    print("| window | prompt, s | as fast | step, ms | as fast |\n|---|---|---|---|---|")
+    for window, each in contestants.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(before, after, strict=True))
+            for before, after in ((whole.prefill_s, each.prefill_s), (whole.step_s, each.step_s))
+        ]
+        print(
+            f"| {window or 'none'} | {statistics.median(each.prefill_s):.2f} | {ratios[0]:.2f} |"
+            f" {1000 * statistics.median(each.step_s):.2f} | {ratios[1]:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
