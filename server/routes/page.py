@@ -15,6 +15,7 @@ from server.routes.web_files import INDEX, REFERENCE
 from server.services import Services, ServicesDep
 from server.version import server_version
 from server.wire.errors import JsonResponse
+from server.wire.openapi import BOUNDS
 from server.wire.requests import ChatCompletionRequest
 
 router = APIRouter(include_in_schema=False)
@@ -30,7 +31,6 @@ _SAMPLING: dict[str, float] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-_BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
 @router.api_route("/", methods=_METHODS)
@@ -82,7 +82,7 @@ def _limits() -> dict[str, dict[str, Any]]:
         bounds = {
             word: getattr(bound, attribute)
             for bound in field.metadata
-            for attribute, word in _BOUNDS.items()
+            for attribute, word in BOUNDS.items()
             if hasattr(bound, attribute)
         }
         limits[name] = {"type": "integer" if int in get_args(field.annotation) else "number", **bounds}

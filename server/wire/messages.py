@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from server.wire.fields import (
+    INT64,
     MAX_CACHE_SALT_CHARS,
     MAX_MESSAGES,
     MAX_PARTS,
@@ -23,9 +24,6 @@ from server.wire.fields import (
 )
 from server.wire.replies import ReplyModel, Responses
 from server.wire.requests import RequestBody
-
-_INT64 = 1 << 63
-
 
 ResultBlocks = Annotated[list[JsonObject], FirstError(), Field(max_length=MAX_PARTS), at_most(MAX_PARTS)]
 
@@ -82,16 +80,16 @@ class CountTokensRequest(RequestBody):
 class MessagesRequest(CountTokensRequest):
     """POST /v1/messages."""
 
-    max_tokens: Integer = Field(ge=1, lt=_INT64, description="most tokens of the reply")
+    max_tokens: Integer = Field(ge=1, lt=INT64, description="most tokens of the reply")
     stream: bool | None = Field(None, description="send the reply as server-sent events while it is generated")
     stop_sequences: Annotated[Stop, BeforeValidator(_check_sequences)] = Field(
         None, description=f"up to {MAX_STOPS} texts at which the reply ends"
     )
     temperature: Number | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 is greedy")
     top_p: Number | None = Field(None, ge=0, le=1)
-    top_k: Integer | None = Field(None, ge=-1, lt=_INT64)
-    seed: Integer | None = Field(None, ge=-_INT64, lt=_INT64, description="ours: the same seed gives the same reply")
-    priority: Integer | None = Field(None, ge=-_INT64, lt=_INT64, description="ours: as in /v1/chat/completions")
+    top_k: Integer | None = Field(None, ge=-1, lt=INT64)
+    seed: Integer | None = Field(None, ge=-INT64, lt=INT64, description="ours: the same seed gives the same reply")
+    priority: Integer | None = Field(None, ge=-INT64, lt=INT64, description="ours: as in /v1/chat/completions")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=MAX_CACHE_SALT_CHARS, description="ours: as in /v1/chat/completions"
     )

@@ -31,7 +31,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 # What pydantic calls a bound of a value that a function of ours has looked at before.
-_BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
 def _name_bounds(node: Any) -> None:
@@ -40,7 +40,7 @@ def _name_bounds(node: Any) -> None:
         for item in node:
             _name_bounds(item)
     if isinstance(node, dict):
-        for name, keyword in _BOUNDS.items():
+        for name, keyword in BOUNDS.items():
             if isinstance(node.get(name), int | float):
                 bound = node.pop(name)
                 for branch in node.get("anyOf", [node]):
