@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.gates.direct_body import offer_direct_body
@@ -48,6 +49,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_unparsed_bytes = 0
         self._declined_head: bytes | None = None
         self._fault: str | None = None
+        # The request that is answered; `cycle` is the latest, which may wait behind it.
+        self._answered: RequestResponseCycle | None = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts to wait for a request."""
@@ -58,25 +65,30 @@ class HttpProtocol(HttpToolsProtocol):
         """Stops all waiting."""
         self._stop_head_timer()
         self._stop_send_timer()
+        answered = self._answered
+        if answered is not None and answered is not self.cycle and not answered.response_complete:
+            answered.disconnected = True  # as the base class tells the latest
+            answered.message_event.set()
         super().connection_lost(exc)
 
     # Who sends nothing more may have left, or may wait for the reply (`nc -N`, and clients older than keep-alive).
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more; returns whether it is answered all the same."""
-        cycle = self.cycle
-        is_waiting = cycle is not None and not (cycle.more_body or cycle.response_started or cycle.response_complete)
-        # TLS has no such state, and HTTP/1.0 none of the replies by which one can tell.
-        if not is_waiting or self.transport.get_extra_info("sslcontext") or cycle.scope["http_version"] == "1.0":
+        answered = self._answered
+        if answered is None or answered.response_started or self.cycle.more_body:
             return False
-        cycle.keep_alive = False
+        # TLS has no such state, and HTTP/1.0 none of the replies by which one can tell.
+        if self.transport.get_extra_info("sslcontext") or answered.scope["http_version"] == "1.0":
+            return False
+        self.cycle.keep_alive = False
         self._probe(_FIRST_PROBE_S)
         return True
 
     def _probe(self, next_s: float) -> None:
         """Sends what a client passes over. If it has left, its system answers so, and the next write fails."""
-        cycle = self.cycle
-        if cycle is not None and not (cycle.response_started or self.transport.is_closing()):
+        answered = self._answered
+        if answered is not None and not (answered.response_started or self.transport.is_closing()):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if next_s <= _LAST_PROBE_S:
                 self.loop.call_later(next_s, self._probe, 2 * next_s)
@@ -175,7 +187,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._answer_and_close(ApiError(400, reason, code="bad_request"))
 
     def _answer_and_close(self, error: ApiError) -> None:
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        answered = self._answered
+        if answered is None or answered.response_complete or not answered.response_started:
             body = dump_json(error.body())
             self.transport.write(
                 b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"

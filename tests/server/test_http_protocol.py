@@ -95,6 +95,48 @@ async def test_a_good_request_and_a_second_one(client: Client) -> None:
     assert (await client.ask(GOOD)).startswith(b"HTTP/1.1 200")
 
 
+TWO = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_who_leaves_with_a_second_request_waiting_has_left_the_first_too(client: Client) -> None:
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        told.set_result((await receive())["type"])
+        assert not (body := direct_body(scope)) or not body.is_open()
+
+    client.protocol.app = stream
+    client.writer.write(TWO)
+    await asyncio.wait_for(client.reader.readuntil(b"one"), 5)
+    client.writer.close()
+    assert await asyncio.wait_for(told, 5) == "http.disconnect"
+
+
+async def test_no_probe_goes_into_a_reply_with_a_second_request_waiting(client: Client) -> None:
+    may_begin = asyncio.Event()
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await may_begin.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        client.protocol._probe(60)
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+    client.protocol.app = reply
+    client.writer.write(TWO)
+    client.writer.write_eof()
+    await asyncio.wait_for(client.reader.readuntil(b"100 Continue\r\n\r\n"), 5)
+    may_begin.set()
+    told = await asyncio.wait_for(client.reader.read(), 5)
+    replies = told[told.index(b"HTTP/1.1 200") :]
+    assert b"100 Continue" not in replies
+    assert b"\r\n2\r\n/1\r\n0\r\n\r\nHTTP/1.1 200 OK" in replies
+    assert replies.endswith(b"\r\n2\r\n/2\r\n0\r\n\r\n")
+
+
 JAVA = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n"
 
