@@ -250,10 +250,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _serve_beside_engine(settings: Settings) -> None:
     """Serves; the engine's process and this one import what they need at the same time."""
-    from server.engine.process import EngineProcess, open_standard_files
+    from server.engine.process import EngineProcess, allow_many_descriptors, open_standard_files
 
     open_standard_files()
-    with EngineProcess() as engine_process:
+    allow_many_descriptors()
+    try:
+        engine_process = EngineProcess()
+    except OSError as error:
+        raise StartupError(f"cannot start the engine process: {error}") from error
+    with engine_process:
         from server.serve import serve
 
         serve(settings, engine_process)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import socket
 from functools import partial
@@ -48,8 +47,6 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 75  # longer than the pools of usual clients and proxies keep idle connections
 _LAST_WORDS_S = 2  # for streams that were cut to send their error
 _POLL_S = 0.05
-_MAX_DESCRIPTORS = 1 << 16
-_MIN_DESCRIPTORS = 64
 
 
 class DrainingServer(uvicorn.Server):
@@ -131,16 +128,15 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, engine_process: EngineProcess | None = None) -> None:
+def serve(settings: Settings, engine_process: EngineProcess) -> None:
     """Serves until told to stop.
 
     Args:
-        engine_process: the engine's, if it was started already.
+        engine_process: the engine's, which was started already.
 
     Raises:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
     """
-    _allow_many_connections()
     credentials, tls = settings.credentials(), settings.tls()
     if settings.otel_endpoint is not None:
         require_tracing()
@@ -283,16 +279,3 @@ def _adapters_summary(plan: MemoryPlan, settings: Settings) -> str:
         return ""
     megabytes = plan.adapter_bytes(settings.max_lora_rank) / 1e6
     return f"; up to {settings.max_adapters} LoRA adapters, {megabytes:.1f} MB each at rank {settings.max_lora_rank}"
-
-
-def _allow_many_connections() -> None:
-    """The usual limit of 1024 descriptors is meant for programs that use select()."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < _MIN_DESCRIPTORS:
-        raise ConfigError(
-            f"only {hard} files may be open at a time (ulimit -n); the server needs {_MIN_DESCRIPTORS}, and one more a"
-            " client"
-        )
-    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
+from model.contract.errors import ConfigError
 from server.run_module import module_command
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ENGINE_MODULE = "model.loop.process"
 
 _SOCKET_BUFFER_BYTES = 1 << 20
+_MAX_DESCRIPTORS = 1 << 16
+_MIN_DESCRIPTORS = 64
 _ENGINE_ENV = {
     # Reusing freed memory instead of returning it to the kernel: a fresh 8 MB allocation costs 5 ms of page faults.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -137,3 +141,20 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     for key, value in _ENGINE_ENV.items():
         child.setdefault(key, value)
     return child
+
+
+def allow_many_descriptors() -> None:
+    """Raises the usual limit of 1024 descriptors, meant for programs that use select(), here and in what is started.
+
+    Raises:
+        ConfigError: there may not be enough of them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_DESCRIPTORS:
+        raise ConfigError(
+            f"only {hard} files may be open at a time (ulimit -n); the server needs {_MIN_DESCRIPTORS}, and one more a"
+            " client"
+        )
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

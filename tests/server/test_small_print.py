@@ -20,6 +20,7 @@ from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError, EngineUnavailableError
 from model.contract.sampling_params import SamplingParams
+from server.__main__ import main
 from server.engine.client import EngineClient, Prompt
 from server.engine.supervisor import EngineState
 from server.grammars.check import GrammarChecker
@@ -165,6 +166,28 @@ def test_too_few_files_are_named(demo_checkpoint: Path) -> None:
     _, words = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"only 20 files may be open at a time (ulimit -n)" in words.splitlines()[-1]
+
+
+def test_an_engine_that_cannot_be_started_is_told_in_one_line(
+    demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process has the limit of descriptors that the server takes for itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = []
+
+    def popen(*_: Any, **__: Any) -> None:
+        limits.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert main(["serve", str(demo_checkpoint)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (words,) = capsys.readouterr().err.splitlines()
+    assert words == "qwen-server: cannot start the engine process: [Errno 11] Resource temporarily unavailable"
+    assert limits == [min(1 << 16, hard) if hard != resource.RLIM_INFINITY else 1 << 16]
 
 
 def test_closed_standard_files_are_opened(demo_checkpoint: Path) -> None:
