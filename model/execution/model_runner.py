@@ -455,16 +455,18 @@ class ModelRunner:
             hidden = self._forward(spans, sources)
             rows: list[int] = []
             slots: list[int] = []
-            row = 0
+            row = span = 0
             for index, entry in enumerate(entries):
-                first = row
+                # As it was told: by now the adapter may be gone, with the sequence.
+                first, slot = row, spans[span].adapter_slot
                 row += _num_logit_rows(entry)
+                span += 1 + len(entry.draft_ids)
                 if entry.needs_prompt_logits:
-                    scores[index] = self._score(hidden[first:row], entry)
+                    scores[index] = self._score(hidden[first:row], entry, slot)
                 if entry.needs_sampling:
                     num_rows = 1 + len(entry.draft_ids)
                     rows += range(row - num_rows, row)
-                    slots += [self._slot(entry)] * num_rows
+                    slots += [slot] * num_rows
             if rows:
                 logits = self._logits(hidden if len(rows) == len(hidden) else hidden[self._to_device(rows)], slots)
         self._is_amid_ranks = False
@@ -545,10 +547,9 @@ class ModelRunner:
             entry.seq_id, sampling, entry.token_ids, entry.num_prompt_tokens, key, self._source(entry)
         )
 
-    def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[TokenLogprob]:
-        """Log-probabilities of the prompt tokens that follow the chunk's positions."""
+    def _score(self, hidden: torch.Tensor, entry: ScheduledSequence, slot: int) -> list[TokenLogprob]:
+        """Log-probabilities of the prompt tokens that follow the chunk's positions, for an adapter's slot."""
         num_top = entry.sampling.num_prompt_logprobs or 0
-        slot = self._slot(entry)
         next_ids = entry.token_ids[entry.start + 1 : entry.end + 1]
         scores: list[TokenLogprob] = []
         for low in range(0, len(next_ids), _LOGIT_ROWS_PER_PASS):

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -231,6 +232,23 @@ def test_adapters(three_layers: Path, tmp_path: Path) -> None:
             replies.append([reply for _, reply in sorted(driver.finish().items())])
     assert_same(*replies)
     assert len({tuple(reply.token_ids) for reply in replies[0]}) == 3
+
+
+def test_an_adapter_may_leave_while_a_stage_is_busy_with_it(three_layers: Path, tmp_path: Path) -> None:
+    """With its last user, whose step, with a prompt and scores, the last stage has not begun."""
+    config = ModelConfig.from_folder(three_layers)
+    tensors = factors(config, size=0.3)
+    saved = {f"base_model.model.{name}.weight": torch.randn(303, 32) for name in ("transformer.wte", "lm_head")}
+    folder = write_adapter(tmp_path / "a", adapter_config(modules_to_save=["wte", "lm_head"]), {**tensors, **saved})
+    with driver_on(1, three_layers, num_stages=3, max_adapters=1, adapters=(LoadAdapter(7, str(folder)),)) as driver:
+        expected = driver.run([request(0)])[0].token_ids
+        leaving = msgspec.structs.replace(request(1, length=9, num_prompt_logprobs=1), adapter_id=7)
+        driver.add([leaving, request(0)])
+        driver.step()
+        assert 1 in {entry.seq_id for step in driver.engine._in_flight for entry in step.batch}
+        driver.engine.unload_adapter(7)
+        driver.engine.abort([1])
+        assert driver.finish()[0].token_ids == expected
 
 
 def test_each_stage_holds_its_layers_alone(three_layers: Path) -> None:
