@@ -21,7 +21,8 @@ def write(folder: Path, results: Path) -> None:
 
 def table(folder: Path) -> str:
     """What the parts in a folder have measured, as Markdown."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json")) if "." not in file.stem}
+    files = [file for file in sorted(folder.glob("*.json")) if not file.name.endswith(".figures.json")]
+    found = {file.stem: json.loads(file.read_text()) for file in files}
     figures = {name: part["figures"] for name, part in found.items() if part["figures"]}
     sections = [_circumstances(figures), _parts(found), _decode(figures), _prefill(figures), _memory(figures)]
     sections += [_http(figures), _agreement(found)]
