@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import orjson
 
 from server.files.stored_files import CONTENT, file_object, new_file_id
@@ -21,6 +22,16 @@ TERMINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 _REASONS = {
     "batch_expired": "This request could not be executed before the completion window expired.",
 }
+
+
+class _Reply(msgspec.Struct):
+    """What is counted of a reply. The rest, megabytes where scores were asked for, is passed over and not made."""
+
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+_REPLY = msgspec.json.Decoder(_Reply)
 
 
 class Batch:
@@ -131,9 +142,9 @@ class Batch:
         return [Append(self.output_id if is_good else self.error_id, CONTENT, [text], [str(number)]), self.put()]
 
     def _count_usage(self, reply: bytes) -> None:
-        body = orjson.loads(reply)
-        self.wire["model"] = self.wire["model"] or body.get("model")
-        self.wire["usage"] = _sum(self.wire["usage"], _usage_of(body.get("usage") or {}))
+        told = _REPLY.decode(reply)
+        self.wire["model"] = self.wire["model"] or told.model
+        self.wire["usage"] = _sum(self.wire["usage"], _usage_of(told.usage or {}))
 
     def give_up(self, numbers: Sequence[int], custom_ids: Sequence[str], code: str) -> Sequence[Change]:
         """Lines will not be done."""
