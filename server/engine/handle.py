@@ -83,6 +83,7 @@ class RequestHandle:
                     self._pending = pending
             except Exception as error:
                 self._error = error
+                self.abort()  # nothing may follow what is lost
         if self._pending or self._error is not None or not self._open:
             self._wake()
 

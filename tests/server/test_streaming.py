@@ -21,7 +21,7 @@ from model.contract.sampling_params import SamplingParams
 from prompts.stop import StopStrings
 from server.conversion.generation_request import GenerationRequest
 from server.engine.client import Prompt
-from server.engine.handle import RequestHandle
+from server.engine.handle import News, RequestHandle
 from server.gates.direct_body import DirectBody
 from server.replies import generation
 from server.replies.chat import ChatReply
@@ -283,6 +283,22 @@ async def test_what_breaks_in_the_engines_callback_breaks_its_own_stream() -> No
     await playing
     assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == "server_error"
     assert script.aborted == [0]
+
+
+async def test_nothing_follows_what_broke_in_the_engines_callback() -> None:
+    aborted: list[int] = []
+    handle = RequestHandle("r", [7, 8], lambda _, seq_ids: aborted.extend(seq_ids))
+
+    def take(news: News) -> bool:
+        raise ValueError("a fault")
+
+    waiting = asyncio.create_task(handle.next(take))
+    await asyncio.sleep(0)  # it waits
+    for number in range(3):
+        handle.deliver(SequenceOutput(7, [number]))
+    with pytest.raises(ValueError, match="a fault"):
+        await waiting
+    assert aborted == [7, 8]
 
 
 async def test_a_failure_in_a_stream_is_its_last_event() -> None:
