@@ -67,9 +67,12 @@ async def read_events(url: str, body: dict[str, object]) -> list[str]:
 
 
 async def test_an_engine_that_dies_and_a_server_that_is_told_to_end(demo_checkpoint: Path, tmp_path: Path) -> None:
-    with running_server(demo_checkpoint, tmp_path / "log", *SMALL, "--shutdown-timeout-s", "60") as server:
+    flags = ("--shutdown-timeout-s", "60", "--log-format", "json")
+    with running_server(demo_checkpoint, tmp_path / "log", *SMALL, *flags) as server:
         await check_a_dying_engine_ends_requests_and_comes_back(server)
         await check_drain_finishes_what_runs_and_refuses_the_rest(server)
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    assert {line["logger"].partition(".")[0] for line in lines} >= {"server", "engine"}, "all is JSON, the engine's too"
 
 
 async def check_a_dying_engine_ends_requests_and_comes_back(server: ServerProcess) -> None:

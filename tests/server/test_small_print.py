@@ -171,15 +171,17 @@ def test_too_few_files_are_named(demo_checkpoint: Path) -> None:
 def test_an_engine_that_cannot_be_started_is_told_in_one_line(
     demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its process has the limit of descriptors that the server takes for itself."""
+    """Its process has the limit of descriptors that the server takes for itself, and no keys are left to inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = []
 
     def popen(*_: Any, **__: Any) -> None:
         limits.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        assert "QWEN_SERVER_API_KEY" not in os.environ
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setenv("QWEN_SERVER_API_KEY", "alpha")
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:
         assert main(["serve", str(demo_checkpoint)]) == 1
