@@ -168,7 +168,8 @@ class CudaSteps:
         blocks = list(range(1, 1 + -(-most // block_size)))
         ids = [i % self._vocab_size for i in range(most)]
         spans = [SequenceSpan([self._vocab_size - 1], 0, 1.0, [0], 1), SequenceSpan(ids, 0, 1.0, blocks, 1)]
-        self._send(spans[: 1 + (most > 0)], [-1, -1], size)
+        spans = spans[: 1 + (most > 0)]
+        self._send(spans, [-1] * len(spans), size)
         return 1 + most
 
     def run(self, spans: AbstractSequence[SequenceSpan], sources: AbstractSequence[int]) -> torch.Tensor:

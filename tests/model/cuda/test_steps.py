@@ -43,12 +43,13 @@ class FakeModel:
         return batch.token_ids[:, None].float()
 
 
-def make_steps(model: FakeModel, recorder: Any, **options: Any) -> CudaSteps:
+def make_steps(model: FakeModel, recorder: Any, max_num_tokens: int = 100, **options: Any) -> CudaSteps:
     cache = allocate_kv_cache(CONFIG, num_blocks=30, block_size=4, dtype=torch.float32, device=CPU)
     last_ids = torch.arange(50, 70)
     return CudaSteps(
-        model, CONFIG, cache, last_ids, 60, 100, torch.float32, ANGLES, recorder, TORCH["make_decode_inputs"], **options
-    )
+        model, CONFIG, cache, last_ids, 60, max_num_tokens, torch.float32, ANGLES, recorder,
+        TORCH["make_decode_inputs"], **options,
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,13 @@ def test_the_recorded_size_that_serves() -> None:
     assert replayed(40, 1) is None, "more tokens than any has"
     assert replayed(8, slot=0) is None, "what adapters add to chunks is not recorded"
     assert replayed(*[2] * 19) == 40
+
+
+@pytest.mark.parametrize("max_num_tokens", [1, 2, 3, 17])
+def test_steps_of_any_limit_are_recorded(max_num_tokens: int) -> None:
+    """Up to it; the step that is tried has as many tokens as fit."""
+    made = make_steps(FakeModel(), FakeRecorder(), max_num_tokens)
+    assert {size.num_tokens for size in made.sizes} == {min(16, max_num_tokens), max_num_tokens}
 
 
 def test_too_many_chunks_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
