@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 # faster arithmetic, but arrays of over 32 MiB cost malloc more in page faults than that saves.)
 _LOGIT_ROWS_PER_PASS = 32
 
-# Recorded decode steps of all batch sizes have together this many times the logits of the largest, and this beside.
+# Recorded decode steps of all batch sizes have together this many times the logits of the largest (those with adapters
+# as much once more), and this beside.
 _GRAPH_LOGITS = 6
 _GRAPH_BYTES = 512 << 20
 
@@ -288,7 +289,8 @@ class ModelRunner:
             # Recorded steps keep their logits; what they compute in between they share, but with no other step.
             num_recorded = min(self.max_num_batched_tokens, MAX_RECORDED_TOKENS)
             num_bytes += self.backend.measure_step_bytes(lambda: run(num_recorded, is_sampled=False))
-            num_bytes += _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
+            num_sets = 1 if self.adapters is None else 2
+            num_bytes += num_sets * _GRAPH_LOGITS * num_rows * self.model_config.vocab_size * 4 + _GRAPH_BYTES
         return num_bytes
 
     def _cache_dtype(self, config: EngineConfig) -> torch.dtype:

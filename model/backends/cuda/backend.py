@@ -331,6 +331,9 @@ class CudaBackend:
                 require_living_device(self.device, error)
             except BrokenDeviceError as broken:
                 raise noted_fault(self._notes, _RECORDING, broken) from error
+            if any_rank is not None:  # the others go on recording, and ask about each size
+                message = f"decode steps cannot be recorded on every rank ({one_line(error)})"
+                raise OutOfStepError(f"{message}; start with --no-cuda-graphs") from error
             logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
             return None
 

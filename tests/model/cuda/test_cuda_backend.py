@@ -6,11 +6,13 @@ import dataclasses
 import itertools
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 import torch
 
+from model.adapters.store import AdapterStore
 from model.backends.cpu.angles import cos_sin
 from model.backends.cuda import recording
 from model.backends.cuda.angles import Angles
@@ -26,6 +28,7 @@ from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
+from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.execution.model_runner import ModelRunner
@@ -316,6 +319,8 @@ def test_a_backend_without_room_for_its_tables_has_no_graphs(
     assert "no memory for angles" in caplog.text
     assert backend.make_steps(FakeModel(), CONFIG, cache, torch.arange(4), 12, 16) is None
     assert "done on the host" in caplog.text
+    with pytest.raises(OutOfStepError, match="cannot be recorded on every rank"):
+        backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12, lambda is_true: is_true)
 
 
 def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +386,11 @@ def test_memory_for_steps_is_set_aside(tiny_checkpoint: Path, monkeypatch: pytes
     free = 300_000 + history_bytes + 7 * block_bytes + 5
     monkeypatch.setattr(CudaBackend, "available_memory_bytes", lambda self, share: free)
     assert ModelRunner(config).num_blocks == 7
+    recorded = msgspec.structs.replace(config, cuda_graphs=True)
+    kept = runner._step_bytes(recorded, torch.float32, 20)
+    runner.adapters = cast(AdapterStore, object())
+    more = runner._step_bytes(recorded, torch.float32, 20) - kept
+    assert more >= 5 * 2 * runner.model_config.vocab_size * 4, "steps with adapters have logits of their own"
 
 
 @pytest.mark.usefixtures("interpreted")
