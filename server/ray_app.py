@@ -55,4 +55,4 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=how["graceful_shutdown_timeout_s"],
         logging_config=_QUIET,
     )(serve.ingress()(Front))
-    return front.bind(server.bind(settings, board), settings.max_body_bytes)
+    return front.bind(server.bind(settings, board), settings.max_body_bytes, settings.trusted_proxy)

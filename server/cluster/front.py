@@ -11,6 +11,8 @@ from model.contract.errors import EngineUnavailableError
 from model.contract.messages import EngineStats
 from server.cluster.asgi import to_send
 from server.cluster.prefix_routing import routing_key
+from server.gates.callers import Network, find_caller
+from server.gates.credentials import Credentials
 from server.gates.limits import BodyLimitMiddleware
 from server.telemetry.metrics import Metrics
 from server.wire.errors import as_api_error
@@ -27,11 +29,15 @@ class Front:
     Args:
         replicas: the deployment of servers.
         max_body_bytes: the largest body; a front holds each whole, also a file's, and so many bytes together as a
-            server does.
+            server does. It knows no keys: of these bytes an address may have half.
+        trusted_proxies: whose `X-Forwarded-For` is believed.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Any], max_body_bytes: int) -> None:
+    def __init__(
+        self, replicas: DeploymentHandle[Any], max_body_bytes: int, trusted_proxies: tuple[Network, ...] = ()
+    ) -> None:
         self._replicas = replicas.options(stream=True, method_name="asgi")
+        self._trusted_proxies = trusted_proxies
         metrics = Metrics("front", EngineStats, lambda: 0)  # nobody reads them
         self._limited = BodyLimitMiddleware(self._serve_http, max_body_bytes, metrics, max_upload_bytes=None)
 
@@ -47,6 +53,7 @@ class Front:
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
+        scope.setdefault("state", {})["caller"] = find_caller(scope, None, Credentials(), self._trusted_proxies)
         await self._limited(scope, receive, send)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,6 +19,7 @@ from server.cluster.front import Front
 from server.cluster.metrics_board import MetricsBoard, merge
 from server.cluster.options import deployment_options, read_arguments
 from server.cluster.prefix_routing import rank, routing_key
+from server.gates import limits
 
 
 def chat(*turns: tuple[str, str], **more: Any) -> bytes:
@@ -133,6 +134,33 @@ async def test_a_front_holds_no_more_than_a_server(path: str) -> None:
             response = await client.post(path, content=content)
             assert response.status_code == 413
             assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_an_address_may_have_half_of_what_a_front_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_SMALL_BODY_BYTES", 0)
+    front = Front(cast(Any, Replicas()), 100)
+    app = front.__serve_build_asgi_app__()
+    may_end = asyncio.Event()
+    budget = front._limited.budget
+
+    async def halves() -> AsyncIterator[bytes]:
+        yield b"x" * 50
+        await may_end.wait()
+        yield b"x" * 50
+
+    def client_at(address: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 9)), base_url="http://front")
+
+    async with client_at("192.0.2.1") as one, client_at("192.0.2.2") as other:
+        held = [asyncio.create_task(one.post("/v1/files", content=halves())) for _ in range(32)]
+        while budget.num_bytes < 32 * 50:
+            await asyncio.sleep(0)
+        assert (await one.post("/v1/files", content=b"x")).status_code == 429
+        assert (await other.post("/v1/files", content=b"x" * 100)).status_code == 200
+        may_end.set()
+        statuses = Counter([(await request).status_code for request in held])
+    assert statuses[429], "not all of them may grow"
+    assert budget.num_bytes == 0
 
 
 # --- metrics
