@@ -17,6 +17,8 @@ _HUGE_PAGE_BYTES = 2 << 20
 _PAGE_BYTES = 4096
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
+# Of the machine in one piece; of the container, whose other memory each further try would push out.
+_NO_MEMORY = (errno.ENOMEM, errno.EBUSY)
 _LONG_CONTEXT = 4096
 _GROWTH = 1.25
 # Of a step at most, and as much for each of its tokens on top: a small part of either's own time.
@@ -68,7 +70,8 @@ class CachePages:
         while self._next < self._end and time.perf_counter() < deadline:
             # Where nothing has been written the kernel refuses.
             _advise(self._next * _HUGE_PAGE_BYTES, _HUGE_PAGE_BYTES, _MADV_COLLAPSE)
-            self._next = self._end if ctypes.get_errno() == errno.ENOMEM else self._next + 1
+            is_full = ctypes.get_errno() in _NO_MEMORY
+            self._next = self._end if is_full else self._next + 1
 
 
 def _advise(address: int, num_bytes: int, *advice: int) -> bool:

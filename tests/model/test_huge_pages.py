@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.backends import huge_pages
 from model.backends.huge_pages import CachePages, use_huge_pages
 
 
@@ -47,6 +50,25 @@ def test_a_cache_moves_as_a_sequence_becomes_long_and_keeps_its_bytes() -> None:
     assert grown(5000) == 0, "not yet a quarter longer"
     assert grown(5120) >= 16 << 10
     assert int(data[::4096].sum()) == 3 * (half // 4096)
+
+
+@pytest.mark.parametrize(("refusal", "num_tries"), [(errno.EINVAL, 4), (errno.ENOMEM, 1), (errno.EBUSY, 1)])
+def test_without_memory_the_rest_of_a_cache_stays(
+    monkeypatch: pytest.MonkeyPatch, refusal: int, num_tries: int
+) -> None:
+    """The machine's, or what the container may have; other pages are refused one at a time."""
+    tried: list[int] = []
+
+    def refuse(address: int, *arguments: int) -> bool:
+        tried.append(address)
+        ctypes.set_errno(refusal)
+        return False
+
+    monkeypatch.setattr(huge_pages, "_advise", refuse)
+    pages = CachePages()
+    for _ in range(9):
+        pages.follow(2 << 20, 8 << 20, 5000, 1000)
+    assert len(tried) == num_tries
 
 
 def test_a_small_range_is_left_alone() -> None:

@@ -43,7 +43,7 @@ KERNELS: dict[str, Operation] = {
     "gptq_many_rows": gptq_matmul,
 }
 
-# Without its kernel, sampling is left to model/sampling/drawing.py, which is handed rows, not numbers.
+# Without its kernel, sampling is left to model/sampling/torch_sampling.py, which is handed rows, not numbers.
 TORCH: dict[str, Operation] = {
     "rms_norm": torch_operations.rms_norm,
     "silu_mul": torch_operations.silu_mul,
