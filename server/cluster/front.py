@@ -15,6 +15,7 @@ from server.gates.callers import Network, find_caller
 from server.gates.credentials import Credentials
 from server.gates.limits import BodyLimitMiddleware
 from server.telemetry.metrics import Metrics
+from server.wire.anthropic_errors import AnthropicErrorMiddleware
 from server.wire.errors import as_api_error
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Front:
         self._trusted_proxies = trusted_proxies
         metrics = Metrics("front", EngineStats, lambda: 0)  # nobody reads them
         self._limited = BodyLimitMiddleware(self._serve_http, max_body_bytes, metrics, max_upload_bytes=None)
+        self._shaped = AnthropicErrorMiddleware(self._limited)  # of what is refused here
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray asks for what it is to serve."""
@@ -54,7 +56,7 @@ class Front:
             await _live(receive, send)
             return
         scope.setdefault("state", {})["caller"] = find_caller(scope, None, Credentials(), self._trusted_proxies)
-        await self._limited(scope, receive, send)
+        await self._shaped(scope, receive, send)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)

@@ -134,6 +134,8 @@ async def test_a_front_holds_no_more_than_a_server(path: str) -> None:
             response = await client.post(path, content=content)
             assert response.status_code == 413
             assert response.json()["error"]["code"] == "request_too_large"
+        of_messages = (await client.post("/v1/messages", content=b"x" * 101)).json()
+        assert (of_messages["type"], of_messages["error"]["type"]) == ("error", "request_too_large")
 
 
 async def test_an_address_may_have_half_of_what_a_front_holds(monkeypatch: pytest.MonkeyPatch) -> None:
