@@ -94,12 +94,15 @@ STRANGERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", STRANGERS)
-def test_what_a_stranger_could_have_put_there_is_not_believed(tmp_path: Path, how: str) -> None:
+def test_what_a_stranger_could_have_put_there_is_not_believed(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = ObjectCache(tmp_path / "kernels")
     cache.keep("source", b"code")
     assert cache.read("source") == b"code"
     STRANGERS[how](next((tmp_path / "kernels").iterdir()))
-    assert cache.read("source") is None
+    assert cache.read("source") is cache.read("source") is None
+    assert len(caplog.records) == (how.startswith("others") or how == "a pipe"), "told once, not for each kernel"
 
 
 def test_an_object_is_that_of_its_source(tmp_path: Path) -> None:

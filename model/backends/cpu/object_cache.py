@@ -8,6 +8,7 @@ it is whole. Whatever goes wrong, the kernel is compiled again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -48,7 +49,7 @@ class ObjectCache:
             with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
-                    logger.warning("%s is not used: others could have written it", path)
+                    _warn_once(f"{path} is not used: others could have written it")
                     return None
                 content = file.read(_MAX_BYTES)
         except OSError:
@@ -80,7 +81,7 @@ class ObjectCache:
         assert self._folder is not None
         status = os.stat(self._folder)
         if not _is_ours(status):
-            logger.warning("%s is not used: others may write to it", self._folder)
+            _warn_once(f"{self._folder} is not used: others may write to it")
         return _is_ours(status)
 
     def _drop_oldest(self) -> None:
@@ -103,6 +104,12 @@ def user_cache() -> ObjectCache:
     except RuntimeError:  # a user without a home
         return ObjectCache(None)
     return ObjectCache(caches / "qwen-server" / "cpu-kernels")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warns, but not for each of the kernels, read and kept."""
+    logger.warning(text)
 
 
 def _name(source: str) -> str:
