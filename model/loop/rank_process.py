@@ -5,6 +5,7 @@ It must not know requests: it sees ids, positions and blocks, and what it comput
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -103,6 +104,8 @@ def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], 
     threading.Thread(target=_show_signs_of_life, args=(connection,), name="signs of life", daemon=True).start()
     try:
         runner = ModelRunner(config, None, join_group(config, rank, store))
+        gc.freeze()
+        gc.enable()  # the leader had turned it off when it forked this process
         while True:
             runner.follow(connection.receive())
     except ConnectionClosed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -10,13 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from model.contract.messages import EngineFailed, EngineReady, Ping, encode
-from model.loop import rank_leader
-from model.loop.connection import Connection
+from model.loop import rank_leader, rank_process
+from model.loop.connection import Connection, ConnectionClosed
 from model.loop.rank_leader import RankLeader
 from tests.model.test_engine_process import EngineProcess, make_config, request
 from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, read_cases
@@ -46,6 +47,33 @@ def wait_until_gone(pid: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"process {pid} still runs")
+
+
+def test_a_rank_looks_for_garbage_once_it_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader forks it while nothing is looked for."""
+    seen = []
+
+    class Gone:
+        def receive(self) -> None:
+            seen.append(gc.isenabled())
+            raise ConnectionClosed
+
+    class Runner:
+        follow = None
+
+        def __init__(self, *_: object) -> None:
+            seen.append(gc.isenabled())
+
+    for name in ("configure_logging", "_show_signs_of_life", "join_group"):
+        monkeypatch.setattr(rank_process, name, lambda *_: None)
+    monkeypatch.setattr(rank_process, "ModelRunner", Runner)
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # what is a test's does not stay
+    gc.disable()
+    try:
+        assert rank_process.run_rank(make_config(GOLDEN / FOLDER), 1, cast(Any, Gone()), Path("store")) == 0
+    finally:
+        gc.enable()
+    assert seen == [False, True]
 
 
 def test_the_published_replies_and_a_rank_that_is_killed_amid_a_step() -> None:
