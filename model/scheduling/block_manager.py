@@ -136,6 +136,9 @@ class BlockManager:
             if self._ref_counts[block] == 0:
                 del self._evictable[block]
             self._ref_counts[block] += 1
+        for block in reversed(prefix[: seq.num_passed_blocks]):  # idle, but what comes next is found by them
+            if self._ref_counts[block] == 0:
+                self._evictable.move_to_end(block)
         seq.block_table.extend([NO_BLOCK] * seq.num_passed_blocks)
         seq.block_table.extend(prefix[seq.num_passed_blocks :])
         seq.cache_chain.extend(self._node_of_block[block] for block in prefix)

@@ -261,6 +261,22 @@ def test_check_integrity_notices(damage: Callable[[BlockManager, Sequence], None
         manager.check_integrity([seq])
 
 
+def test_a_start_that_is_used_again_outlives_one_that_is_not_where_windows_have_passed_it() -> None:
+    """Its first blocks nobody holds any more, but who comes next finds the others by them."""
+    manager = BlockManager(40, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=32)
+    hot, cold = [1] * 24, [2] * 24
+    for number, start in enumerate((hot, cold, hot)):
+        seq = make_sequence([*start, 9], number)
+        assert admit(manager, seq) == (24 if number == 2 else 0)
+        manager.release_passed(seq, seq.num_tokens)
+        manager.free(seq)
+    other = make_sequence([3] * 50, 3)
+    assert manager.allocate(other, 50)
+    manager.free(other)
+    assert admit(manager, make_sequence([*hot, 8], 4)) == 24
+    assert admit(manager, make_sequence([*cold, 8], 5)) < 24
+
+
 def test_check_integrity_notices_a_block_that_is_given_back_too_early() -> None:
     manager = BlockManager(16, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=8)
     seq = make_sequence(list(range(12)))
