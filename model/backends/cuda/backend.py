@@ -23,7 +23,7 @@ from model.backends.cuda.kernels.sampling import RowFilters
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
-from model.backends.cuda.operations import NEEDED_BY_GRAPHS, Operations
+from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operations
 from model.backends.cuda.recorded_draws import RecordedDraws
 from model.backends.cuda.recording import CudaRecorder, NoRecorder, Recorder
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
@@ -300,7 +300,7 @@ class CudaBackend:
         with_adapters: bool = False,
     ) -> CapturedDecodes | None:
         """See `Backend`."""
-        is_hindered = self._recorder is None or self._cannot_record()
+        is_hindered = self._recorder is None or self._cannot_record("decode steps", DECODES_NEED)
         if any_rank is not None:
             is_hindered = any_rank(is_hindered)
         if self._recorder is None or is_hindered:
@@ -358,7 +358,8 @@ class CudaBackend:
         is_recorded: bool = True,
     ) -> CudaSteps | None:
         """See `Backend`."""
-        is_recorded = is_recorded and self._recorder is not None and not self._cannot_record()
+        is_recorded = is_recorded and self._recorder is not None
+        is_recorded = is_recorded and not self._cannot_record("steps with prompts", PROMPTS_NEED)
         if any_rank is not None:
             is_recorded = not any_rank(not is_recorded)
 
@@ -395,12 +396,12 @@ class CudaBackend:
             self._angles = Angles.make(config, max_model_len, self.device)
         return self._angles
 
-    def _cannot_record(self) -> bool:
-        """Whether something that is known already stands against recording; says so."""
-        replaced = [name for name in NEEDED_BY_GRAPHS if name in self.operations.replaced]
+    def _cannot_record(self, what: str, needed: tuple[str, ...]) -> bool:
+        """Whether something that is known already stands against recording such steps; says so."""
+        replaced = [name for name in needed if name in self.operations.replaced]
         reason = f"torch does the work of {', '.join(replaced)}" if replaced else self._notes.read("faults", _RECORDING)
         if reason:
-            logger.warning("decode steps are not recorded; they run as any other: %s", reason)
+            logger.warning("%s are not recorded; they are launched kernel by kernel: %s", what, reason)
         return bool(reason)
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:

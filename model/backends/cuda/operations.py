@@ -60,7 +60,8 @@ TORCH: dict[str, Operation] = {
 }
 
 # A recorded step may not wait for the device, as these do in torch.
-NEEDED_BY_GRAPHS = ("decode_attention", "prefill_attention")
+DECODES_NEED = ("decode_attention",)
+PROMPTS_NEED = ("decode_attention", "prefill_attention")
 
 
 class Operations:

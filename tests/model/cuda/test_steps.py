@@ -177,7 +177,7 @@ class TorchOperationsBackend(CudaBackend):
         self.operations._in_use.update(TORCH)
         self.operations.replaced["sample_rows"] = "a kernel"
 
-    def _cannot_record(self) -> bool:
+    def _cannot_record(self, what: str, needed: tuple[str, ...]) -> bool:
         return False
 
     def finish_loading(self, config: ModelConfig, dtype: torch.dtype, *arguments: Any) -> None:
