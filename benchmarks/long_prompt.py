@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The longest gap of a stream beside a long prompt, and its price.")
     parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b-int4")
     parser.add_argument("--prompt-len", type=int, default=2000)
-    parser.add_argument("--max-step-ms", type=float, nargs="+", default=[250.0])
+    parser.add_argument("--max-step-ms", type=float, nargs="+", default=[400.0])
     parser.add_argument("--rounds", type=int, default=5, help="measure so often, in turns; medians are reported")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()

@@ -37,6 +37,8 @@ def say(server: ServerProcess, data: bytes, *, half_close: bool = False) -> byte
     """Sends bytes and returns all that comes back until the server closes."""
     url = urlsplit(server.url)
     with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+        if half_close:  # in one packet with the end: once a reply has begun, who says nothing more has left
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         connection.sendall(data)
         if half_close:
             connection.shutdown(socket.SHUT_WR)
