@@ -287,7 +287,7 @@ def test_golden_replies_with_broken_kernels(
     monkeypatch.setattr("model.execution.model_runner.ModelRunner._warm_up", lambda self: None)
     case = min(read_cases(folder), key=lambda case: len(case.prompt))
     cases = [dataclasses.replace(case, greedy=case.greedy[:3], greedy_logprobs=case.greedy_logprobs[:3])]
-    driver = make_driver(GOLDEN / folder, num_blocks=20, max_model_len=80, max_num_seqs=1, max_num_batched_tokens=100)
+    driver = make_driver(GOLDEN / folder, num_blocks=20, max_model_len=80, max_num_seqs=1, max_num_batched_tokens=16)
     assert set(backend.operations.replaced) == set(how)
     assert_golden(cases, driver.run(greedy_requests(cases)))
     assert bool(backend.recorder.replayed) == has_graphs
