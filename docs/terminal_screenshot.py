@@ -11,6 +11,7 @@ import html
 import json
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -51,14 +52,17 @@ def capture(checkpoint: str, questions: tuple[str, ...] = QUESTIONS) -> str:
             window.wait("you>", _REPLY_TIMEOUT_S)
             for number, question in enumerate(questions, 1):
                 window.type(question, "Enter")
-                window.wait(lambda text, number=number: text.count("in the context") == number, _REPLY_TIMEOUT_S)
+                window.wait(partial(_has_replies, number), _REPLY_TIMEOUT_S)
             window.type("/clear", "Enter", f"/tools {tools}", "Enter", TOOL_QUESTION, "Enter")
             window.wait("result of get_weather>", _REPLY_TIMEOUT_S)
             window.type(TOOL_RESULT, "Enter")
-            done = len(questions) + 2
-            window.wait(lambda text: text.count("in the context") == done, _REPLY_TIMEOUT_S)
+            window.wait(partial(_has_replies, len(questions) + 2), _REPLY_TIMEOUT_S)
             screen = window.colored_screen()
     return screen.replace(str(tools), "tools.json")
+
+
+def _has_replies(number: int, text: str) -> bool:
+    return text.count("in the context") == number
 
 
 def draw(screen: str) -> str:
