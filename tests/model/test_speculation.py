@@ -122,10 +122,14 @@ def test_replies_are_those_without(pair: tuple[Driver, Driver], requests: list[d
 
 
 def test_guesses_were_tried_and_some_were_right(pair: tuple[Driver, Driver]) -> None:
-    stats = pair[1].stats
+    plain, guessing = pair
+    sampling = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}
+    requests = [{"sampling": sampling, "prompt": [[97, 98, 99, 5]] * 4, "n": 1, "is_expected": True, "wait": 0}]
+    run(guessing, requests, run(plain, requests))
+    stats = guessing.stats
     assert 0 < stats.num_accepted_tokens_total < stats.num_draft_tokens_total
     assert stats.num_drafts_total > 0
-    assert pair[0].stats.num_drafts_total == 0
+    assert plain.stats.num_drafts_total == 0
 
 
 def test_a_guess_stands_as_far_as_it_was_sampled() -> None:
