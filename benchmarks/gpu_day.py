@@ -63,7 +63,7 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
         return Part(name, limit_s, module_command("benchmarks.roofline", *decode, *arguments))
 
     num_workers = str(max(2, (os.cpu_count() or 4) * 3 // 4))
-    kernels = [*plain_tests, "-n", num_workers, "-m", "not slow", "tests/gpu", "tests/model/cuda"]
+    kernels = [*plain_tests, "-n", num_workers, "-m", "not slow", "tests/gpu", "tests/model/backends/cuda"]
     alone = "tests/gpu/test_engine_on_gpu.py::test_the_cache_takes_its_share_of_the_memory"
     reports = ["-s", "-k", "agreement or int8_cache or invariance", "tests/gpu/test_engine_on_gpu.py"]
     sanitizer = "tests/gpu/test_engine_on_gpu.py::test_no_illegal_access"

@@ -19,7 +19,8 @@ from server.engine.client import EngineClient
 from server.settings import ENV_PREFIX, Settings
 from server.settings_sources import load_settings
 from server.telemetry.metrics import Metrics
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 TENSOR_LIBRARIES = {"torch", "safetensors", "triton", "numpy", "transformers", "llvmlite"}
 # msgspec writes what crosses the pipe; orjson reads files; tiktoken and llguidance know text and ids.
 CONTRACT_LIBRARIES = {"msgspec", "orjson", "tiktoken", "llguidance"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 # A Python of some version, with or without venv; `-m venv DIR` makes another one there, which stands for pip too.

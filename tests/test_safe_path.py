@@ -17,7 +17,8 @@ from server.__main__ import build_parser
 from server.cli.command_line import command_names
 from server.run_module import module_command
 from tests.conftest import SMALL
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess, running_server
 
 OURS = ("server", "model", "prompts", "demo", "benchmarks", "tests", "docs")
 TRAINING = ("finetune", "merge")  # the first takes ten seconds to import what it trains with

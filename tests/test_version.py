@@ -15,7 +15,8 @@ from packaging.version import Version
 
 from server.__main__ import main
 from server.version import read_version, server_version
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 
 setuptools_scm = pytest.importorskip("setuptools_scm")
 

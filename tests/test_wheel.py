@@ -10,7 +10,7 @@ setuptools = pytest.importorskip("setuptools")
 
 from setuptools.config.pyprojecttoml import apply_configuration  # noqa: E402
 
-from tests.support.server_process import ROOT  # noqa: E402
+from tests.support.paths import ROOT  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.guide import Example, examples
 from tests.support.light_server import light_server
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 
 def example_with(word: str) -> Example:

@@ -24,7 +24,7 @@ from server.settings import Settings
 from server.settings_sources import load_settings
 from server.wire.requests import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire, events
 

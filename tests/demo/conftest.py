@@ -8,7 +8,7 @@ import pytest
 
 from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")

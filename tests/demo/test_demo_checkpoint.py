@@ -20,7 +20,8 @@ from server.run_module import module_command
 from tests.conftest import SMALL, sdk_of
 from tests.docs.guide import examples
 from tests.support.in_process_server import in_process_server
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess, running_server
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of their own imports

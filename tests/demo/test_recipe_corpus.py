@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 
@@ -22,9 +21,10 @@ from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
 from demo.recipe.corpus.tools.results import Result
 from prompts.messages import FunctionCall, Message, ToolSpec, strip_content
 from prompts.react import render as server_react
+from tests.support.paths import TEXTS
 from tests.support.segments import display
 
-GOLDEN = Path(__file__).parents[1] / "data" / "text" / "react.json"
+GOLDEN = TEXTS / "react.json"
 
 
 def test_same_number_gives_same_document():

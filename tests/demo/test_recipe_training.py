@@ -27,8 +27,7 @@ from demo.recipe.training.optimizer import orthogonalize
 from model.contract.tokenizer import Tokenizer
 from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+from tests.support.paths import GOLDEN
 
 
 @pytest.fixture(scope="module")

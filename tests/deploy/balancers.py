@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.docs.guide import examples
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 GUIDE = ROOT / "docs" / "deployment.md"
 _MODULES = Path("/usr/lib/apache2/modules")

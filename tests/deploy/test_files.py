@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 

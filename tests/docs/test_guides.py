@@ -23,7 +23,8 @@ from server.__main__ import build_parser
 from server.run_module import module_command
 from server.settings_sources import load_settings
 from tests.docs.guide import PAGES, Example, examples
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tools.chat.arguments import split_server_flags
 
 NODE = ROOT / "tests" / "clients" / "node"

@@ -22,8 +22,8 @@ from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from prompts.schemas.schema import json_rule, whole_grammar
 from tests.faults.conftest import StartServer
-from tests.server.test_disconnect import raw_request
-from tests.server.test_hostile_schemas import HUNGRY
+from tests.server.gates.test_disconnect import raw_request
+from tests.server.grammars.test_hostile_schemas import HUNGRY
 from tests.support.engine_driver import Driver, make_driver
 
 TINY = Shape(num_layers=1, hidden_size=16, num_heads=1, intermediate_size=32, vocab_size=512, seq_length=512)

@@ -1,4 +1,4 @@
-"""Kernels in the sizes of the published checkpoints. In small sizes tests/model/cuda runs natively here too."""
+"""Kernels in the sizes of the published checkpoints. tests/model/backends/cuda runs small ones here too."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ import pytest
 
 from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
-
-DATA = Path(__file__).parent.parent / "data" / "text"
+from tests.support.paths import TEXTS
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +23,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def react_cases() -> dict[str, Any]:
-    return json.loads((DATA / "react.json").read_text())
+    return json.loads((TEXTS / "react.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def chatml_cases() -> list[dict[str, Any]]:
-    return json.loads((DATA / "chatml.json").read_text())["cases"]
+    return json.loads((TEXTS / "chatml.json").read_text())["cases"]

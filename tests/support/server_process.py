@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from server.run_module import module_command
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 _LISTENING = re.compile(r"listening on (https?://\S+)")
 # Tests make certificates of their own.
 _ANY_CERTIFICATE = ssl.create_default_context()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 
 class Terminal:

@@ -14,7 +14,8 @@ import pytest
 from model.contract.errors import ConfigError
 from server.__main__ import main
 from tests.support.fake_server import fake_server, fixed
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tools.evaluation import plugin
 from tools.evaluation.asking import Answer, to_functions
 from tools.evaluation.rouge import rouge_l

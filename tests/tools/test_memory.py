@@ -19,7 +19,8 @@ from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.execution.kv_cache import kv_cache_block_bytes
 from server.__main__ import main
 from tests.support.engine_driver import LoadedModel
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tools.memory.published_shapes import CARD_FIGURES, PUBLISHED_NAMES, published_shape
 
 GOLDEN = ROOT / "tests" / "data" / "golden"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.support.engine_driver import LoadedModel
+from tests.support.paths import GOLDEN
 from tools.perplexity import run
 from tools.perplexity.run import Reader, as_table, default_windows, measure, rows_of
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FOLDER = GOLDEN / "ntk_logn_fp32"  # trained at 64 tokens, three layers
 IDS = [(17 * i) % 250 + 1 for i in range(160)]
 

@@ -25,7 +25,7 @@ from model.quantization.gptq_solver import quantize_linear
 from model.quantization.tensor_source import TensorSource
 from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 from tools.quantize import run as module
 from tools.quantize.options import QuantizeOptions
 from tools.quantize.run import quantize

@@ -18,7 +18,8 @@ import pytest
 
 from docs import page_screenshot
 from server.wire.requests import ChatCompletionRequest
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tests.web.driver import SHORT, ChatPage, sse, text
 
 OpenPage = Callable[..., ChatPage]

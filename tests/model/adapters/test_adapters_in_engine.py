@@ -25,8 +25,8 @@ from tests.support.adapters import (
     write_adapter,
 )
 from tests.support.engine_driver import Driver, Reply, make_driver
+from tests.support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 TOLERANCE = 1e-4
 PROMPT = [(17 * i + 5) % 256 for i in range(70)]  # beyond the trained length of 64: NTK and LogN are on
 

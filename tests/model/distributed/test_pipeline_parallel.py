@@ -23,7 +23,9 @@ from model.contract.messages import AddRequest
 from model.contract.parallel import Placement, layers_of_stages
 from model.contract.sampling_params import SamplingParams
 from model.loop.step_guard import STEP_FAILED
+from tests.model.architectures.test_golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.model.conftest import TINY
+from tests.model.contract.test_gguf import exported
 from tests.model.distributed.test_tensor_parallel import (
     PLAN,
     REQUESTS,
@@ -33,12 +35,11 @@ from tests.model.distributed.test_tensor_parallel import (
     driver_on,
     run,
 )
-from tests.model.test_gguf import exported
-from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
-from tests.model.test_speculation import FREE, REQUEST, SETTINGS, facts
-from tests.model.test_speculation import run as run_mixed
+from tests.model.scheduling.test_speculation import FREE, REQUEST, SETTINGS, facts
+from tests.model.scheduling.test_speculation import run as run_mixed
 from tests.support.adapters import adapter_config, factors, write_adapter
 from tests.support.engine_driver import Driver
+from tests.support.paths import GOLDEN
 
 
 @pytest.mark.parametrize(

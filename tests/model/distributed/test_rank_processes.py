@@ -19,10 +19,10 @@ from model.contract.messages import EngineFailed, EngineReady, Ping, encode
 from model.loop import rank_leader, rank_process
 from model.loop.connection import Connection, ConnectionClosed
 from model.loop.rank_leader import RankLeader
-from tests.model.test_engine_process import EngineProcess, make_config, request
-from tests.model.test_golden import GOLDEN, MAX_MODEL_LEN, read_cases
+from tests.model.architectures.test_golden import MAX_MODEL_LEN, read_cases
+from tests.model.loop.test_engine_process import EngineProcess, make_config, request
+from tests.support.paths import GOLDEN, ROOT
 
-ROOT = Path(__file__).parents[3]
 FOLDER = "gptq_int4_asym_desc_act"
 
 

@@ -20,7 +20,7 @@ from server.store.errors import StoreError, StoreFullError
 from server.store.records import Append, Delete, DeleteEntries, Put, StoredObject
 from server.store.room import ROW_BYTES
 from server.store.store import Store
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 
 
 def thing(id: str, owner: str = "ann", kind: str = "thing", text: str = "", **more: object) -> StoredObject:

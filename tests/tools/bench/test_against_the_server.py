@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from server.run_module import module_command
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tools.bench.command import main
 
 PNG = b"\x89PNG\r\n"

@@ -30,7 +30,7 @@ from tests.support.fake_server import (
     head,
     stream,
 )
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 from tools.bench import load
 from tools.bench.command import main
 from tools.bench.load import Client, Level, Load, run_level

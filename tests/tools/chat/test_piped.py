@@ -12,7 +12,8 @@ import pytest
 
 from server.__main__ import main
 from tests.support.fake_server import Script, Writer, chunk, event, fake_server, fixed, stream, usage
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess
 from tests.tools.chat.conftest import CHAT, Piped
 
 END = (chunk("", "stop"), event({"choices": [], "usage": usage(5, 4)}), event("[DONE]"))

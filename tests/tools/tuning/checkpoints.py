@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from model.contract.files.vocabulary import read_ranks
-from tests.support.server_process import ROOT
+from tests.support.paths import ROOT
 from tools.convert.options import ConvertOptions
 from tools.convert.run import convert
 

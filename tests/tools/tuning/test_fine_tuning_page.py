@@ -17,7 +17,8 @@ import pytest
 from server.run_module import module_command
 from tests.conftest import SMALL
 from tests.docs.guide import Example, examples
-from tests.support.server_process import ROOT, ServerProcess, running_server
+from tests.support.paths import ROOT
+from tests.support.server_process import ServerProcess, running_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
