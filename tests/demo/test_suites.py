@@ -16,7 +16,7 @@ from demo.recipe.corpus.tools.domains import domains_of, trained_lines
 from demo.recipe.corpus.tools.react import Episode
 from demo.recipe.evaluation import calibration, suites
 from model.contract.tokenizer import Tokenizer
-from model.quantization.calibration import calibration_samples
+from model.quantization.offline.calibration import calibration_samples
 
 FOLDER = Path(suites.__file__).resolve().parents[2] / "suites"
 

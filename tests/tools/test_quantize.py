@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from model.contract.errors import CheckpointError, ConfigError
 from model.contract.tokenizer import Tokenizer
-from model.quantization import checkpoint_writer
-from model.quantization.block_stages import STAGES, CalibrationRun
-from model.quantization.calibration import calibration_samples
-from model.quantization.gptq_solver import quantize_linear
-from model.quantization.tensor_source import TensorSource
+from model.quantization.offline import checkpoint_writer
+from model.quantization.offline.block_stages import STAGES, CalibrationRun
+from model.quantization.offline.calibration import calibration_samples
+from model.quantization.offline.gptq_solver import quantize_linear
+from model.quantization.offline.tensor_source import TensorSource
 from server.run_module import module_command
 from tests.support.engine_driver import LoadedModel
 from tests.support.paths import ROOT
@@ -212,7 +212,7 @@ def test_refusals_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise SafetensorError("No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="x: cannot be written"):
-        patch.setattr("model.quantization.checkpoint_writer.save_file", fill_the_disk)
+        patch.setattr("model.quantization.offline.checkpoint_writer.save_file", fill_the_disk)
         quantize(options(tmp_path / "x", num_samples=2))
 
     def interrupt(name: str, error: float) -> None:

@@ -19,9 +19,9 @@ from model.contract.errors import CheckpointError
 from model.contract.files.vocabulary import VOCABULARY_FILE, read_vocabulary
 from model.contract.files.weight_files import find_weight_files
 from model.contract.tokenizer import Tokenizer
-from model.quantization.checkpoint_writer import LICENCES, CheckpointWriter, check_target
-from model.quantization.dense_weights import DenseWeights
-from model.quantization.tensor_source import TensorSource
+from model.quantization.offline.checkpoint_writer import LICENCES, CheckpointWriter, check_target
+from model.quantization.offline.dense_weights import DenseWeights
+from model.quantization.offline.tensor_source import TensorSource
 from tools.convert import names
 from tools.convert.options import ConvertOptions, add_arguments
 from tools.convert.qwen2_config import Qwen2Source, published_raw, qwen2_config, qwen2_generation_config

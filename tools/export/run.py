@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model.contract.errors import ConfigError
-from model.quantization.gguf_export import export_gguf
+from model.quantization.offline.gguf_export import export_gguf
 from tools.export.options import DESCRIPTION, add_arguments
 from tools.process import run_work
 

@@ -16,8 +16,8 @@ import torch
 
 from model.adapters.reader import Adapter, read_adapter
 from model.contract.errors import CheckpointError
-from model.quantization.checkpoint_writer import CheckpointWriter, check_target
-from model.quantization.dense_weights import DenseWeights
+from model.quantization.offline.checkpoint_writer import CheckpointWriter, check_target
+from model.quantization.offline.dense_weights import DenseWeights
 from tools.convert.qwen2_config import published_raw, without_quantization
 from tools.convert.rounding import Tensors, cast, choose_dtype, disk_bytes, dtype_name, watched
 from tools.merge.options import MergeOptions, add_arguments

@@ -28,7 +28,7 @@ from model.execution.checkpoint import load_weights, stored_rows
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
 from model.quantization import linear_maker
-from model.quantization.calibration import calibration_samples
+from model.quantization.offline.calibration import calibration_samples
 from tools.perplexity.options import add_arguments
 from tools.process import run_work
 

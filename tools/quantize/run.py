@@ -25,12 +25,12 @@ from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.json_file import read_json
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
-from model.quantization.block_stages import STAGES, CalibrationRun, Weights
-from model.quantization.calibration import calibration_samples
-from model.quantization.checkpoint_writer import CheckpointWriter, check_target
-from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
-from model.quantization.packing import check_shape, pack_linear
-from model.quantization.tensor_source import TensorSource, all_finite
+from model.quantization.offline.block_stages import STAGES, CalibrationRun, Weights
+from model.quantization.offline.calibration import calibration_samples
+from model.quantization.offline.checkpoint_writer import CheckpointWriter, check_target
+from model.quantization.offline.gptq_layout import check_shape, pack_linear
+from model.quantization.offline.gptq_solver import Hessian, output_error, quantize_linear
+from model.quantization.offline.tensor_source import TensorSource, all_finite
 from tools.process import run_work
 from tools.quantize.options import QuantizeOptions, add_arguments
 

@@ -25,9 +25,9 @@ from model.contract.gguf.types import TENSOR_TYPES
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.distributed.shard import Cut
-from model.quantization.gguf_export import export_gguf
 from model.quantization.gguf_tensors import read_tensor
 from model.quantization.grouped import expand, part_of
+from model.quantization.offline.gguf_export import export_gguf
 from server.conversion.defaults import GenerationDefaults
 from tests.support.engine_driver import LoadedModel
 from tests.support.gguf_files import (

@@ -8,8 +8,9 @@ import torch
 from model.backends.base import GPTQTensors
 from model.contract.errors import CheckpointError
 from model.quantization.gptq import dequantize
-from model.quantization.gptq_solver import Hessian, output_error, quantize_linear
-from model.quantization.packing import check_shape, pack_linear, pack_rows, unpack_rows
+from model.quantization.offline.gptq_layout import check_shape, pack_linear
+from model.quantization.offline.gptq_solver import Hessian, output_error, quantize_linear
+from model.quantization.packing import pack_rows, unpack_rows
 
 
 def inputs(num_inputs: int, seed: int = 0) -> torch.Tensor:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from model.contract.errors import CheckpointError, ConfigError
 from model.contract.files.vocabulary import read_vocabulary
 from model.contract.tokenizer import Tokenizer
-from model.quantization import checkpoint_writer
-from model.quantization.dense_weights import DenseWeights
+from model.quantization.offline import checkpoint_writer
+from model.quantization.offline.dense_weights import DenseWeights
 from prompts import chatml, segments
 from prompts.messages import Message
 from tests.support.engine_driver import LoadedModel

@@ -12,7 +12,7 @@ import torch
 
 from model.contract.errors import ConfigError
 from model.contract.tokenizer import Tokenizer
-from model.quantization.calibration_text import Message, conversations
+from model.quantization.offline.calibration_text import Message, conversations
 
 # Text is tokenised until there is this many times what is needed, so that pieces can be chosen.
 _CHOICE = 2

@@ -16,7 +16,7 @@ from model.backends import make_torch_backend
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
-from model.quantization.gptq_solver import Hessian
+from model.quantization.offline.gptq_solver import Hessian
 
 _BLOCK_SIZE = 16
 

@@ -17,8 +17,8 @@ from model.contract.files.vocabulary import read_vocabulary
 from model.contract.gguf import checkpoint as keys
 from model.contract.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from model.contract.tokenizer import Tokenizer
-from model.quantization.gguf_writer import Planned, write_gguf
-from model.quantization.tensor_source import TensorSource
+from model.quantization.offline.gguf_writer import Planned, write_gguf
+from model.quantization.offline.tensor_source import TensorSource
 
 logger = logging.getLogger(__name__)
 

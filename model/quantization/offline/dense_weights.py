@@ -19,7 +19,7 @@ from model.contract.files.weight_files import EMBEDDING
 from model.contract.gguf.file import is_gguf
 from model.execution.checkpoint import stored_rows
 from model.quantization import linear_maker
-from model.quantization.tensor_source import TensorSource
+from model.quantization.offline.tensor_source import TensorSource
 
 LAST = ("transformer.ln_f.weight", "lm_head.weight")
 NORMS = ("ln_1.weight", "ln_2.weight")

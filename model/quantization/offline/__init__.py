@@ -1,0 +1,1 @@
+"""What writes checkpoints: GPTQ and its calibration, GGUF files, whole folders. A server runs none of it."""
