@@ -24,7 +24,6 @@ from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operations
-from model.backends.cuda.recorded_draws import RecordedDraws
 from model.backends.cuda.recording import CudaRecorder, NoRecorder, Recorder
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
@@ -73,7 +72,6 @@ class CudaBackend:
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
         self._angles: Angles | None = None
-        self._draws: list[RecordedDraws] = []
         self._packed_kinds: set[PackedKind] = set()
         if device.type == "cuda":
             # Triton launches on the current device and takes its current stream.
@@ -253,10 +251,6 @@ class CudaBackend:
         """A `model.sampling.sampling_row.SampleTokens` of our own kernels."""
         if "sample_rows" in self.operations.replaced:
             return sample_tokens(logits, rows)
-        if any(row.sampling.temperature > 0 for row in rows):
-            for recorded in self._draws:
-                if recorded.knows(logits):
-                    return recorded.run(logits, rows)
         columns: list[list[float]] = [[], [], [], [], []]
         for row in rows:
             sampling = row.sampling
@@ -307,7 +301,7 @@ class CudaBackend:
             return None
         make_inputs = self.operations["make_decode_inputs"]
         try:
-            graphs = CapturedDecodes(
+            return CapturedDecodes(
                 step,
                 config,
                 cache,
@@ -320,8 +314,6 @@ class CudaBackend:
                 with_adapters=with_adapters,
                 is_fixed=self._is_fixed,
             )
-            self._record_draws(graphs, self._recorder, config.vocab_size)
-            return graphs
         except BrokenDeviceError as error:
             raise noted_fault(self._notes, _RECORDING, error) from error
         except OutOfStepError:
@@ -336,14 +328,6 @@ class CudaBackend:
                 raise OutOfStepError(f"{message}; start with --no-cuda-graphs") from error
             logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
             return None
-
-    def _record_draws(self, graphs: CapturedDecodes, recorder: Recorder, vocab_size: int) -> None:
-        logits = [rows for rows in graphs.all_logits if rows.shape[1] == vocab_size]  # some ranks have none
-        if not logits or "sample_rows" in self.operations.replaced:
-            return
-        draws = RecordedDraws(self.operations["sample_rows"], recorder, graphs.max_num_rows, self.device)
-        draws.record(logits)
-        self._draws.append(draws)
 
     def make_steps(
         self,

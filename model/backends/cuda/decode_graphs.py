@@ -97,11 +97,6 @@ class CapturedDecodes:
         return num_rows
 
     @property
-    def all_logits(self) -> list[torch.Tensor]:
-        """Where the steps of each batch size leave their logits."""
-        return self._recordings.results()
-
-    @property
     def max_num_rows(self) -> int:
         """The most sequences of a step; 0 when there was no memory for any."""
         return max(self.batch_sizes, default=0)

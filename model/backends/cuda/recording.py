@@ -181,10 +181,6 @@ class Recordings(Generic[Size]):
         if not error <= _MAX_REPLAY_ERROR:
             raise RuntimeError(f"a replayed step is off by {error:.3g} of its largest number")
 
-    def results(self) -> list[torch.Tensor]:
-        """Where each recorded step leaves its result."""
-        return [result for _, result in self._graphs.values()]
-
     def replay(self, size: Size) -> torch.Tensor:
         """Repeats a recorded step and returns its result, which the next replay overwrites."""
         replay, result = self._graphs[size]

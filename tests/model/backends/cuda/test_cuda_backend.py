@@ -348,7 +348,6 @@ class InterpretedBackend(CudaBackend):
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *_, **__: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
-    monkeypatch.setattr(CudaBackend, "_record_draws", lambda *arguments: None)  # test_recorded_draws.py has it
     monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_steps.py has them
     monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
 
