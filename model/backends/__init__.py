@@ -9,7 +9,7 @@ import re
 import torch
 
 from model.backends.base import Backend
-from model.backends.cpu.row_kernels import row_functions
+from model.backends.cpu.rows.row_kernels import row_functions
 from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
 from model.backends.torch_device_backend import TorchDeviceBackend

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
-from model.backends.cpu.attention import StepAttention, attention_code
-from model.backends.cpu.gated_linear import make_gated_linear
-from model.backends.cpu.gptq_linear import make_gptq_linear, make_grouped_linear
-from model.backends.cpu.low_rank import make_packed_table
-from model.backends.cpu.packed_linear import make_dense_linear
-from model.backends.cpu.row_kernels import RowFunctions, row_functions
+from model.backends.cpu.attention.step_attention import StepAttention, attention_code
+from model.backends.cpu.linears.gated_linear import make_gated_linear
+from model.backends.cpu.linears.gptq_linear import make_gptq_linear, make_grouped_linear
+from model.backends.cpu.linears.packed_linear import make_dense_linear
+from model.backends.cpu.low_rank.table import make_packed_table
+from model.backends.cpu.rows.row_kernels import RowFunctions, row_functions
 from model.backends.huge_pages import CachePages, use_huge_pages
 from model.backends.immediate import ImmediateSteps
 from model.backends.memory import available_cpu_bytes

@@ -93,7 +93,7 @@ class ForwardBatch:
             device: where the tensors go.
             adapter_plan: see the attribute.
         """
-        from model.backends.cpu.angles import cos_sin  # whose package imports this module
+        from model.backends.cpu.rows.angles import cos_sin  # whose package imports this module
 
         token_ids: list[int] = []
         positions: list[int] = []

@@ -1,1 +1,5 @@
-"""Matrix products of our own for few rows on a CPU: weights of 4 or 8 bits, compiled for the machine at start."""
+"""The CPU's own kernels: their text is LLVM's language, compiled for the machine at the first start (`jit`).
+
+`linears`, `attention`, `rows` and `low_rank` each hold the text of their kernels (files that end in `_ir`, written with
+`ir`) and what calls them with tensors.
+"""

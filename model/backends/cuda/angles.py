@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.backends.cpu.angles import cos_sin
+from model.backends.cpu.rows.angles import cos_sin
 from model.backends.cuda.kernels.decode_inputs import AngleTables
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import inverse_frequencies, query_scale

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.cpu.low_rank import make_packed_table
+from model.backends.cpu.low_rank.table import make_packed_table
 from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import AdapterError

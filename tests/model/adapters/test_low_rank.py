@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.adapters.low_rank import LowRankUpdate
-from model.backends.cpu.low_rank import PackedLowRankTable, make_packed_table
+from model.backends.cpu.low_rank.table import PackedLowRankTable, make_packed_table
 from model.backends.torch_low_rank import AdapterRows, TorchLowRankTable, plan_adapter_rows
 from model.execution.forward_batch import SequenceSpan
 

@@ -403,8 +403,8 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from model.backends.cpu.packed_linear import make_dense_linear
-from model.backends.cpu.gptq_linear import make_grouped_linear
+from model.backends.cpu.linears.packed_linear import make_dense_linear
+from model.backends.cpu.linears.gptq_linear import make_grouped_linear
 from model.quantization.at_load import quantize_at_load
 from tests.support.engine_driver import LoadedModel
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.backends.base import GroupedWeight
-from model.backends.cpu import jit
-from model.backends.cpu.gptq_linear import make_grouped_linear
+from model.backends.cpu.linears import product_kernels
+from model.backends.cpu.linears.gptq_linear import make_grouped_linear
 from model.backends.torch_gptq import TorchGroupedLinear
 from model.contract.config import QUANTIZED_BITS, ModelConfig
 from model.contract.errors import ConfigError
@@ -119,8 +119,8 @@ def test_products_are_those_of_the_expanded_weight(
     if not has_permutes:
         if mode != "nf4" or dtype != torch.float32:
             pytest.skip("only levels of float32 are looked up")
-        monkeypatch.setattr(jit, "has_permutes", lambda: False)
-        jit.load_kernels.cache_clear()
+        monkeypatch.setattr(product_kernels, "has_permutes", lambda: False)
+        product_kernels.load_kernels.cache_clear()
     weight, bias = quantized(drawn(128, 256), mode), drawn(1, 128, seed=5)[0]
     made = make_grouped_linear(weight, bias, dtype)
     assert made is not None
@@ -132,7 +132,7 @@ def test_products_are_those_of_the_expanded_weight(
         assert relative(made[0](x), expected) < ours
         assert relative(TorchGroupedLinear(weight, bias, dtype)(x), expected) < torchs
     if not has_permutes:
-        jit.load_kernels.cache_clear()
+        product_kernels.load_kernels.cache_clear()
 
 
 def expanded_copy(source: Path, target: Path, mode: str) -> Path:

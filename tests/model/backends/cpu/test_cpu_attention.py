@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.backends import torch_backend
-from model.backends.cpu import attention as cpu_attention
-from model.backends.cpu.attention import StepAttention, attention_code
+from model.backends.cpu.attention import step_attention
+from model.backends.cpu.attention.step_attention import StepAttention, attention_code
 from model.backends.cpu.jit import has_integer_products
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -131,12 +131,12 @@ def test_an_int8_cache_without_products_of_integers(monkeypatch: pytest.MonkeyPa
     qkv = torch.randn(LENGTH, 3 * HEADS * 36)
     errors = []
     for has_them in (has_integer_products(), False):
-        cpu_attention._compile.cache_clear()
-        monkeypatch.setattr(cpu_attention, "has_integer_products", lambda has_them=has_them: has_them)
+        step_attention._compile.cache_clear()
+        monkeypatch.setattr(step_attention, "has_integer_products", lambda has_them=has_them: has_them)
         whole = attend(qkv, [LENGTH], torch.int8, 36, 18, 4)
         assert torch.equal(attend(qkv, [70, 1, 1, 133], torch.int8, 36, 18, 4), whole)
         errors.append(float((whole.double() - exact(qkv, 36, 18)).abs().max()))
-    cpu_attention._compile.cache_clear()
+    step_attention._compile.cache_clear()
     assert max(errors) <= 3e-2
     assert max(errors) <= 1.2 * min(errors)
 

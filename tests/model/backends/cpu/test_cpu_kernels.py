@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from model.backends.base import GPTQTensors
-from model.backends.cpu import gptq_linear, jit
-from model.backends.cpu.gptq_linear import make_gptq_linear
-from model.backends.cpu.packed_linear import make_dense_linear
-from model.backends.cpu.packing import aligned_empty, pack_gptq_words, pack_integers
+from model.backends.cpu import jit
+from model.backends.cpu.linears import gptq_linear, product_kernels
+from model.backends.cpu.linears.gptq_linear import make_gptq_linear
+from model.backends.cpu.linears.packed_linear import make_dense_linear
+from model.backends.cpu.linears.packing import aligned_empty, pack_gptq_words, pack_integers
 from model.backends.torch_backend import TorchBackend
 from model.quantization.gptq import dequantize
 from model.quantization.packing import unpack_rows
@@ -156,12 +157,12 @@ def no_llvmlite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    jit.load_kernels.cache_clear()
+    product_kernels.load_kernels.cache_clear()
     jit.has_bf16_products.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     yield
     monkeypatch.undo()
-    jit.load_kernels.cache_clear()
+    product_kernels.load_kernels.cache_clear()
     jit.has_bf16_products.cache_clear()
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.adapters.store import AdapterStore
-from model.backends.cpu.angles import cos_sin
+from model.backends.cpu.rows.angles import cos_sin
 from model.backends.cuda import recording
 from model.backends.cuda.angles import Angles
 from model.backends.cuda.attention_plan import make_plan

@@ -1,6 +1,6 @@
 """The text of what runs two products and multiplies the one's outputs by silu of the other's, a share a thread.
 
-The products are those of kernel_ir.py, which differ by their arguments alone; what they give is rounded as if it had
+The products are those of product_ir.py, which differ by their arguments alone; what they give is rounded as if it had
 been kept, so the result has the bits of two products and a multiplication after them.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.backends.cpu.ir_writer import LANES, NUMBER_DECLARATIONS, NumberWriter
-from model.backends.cpu.kernel_ir import ARGUMENTS as PRODUCT_ARGUMENTS
-from model.backends.cpu.kernel_ir import BLOCK
+from model.backends.cpu.ir.writer import LANES, NUMBER_DECLARATIONS, NumberWriter
+from model.backends.cpu.linears.product_ir import ARGUMENTS as PRODUCT_ARGUMENTS
+from model.backends.cpu.linears.product_ir import BLOCK
 
 # Where each argument stands in the array of 64-bit words: two products' arguments, the result, and its rows.
 ARGUMENTS = ("gate", "up", "inner", "height")

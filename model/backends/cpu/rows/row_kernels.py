@@ -9,7 +9,7 @@ import struct
 import torch
 
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products
-from model.backends.cpu.row_ir import FUNCTIONS, RowKernels
+from model.backends.cpu.rows.row_ir import FUNCTIONS, RowKernels
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 # Numbers below which one thread is done before a second one would be awake.

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from model.adapters.low_rank import LowRankUpdate, fold
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products
-from model.backends.cpu.low_rank_ir import (
+from model.backends.cpu.linears.packing import aligned_empty
+from model.backends.cpu.low_rank.kernel_ir import (
     ADAPT,
     ARGUMENTS,
     ENTRY_WORDS,
@@ -24,7 +25,6 @@ from model.backends.cpu.low_rank_ir import (
     RANKS,
     LowRankKernel,
 )
-from model.backends.cpu.packing import aligned_empty
 from model.backends.huge_pages import use_huge_pages
 from model.backends.torch_low_rank import AdapterRows, in_dtype
 
@@ -41,7 +41,7 @@ class _Packed(NamedTuple):
     """An adapter's factors for one layer.
 
     Attributes:
-        entry: what the kernel is told, see `low_rank_ir`.
+        entry: what the kernel is told, see `kernel_ir`.
         max_rank: of its parts, padded.
         tensors: that the entry has the addresses of.
     """

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model.backends.cpu.jit import CompiledKernels, has_bf16_products, load_kernels
-from model.backends.cpu.kernel_ir import ARGUMENTS, BLOCK, INPUTS_PER_VECTOR, UNROLL
-from model.backends.cpu.packing import pack_bfloat16, pack_float32
-from model.backends.cpu.row_kernels import row_functions
+from model.backends.cpu.jit import has_bf16_products
+from model.backends.cpu.linears.packing import pack_bfloat16, pack_float32
+from model.backends.cpu.linears.product_ir import ARGUMENTS, BLOCK, INPUTS_PER_VECTOR, UNROLL
+from model.backends.cpu.linears.product_kernels import CompiledKernels, load_kernels
+from model.backends.cpu.rows.row_kernels import row_functions
 from model.backends.huge_pages import use_huge_pages
 
 _X, _X_SUMS, _OUT = (ARGUMENTS.index(name) for name in ("x", "x_sums", "out"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, everywhere
+from model.backends.cpu.ir.writer import FMA_DECLARATION, LANES, IRWriter, everywhere
 
 ADAPT = "adapt"
 ARGUMENTS = (

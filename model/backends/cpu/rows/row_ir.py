@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import NUMBER_DECLARATIONS, NumberWriter
+from model.backends.cpu.ir.writer import NUMBER_DECLARATIONS, NumberWriter
 
 # Where each argument stands in the array of 64-bit words that a function gets; addresses come first.
 NORM = ("delta", "residual", "weight", "out", "epsilon", "rows", "width")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from model.backends.cpu.ir_writer import LANES
-from model.backends.cpu.kernel_ir import BLOCK, INPUTS_PER_VECTOR, VECTORS
+from model.backends.cpu.ir.writer import LANES
+from model.backends.cpu.linears.product_ir import BLOCK, INPUTS_PER_VECTOR, VECTORS
 
 ALIGNMENT = 64
 

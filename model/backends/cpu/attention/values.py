@@ -6,8 +6,8 @@ in which totals are kept until a row is finished (`natural_order`).
 
 from __future__ import annotations
 
-from model.backends.cpu.attention_ir.kernel import KEYS, NARROW_VECTORS, VECTORS, AttentionKernel, Part
-from model.backends.cpu.ir_writer import KINDS, LANES
+from model.backends.cpu.attention.kernel import KEYS, NARROW_VECTORS, VECTORS, AttentionKernel, Part
+from model.backends.cpu.ir.writer import KINDS, LANES
 
 # Which of 32 numbers come when two vectors of them are interleaved as processors do it, 128 bits by 128 bits.
 _UNPACKED = [8 * part + 4 * half + i for half in (0, 1) for part in range(4) for i in range(4)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.backends.cpu.ir_writer import KINDS, LANES, NumberWriter, everywhere, float_literal
+from model.backends.cpu.ir.writer import KINDS, LANES, NumberWriter, everywhere, float_literal
 
 KEYS = 64  # at a time
 TILE_ROWS = 96  # share the keys that were laid out

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import FMA_DECLARATION, LANES, IRWriter, everywhere
+from model.backends.cpu.ir.writer import FMA_DECLARATION, LANES, IRWriter, everywhere
 
 VECTORS = 4  # in a block of outputs
 BLOCK = LANES * VECTORS

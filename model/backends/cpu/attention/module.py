@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 
-from model.backends.cpu.attention_ir.kernel import KEYS, MASKED, MAX_ROWS, AttentionKernel, Part
-from model.backends.cpu.attention_ir.keys import LayOutKeys, Scores, ScoresOfOne
-from model.backends.cpu.attention_ir.softmax import Scales, Softmax
-from model.backends.cpu.attention_ir.values import LayOutValues, Totals, TotalsOfOne, natural_order
-from model.backends.cpu.ir_writer import KINDS, LANES, NUMBER_DECLARATIONS, float_literal
+from model.backends.cpu.attention.kernel import KEYS, MASKED, MAX_ROWS, AttentionKernel, Part
+from model.backends.cpu.attention.keys import LayOutKeys, Scores, ScoresOfOne
+from model.backends.cpu.attention.softmax import Scales, Softmax
+from model.backends.cpu.attention.values import LayOutValues, Totals, TotalsOfOne, natural_order
+from model.backends.cpu.ir.writer import KINDS, LANES, NUMBER_DECLARATIONS, float_literal
 
 # Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
 ARGUMENTS = (

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-from model.backends.cpu.attention_ir.kernel import KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel
-from model.backends.cpu.attention_ir.module import ATTEND, TILE, module_text, query_factor
+from model.backends.cpu.attention.kernel import KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel
+from model.backends.cpu.attention.module import ATTEND, TILE, module_text, query_factor
+from model.backends.cpu.attention.rotary_ir import ROTATE, RotaryKernel
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_integer_products, has_permutes
-from model.backends.cpu.rotary_ir import ROTATE, RotaryKernel
-from model.backends.cpu.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
+from model.backends.cpu.rows.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
 from model.contract.attention_windows import largest_window
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -29,8 +29,8 @@ class AttentionCode(NamedTuple):
     """The compiled kernels for one type of activations and one kind of cache.
 
     Attributes:
-        attend: the kernel of attention_ir.
-        rotate: the kernel of rotary_ir.py.
+        attend: runs attention over the paged cache.
+        rotate: see rotary_ir.py.
         scratch_bytes: of a thread.
         query_dtype: of the rotated queries.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.backends.cpu.ir_writer import NUMBER_DECLARATIONS, NumberWriter, floats
+from model.backends.cpu.ir.writer import NUMBER_DECLARATIONS, NumberWriter, floats
 
 # Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
 ARGUMENTS = (

@@ -7,8 +7,8 @@ import struct
 
 import torch
 
-from model.backends.cpu.angle_ir import COS_SIN, module_text
 from model.backends.cpu.jit import Code, compile_functions
+from model.backends.cpu.rows.angle_ir import COS_SIN, module_text
 
 
 def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,14 +6,14 @@ lanes of a vector; rows that share keys, whose lanes are keys, have one after an
 
 from __future__ import annotations
 
-from model.backends.cpu.attention_ir.kernel import (
+from model.backends.cpu.attention.kernel import (
     KEYS,
     NARROW_VECTORS,
     VECTORS,
     AttentionKernel,
     Part,
 )
-from model.backends.cpu.ir_writer import LANES
+from model.backends.cpu.ir.writer import LANES
 
 
 class LayOutKeys(Part):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from model.backends.cpu.attention_ir.kernel import KEYS, MASKED, VECTORS, Part
-from model.backends.cpu.ir_writer import LANES, floats
+from model.backends.cpu.attention.kernel import KEYS, MASKED, VECTORS, Part
+from model.backends.cpu.ir.writer import LANES, floats
 
 
 class Scales(Part):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from model.backends.cpu.ir_writer import NUMBER_DECLARATIONS, NumberWriter, double_literal
+from model.backends.cpu.ir.writer import NUMBER_DECLARATIONS, NumberWriter, double_literal
 
 # Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
 ARGUMENTS = ("angles", "cos", "sin", "count")

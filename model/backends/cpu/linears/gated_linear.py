@@ -8,10 +8,10 @@ import struct
 import torch
 
 from model.backends.base import LinearKernel
-from model.backends.cpu.gated_ir import GATED, GatedKernel
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products
-from model.backends.cpu.packed_linear import PackedLinear
-from model.backends.cpu.row_kernels import DTYPE_NAMES
+from model.backends.cpu.linears.gated_ir import GATED, GatedKernel
+from model.backends.cpu.linears.packed_linear import PackedLinear
+from model.backends.cpu.rows.row_kernels import DTYPE_NAMES
 
 
 def make_gated_linear(gate: LinearKernel, up: LinearKernel) -> GatedLinear | None:

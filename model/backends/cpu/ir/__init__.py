@@ -1,0 +1,1 @@
+"""Writing kernels in LLVM's language: what their texts have in common."""

@@ -1,0 +1,1 @@
+"""Adapters: what rows get from the low-rank factors of theirs."""
