@@ -1,1 +1,1 @@
-"""Conversations as the models were trained to read them, and replies as clients expect them. No tensors, no wire."""
+"""Renders conversations in the formats the models were trained on, and parses their replies. No tensors, no wire."""

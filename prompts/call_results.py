@@ -1,7 +1,7 @@
-"""Which call a tool's result answers, and a conversation put in steps: each call with its results behind it.
+"""Finds the call that each tool result answers, and orders a conversation into steps: each call with its results.
 
-It exists because clients answer calls in any order, reuse ids or send none, while the ReAct format knows only one
-call after the other, each followed by its result.
+Clients answer calls in any order, reuse ids or send none. The ReAct format knows only one call after another, each
+followed by its result.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 
 from prompts.messages import FunctionCall, Message
 
-# A call by its place: index of the message, index among the message's calls.
+# Where a call is: (index of its message, index among the calls of that message).
 CallPlace = tuple[int, int]
 
 
 class OpenCalls:
-    """The calls of a conversation, read message by message, and which of them wait for a result.
+    """Tracks, message by message, which calls of a conversation still wait for a result.
 
-    The n-th result of an id answers the n-th call that has it. Where ids come back in a later question, calls made
-    since the last user message come first. A result beyond those that are waited for belongs to the last call of its
-    id; one that names no call goes to the first call since the last user message that waits for one.
+    The n-th result with an id answers the n-th call with that id. If a later question reuses an id, calls since the
+    last user message are answered first. A result that no call waits for belongs to the last call with its id; one
+    that names no known id goes to the oldest call since the last user message that still waits.
     """
 
     def __init__(self) -> None:
         self._number = 0
-        self._last: CallPlace | None = None  # since the last user message
+        self._last: CallPlace | None = None  # the latest call since the last user message
         self._last_of: dict[str | None, CallPlace] = {}
         self._answered: set[CallPlace] = set()
-        # Since the last user message, oldest first; answered ones are dropped when they come to the front.
+        # Calls since the last user message, oldest first. Answered ones are dropped when they reach the front.
         self._waiting: deque[CallPlace] = deque()
         self._waiting_of: dict[str | None, deque[CallPlace]] = defaultdict(deque)
-        # Before it.
+        # Unanswered calls from before the last user message.
         self._passed_of: dict[str | None, list[CallPlace]] = defaultdict(list)
         self.num_waiting = 0
 
@@ -41,7 +41,7 @@ class OpenCalls:
         return id in self._last_of
 
     def push(self, message: Message) -> CallPlace | None:
-        """Takes the next message; returns the call that it answers, if it is the result of one."""
+        """Reads the next message. Returns the call it answers, if it is a tool result."""
         number, self._number = self._number, self._number + 1
         if message.role == "user":
             self._pass_on()
@@ -80,12 +80,11 @@ class OpenCalls:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call with what came of it.
+    """A call and its results.
 
     Attributes:
-        thought: said before it.
-        call: that was made.
-        results: of the call; empty while it waits for one.
+        thought: the assistant's text before the call.
+        results: empty while the call waits for one.
     """
 
     thought: str
@@ -94,10 +93,10 @@ class Step:
 
 
 def in_steps(messages: Sequence[Message]) -> list[Message | Step]:
-    """Puts each call together with its results, wherever those stand; other messages keep their places.
+    """Groups each call with its results, wherever they are; other messages keep their places.
 
-    What the assistant says between the results of one message is the thought before the call that is answered next.
-    A call that is passed over while another of its message is answered has had an empty result. A result of no call
+    Assistant text between the results of one message becomes the thought before the call that is answered next. If a
+    message has several calls and only some are answered, the others get an empty result. A result without a call
     stays a message.
     """
     open_calls = OpenCalls()
@@ -108,7 +107,7 @@ def in_steps(messages: Sequence[Message]) -> list[Message | Step]:
             results_of[owner].append(index)
     answered = {owner[0] for owner in owners if owner is not None}
     last_text_before = _last_texts(messages)
-    late: dict[int, CallPlace] = {}  # by its first result, a call that stands behind a text
+    late: dict[int, CallPlace] = {}  # calls whose first result follows assistant text, by the index of that result
     said: list[str] = []
     steps: list[Message | Step] = []
 
@@ -141,7 +140,7 @@ def in_steps(messages: Sequence[Message]) -> list[Message | Step]:
 
 
 def _last_texts(messages: Sequence[Message]) -> list[int]:
-    """For each message, the index of the last one before it, in one turn, that is no more than the assistant's text."""
+    """Returns, for each message, the index of the last assistant text without calls before it in the turn, or -1."""
     last, lasts = -1, []
     for index, message in enumerate(messages):
         if message.role in ("system", "user"):

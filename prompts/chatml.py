@@ -1,8 +1,7 @@
-"""The chat format of these models: turns between `<|im_start|>` and `<|im_end|>`.
+"""ChatML, the chat format of these models: turns between `<|im_start|>` and `<|im_end|>`.
 
-It exists to write conversations of plain turns as segments, and to drop the oldest of them when
-they do not fit. It must not know tools (react/ folds those into plain turns first) nor any
-vocabulary: where tokens are counted, the caller brings the counter.
+Renders conversations of plain turns as segments, and drops the oldest turns when they do not fit. It knows no tools
+(react/ folds those into plain turns first) and no vocabulary: callers pass in a token counter.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
-# What `render` does, for programs that render prompts themselves, in the form that tokenizers carry it in.
+# The same as `render`, as a Jinja template for tokenizer files and for programs that render prompts themselves.
 JINJA_TEMPLATE = (
     "{% if not messages or messages[0]['role'] != 'system' %}"
     f"{IM_START}system\n{DEFAULT_SYSTEM}{IM_END}\n"
@@ -38,19 +37,18 @@ def render(
 ) -> list[Segment]:
     """Renders a conversation of plain turns.
 
-    Contents are written as they are. (The published `chat()` does so; the published API server strips
-    them first, which `react.render`, the chat endpoint's way in, does by `Message.stripped`.) Every
-    message is a turn of its own, wherever it stands; so is a system message in the middle.
+    Contents are not stripped here, as in the published `chat()`. The published API server strips them first;
+    `react.render`, which serves chat requests, does so too (`Message.stripped`). Every message becomes a turn, system
+    messages in the middle too.
 
     Args:
-        messages: roles system, user and assistant, without calls; in any order, possibly none.
-        default_system: heads the prompt if the first message is not a system message; None for nothing.
-        open_turn: leave the prompt open for the assistant to speak.
-        continue_final: where `open_turn`, a last message of the assistant is what it goes on from, and
-            no new turn opens.
+        messages: system, user and assistant messages without calls, in any order; may be empty.
+        default_system: system prompt to insert if the first message is not a system message; None inserts nothing.
+        open_turn: end the prompt with an open assistant turn, for generation.
+        continue_final: with `open_turn`, the reply continues a final assistant message instead of opening a new turn.
 
     Raises:
-        ValueError: a tool message or a call, which plain turns cannot hold.
+        ValueError: there is a tool message or a call, which plain turns cannot hold.
     """
     for message in messages:
         if message.role == "tool" or message.calls:
@@ -81,15 +79,15 @@ def drop_oldest_turns(
     count_tokens: Callable[[Sequence[Segment]], int],
     default_system: str | None = DEFAULT_SYSTEM,
 ) -> list[Message]:
-    """Keeps whole newest turns while system and kept turns are below `max_window_size` tokens.
+    """Drops the oldest turns until system messages and kept turns are below `max_window_size` tokens.
 
-    The rule of the published `chat()`, to the token: the newest turn (the question to answer) is always
-    kept and, strange as it is, not counted. To fit a prompt into a context use `keep_newest_turns`.
+    This is the rule of the published `chat()`, to the token: the newest turn (the question to answer) is always kept
+    and, strange as it is, not counted. To fit a prompt into a context use `keep_newest_turns`.
 
     Args:
         messages: plain turns, as for `render`.
-        max_window_size: as in generation_config.json.
-        count_tokens: segments -> number of tokens.
+        max_window_size: in tokens; the field of generation_config.json.
+        count_tokens: returns the number of tokens of some segments.
         default_system: as for `render`.
 
     Returns:
@@ -97,7 +95,8 @@ def drop_oldest_turns(
     """
 
     def fits(kept: Sequence[Message]) -> bool:
-        history = list(kept[: _start_of_newest_turn(kept)])
+        starts = _starts_of_turns(kept)
+        history = kept[: starts[-1]] if starts else kept
         segments = render(history, default_system=default_system, open_turn=False)
         return count_tokens(segments) < max_window_size
 
@@ -105,21 +104,20 @@ def drop_oldest_turns(
 
 
 def keep_newest_turns(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message]:
-    """Drops as few whole oldest turns as make the conversation fit.
+    """Drops whole turns, oldest first, until the conversation fits.
 
-    A turn is a run of user messages with all that follows it up to the next one: answers, calls and
-    their results stay together. System messages are instructions, not turns, and always stay.
+    A turn is a run of user messages and everything up to the next user message, so answers, calls and their results
+    stay together. System messages always stay.
 
     Args:
-        messages: any conversation, also with tools.
-        fits: whether a conversation may stay as it is; dropping more must never make it worse. It is
-            asked O(log turns) times.
+        messages: any conversation, with or without tools.
+        fits: tells whether a conversation fits. If it does, any shorter one must fit too: this is a binary search.
 
     Returns:
-        The messages kept. The newest turn stays even if it does not fit: the caller reports that.
+        The kept messages. The newest turn is kept even if it does not fit; the caller reports that.
     """
     starts = _starts_of_turns(messages)
-    # What stands before the first user message belongs to the oldest turn.
+    # Messages before the first user message belong to the oldest turn.
     cuts = [0, *starts[1:]]
 
     def without_oldest(num_turns: int) -> list[Message]:
@@ -137,7 +135,7 @@ def keep_newest_turns(messages: Sequence[Message], fits: Callable[[Sequence[Mess
 
 
 def _starts_of_turns(messages: Sequence[Message]) -> list[int]:
-    """Indices of user messages that open a turn: those not right behind another user message."""
+    """Returns the indices of user messages that open a turn: those that do not follow another user message."""
     starts = []
     previous = ""
     for index, message in enumerate(messages):
@@ -146,8 +144,3 @@ def _starts_of_turns(messages: Sequence[Message]) -> list[int]:
         if message.role != "system":
             previous = message.role
     return starts
-
-
-def _start_of_newest_turn(messages: Sequence[Message]) -> int:
-    starts = _starts_of_turns(messages)
-    return starts[-1] if starts else len(messages)

@@ -1,7 +1,7 @@
-"""A conversation as prompts see it: who said what, which functions were called, which tools exist.
+"""Messages, function calls and tools, free of any wire format.
 
-It exists so that rendering does not depend on any wire format. It must not know HTTP, OpenAI's
-field rules (the server maps `developer` to `system` and `function` to `tool`), tokens or models.
+This file must not know HTTP, OpenAI's field rules (the server maps `developer` to `system` and `function` to
+`tool`), tokens or models.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 
-# A pair of surrogates is one character. Other escapes are passed over whole: `\\\\u0041` is a backslash and a text.
+# A surrogate pair is one character. `\\.` skips other escapes whole: in `\\\\u0041` the `u0041` is plain text.
 _ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.")
 
-# The published server's words for how an input is written, and its counterpart in Chinese; Qwen-Agent has them too.
+# Sentences on the form of an input, as in the published server and in Qwen-Agent; the code one in Chinese too.
 _ARGS_FORMATS = {
     "code": "Enclose the code within triple backticks (`) at the beginning and end of the code.",
     "json": "Format the arguments as a JSON object.",
 }
 _CODE_HINTS = ("Enclose the code within triple backticks", "此工具的输入应为Markdown代码块")
 
-# What a function without `parameters` takes: an object with nothing in it.
+# A function without `parameters` takes an empty object.
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """One call an assistant made.
+    """A function call of the assistant.
 
     Args:
-        name: of the function, as the model wrote it.
-        arguments: as the model wrote them, usually a JSON text.
-        id: pairs the call with the tool message that answers it; None in the legacy form.
-        is_text: the arguments are plain text or code, whatever they look like.
+        name: the function's name, as the model wrote it.
+        arguments: the model's text, usually JSON.
+        id: matches the `tool_call_id` of the tool message that answers it; None in the legacy `function_call` form.
+        is_text: the arguments are plain text or code, even if they parse as JSON.
     """
 
     name: str
@@ -45,9 +45,9 @@ class FunctionCall:
     is_text: bool = False
 
     def readable_arguments(self) -> str:
-        r"""The arguments with \uXXXX escapes written as the characters, as the model has read them in training.
+        r"""Returns the arguments with \uXXXX escapes replaced by characters, as the model saw them in training.
 
-        What a JSON text must escape stays escaped, and what is no JSON stays as it is.
+        Characters that JSON must escape stay escaped. Arguments that are not JSON are returned unchanged.
         """
         if self.is_text or "\\u" not in self.arguments or not is_json(self.arguments):
             return self.arguments
@@ -56,14 +56,14 @@ class FunctionCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation.
+    """A message of a conversation.
 
     Args:
-        role: who speaks; "tool" is the result of a function.
-        content: the text; empty where the wire had null.
-        name: of the speaker, or of the function whose result this is. Never rendered by ChatML.
-        calls: functions the assistant called in this message.
-        tool_call_id: of a tool message, the call it answers; None in the legacy form.
+        role: "tool" marks the result of a function.
+        content: empty where the wire had null.
+        name: the speaker, or the function whose result this is. ChatML never renders it.
+        calls: the functions that this message of the assistant calls.
+        tool_call_id: the call that a tool message answers; None in the legacy form.
     """
 
     role: Role
@@ -73,24 +73,23 @@ class Message:
     tool_call_id: str | None = None
 
     def stripped(self) -> Message:
-        """Returns the message without newlines before and without whitespace after its content.
+        """Returns the message without newlines before its content and without whitespace after it.
 
-        The published API server treats every message so; its `chat()` method does not.
-        Spaces in front stay: they may be indentation.
+        The published API server strips every message like this; the published `chat()` does not. Leading spaces stay:
+        they may be indentation.
         """
         return replace(self, content=strip_content(self.content))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as the model is told about it; every field is text and goes into the prompt as it stands.
+    """A tool as the prompt describes it. Every field is inserted into the prompt as it is.
 
     Args:
-        name_for_model: what the model writes after `Action:`.
-        name_for_human: what the tool is called in the sentence that introduces it.
-        description: what it is for.
-        parameters_json: its parameters, rendered.
-        args_format: a sentence on how the input is written, behind the parameters; empty for none.
+        name_for_model: the name that the model writes after `Action:`.
+        name_for_human: the name in the sentence that introduces the tool.
+        parameters_json: the parameters as JSON text.
+        args_format: a sentence on the form of the input, appended to the parameters; may be empty.
     """
 
     name_for_model: str
@@ -101,18 +100,18 @@ class ToolSpec:
 
     @classmethod
     def from_dict(cls, function: Mapping[str, Any]) -> ToolSpec:
-        """Reads an OpenAI-style or a Qwen-style function description, or a mixture of both.
+        """Reads a function description in OpenAI's style, Qwen's style, or a mixture of both.
 
-        `name_for_model` and `name_for_human` default to `name`, `description_for_model` to
-        `description`; absent and null mean the same, and absent parameters mean none. `args_format` is
-        Qwen-Agent's: a sentence, or "code" or "json" for the usual ones.
+        `name_for_model` and `name_for_human` default to `name`, `description_for_model` to `description`. Null means
+        absent, and absent parameters mean none. `args_format` is Qwen-Agent's: a sentence, or "code" or "json" for the
+        usual sentences.
 
         Args:
-            function: {name, description, parameters}, or {name_for_model, name_for_human,
-                description_for_model, parameters}. Key order of the parameters is kept.
+            function: {name, description, parameters}, or {name_for_model, name_for_human, description_for_model,
+                parameters}. The key order of the parameters is kept.
 
         Raises:
-            ValueError: it has no name.
+            ValueError: the description has no name.
         """
         name = function.get("name") or function.get("name_for_model")
         if not name:
@@ -127,20 +126,20 @@ class ToolSpec:
             name_for_model=str(name_for_model),
             name_for_human=str(function.get("name_for_human") or name),
             description=str(description),
-            # As it is, not escaped: the model read Chinese descriptions as characters when it was trained.
+            # Not ASCII-escaped: in training, Chinese descriptions were plain characters.
             parameters_json=json.dumps(_NO_PARAMETERS if parameters is None else parameters, ensure_ascii=False),
             args_format=_ARGS_FORMATS.get(args_format, args_format),
         )
 
     @property
     def takes_code(self) -> bool:
-        """Whether the model is told to write code in a fence as the input, and so no JSON."""
+        """Whether the prompt tells the model to write the input as fenced code instead of JSON."""
         text = f"{self.description} {self.args_format}"
         return any(hint in text for hint in _CODE_HINTS)
 
 
 def strip_content(text: str) -> str:
-    """Drops newlines before and whitespace after a message's text, as the published API server does."""
+    """Strips leading newlines and trailing whitespace, as the published API server does."""
     return text.lstrip("\n").rstrip()
 
 

@@ -1,8 +1,7 @@
 """A rendered prompt as a list of segments: text, or a control token.
 
-This is the one guard against smuggled control tokens: whatever comes from a user or a tool can only
-be a `Text`, and a `Text` is only ever encoded as ordinary text. This file knows no vocabulary; the
-caller brings the encoder.
+Segments keep control tokens from being smuggled in: everything from users and tools is a `Text`, and a `Text` is only
+ever encoded as ordinary text. This file knows no vocabulary; callers pass in the encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """A control token by its name, such as `<|im_start|>`. Only renderers make these."""
+    """A control token by its name, such as `<|im_start|>`. Only renderers create these."""
 
     name: str
 
@@ -35,12 +34,12 @@ def encode(
 ) -> list[int]:
     """Turns segments into token ids.
 
-    Each segment is encoded on its own, so a renderer decides by its segments which characters may
-    share a token: ChatML keeps the role, the newline and the content apart, as the published code does.
+    Each segment is encoded on its own, so no token spans two segments. ChatML keeps role, newline and content apart,
+    as the published code does.
 
     Args:
-        encode_text: text -> ids; must never yield a control token.
-        special_id: name of a control token -> its id.
+        encode_text: must never return the id of a control token.
+        special_id: returns the id of a control token, by its name.
     """
     token_ids: list[int] = []
     for segment in segments:

@@ -1,7 +1,7 @@
-"""Finds stop strings in text that arrives in pieces.
+"""Finds stop strings in streamed text.
 
-It exists because a stop string may lie across any number of tokens and chunks, and because text held
-back too long is text the client waits for. It knows characters only, no tokens.
+A stop string may span any number of tokens and chunks, and no text should be held back longer than necessary. This
+file knows characters, not tokens.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 
 class _Stop(NamedTuple):
-    """A stop string, and for each of its beginnings how long the next shorter one is that ends it."""
+    """A stop string with its KMP failure table (see `_borders`)."""
 
     text: str
     borders: array[int]
 
 
 class StopStrings:
-    """The stop strings of a request, made ready once for all of its choices.
+    """The prepared stop strings of a request, shared by all of its choices.
 
-    What is kept is two numbers a character and never changes, so any number of choices may read it.
+    Takes two numbers a character and is never changed.
 
     Args:
-        stops: strings to stop at, none of them empty.
+        stops: none may be empty.
 
     Attributes:
-        first_characters: without one of them in it, a text can neither hold nor begin a stop string.
+        first_characters: text without any of these cannot contain or begin a stop string.
 
     Raises:
         ValueError: an empty stop string.
@@ -41,39 +41,33 @@ class StopStrings:
 
 
 class StopMatcher:
-    """Lets text through up to the first stop string.
+    """Passes text through up to the first stop string.
 
-    The match that ends first wins; of those that end at the same character the longest. Held back is
-    only the longest end of the text that a stop string may begin with, so text flows as if there were no stop strings
-    wherever none begins. Each stop string costs time linear in the text, however long it is (Knuth, Morris and
-    Pratt, 1977).
+    The match that ends first wins; among matches that end at the same character, the longest. Only the longest
+    suffix of the text that may begin a stop string is held back. Each stop string takes time linear in the text,
+    whatever its length (Knuth, Morris and Pratt, 1977).
 
     Args:
-        strings: to stop at.
-        include_stop: let the stop string itself through too. Nothing is held back then.
+        include_stop: pass the stop string itself through too; nothing is held back then.
 
     Attributes:
-        matched: the stop string found, or None.
+        matched: the stop string that was found, or None.
+        held: the text held back: a proper prefix of some stop string, or empty.
     """
 
     def __init__(self, strings: StopStrings, include_stop: bool = False) -> None:
         self._strings = strings
         self._include_stop = include_stop
-        # Of each stop string so many characters are the end of the text.
+        # For each stop string, how many of its characters the text so far ends with.
         self._lengths = [0] * len(strings.stops)
-        self._held = ""
+        self.held = ""
         self.matched: str | None = None
 
-    @property
-    def held(self) -> str:
-        """Text not let through yet: always a proper prefix of some stop string, possibly empty."""
-        return self._held
-
     def push(self, text: str) -> str:
-        """Takes the next piece of text.
+        """Processes the next piece of text.
 
         Returns:
-            What is safe to show now; nothing once a stop string was found.
+            The text that may be shown now; empty once a stop string was found.
         """
         if self.matched is not None:
             return ""
@@ -84,26 +78,26 @@ class StopMatcher:
         for number, stop in enumerate(self._strings.stops):
             length, found = _advance(stop, lengths[number], text, end)
             lengths[number] = length
-            # A match can only lie before the ones found so far or end with them, where the longer one wins.
+            # Only an earlier match, or a longer one that ends at the same character, replaces the one found so far.
             if found and (found < end or self.matched is None or length > len(self.matched)):
                 end, self.matched = found, stop.text
-        pending = self._held + text[:end]
+        pending = self.held + text[:end]
         if self.matched is not None:
-            self._held = ""
+            self.held = ""
             return pending if self._include_stop else pending[: len(pending) - len(self.matched)]
         num_held = 0 if self._include_stop else max(lengths)
-        self._held = pending[len(pending) - num_held :]
+        self.held = pending[len(pending) - num_held :]
         return pending[: len(pending) - num_held]
 
     def flush(self) -> str:
-        """Ends the text: returns what was held back in vain."""
-        held, self._held = self._held, ""
+        """Ends the text and returns what was held back."""
+        held, self.held = self.held, ""
         self._lengths = [0] * len(self._lengths)
         return held
 
 
 def _borders(stop: str) -> array[int]:
-    """For each n the length of the longest proper suffix of `stop[: n + 1]` that is also a prefix of it."""
+    """Returns, for each n, the length of the longest proper suffix of `stop[: n + 1]` that is also its prefix."""
     borders = array("I", [0])
     length = 0
     for character in stop[1:]:
@@ -115,16 +109,15 @@ def _borders(stop: str) -> array[int]:
 
 
 def _advance(stop: _Stop, length: int, text: str, end: int) -> tuple[int, int]:
-    """Reads on.
+    """Advances the search for one stop string.
 
     Args:
-        stop: to look for.
-        length: so many of its characters end the text before.
-        text: what follows.
-        end: read so far at most.
+        length: how many characters of the stop string the earlier text ends with.
+        text: the new text.
+        end: stop reading at this index.
 
     Returns:
-        The new length, and behind which character of `text` the stop string ends; 0 if it does not.
+        The new length, and the index just after the stop string in `text`; 0 if it does not end there.
     """
     string, borders = stop
     for index in range(end):

@@ -1,6 +1,6 @@
-"""What a format of tools has to do: write a conversation with tools, hold a reply to it, and read the reply back.
+"""The interface of a tool format: renders conversations with tools, constrains replies, and parses them.
 
-Checkpoints learned different ones. A server knows this interface and no format; tool_formats.py has those there are.
+Checkpoints were trained on different formats. The server knows only this interface; tool_formats.py lists the formats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prompts.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A tool choice: this tool must be called."""
+    """The tool choice that forces a call of one tool."""
 
     name: str
 
@@ -27,15 +27,14 @@ ToolChoice = Literal["auto", "none", "required"] | Named
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """A rendered conversation, and how the reply to it is to be read.
+    """A rendered conversation, and how to parse the reply to it.
 
     Attributes:
-        segments: the prompt.
-        opening: what stands in the prompt already of the step that the model goes on with, for the format's `parser`
-            and `grammar`. Besides an answer that is continued it is scaffolding only, whatever users and tools sent.
-        place: where the prompt leaves off, in the format's own words.
-        can_call: the reply may call a tool.
-        is_plain: the reply is shown as it is, and no parser reads it.
+        opening: the beginning of the model's next step, if the prompt already contains it; for the format's `parser`.
+            Apart from an answer that is continued, it is scaffolding and never text from users or tools.
+        place: where the prompt ends, in the format's own terms; for the format's `grammar`.
+        can_call: whether the reply may call a tool.
+        is_plain: the reply is shown as it is, without parsing.
     """
 
     segments: list[Segment]
@@ -46,33 +45,33 @@ class RenderedPrompt:
 
 
 class ReplyParser(Protocol):
-    """Reads one reply while it is generated."""
+    """Parses one reply while it is generated."""
 
     @property
     def done(self) -> bool:
-        """Whether nothing that follows can matter, so that generation may end."""
+        """Whether the rest of the reply does not matter, so that generation may end."""
 
     @property
     def unfinished_call(self) -> bool:
-        """After `flush`: whether the reply broke off in a call."""
+        """After `flush`: whether the reply ended in the middle of a call."""
 
     def push(self, text: str) -> list[Event]:
-        """Takes the next piece of the reply and returns what is known by it."""
+        """Parses the next piece of the reply and returns the events that are certain now."""
 
     def flush(self, *, is_cut: bool = False) -> list[Event]:
-        """Ends the reply and returns what was held back.
+        """Ends the reply and returns the events that were held back.
 
         Args:
-            is_cut: the model would have gone on.
+            is_cut: the reply was cut off (by its token limit); the model would have continued.
         """
 
 
 class ToolFormat(Protocol):
-    """One way in which models are told of tools, and call them."""
+    """A way to present tools to a model, and for the model to call them."""
 
     @property
     def reserved_words(self) -> tuple[str, ...]:
-        """What the name of a tool must not begin with."""
+        """Words that no tool name may begin with."""
 
     def render(
         self,
@@ -83,18 +82,18 @@ class ToolFormat(Protocol):
         open_turn: bool = True,
         continue_final: bool = True,
     ) -> RenderedPrompt:
-        """Writes a conversation, with or without tools.
+        """Renders a conversation, with or without tools.
 
         Args:
-            messages: of any roles, in any order.
-            tools: that the model is told about.
-            tool_choice: "required" and `Named` open the turn where a call must follow.
-            open_turn: leave the prompt open for the assistant; False to look at a conversation only.
-            continue_final: if the last message is the assistant's, the reply goes on from its text.
+            messages: any roles in any order.
+            tools: the tools that the prompt describes.
+            tool_choice: "required" and `Named` end the prompt at a point where a call must follow.
+            open_turn: end with an open assistant turn; False renders the conversation only.
+            continue_final: the reply continues a final assistant message.
         """
 
     def quote(self, result: str) -> str:
-        """Returns a tool's result in which nothing passes for words of the assistant."""
+        """Quotes whatever in a tool's result could pass for a step of the assistant."""
 
     def grammar(
         self, tools: Sequence[tuple[str, ToolInput]], prompt: RenderedPrompt, *, answer: str | None = None
@@ -102,15 +101,16 @@ class ToolFormat(Protocol):
         """Returns the grammar of a reply that may call tools.
 
         Args:
-            tools: (name, its input) of each that may be called; at least one.
-            prompt: the reply is to; its `can_call` is true.
-            answer: rule body that an answer must match; None leaves it free.
+            tools: name and input of each callable tool; at least one.
+            prompt: the prompt of the reply; its `can_call` must be true.
+            answer: grammar rule body that an answer must match; None leaves answers free.
         """
 
     def parser(self, opening: str, tool_names: Sequence[str], text_tools: Collection[str] = ()) -> ReplyParser:
-        """Returns a reader for a reply.
+        """Returns a parser for one reply.
 
         Args:
-            tool_names: of the tools that may be called.
-            text_tools: those among them whose input is text or code, not JSON.
+            opening: see `RenderedPrompt.opening`.
+            tool_names: the callable tools.
+            text_tools: those whose input is text or code, not JSON.
         """

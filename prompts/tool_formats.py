@@ -1,4 +1,4 @@
-"""The formats of tools there are: the one place that knows them by name."""
+"""The tool formats that exist. No other file outside prompts/ names one."""
 
 from __future__ import annotations
 

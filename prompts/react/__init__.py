@@ -1,1 +1,1 @@
-"""The ReAct format of these models: written, and read back."""
+"""The ReAct format, in which these models learned to call tools: rendering, grammar and parser."""

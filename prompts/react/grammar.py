@@ -1,7 +1,7 @@
-"""The grammar of a reply in ReAct form: tool calls whose arguments fit the tools' schemas, and answers.
+"""The grammar of ReAct replies: tool calls whose arguments fit the tools' schemas, and answers.
 
-Free text stays free: the grammar begins where the model begins a call, by the rule of line_format.py, so thoughts,
-plain replies and final answers are not touched.
+The grammar constrains only calls, from where the model begins one by the rule of line_format.py. Thoughts, plain
+replies and final answers stay free.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ def tool_call_grammar(
     place: Place = "turn",
     answer: str | None = None,
 ) -> str:
-    """The grammar of a reply that may call tools.
+    """Returns the grammar of a reply that may call tools, in llguidance's Lark dialect, up to the arguments of a call.
 
     Args:
-        tools: (name, its input) of each tool that may be called; at least one.
-        place: where the prompt leaves off: at a turn or in a thought (a call is possible), after `Action:` (a call
-            must follow), or after `Action Input:` (of the only tool).
+        tools: name and input of each callable tool; at least one.
+        place: the end of the prompt: at a "turn" or in a "thought" a call is possible, after `Action:` ("action") the
+            name of a tool must follow, after `Action Input:` ("arguments") the input of the only tool.
         answer: rule body that an answer must match, be it a final answer or the whole reply; None leaves both free.
-
-    Returns:
-        Lark text; the grammar ends with the arguments of a call.
     """
     if place == "arguments":
         return arguments_grammar(tools[0][1])
@@ -37,7 +34,7 @@ def tool_call_grammar(
     named = [f"{literal(name_to_input(name))} arguments_{index}" for index, (name, _) in enumerate(tools)]
     if place == "action":
         return whole_grammar("\n".join([" | ".join(named), *rules]))
-    # What matches first of these lazy words is it, so that free text ends where one of them is complete.
+    # Lazy: the shortest match wins, so free text ends where one of these labels is complete.
     before = "" if place == "thought" else f"{_SPACES}{THOUGHT}"
     rules += [
         rf"to_name[lazy]: /{before}(.|\n)*\n{ACTION}/",

@@ -1,7 +1,6 @@
-"""Cuts scaffolding into labels and text, and trims text, both piece by piece.
+"""Splits streamed ReAct text into labels and text, and trims streamed text.
 
-It exists to keep the one question "can this still become a label?" apart from what labels mean, which
-is parser.py's business.
+The lexer only decides whether text can still become a label; parser.py knows what labels mean.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ _LONGEST_LABEL = max(map(len, LABELS))
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A word of the format, such as `Action:`."""
+    """A label of the format, such as `Action:`."""
 
     text: str
 
 
 class Lexer:
-    """Finds labels at the very start of lines, in text that goes on after a label.
+    """Finds labels at the start of lines. Its input begins after a label, in the middle of a line.
 
-    Everything else is text, newlines included. Held back is only what a label may begin with.
+    Everything else is text, newlines included. Only text that may begin a label is held back.
     """
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class Lexer:
         self._at_line_start = False
 
     def push(self, text: str) -> Iterator[Label | str]:
-        """Takes the next piece; yields labels and text in order, for as long as the caller wants labels found."""
+        """Takes the next piece; yields labels and text in order. Callers that want the rest unsplit stop early."""
         self._rest += text
         while self._rest:
             if self._at_line_start:
@@ -49,7 +48,7 @@ class Lexer:
             yield self._take(newline + 1 if newline >= 0 else len(self._rest))
 
     def flush(self) -> str:
-        """Returns the rest as text: what was held back, or not yet looked at."""
+        """Returns the rest as text: what was held back, or not yet split."""
         return self._take(len(self._rest))
 
     def _take(self, length: int) -> str:
@@ -58,14 +57,14 @@ class Lexer:
 
 
 class Trimmer:
-    """Strips whitespace around a text that comes in pieces; the whitespace inside it stays."""
+    """Strips leading and trailing whitespace of streamed text."""
 
     def __init__(self) -> None:
         self._held = ""
         self._has_begun = False
 
     def push(self, text: str) -> str:
-        """Takes the next piece; returns what is not trailing whitespace so far."""
+        """Takes the next piece; returns the text without whitespace that may turn out to be trailing."""
         if not self._has_begun:
             text = text.lstrip()
         body = text.rstrip()

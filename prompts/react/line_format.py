@@ -1,13 +1,13 @@
-"""The words of the ReAct format, and the one rule of where they mean something.
+"""The labels of the ReAct format, and the rule for where they count as labels.
 
-The rule, by which the reader of replies (parser.py) and the grammar of replies (grammar.py) decide:
+Both parser.py and grammar.py follow this rule:
 
-- A turn is scaffolding from its first word on, or not at all. It is if the server opened it so, or if after white
-  space it begins with one of `openings`: a thought, or a call of a tool that is offered, as the model was shown calls.
-- In scaffolding a label counts at the very start of a line: `Action:` and `Final Answer:` end a thought, `Action
-  Input:` a tool's name, and any label the arguments of a call; the text or code that some tools take instead of
-  JSON only `Observation:` ends, for any other line may be part of it.
-- After `Final Answer:`, and in a turn that is no scaffolding, every label is text. So it is where no tool is offered.
+- A turn is scaffolding from its first word, or not at all. It is scaffolding if the server opened it with a label, or
+  if it begins (after whitespace) with one of `openings`: a thought, or a call of an offered tool.
+- In scaffolding, labels count at the start of a line. `Action:` and `Final Answer:` end a thought, `Action Input:`
+  ends a tool's name, and any label ends the arguments of a call. Only `Observation:` ends text or code, which some
+  tools take instead of JSON, because any other line may be part of it.
+- After `Final Answer:`, in a turn that is not scaffolding, and where no tool is offered, labels are ordinary text.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ ACTION = "Action:"
 ACTION_INPUT = "Action Input:"
 OBSERVATION = "Observation:"
 FINAL_ANSWER = "Final Answer:"
-# None is the beginning of another: a label is known as soon as its colon is there.
+# No label is a prefix of another, so each is recognised at its colon.
 LABELS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
 
-# A word of the format at the start of a line, as a model would read it: in any case, after blanks, with either colon.
+# What a model would take for a label at the start of a line: any case, after blanks, ASCII or full-width colon.
 _STEP = re.compile(
     r"(^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])([ \t\xa0\u3000]*)"
     r"(?=(?:question|thought|action|action[ ]input|observation|final[ ]answer)[ \t]{0,9}[:\uff1a])",
     re.IGNORECASE,
 )
 
-# What may stand in front of a turn's first word.
+# Whitespace that may precede the first word of a turn.
 SPACE = " \t\r\n"
 
-# Where a prompt leaves off, and so what the reply can be: a "turn" of either kind; the rest of a "thought"; a tool's
+# Where a prompt ends, which decides what the reply can be: a "turn" of either kind; the rest of a "thought"; a tool's
 # name after `Action:` ("action"); "arguments" after `Action Input:`; the text after `Final Answer:` ("answer"); or
-# "text" from the first character on.
+# plain "text".
 Place = Literal["turn", "thought", "action", "arguments", "answer", "text"]
 
 
 def name_to_input(name: str) -> str:
-    """What stands between `Action:` and the arguments of a call."""
+    """Returns the text between `Action:` and the arguments of a call."""
     return f" {name}\n{ACTION_INPUT}"
 
 
 def call_opening(name: str) -> str:
-    """What a turn without a thought begins with that calls a tool."""
+    """Returns the beginning of a turn that calls a tool without a thought."""
     return ACTION + name_to_input(name)
 
 
 def quote_steps(text: str) -> str:
-    """Returns a tool's result in which no line passes for a step of the assistant, in whose turn it stands.
+    """Quotes the lines of a tool's result that could pass for steps of the assistant, in whose turn it is rendered.
 
-    What looks like one is quoted, as in a mail: `> Final Answer: ...`. Nothing else changes.
+    They are quoted as in a mail: `> Final Answer: ...`. Nothing else changes.
     """
     return _STEP.sub(r"\1\2> ", text)
 
 
 def openings(tool_names: Iterable[str]) -> tuple[str, ...]:
-    """What a turn that is scaffolding begins with, where these tools may be called."""
+    """Returns what scaffolding can begin with, if these tools may be called."""
     return (THOUGHT, *map(call_opening, tool_names))

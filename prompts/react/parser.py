@@ -1,8 +1,8 @@
-"""Reads a reply in ReAct form while it is being generated.
+"""Parses a ReAct reply while it is generated.
 
-It exists so that a client sees calls and answers, never the scaffolding (`Thought:`, `Action:`,
-`Action Input:`, `Observation:`, `Final Answer:`), streamed or not: the unstreamed reply is the fold of
-the same events. It knows text only: no tokens, no wire, and of tools no more than their names.
+Clients see calls and answers, never the scaffolding (`Thought:`, `Action:`, `Action Input:`, `Observation:`, `Final
+Answer:`). An unstreamed reply is folded from the same events. The parser knows text only: no tokens, no wire, and
+only the names of tools.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Eve
 
 
 class _State(Enum):
-    BEGIN = auto()  # not known yet whether the turn is scaffolding
-    TEXT = auto()  # the client's
+    BEGIN = auto()  # undecided whether the turn is scaffolding
+    TEXT = auto()  # for the client
     THOUGHT = auto()
-    NAME = auto()  # of the tool
+    NAME = auto()  # the tool's name
     ARGUMENTS = auto()
     DONE = auto()
 
 
 class ReActParser:
-    """Turns a reply into events, piece by piece, by the rule of line_format.py.
+    """Turns a streamed reply into events, by the rule of line_format.py.
 
-    A reply that is no scaffolding is content to the letter, as is what follows `Final Answer:` and white space. Where
-    the published reader of whole texts is sane, the folded events are what it returns. They differ in this:
+    A reply that is not scaffolding is content, verbatim; so is the text after `Final Answer:` and whitespace. The
+    folded events equal what the published parser of complete texts returns, except for these cases:
 
-    - The first conclusion holds: a call ends at any label behind its arguments, and an answer goes on to the end. The
-      published reader takes the last of several final answers, a thing no stream can take back.
-    - An `Observation:` that no call precedes ends the reading, too: the model talks to itself.
-    - A reply that ends in a thought is that thought as content. One that is cut off in a call, before its
-      `Action Input:`, is the thought before it; one that ends there by itself is no call, and content to the letter.
+    - The first conclusion holds: a call ends at any label after its arguments, and an answer runs to the end. The
+      published parser takes the last of several final answers; a stream cannot take back the first.
+    - An `Observation:` without a call before it also ends the reply: the model talks to itself.
+    - If a reply ends in a thought, the thought is its content. If it is cut off in a call before `Action Input:`, the
+      thought before the call is its content. If it ends there by itself it is not a call, but content, verbatim.
 
-    As the published reader has it, a second `Thought:` inside a thought is the thought's text. Thoughts and arguments
-    have no whitespace around them.
+    As in the published parser, a second `Thought:` inside a thought is part of the thought. Thoughts and arguments
+    are stripped.
 
-    Held back is what may still be scaffolding, and thoughts: only at its end is it known whether a thought is content
-    (a call follows) or not shown (a final answer does).
+    Text that may still be scaffolding is held back. So are thoughts: only at its end is it known whether a thought is
+    content (a call follows) or not shown (a final answer follows).
 
     Args:
-        opening: what of the step stands in the prompt already (`RenderedPrompt.opening`). Its text is not content of
-            the reply; a call it begins is a call of the reply, and comes with the first push.
-        tool_names: of the tools that may be called.
-        text_tools: those among them whose input is text or code, not JSON: it ends at an `Observation:` alone, and may
-            be empty.
+        opening: the part of the step that the prompt already contains (`RenderedPrompt.opening`). Its text is not
+            content of the reply. A call that it begins belongs to the reply; its events come with the first push.
+        tool_names: the callable tools.
+        text_tools: those whose input is text or code, not JSON. It ends at `Observation:` only, and may be empty.
+
+    Attributes:
+            unfinished_call: after `flush`, whether the reply ended in a call, at its name or before its arguments were
+                complete JSON.
     """
 
     def __init__(self, opening: str = "", tool_names: Sequence[str] = (), text_tools: Collection[str] = ()) -> None:
@@ -66,7 +69,7 @@ class ReActParser:
         self._arguments = ""
         self._trimmer = Trimmer()
         self._skips_space = False
-        self._unfinished_call = False
+        self.unfinished_call = False
         if opening:
             self._read(opening)
             self._events = [event for event in self._events if not isinstance(event, Content | Thought)]
@@ -74,24 +77,19 @@ class ReActParser:
 
     @property
     def done(self) -> bool:
-        """Whether nothing that follows can matter, so that generation may end."""
+        """Whether the rest of the reply does not matter, so that generation may end."""
         return self._state is _State.DONE
 
-    @property
-    def unfinished_call(self) -> bool:
-        """After `flush`: whether the reply broke off in a call, at its name or before its arguments were JSON."""
-        return self._unfinished_call
-
     def push(self, text: str) -> list[Event]:
-        """Takes the next piece of the reply and returns what is known by it."""
+        """Parses the next piece of the reply and returns the events that are certain now."""
         self._read(text)
         return self._take()
 
     def flush(self, *, is_cut: bool = False) -> list[Event]:
-        """Ends the reply and returns what was held back.
+        """Ends the reply and returns the events that were held back.
 
         Args:
-            is_cut: the model would have gone on, so that the beginning of a step is no text.
+            is_cut: the reply was cut off, so an unfinished step is dropped instead of shown as text.
         """
         rest = self._lexer.flush()
         if self._state is _State.BEGIN:
@@ -99,12 +97,12 @@ class ReActParser:
         elif self._state is _State.THOUGHT:
             self._show((self._thought if is_cut else self._thought + rest).strip())
         elif self._state is _State.NAME:
-            self._unfinished_call = True
+            self.unfinished_call = True
             self._show(self._thought.strip() if is_cut else self._step)
         elif self._state is _State.ARGUMENTS:
             if self._takes_text or not is_json(self._arguments):
                 self._add_arguments(rest)
-            self._unfinished_call = not self._takes_text and not is_json(self._arguments)
+            self.unfinished_call = not self._takes_text and not is_json(self._arguments)
             self._end_call()
         self._state = _State.DONE
         return self._take()
@@ -122,7 +120,7 @@ class ReActParser:
             self._read_step(text)
 
     def _begin(self, text: str) -> None:
-        """Decides what kind of turn it is, as soon as that is known."""
+        """Decides whether the turn is scaffolding, as soon as that is certain."""
         word = text if self._word else text.lstrip(SPACE)
         self._space.append(text[: len(text) - len(word)])
         self._word += word
@@ -213,7 +211,7 @@ class ReActParser:
             self._emit(Content(text))
 
     def _emit(self, event: Content | CallArguments) -> None:
-        """Adds text to the events, as one with text of its kind right before it."""
+        """Appends an event, merging text with an event of the same kind right before it."""
         last = self._events[-1] if self._events else None
         if isinstance(last, Content | CallArguments) and type(last) is type(event):
             event = type(event)(last.text + event.text)

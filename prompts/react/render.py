@@ -1,14 +1,13 @@
-"""Function calling as these models learned it: the ReAct format, folded into plain ChatML turns.
+"""Renders tools, calls and results in the ReAct format these models learned, folded into plain ChatML turns.
 
-It exists to write tools, calls and their results into the prompt, and to open the assistant's turn so
-that a call must follow where the client demands one. It must not know the wire's tool_choice objects
-(the server maps them) nor tokens. How a reply is read back is parser.py.
+It also opens the assistant's turn so that a call must follow, if the client demands one. It knows neither the wire's
+tool_choice objects (the server maps them) nor tokens. parser.py reads the reply.
 
-What the published API server accepts is rendered as it renders it. What it refuses is rendered too:
-messages keep their places in any order; a tool's result with no assistant's turn before it opens one;
-the results of several calls stand each behind its own call, as if the calls had been made one after the
-other (prompts/call_results.py); a call at the very end that nobody answered gets an empty Observation; and where
-results are at hand but no tool is offered any more, the turn goes on with the final answer.
+Conversations that the published API server accepts are rendered as it renders them. Those that it refuses are
+rendered too: messages keep their places in any order; a tool result without an assistant turn before it opens one;
+results of several calls follow their own calls, as if the calls had been made one after another
+(prompts/call_results.py); an unanswered call at the very end gets an empty Observation; and if there are results but
+no tools are offered any more, the turn continues with the final answer.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from prompts.tool_format import Named, RenderedPrompt, ToolChoice
 
 _ANSWER_STEP = f"{THOUGHT} I now know the final answer.\n{FINAL_ANSWER}"
 
-# What an empty message becomes; its space is one token.
+# The lead of a question. With an empty message it ends the turn, and its trailing space is a token that must stay.
 _EMPTY_QUESTION = "\n\nQuestion: "
 
 _INSTRUCTION = """Answer the following questions as best you can. You have access to the following APIs:
@@ -49,7 +48,7 @@ Begin!"""
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn in the making; only an assistant's turn grows."""
+    """A turn being built; only assistant turns grow."""
 
     role: Literal["system", "user", "assistant"]
     lines: list[str] = field(default_factory=list)
@@ -80,24 +79,22 @@ def render(
     open_turn: bool = True,
     continue_final: bool = True,
 ) -> RenderedPrompt:
-    """Renders a conversation with or without tools: the way in for every chat request.
+    """Renders a conversation, with or without tools. Every chat request is rendered here.
 
-    Contents are stripped as the published API server does it (`Message.stripped`). The instruction that
-    lists the tools stands before the last user message that the assistant has answered, or else before
-    the newest one. With `tool_choice="none"` it is left out, while calls and results in the history
-    stay, as text.
+    Contents are stripped as in the published API server (`Message.stripped`). The instruction that lists the tools is
+    placed before the last user message that the assistant has answered, or else before the newest one. With
+    `tool_choice="none"` it is left out; calls and results in the history stay, as text.
 
     Args:
-        messages: of any roles, in any order.
-        tools: that the model is told about.
-        tool_choice: "required" and `Named` open the turn where a call must follow.
-        default_system: as for `chatml.render`.
-        open_turn: leave the prompt open for the assistant; False to look at a conversation only.
-        continue_final: if the last message is the assistant's, the reply goes on from its (stripped)
-            text. Where a call is forced, this text is the thought before it.
+        messages: any roles in any order.
+        tools: the tools that the prompt describes.
+        tool_choice: "required" and `Named` end the prompt at a point where a call must follow.
+        open_turn: end with an open assistant turn; False renders the conversation only.
+        continue_final: the reply continues a final assistant message. If a call is forced, this message is the
+            thought before the call.
 
     Raises:
-        ValueError: a call is forced and there are no tools.
+        ValueError: a call is forced without tools.
     """
     can_call = bool(tools) and tool_choice != "none"
     forced = tool_choice == "required" or isinstance(tool_choice, Named)
@@ -110,7 +107,7 @@ def render(
     if can_call:
         _add_instruction(turns, tools)
     place, opening = _open(turns, last, tool_choice, can_call, continued) if open_turn else ("text", "")
-    # The published server strips all turns once more where it continues a text, but not where it answers a user.
+    # The published server strips all turns again when it continues a text, but not when it answers a user.
     keeps_space = last is not None and last.role == "user"
     plain = [Message(turn.role, _stripped(turn.text, keeps_space=keeps_space)) for turn in turns]
     return RenderedPrompt(
@@ -123,15 +120,15 @@ def render(
 
 
 def _stripped(text: str, *, keeps_space: bool) -> str:
-    """A turn's text without space around it, but for that behind the `Question:` of an empty message."""
+    """Strips a turn's text, but keeps the space after the `Question:` of an empty message."""
     return text if keeps_space and text.endswith(_EMPTY_QUESTION) else strip_content(text)
 
 
 def forced_opening(tool_choice: ToolChoice) -> str:
-    """What follows `Thought:` in the assistant's turn so that the model can only do as the client demands.
+    """Returns the text after `Thought:` that forces the call which the client demands; empty for "auto".
 
-    Shaped like a step without a thought in the history (` ` and a new line), which the model has seen.
-    The model goes on with the tool's name, or with the arguments; nothing is forced by "auto".
+    It looks like a step without a thought in the history (a space and a newline), which the model knows. The model
+    continues with the tool's name or with the arguments.
     """
     if isinstance(tool_choice, Named):
         return f" \n{ACTION}{name_to_input(tool_choice.name)}"
@@ -143,10 +140,10 @@ def forced_opening(tool_choice: ToolChoice) -> str:
 def _open(
     turns: list[_Turn], last: Message | None, tool_choice: ToolChoice, can_call: bool, continued: bool
 ) -> tuple[Place, str]:
-    """Leaves the last turn open for the reply, with the beginning of its next step where there must be one.
+    """Opens the last turn for the reply, with the beginning of its next step if there must be one.
 
     Returns:
-        Where the prompt leaves off now, and the step so far, without text that is not the server's own.
+        The place where the prompt ends, and the step so far, without the conversation's own text.
     """
     forced = forced_opening(tool_choice)
     place: Place = "thought"
@@ -155,7 +152,7 @@ def _open(
     if continued and last is not None:
         if not forced:
             return ("answer", f"{_ANSWER_STEP} {last.stripped().content}") if can_call else ("text", "")
-        # The text that is continued is the thought, up to the end of its line.
+        # The continued text is the thought, up to the end of its line.
         turns[-1].text = turns[-1].text.rstrip() + forced.lstrip(" ")
         return place, THOUGHT + forced
     if last is not None and last.calls:
@@ -173,7 +170,7 @@ def _open(
 
 
 def _turns(messages: Sequence[Message], *, answers_are_steps: bool, last_is_thought: bool) -> list[_Turn]:
-    """Folds messages into turns: what the assistant and its tools say in a row is one turn."""
+    """Folds messages into turns. Consecutive messages of the assistant and its tools are one turn."""
     turns: list[_Turn] = []
     said = in_steps([message.stripped() for message in messages])
     for number, message in enumerate(said, start=1):
@@ -205,7 +202,7 @@ def _as_thought(content: str) -> str:
 
 
 def _add_instruction(turns: list[_Turn], tools: Sequence[ToolSpec]) -> None:
-    """Puts the instruction in front of the question it belongs to; without any question it is its own turn."""
+    """Puts the instruction before the question it belongs to; without a question it becomes a turn of its own."""
     instruction = strip_content(
         _INSTRUCTION.format(
             tools="\n\n".join(_tool_line(tool) for tool in tools),

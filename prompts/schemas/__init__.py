@@ -1,1 +1,1 @@
-"""JSON schemas: what can be enforced, and what is wrong with one."""
+"""JSON schemas: which parts can be enforced, what is wrong with a schema, and grammars made of them."""

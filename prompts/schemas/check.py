@@ -1,8 +1,8 @@
-"""Whether a JSON schema has any finite value at all.
+"""Tells whether any finite value satisfies a JSON schema.
 
-Compilers of grammars take a schema that only ever asks for more of itself ("a node needs a child, which is a node"),
-and generation would then run to its limit without a value. This finds such schemas before. It reads just what
-makes a value need others; all else is the compiler's business.
+Grammar compilers accept a schema that requires itself without end ("a node needs a child, which is a node");
+generation would then run to its token limit without completing a value. This check finds such schemas first. It reads
+only the keywords that make one value require others.
 """
 
 from __future__ import annotations
@@ -10,30 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prompts.schemas.subschemas import MISSING, anchors, find
+from prompts.schemas.subschemas import MISSING, References, find
 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
-# A schema with none of these has a finite value.
+# A schema without any of these has a finite value.
 _DEMANDS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "required", "minItems"})
 
 
 def has_finite_value(schema: Mapping[str, Any]) -> bool:
-    """Whether some finite value may satisfy the schema.
+    """Returns whether a finite value can satisfy the schema, in time linear in the schema.
 
-    Time is linear in the schema, however its definitions refer to each other.
-
-    Args:
-        schema: JSON schema; malformed parts of it count as satisfiable.
+    Malformed parts of the schema count as satisfiable.
     """
     return _Gates(schema).is_open(schema)
 
 
 class _Gate:
-    """Opens once enough of what it needs is open.
+    """Opens once enough of the gates it needs are open.
 
     Attributes:
-        missing: how many more have to open.
-        feeds: the gates that need this one.
+        missing: how many more gates have to open first.
+        feeds: the gates that wait for this one.
     """
 
     __slots__ = ("feeds", "missing")
@@ -44,15 +41,15 @@ class _Gate:
 
 
 class _Gates:
-    """The schemas inside a schema as gates that are open if a finite value satisfies them.
+    """The subschemas of a schema, each as a gate that opens if a finite value satisfies it.
 
-    What opens is told to the gates that need it, once each: looking again at all that are shut, until nothing
-    changes, would take a pass for every link of a chain of references, on the event loop.
+    Each opened gate notifies the gates that wait for it, once. Rescanning all shut gates until nothing changes would
+    take one pass for every link in a chain of references, on the event loop.
     """
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        self._anchors: dict[str, str] | None = None
+        self._references = References(root)
         self._opening: list[_Gate] = []
         nodes = {id(node): node for node in _subschemas(root) if not _DEMANDS.isdisjoint(node)}
         self._of_schema = {key: _Gate(1) for key in nodes}
@@ -69,7 +66,7 @@ class _Gates:
         return gate is None or gate.missing <= 0
 
     def _gate(self, child: Any) -> _Gate | None:
-        """Of a gate or a schema; None if it is open anyway."""
+        """Returns the gate of a schema (gates pass through), or None if it is open anyway."""
         if isinstance(child, Mapping):
             return self._of_schema.get(id(child))
         if isinstance(child, _Gate):
@@ -77,7 +74,7 @@ class _Gates:
         return _Gate(1) if child is False else None
 
     def _need_all(self, children: Iterable[Any], gate: _Gate) -> _Gate:
-        """Lets a gate need all of some gates and schemas."""
+        """Makes a gate wait for all of these gates and schemas."""
         gate.missing = 0
         for child in children:
             needed = self._gate(child)
@@ -89,7 +86,7 @@ class _Gates:
         return gate
 
     def _any(self, children: Iterable[Any]) -> _Gate | None:
-        """A gate that needs one of them."""
+        """Returns a gate that waits for any one of these, or None if one is open anyway."""
         gate = _Gate(1)
         for child in children:
             needed = self._gate(child)
@@ -99,7 +96,7 @@ class _Gates:
         return gate
 
     def _needed(self, node: Mapping[str, Any]) -> Iterator[Any]:
-        """All that a schema asks of its values."""
+        """Yields the schemas and gates that must be satisfied for this schema to be."""
         yield from _list(node.get("allOf"))
         reference = node.get("$ref")
         if isinstance(reference, str):
@@ -112,7 +109,7 @@ class _Gates:
         kinds = {types} if isinstance(types, str) else set(map(str, _list(types)))
         if not kinds or kinds & _SCALARS or "enum" in node or "const" in node:
             return
-        # What is no type of JSON's is the compiler's to refuse.
+        # Unknown types are refused by the compiler.
         parts = [_object_parts(node)] if "object" in kinds else []
         parts += [_array_parts(node)] if "array" in kinds else []
         if len(parts) == 1:
@@ -121,19 +118,16 @@ class _Gates:
             yield self._any([self._need_all(part, _Gate(0)) for part in parts])
 
     def _resolve(self, reference: str) -> Any:
-        """What a reference points at; True (anything) where that is nothing, or outside."""
+        """Returns the target of a reference; True (any value) if it points nowhere or outside the schema."""
         if not reference.startswith("#"):
             return True
-        if reference != "#" and not reference.startswith("#/"):
-            if self._anchors is None:
-                self._anchors = anchors(self._root)
-            reference = self._anchors.get(reference, "")
-        place = find(self._root, reference) if reference else MISSING
+        pointer = self._references.pointer(reference)
+        place = MISSING if pointer is None else find(self._root, pointer)
         return True if place is MISSING else place
 
 
 def _subschemas(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All objects inside a schema, parents first: what is no schema among them does no harm."""
+    """Yields all objects inside a schema, parents first. Objects that are not schemas do no harm here."""
     stack: list[Any] = [root]
     while stack:
         item = stack.pop()
@@ -145,7 +139,7 @@ def _subschemas(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _object_parts(node: Mapping[str, Any]) -> list[Any]:
-    """The schemas without whose values no object is whole."""
+    """Returns the schemas of the required properties."""
     properties = node.get("properties")
     if not isinstance(properties, Mapping):
         return []
@@ -154,7 +148,7 @@ def _object_parts(node: Mapping[str, Any]) -> list[Any]:
 
 
 def _array_parts(node: Mapping[str, Any]) -> list[Any]:
-    """The schemas without whose values no array is whole."""
+    """Returns the schemas of the items that `minItems` requires."""
     least = node.get("minItems")
     if not isinstance(least, int) or least < 1:
         return []

@@ -1,20 +1,21 @@
-"""What of a JSON schema cannot be enforced, found without compiling it, and the schema without that.
+"""Finds the keywords of a JSON schema that cannot be enforced, without compiling it, and removes them.
 
-Schemas of tools come out of generators of all kinds, and a grammar's compiler refuses a whole schema for one keyword
-that it cannot read. What only a compiler can tell, such as whether it knows a regular expression, is its business.
+Tool schemas come from generators of all kinds, and the grammar compiler refuses a whole schema for one keyword that
+it cannot read. Faults that only the compiler can find, such as an unsupported regular expression, are left to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from prompts.schemas.subschemas import LISTED, MISSING, NAMED, ONE, Path, anchors, find, subschemas
+from prompts.schemas.subschemas import LISTED, MISSING, NAMED, ONE, Path, References, find, subschemas
 
 MAX_DEPTH = 100
 
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
-# What languages and libraries call them, in lower case.
+# Names of these types in programming languages and libraries, in lower case.
 _TYPE_NAMES = {
     **dict.fromkeys(("dict", "map", "mapping", "struct"), "object"),
     **dict.fromkeys(("list", "tuple", "set"), "array"),
@@ -24,7 +25,7 @@ _TYPE_NAMES = {
     "bool": "boolean",
     **dict.fromkeys(("none", "nonetype", "nil"), "null"),
 }
-# Keywords that llguidance has no code for; with each, values that demand nothing.
+# Keywords that llguidance does not implement, each with the values that demand nothing.
 UNENFORCED: dict[str, tuple[object, ...]] = {
     "uniqueItems": (False,),
     "contains": (),
@@ -47,11 +48,7 @@ FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname
 
 
 class Fault(NamedTuple):
-    """A keyword that cannot be enforced.
-
-    Attributes:
-        reason: why.
-    """
+    """A keyword that cannot be enforced, and the reason."""
 
     path: Path
     reason: str
@@ -99,21 +96,21 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 _READ = frozenset({"type", "items", *UNENFORCED, *_CHECKS, *ONE})
-# What a compiler reads besides; all else (descriptions, defaults, vendors' keywords) says nothing about a value.
+# Other keywords that the compiler reads. The rest (descriptions, defaults, vendor keywords) does not constrain values.
 _KEPT = frozenset({"const", "$id", "x-guidance"})
 _DIALECTS = ("http://json-schema.org/", "https://json-schema.org/")
 
 
 def examine(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """Returns a schema without what cannot be enforced, and what that is.
+    """Returns the schema without the keywords that cannot be enforced, and these as faults, in linear time.
 
-    References by the names of places (`$anchor`, draft-07's `$id`) become pointers. Time is linear in the schema.
+    References by name (`$anchor`, draft-07's `$id`) become JSON pointers.
     """
     examination = _Examination(schema)
     examined = examination.schema(schema, (), 0)
     if not examination.refers_by_id:
         for _, node in subschemas(examined):
-            node.pop("$id", None)  # they name nothing that is meant, and not all that is written there is a URI
+            node.pop("$id", None)  # unused, and the compiler refuses one that is not a URI
     return examined, examination.faults
 
 
@@ -124,11 +121,13 @@ def _is_dialect(value: object) -> bool:
 class _Examination:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        # Looked for when a reference needs them.
-        self._anchors: dict[str, str] | None = None
-        self._has_ids: bool | None = None
+        self._references = References(root)
         self.refers_by_id = False
         self.faults: list[Fault] = []
+
+    @cached_property
+    def _has_ids(self) -> bool:
+        return any("$id" in node for _, node in subschemas(self._root))
 
     def schema(self, node: Mapping[str, Any], path: Path, depth: int) -> dict[str, Any]:
         enforced = {}
@@ -151,7 +150,7 @@ class _Examination:
         return MISSING
 
     def _keyword(self, keyword: str, value: Any, place: Path, depth: int) -> Any:
-        """What is kept of a keyword's value, or MISSING."""
+        """Returns the enforceable part of a keyword's value, or MISSING."""
         neutral = UNENFORCED.get(keyword, ())
         if any(type(value) is type(one) and value == one for one in neutral):
             return MISSING
@@ -203,25 +202,20 @@ class _Examination:
 
     def _reference(self, value: str, place: Path) -> Any:
         if not value.startswith("#"):
-            if self._has_ids is None:
-                self._has_ids = any("$id" in node for _, node in subschemas(self._root))
             if self._has_ids:
                 self.refers_by_id = True
                 return value
             return self._fault(place, f"{value[:200]!r} is not in this schema, and nothing is fetched")
-        reference = value
-        if reference != "#" and not reference.startswith("#/"):
-            if self._anchors is None:
-                self._anchors = anchors(self._root)
-            reference = self._anchors.get(value, "")
-        if not reference:
+        pointer = self._references.pointer(value)
+        if pointer is None:
             return self._fault(place, f"no place in this schema is called {value[:200]!r}")
-        if not isinstance(find(self._root, reference), Mapping | bool):
+        if not isinstance(find(self._root, pointer), Mapping | bool):
             return self._fault(place, f"there is no schema at {value[:200]!r}")
-        return reference
+        return pointer
 
 
-# What a schema is looser without. Of a type and a list of values that contradict it, the values are what was meant.
+# Keywords that constrain values, in the order in which to try leaving them out. If a type contradicts a list of
+# values, the values were meant, so `type` comes before `const` and `enum`.
 _CONSTRAINTS = (
     *("x-guidance", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum"),
     *("exclusiveMaximum", "multipleOf", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -231,10 +225,9 @@ _CONSTRAINTS = (
 
 
 def constraints(schema: Mapping[str, Any]) -> list[Path]:
-    """Paths of the keywords without which an examined schema would allow more.
+    """Returns the paths of the keywords that constrain values in an examined schema.
 
-    The deepest come first: without a property that can have no value, or without having to have it, an object is
-    possible, too.
+    The deepest come first: if a property can have no value, leaving out its keyword (or `required`) is enough.
     """
     rank = {keyword: number for number, keyword in enumerate(_CONSTRAINTS)}
     paths = [(*path, keyword) for path, node in subschemas(schema) for keyword in node if keyword in rank]
@@ -242,7 +235,7 @@ def constraints(schema: Mapping[str, Any]) -> list[Path]:
 
 
 def patterns(schema: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """The regular expressions in an examined schema, each with the path of what would be left out without it."""
+    """Returns the regular expressions in an examined schema, each with the path to remove to get rid of it."""
     found: list[tuple[Path, str]] = []
     for path, node in subschemas(schema):
         if "pattern" in node:

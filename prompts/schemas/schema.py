@@ -1,8 +1,7 @@
-"""Grammars of what a reply or a tool's input may be: a value of a JSON schema, or another format that was asked for.
+"""Writes grammars for structured replies and tool inputs: JSON schemas, regular expressions, choices, Lark.
 
-It exists so that "valid by construction" is one text handed to the engine. A grammar is written in llguidance's Lark
-dialect; this file only writes it, and knows neither that library nor tokens. Schemas are embedded, not interpreted:
-whether one makes sense is found out by whoever compiles the grammar.
+A grammar is text in llguidance's Lark dialect, handed to the engine; this file knows neither that library nor tokens.
+Schemas are embedded, not interpreted: the compiler finds out whether one makes sense.
 """
 
 from __future__ import annotations
@@ -12,50 +11,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# JSON on one line, as these models saw it in training (a space after a comma or a colon, or none). White space that
-# JSON would allow without end is a place where models lose themselves.
+# JSON on one line, as in the training data (one space or none after a comma or a colon). With unlimited whitespace,
+# models get stuck writing it.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": r",\x20?", "key_separator": r":\x20?"}
 
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """The input of a tool that takes text or code, not JSON.
+    """The input of a tool that takes text or code instead of JSON.
 
     Attributes:
-        rule: body of a grammar rule that the input must match; None leaves it free.
+        rule: grammar rule body that the input must match; None leaves it free.
     """
 
     rule: str | None = None
 
 
-# The JSON schema of a tool's arguments, or what else its input is.
+# The JSON schema of a tool's arguments, or the form of its text input.
 ToolInput = Mapping[str, Any] | TextInput
 
 
 def arguments_grammar(tool_input: ToolInput) -> str:
-    """The grammar of a tool's input on its own, as it follows a label."""
+    """Returns the grammar of a tool's input, following its label."""
     return whole_grammar(input_rule(tool_input))
 
 
 def input_rule(tool_input: ToolInput) -> str:
-    """A rule body: a tool's input, after a space where it is not free text."""
+    """Returns the rule body of a tool's input, including the space before it (free text includes its own)."""
     if not isinstance(tool_input, TextInput):
         return f'" " {json_rule(tool_input, is_lenient=True)}'
     return r"/(.|\n)*/" if tool_input.rule is None else f'" " {tool_input.rule}'
 
 
 def whole_grammar(rule: str) -> str:
-    """The grammar of a reply that matches a rule's body from end to end."""
+    """Returns the grammar of a reply that matches this rule body from end to end."""
     return f"%llguidance {{}}\nstart: {rule}\n"
 
 
 def json_rule(schema: Mapping[str, Any], *, is_lenient: bool = False) -> str:
-    """A rule body: one JSON value of a schema.
+    """Returns the rule body of a JSON value that satisfies a schema.
 
     Args:
-        schema: JSON schema.
-        is_lenient: ignore keywords that cannot be enforced instead of refusing them: a tool whose schema uses one
-            is still better called with most of it enforced than not at all.
+        schema: its own `x-guidance` options win over ours.
+        is_lenient: ignore keywords that cannot be enforced instead of refusing the schema: for tools, enforcing most
+            of a schema is better than not calling the tool at all.
     """
     own = schema.get("x-guidance")
     options = {**_JSON_STYLE, **(own if isinstance(own, Mapping) else {})}
@@ -65,7 +64,7 @@ def json_rule(schema: Mapping[str, Any], *, is_lenient: bool = False) -> str:
 
 
 def regex_rule(pattern: str) -> str:
-    """A rule body: text that a regular expression matches from end to end."""
+    """Returns the rule body of text that matches a regular expression from end to end."""
     out = []
     is_escaped = False
     for character in pattern:
@@ -76,29 +75,29 @@ def regex_rule(pattern: str) -> str:
 
 
 def lark_rule(grammar: str) -> str:
-    """A rule body: text that a whole grammar of its own matches."""
+    """Returns the rule body of text that matches a complete Lark grammar."""
     return f"%lark {{\n{grammar}\n}}"
 
 
 def choice_rule(choices: Sequence[str]) -> str:
-    """A rule body: one of some texts."""
+    """Returns the rule body of one of these texts."""
     return "(" + " | ".join(map(literal, choices)) + ")"
 
 
 def arguments_schema(parameters: Any) -> Mapping[str, Any]:
-    """The JSON schema of a tool's arguments; objects that list their properties have no others.
+    """Returns the JSON schema of a tool's arguments. Objects that list their properties allow no others.
 
     Args:
-        parameters: a JSON schema (OpenAI style), a list of {name, description, required, schema} (Qwen style), or
+        parameters: a JSON schema (OpenAI's style), a list of {name, description, required, schema} (Qwen's style), or
             None for a tool without parameters.
 
     Raises:
-        ValueError: neither of these.
+        ValueError: it is none of these.
     """
     if parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if isinstance(parameters, Mapping):
-        # What OpenAI means by {}: any object.
+        # With OpenAI, {} means any object.
         whole = parameters if "type" in parameters or "$ref" in parameters else {"type": "object", **parameters}
         return _closed(whole)
     if not isinstance(parameters, Sequence) or isinstance(parameters, str):
@@ -115,17 +114,17 @@ def arguments_schema(parameters: Any) -> Mapping[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-# Beside one of these a closed object might satisfy nothing: each part would refuse the others' properties.
+# Next to one of these, a closed object might be unsatisfiable: each part would refuse the others' properties.
 _COMBINATIONS = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas", "patternProperties"})
-# Deeper ones are left as they are; compilers refuse them anyway.
+# Deeper schemas are not closed; the compiler refuses them anyway.
 _MAX_CLOSED_DEPTH = 32
 
 
 def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
-    """Allows no properties but those listed, where the schema does not say.
+    """Sets `additionalProperties: false` where the schema lists properties and does not say.
 
-    JSON schema means "any others, too", but whoever lists a tool's parameters means these; a model that may invent
-    more does.
+    JSON Schema's default allows any other property. Whoever lists a tool's parameters means these only, and a model
+    that may invent more does.
     """
     if depth > _MAX_CLOSED_DEPTH:
         return schema
@@ -148,5 +147,5 @@ def _closed(schema: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
 
 
 def literal(text: str) -> str:
-    """A Lark string: JSON's escapes are a subset of its own."""
+    """Returns a Lark string literal. JSON's escapes are a subset of Lark's."""
     return json.dumps(text, ensure_ascii=True)

@@ -1,14 +1,15 @@
-"""Where the schemas inside a JSON schema stand, and what a reference to one of them means."""
+"""Walks the subschemas of a JSON schema, and resolves references inside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 Path = tuple[str | int, ...]
 
-# Keywords whose value is a schema, some schemas by name, or some in a row.
+# Keywords whose value is one schema, a mapping of names to schemas, or a list of schemas.
 ONE = frozenset(
     {
         "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames",
@@ -21,7 +22,7 @@ MISSING = object()
 
 
 def children(node: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Yields what stands where a schema has its subschemas, be they schemas or not."""
+    """Yields the values in all places where subschemas belong, whether they are schemas or not."""
     for keyword, value in node.items():
         if keyword in ONE or (keyword == "items" and not isinstance(value, list)):
             yield (keyword,), value
@@ -32,7 +33,7 @@ def children(node: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
 
 
 def subschemas(root: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields all schemas inside a schema with their paths, itself first."""
+    """Yields the schema and all its subschemas, with their paths; itself first."""
     stack: list[tuple[Path, Any]] = [((), root)]
     while stack:
         path, node = stack.pop()
@@ -41,25 +42,36 @@ def subschemas(root: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]
             stack.extend((path + steps, child) for steps, child in children(node))
 
 
-def anchors(root: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what references by name ("#name": `$anchor`, draft-07's `$id`) mean, as pointers ("#/a/place")."""
-    found: dict[str, str] = {}
-    for path, node in subschemas(root):
-        anchor, own_id = node.get("$anchor"), node.get("$id", node.get("id"))
-        if isinstance(anchor, str):
-            found.setdefault(f"#{anchor}", pointer(path))
-        if isinstance(own_id, str) and own_id.startswith("#") and len(own_id) > 1:
-            found.setdefault(own_id, pointer(path))
-    return found
+class References:
+    """The references inside one schema. Named places are collected when a reference first needs them."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+
+    def pointer(self, reference: str) -> str | None:
+        """Returns a local reference ("#...") as a JSON pointer ("#/a/place"), or None if no place has its name."""
+        return reference if reference == "#" or reference.startswith("#/") else self._anchors.get(reference)
+
+    @cached_property
+    def _anchors(self) -> dict[str, str]:
+        """References by name ("#name", from `$anchor` or draft-07's `$id`), and the pointers that they stand for."""
+        found: dict[str, str] = {}
+        for path, node in subschemas(self._root):
+            anchor, own_id = node.get("$anchor"), node.get("$id", node.get("id"))
+            if isinstance(anchor, str):
+                found.setdefault(f"#{anchor}", pointer(path))
+            if isinstance(own_id, str) and own_id.startswith("#") and len(own_id) > 1:
+                found.setdefault(own_id, pointer(path))
+        return found
 
 
 def pointer(path: Path) -> str:
-    """A reference to a place inside a schema."""
+    """Returns the JSON pointer of a path inside a schema."""
     return "#" + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 
 
 def find(root: Mapping[str, Any], reference: str) -> Any:
-    """Returns what a JSON pointer ("#", "#/...") points at, or MISSING."""
+    """Returns the value at a JSON pointer ("#", "#/..."), or MISSING."""
     place: Any = root
     for step in unquote(reference[1:]).split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
@@ -73,7 +85,7 @@ def find(root: Mapping[str, Any], reference: str) -> Any:
 
 
 def without(schema: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Returns a copy of a schema in which the place at a path, which is not the root, is empty."""
+    """Returns a copy of the schema without the value at a path, which must not be the root; list items become {}."""
     step, *rest = path
     changed = dict(schema)
     if not rest:

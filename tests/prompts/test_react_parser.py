@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from prompts.messages import FunctionCall
 from prompts.react.parser import ReActParser
-from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Event, ParsedReply, fold
+from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Event
+from tests.support.parsed_replies import ParsedReply, fold
 
 LABELS = ("Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:")
 NAMES = ("f", "g", "get_weather")

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompts.react.parser import ReActParser
-from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Thought, fold
+from prompts.reply_events import CallArguments, CallEnd, CallStart, Content, Thought
+from tests.support.parsed_replies import fold
 
 
 def test_a_named_call_starts_with_the_first_piece() -> None:
