@@ -1,9 +1,10 @@
-"""uvicorn's HTTP protocol with limits that it lacks: on heads of requests, and on clients that do not read.
+"""uvicorn's HTTP protocol with what it lacks: bounds on the heads of requests, and on clients that do not read.
 
-The parser bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
-stream and its place in the engine. It also drops the body of a request that offers another protocol, as every request
-of Java's own client does (`Upgrade: h2c`), and sends chunks to HTTP/1.0 clients, who know of none. Knows connections
-and nothing of what is served.
+httptools bounds neither the size of a head nor the time it takes, and a client that stops reading would keep its
+stream and its place in the engine. uvicorn drops the body of a request that offers another protocol, as every request
+of Java's own client does (`Upgrade: h2c`); it sends chunks to HTTP/1.0 clients, who know of none; and of pipelined
+requests it tells only the last one that the client has left. This module knows connections and nothing of what is
+served.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -29,7 +30,7 @@ HEAD_TIMEOUT_S = 60.0
 # Pauses between probes of clients that may have left: a system near by has answered by then, one far away later.
 _FIRST_PROBE_S = 0.02
 _LAST_PROBE_S = 1.0
-_OF_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -37,7 +38,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     Args:
         send_timeout_s: how long a client may leave what was written to it unread.
-        options: of the base class.
+        options: arguments of the base class.
     """
 
     def __init__(self, *, send_timeout_s: float, **options: Any) -> None:
@@ -45,11 +46,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._send_timeout_s = send_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        self._num_head_bytes = 0
-        self._num_unparsed_bytes = 0
+        # Received since a head, a piece of a body or a request was complete.
+        self._num_pending_bytes = 0
         self._declined_head: bytes | None = None
-        self._fault: str | None = None
-        # The request that is answered; `cycle` is the latest, which may wait behind it.
+        # Why the parser was stopped from within a callback.
+        self._refusal: ApiError | None = None
+        # The request that is being answered; `cycle` is the latest, which may wait behind it.
         self._answered: RequestResponseCycle | None = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -59,22 +61,28 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts to wait for a request."""
         super().connection_made(transport)
-        self._start_head_timer()
+        self._restart_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all waiting."""
-        self._stop_head_timer()
-        self._stop_send_timer()
+        """Stops the timers, and tells the request that is being answered; the base class tells the latest one."""
+        for timer in (self._head_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
         answered = self._answered
         if answered is not None and answered is not self.cycle and not answered.response_complete:
-            answered.disconnected = True  # as the base class tells the latest
+            answered.disconnected = True
             answered.message_event.set()
         super().connection_lost(exc)
 
-    # Who sends nothing more may have left, or may wait for the reply (`nc -N`, and clients older than keep-alive).
+    # --- clients that send nothing more
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more; returns whether it is answered all the same."""
+        """The client sends nothing more; returns whether it is answered all the same.
+
+        It may have left, or may wait for the reply (`nc -N`, and clients older than keep-alive). Before the reply has
+        begun, probes tell which. After that nothing can be sent but the reply, which may be silent for long while its
+        request waits for the engine: there, whoever sends nothing more has left, and its place is free at once.
+        """
         answered = self._answered
         if answered is None or answered.response_started or self.cycle.more_body:
             return False
@@ -93,16 +101,16 @@ class HttpProtocol(HttpToolsProtocol):
             if next_s <= _LAST_PROBE_S:
                 self.loop.call_later(next_s, self._probe, 2 * next_s)
 
-    # How long the head of a request may be, and how long it may take.
+    # --- how long the head of a request may be, and how long it may take
 
     def data_received(self, data: bytes) -> None:
         """Parses what came."""
-        self._num_unparsed_bytes += len(data)
+        self._num_pending_bytes += len(data)
         self._unset_keepalive_if_required()
         while data:
             data = self._parse(data)
-        if self._num_unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse_head()
+        if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._answer_and_close(_head_too_large())
 
     def _parse(self, data: bytes) -> bytes:
         """Returns what is left to parse, by a parser that knows of no upgrade."""
@@ -123,68 +131,49 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._num_head_bytes = self._num_unparsed_bytes = 0
-        self._start_head_timer()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of its target."""
-        super().on_url(url)
-        self._count_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header, before the body or after it."""
-        super().on_header(name, value)
-        self._count_head(len(name) + len(value))
+        self._restart_head_timer()
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
-        self._num_unparsed_bytes = 0
-        self._stop_head_timer()
-        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+        self._num_pending_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(_head_too_large())
+        version = self.parser.get_http_version()
+        if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             # RFC 9112, 3.2; with two of them, a proxy before us may have looked at the other one.
-            self._fault = "A request has exactly one Host header."
-            raise ValueError(self._fault)  # the parser ends, and send_400_response says why
+            self._refuse(ApiError(400, "A request has exactly one Host header.", code="bad_request"))
         method = self.parser.get_method()
         if self.parser.should_upgrade() and method != b"CONNECT":
             # A server may ignore the offer (RFC 9110, 7.8). The parser does not let go of it, and takes no body.
-            version = self.parser.get_http_version().encode()
-            self._declined_head = _head(method, self.url, version, self.headers)
+            self._declined_head = _head(method, self.url, version.encode(), self.headers)
         else:
             super().on_headers_complete()
             offer_direct_body(self.cycle)
-            if self.scope["http_version"] == "1.0":
+            if version == "1.0":
                 self.cycle.send = _without_chunks(self.cycle)  # type: ignore[method-assign,assignment]
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
-        self._num_unparsed_bytes = 0
+        self._num_pending_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is complete."""
-        self._num_unparsed_bytes = 0
+        self._num_pending_bytes = 0
         if self._declined_head is None:
             super().on_message_complete()
 
-    def _count_head(self, num_bytes: int) -> None:
-        self._num_unparsed_bytes = 0
-        self._num_head_bytes += num_bytes
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            raise ValueError("a head that is too large")  # the parser ends, and send_400_response says why
-
-    def _refuse_head(self) -> None:
-        error = ApiError(
-            431, f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.", code="request_too_large"
-        )
-        self._answer_and_close(error)
+    def _refuse(self, error: ApiError) -> NoReturn:
+        """Stops the parser, which then has `send_400_response` answer."""
+        self._refusal = error
+        raise ValueError(error.message)
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP, in the shape of all errors."""
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            self._refuse_head()
-        else:
-            reason = self._fault or f"{msg} Send HTTP/1.1 with a complete body."
-            self._answer_and_close(ApiError(400, reason, code="bad_request"))
+        error = self._refusal or ApiError(400, f"{msg} Send HTTP/1.1 with a complete body.", code="bad_request")
+        self._answer_and_close(error)
 
     def _answer_and_close(self, error: ApiError) -> None:
         answered = self._answered
@@ -197,52 +186,39 @@ class HttpProtocol(HttpToolsProtocol):
             )
         self.transport.close()
 
-    def _start_head_timer(self) -> None:
-        self._stop_head_timer()
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._end_silent_connection)
-
-    def _stop_head_timer(self) -> None:
+    def _restart_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
-            self._head_timer = None
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._end_silent_connection)
 
     def _end_silent_connection(self) -> None:
         if self.cycle is None or self.cycle.response_complete:  # else the head is of a pipelined request
             self.transport.abort()
 
-    # How long a client may not read.
+    # --- how long a client may not read
 
     def pause_writing(self) -> None:
         """More is written than the client takes."""
         super().pause_writing()
-        self._stop_send_timer()
         self._send_timer = self.loop.call_later(self._send_timeout_s, self._end_slow_reader)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         super().resume_writing()
-        self._stop_send_timer()
-
-    def _stop_send_timer(self) -> None:
         if self._send_timer is not None:
             self._send_timer.cancel()
-            self._send_timer = None
 
     def _end_slow_reader(self) -> None:
         logger.warning("ending a connection whose client has read nothing for %g s", self._send_timeout_s)
         self.transport.abort()  # to the request it is a client that left
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Ends an idle connection, also one whose client has not read its last reply."""
-        if not self.transport.is_closing():
-            if self.transport.get_write_buffer_size():
-                self.transport.abort()
-            else:
-                self.transport.close()
+
+def _head_too_large() -> ApiError:
+    return ApiError(431, f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.", code="request_too_large")
 
 
 def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
-    """Sends a reply of unknown length as it is; its end is that of the connection, which uvicorn closes (RFC 1945)."""
+    """Returns a `send` for a reply of unknown length: its end is that of the connection, which uvicorn closes."""
     send = cycle.send
     has_length = True
 
@@ -265,7 +241,7 @@ def _head(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[byt
     for name, value in headers:
         if name == b"connection":
             options = [option.strip() for option in value.split(b",")]
-            value = b", ".join(option for option in options if option.lower() not in _OF_UPGRADES)
-        if name not in _OF_UPGRADES and (value or name != b"connection"):
+            value = b", ".join(option for option in options if option.lower() not in _UPGRADE_HEADERS)
+        if name not in _UPGRADE_HEADERS and (value or name != b"connection"):
             lines.append(b"%b: %b" % (name, value))
     return b"\r\n".join([*lines, b"", b""])
