@@ -19,10 +19,10 @@ from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
 from server.files.stored_files import MAX_FILE_BYTES, Uploads
 from server.gates.admission import Admission
+from server.gates.body_limits import BodyLimitMiddleware
 from server.gates.browsers import BrowserGuardMiddleware
 from server.gates.credentials import Credentials
 from server.gates.gate import GateMiddleware, WorkRoutes
-from server.gates.limits import BodyLimitMiddleware
 from server.gates.middleware import REQUEST_ID_HEADER, RequestContextMiddleware, RootPathMiddleware
 from server.gates.rate_limits import RateLimiter
 from server.grammars.check import GrammarChecker

@@ -11,9 +11,9 @@ from model.contract.errors import EngineUnavailableError
 from model.contract.messages import EngineStats
 from server.cluster.asgi import to_send
 from server.cluster.prefix_routing import routing_key
+from server.gates.body_limits import BodyLimitMiddleware
 from server.gates.callers import Network, find_caller
 from server.gates.credentials import Credentials
-from server.gates.limits import BodyLimitMiddleware
 from server.telemetry.metrics import Metrics
 from server.wire.anthropic_errors import AnthropicErrorMiddleware
 from server.wire.errors import as_api_error

@@ -3,8 +3,8 @@
 The queue is bounded in requests and in prompt tokens. A request is looked at twice: when its headers are there, by the
 size of its body, so that a full server spends nothing on it; and when its prompt is known, exactly.
 
-One caller alone may fill it. In a full queue those who wait with less than their part of it still find a place, so no
-more waits than the bound times 1 + 1/2 + 1/3 ... for as many callers as there are.
+One caller alone may fill the queue. When it is full, a caller who has less than their share of it is still let in, so
+with k callers at most 1 + 1/2 + ... + 1/k times the bound waits.
 """
 
 from __future__ import annotations
@@ -26,21 +26,17 @@ _RETRY_AFTER_UNKNOWN_S = 5
 
 
 class StartRate:
-    """How fast requests come to their first token, of late."""
+    """How fast requests have come to their first token in the last minute."""
 
     def __init__(self) -> None:
         self._starts: deque[tuple[float, int]] = deque(maxlen=512)
 
     def note(self, num_tokens: int) -> None:
-        """Takes a request that started now.
-
-        Args:
-            num_tokens: of its prompt.
-        """
+        """Counts a request of `num_tokens` prompt tokens that started now."""
         self._starts.append((time.monotonic(), num_tokens))
 
     def seconds_for(self, num_requests: int, num_tokens: int) -> float | None:
-        """Returns how long as much will take as has to start, or None where nothing has started of late."""
+        """Returns in how many seconds so many will have started; None where nothing has in the last minute."""
         now = time.monotonic()
         while self._starts and now - self._starts[0][0] > _RATE_WINDOW_S:
             self._starts.popleft()
@@ -54,10 +50,8 @@ class Admission:
     """Bounds the queue.
 
     Args:
-        engine: knows who waits.
-        metrics: told of those refused.
-        max_queue_requests: the most that may wait for a first token, shared by callers.
-        max_queue_tokens: the most prompt tokens that may; a request that would wait alone always may.
+        max_queue_requests: most requests that may wait for a first token, shared by callers.
+        max_queue_tokens: most prompt tokens that may wait; a request that would wait alone is always let in.
     """
 
     def __init__(
@@ -82,8 +76,7 @@ class Admission:
         """Lets a new request in; once in, it is served also if the server begins to drain.
 
         Args:
-            caller: who sent it.
-            num_tokens: of its prompt, or less.
+            num_tokens: prompt tokens, or a lower bound.
 
         Raises:
             EngineUnavailableError: the server drains, or the engine would not serve it now.
@@ -102,11 +95,7 @@ class Admission:
             self._num_inside -= 1
 
     def check(self, caller: Caller, num_tokens: int) -> None:
-        """Returns if another request may wait.
-
-        Args:
-            caller: who sent it.
-            num_tokens: of its prompt, or less.
+        """Returns if another request of `num_tokens` prompt tokens may wait.
 
         Raises:
             ApiError: 429, too much waits already.
@@ -115,17 +104,17 @@ class Admission:
         num_waiting = line.total.num_requests + self._preparing.total()
         num_waiting_tokens = line.total.num_tokens
         own = line.by_caller.get(caller, Waiting())
-        part = caller.weight / sum(c.weight for c in {*line.by_caller, *self._preparing, caller})
+        share = caller.weight / sum(c.weight for c in {*line.by_caller, *self._preparing, caller})
         if num_waiting >= self._max_queue_requests:
             num_own = own.num_requests + self._preparing[caller]
-            if num_own + 1 > part * self._max_queue_requests:
+            if num_own + 1 > share * self._max_queue_requests:
                 self._refuse(f"{num_waiting} requests are waiting already", num_waiting, num_waiting_tokens)
         if num_waiting_tokens and num_waiting_tokens + num_tokens > self._max_queue_tokens:
-            if own.num_tokens + num_tokens > part * self._max_queue_tokens:
+            if own.num_tokens + num_tokens > share * self._max_queue_tokens:
                 self._refuse(f"{num_waiting_tokens} prompt tokens are waiting already", num_waiting, num_waiting_tokens)
 
     def _refuse(self, what: str, num_waiting: int, num_tokens: int) -> None:
-        # Half a queue from now there is room, also for the others who are told so.
+        # When half of the queue has started there is room, also for the others who are told the same.
         seconds = self._rate.seconds_for(math.ceil(num_waiting / 2), num_tokens // 2)
         error = server_overloaded(
             f"{what}; please try again later.",
@@ -151,7 +140,7 @@ class Admission:
             self._prepare(caller, -1)
 
     def check_prompt(self, caller: Caller, num_tokens: int) -> None:
-        """Looks again at a request that has a place, now that its prompt is known.
+        """Checks a request that has a place again, now that its prompt is known.
 
         Raises:
             ApiError: 429, too many tokens wait already.

@@ -1,9 +1,9 @@
-"""What a browser may be made to do here by pages that are not ours.
+"""What web pages of other origins may have a browser do here.
 
-A page of anywhere can have its reader's browser send requests to a server on the reader's own machine. What it sends
-without asking first (a body without a Content-Type, say) would be served, and a name of its own that it lets point to
-127.0.0.1 would even show it the replies. Browsers say where a request comes from; clients that are none say nothing of
-the kind and are not looked at.
+Any page on the web can have its reader's browser send requests to a server on the reader's own machine. Requests that
+a browser sends without asking first (a body without a Content-Type, say) would be served; a host name of the page's own
+that resolves to 127.0.0.1 would even show it the replies (DNS rebinding). Browsers say where a request comes from;
+other clients do not, and are let through.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ class BrowserGuardMiddleware:
     """Refuses what pages of other origins send, and names under which a local server was not meant to be found.
 
     Args:
-        app: what is protected.
-        metrics: told of those refused.
-        host: the address that is listened on; one that only this machine reaches is asked for by names of this machine.
-        allowed_hosts: further names in a request's Host; with any, others are refused on whatever address.
-        allowed_origins: web origins whose pages may send.
+        host: the address that is listened on. On a loopback address, a request's Host must name this machine.
+        allowed_hosts: further names for a request's Host; with any of them, others are refused on every address.
+        allowed_origins: web origins whose pages may send requests.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class BrowserGuardMiddleware:
         self._app = app
         self._metrics = metrics
         self._allowed_hosts = frozenset(map(_bare, allowed_hosts))
-        self._checks_host = ANY not in allowed_hosts and (bool(allowed_hosts) or _is_of_this_machine(host))
+        self._checks_host = ANY not in allowed_hosts and (bool(allowed_hosts) or _is_loopback(host))
         self._allowed_origins = frozenset(allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,10 +57,11 @@ class BrowserGuardMiddleware:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if host and self._checks_host and not self._is_known(_bare(host)):
+        name = _bare(host)
+        if host and self._checks_host and not (_is_loopback(name) or name in self._allowed_hosts):
             return ApiError(
                 403,
-                f"This server is not called {_bare(host)[:200]!r}; whoever runs it allows a name by --allowed-host.",
+                f"This server is not called {name[:200]!r}; whoever runs it allows a name by --allowed-host.",
                 code="host_not_allowed",
             )
         if scope["method"] in _HARMLESS_METHODS or not ("origin" in headers or "sec-fetch-site" in headers):
@@ -78,14 +77,11 @@ class BrowserGuardMiddleware:
         if "content-type" not in headers and (
             headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         ):
-            # A browser sends such a body anywhere without asking, so no page may: nor one that was allowed by mistake.
+            # A browser sends such a body anywhere without asking first, so no page may, allowed or not.
             return ApiError(
                 415, "Send the header 'Content-Type: application/json' with the body.", code="unsupported_media_type"
             )
         return None
-
-    def _is_known(self, name: str) -> bool:
-        return _is_of_this_machine(name) or name in self._allowed_hosts
 
     def _may_send(self, origin: str | None, site: str | None, host: str) -> bool:
         if ANY in self._allowed_origins or origin in self._allowed_origins:
@@ -100,13 +96,13 @@ class BrowserGuardMiddleware:
 
 
 def _bare(host: str) -> str:
-    """A name or an address without port, brackets and a closing dot."""
+    """Returns a host's name or address without port, brackets and a closing dot."""
     host = host.strip().lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host
     return (name.partition(":")[0] if name.count(":") == 1 else name).removesuffix(".")
 
 
-def _is_of_this_machine(name: str) -> bool:
+def _is_loopback(name: str) -> bool:
     name = name.lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -1,6 +1,6 @@
 """Who sent a request: callers are told apart by the key that let them in, else by their address.
 
-What the engine shares out, the queue, quotas and the prefix cache all go by the same caller.
+The engine's shares, the queue, rate limits and the prefix cache all go by the same caller.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from server.gates.credentials import Credentials
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Whoever has one IPv6 address has all of its network.
+# Whoever has one IPv6 address can use all of its /64 network.
 _IPV6_PREFIX = 64
 
 
 class Caller(NamedTuple):
-    """One with whom the others share.
+    """One of those who share the server.
 
     Attributes:
-        name: told apart by it; of a key its hash.
-        weight: its part when there is not enough for all.
+        name: hash of the key, or the address.
+        weight: its share, relative to the others', when there is not enough for all.
         has_key: whether a key let it in.
     """
 
@@ -35,7 +35,7 @@ class Caller(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """The owner of what it stores: its key; without keys all callers are one owner, named by the empty text."""
+        """The owner of what it stores: its key. Without keys all callers are one owner, named by the empty text."""
         return self.name if self.has_key else ""
 
 
@@ -46,8 +46,8 @@ class Waiting(NamedTuple):
     """What waits for a first token.
 
     Attributes:
-        num_requests: HTTP requests.
-        num_tokens: of prompts; also those that a request has left when its first prompt has begun.
+        num_requests: HTTP requests none of whose prompts has begun.
+        num_tokens: tokens of the prompts that have not begun, also where a request's first prompt has.
     """
 
     num_requests: int = 0
@@ -55,19 +55,14 @@ class Waiting(NamedTuple):
 
 
 class WaitingLine:
-    """Counts what waits.
-
-    Attributes:
-        total: of all callers.
-        by_caller: of each who has any.
-    """
+    """Counts what waits, in `total` and `by_caller`; callers for whom nothing waits are not listed."""
 
     def __init__(self) -> None:
         self.total = Waiting()
         self.by_caller: dict[Caller, Waiting] = {}
 
     def change(self, caller: Caller, num_requests: int, num_tokens: int) -> None:
-        """Takes so many in, or with negative numbers out."""
+        """Adds so many; negative numbers take away."""
         self.total = Waiting(self.total.num_requests + num_requests, self.total.num_tokens + num_tokens)
         before = self.by_caller.pop(caller, Waiting())
         after = Waiting(before.num_requests + num_requests, before.num_tokens + num_tokens)
@@ -88,9 +83,8 @@ def find_caller(
     """Finds out who sends a request.
 
     Args:
-        key: the name of the key that lets it in.
-        credentials: know the weights of keys.
-        trusted_proxies: whose `X-Forwarded-For` is believed; anybody could write one.
+        key: name of the key that lets it in; None where it needs none.
+        trusted_proxies: networks of proxies whose `X-Forwarded-For` is believed; anybody could write one.
     """
     if key is not None:
         return Caller(key, credentials.weight_of(key), has_key=True)
@@ -103,7 +97,7 @@ def find_caller(
 
 
 def _sender(peer: Address, forwarded: str, trusted_proxies: tuple[Network, ...]) -> Address:
-    """Returns the nearest address that is no trusted proxy's: anybody may have written what stands left of it."""
+    """Returns the nearest address that is not a trusted proxy's: anybody may have written what stands left of it."""
     sender = peer
     for entry in reversed(forwarded.split(",")):
         if not any(sender in network for network in trusted_proxies):

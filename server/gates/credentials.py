@@ -1,6 +1,6 @@
 """What lets a caller in: bearer keys and one Basic user, kept and compared only as hashes.
 
-Apart from auth, so that reading settings does not load a web framework: every command reads them.
+No web framework is imported here: every command reads the settings, which hold credentials.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Credentials:
     Attributes:
         key_digests: SHA-256 of each bearer key.
         basic_digest: SHA-256 of `user:password`, or None.
-        key_weights: the part of each key when there is not enough for all.
+        key_weights: each key's share, relative to the others', when there is not enough for all.
     """
 
     key_digests: tuple[bytes, ...] = ()
@@ -37,11 +37,11 @@ class Credentials:
         """Hashes the secrets.
 
         Args:
-            api_keys: bearer keys; one may be followed by ` weight=N`.
+            api_keys: bearer keys, each of which may be followed by ` weight=N`.
             basic_auth: `user:password`.
 
         Raises:
-            ConfigError: a weight is none.
+            ConfigError: a weight is not a number from 1 to 1000.
         """
         basic_digest = None if basic_auth is None else _digest(basic_auth.encode())
         keys = [_split_weight(key) for key in api_keys]
@@ -54,26 +54,27 @@ class Credentials:
         return bool(self.key_digests) or self.basic_digest is not None
 
     def weight_of(self, caller: str) -> int:
-        """Returns the weight of one whom `caller` named."""
+        """Returns the weight of the key of this name (`caller` returns names)."""
         weights = zip(self.key_digests, self.key_weights, strict=False)
         return next((weight for digest, weight in weights if digest.hex() == caller), 1)
 
     def knows(self, caller: str) -> bool:
-        """Whether the secret of one whom `caller` named still lets in."""
+        """Whether the secret of this name (`caller` returns names) still lets in."""
         digests = (*self.key_digests, *(() if self.basic_digest is None else (self.basic_digest,)))
         return any(digest.hex() == caller for digest in digests)
 
     def caller(self, authorization: str | None) -> str | None:
-        """Names whom an Authorization header lets in, by a hash of the secret; None if nobody.
+        """Returns the name of whom an Authorization header lets in, the SHA-256 of the secret in hex; None if nobody.
 
-        However a header spells one secret, the name is the same. The time taken does not depend on how near it came.
+        The name is the same however a header spells the secret. The time it takes does not depend on how much of a
+        wrong secret is right.
         """
         scheme, _, value = (authorization or "").partition(" ")
         secret = value.strip().encode("utf-8", errors="replace")
         matches = []
         if scheme.lower() == "bearer":
             matches += [(key, hmac.compare_digest(_digest(secret), key)) for key in self.key_digests]
-        # The published server compared the base64 alone, so its clients may send it as a bearer's.
+        # The published server compared the base64 alone, so its clients may send it as a bearer key.
         if scheme.lower() in ("basic", "bearer") and self.basic_digest is not None:
             try:
                 user = base64.b64decode(secret, validate=True)

@@ -1,7 +1,7 @@
-"""Pieces of a streamed body, written to their connection at once.
+"""Writes pieces of a streamed body straight to the connection.
 
-A message of ASGI passes a task and every middleware: some 20 microseconds of a core, for each token of each stream.
-What the engine's callback has made may go around them, once the reply has begun and while its client keeps up.
+An ASGI message wakes a task and passes every middleware: some 20 microseconds of a core, for each token of each stream.
+Events that the engine's callback has made may go around them, once the reply has begun and while its client keeps up.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ _EXTENSION = "qwen.direct_body"
 
 
 class DirectBody:
-    """The body of one reply; whoever writes must see to it that nobody is sending a piece of it meanwhile.
-
-    Args:
-        cycle: of the request.
-    """
+    """The body of one reply. No ASGI message of the same body may be on its way while a piece is written."""
 
     __slots__ = ("_cycle", "_flow", "_transport")
 
@@ -27,7 +23,7 @@ class DirectBody:
         self._transport = cycle.transport
 
     def is_open(self) -> bool:
-        """Whether the reply has begun and not ended, its client is there and has read enough of what was written."""
+        """Whether the reply has begun and not ended, and its client is there and keeps up with reading."""
         cycle = self._cycle
         # Without chunks (HTTP/1.0, HEAD, a known length) the cycle counts bytes: what is sent goes through it.
         return bool(cycle.chunked_encoding) and not (
@@ -35,12 +31,12 @@ class DirectBody:
         )
 
     def write(self, data: bytes) -> None:
-        """Writes a piece; not an empty one, for that would end the body."""
+        """Writes a piece, which must not be empty: that would end the body."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def offer_direct_body(cycle: RequestResponseCycle) -> None:
-    """Lets the application find the body of its reply."""
+    """Lets the application find the body of its reply, by `direct_body`."""
     scope: Scope = cycle.scope  # type: ignore[assignment]
     if scope["method"] != "HEAD":
         scope["extensions"] = {_EXTENSION: DirectBody(cycle)}

@@ -1,6 +1,7 @@
 """The one gate that every request passes: whose it is, whether its rate allows it, whether it could wait.
 
-Pure ASGI. Nothing of a body is read here. The routes say which of them ask for work: those that take a JSON body.
+Pure ASGI. Nothing of a body is read here. Every path but those named here asks for a key; the routes themselves say
+which of them ask for work (`JsonBodyRoute`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
 from server.gates.admission import Admission
-from server.gates.auth import check_key
 from server.gates.callers import Network, find_caller
 from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
@@ -22,12 +22,14 @@ from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError, as_api_error
 from server.wire.json_body import JsonBodyRoute
 
-# Bytes of a request's body a token of its prompt takes, rather too many: what is refused for it would be refused later.
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/version", "/docs", "/redoc", "/openapi.json"})
+OPEN_PREFIXES = ("/web/",)
+# More bytes of a body than a token of its prompt takes: what is refused for its size would also be refused later.
 _BYTES_PER_TOKEN = 6
 
 
 class WorkRoutes:
-    """Knows which requests ask for work."""
+    """The requests that ask for work: `scope in work_routes`."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         work = [route for route in routes if isinstance(route, JsonBodyRoute)]
@@ -44,13 +46,8 @@ class GateMiddleware:
     """Answers requests that may not come in: 401, 429 or 503.
 
     Args:
-        app: what is protected.
-        credentials: what lets a caller in.
-        trusted_proxies: whose `X-Forwarded-For` is believed.
-        limiter: counts what callers ask for.
-        admission: decides who may wait for the engine.
-        work: the requests that rates and queue are about.
-        metrics: told of those refused.
+        trusted_proxies: networks of proxies whose `X-Forwarded-For` is believed.
+        work: the requests that `limiter` and `admission` are asked about.
     """
 
     def __init__(
@@ -100,3 +97,37 @@ class GateMiddleware:
             declared = Headers(scope=scope).get("content-length", "")
             num_bytes = int(declared[:19]) if declared.isdecimal() else 0
             inside.enter_context(self._admission.enter(caller, num_bytes // _BYTES_PER_TOKEN))
+
+
+def check_key(scope: Scope, credentials: Credentials) -> str | None:
+    """Returns the name of the key that lets a request in; None where it needs none.
+
+    Raises:
+        ApiError: 401, the request has no valid key.
+    """
+    path = scope["path"]
+    if not credentials.required or path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
+        return None
+    headers = Headers(scope=scope)
+    authorization = headers.get("authorization")
+    if authorization is None and "x-api-key" in headers:  # as clients of Anthropic's API send it
+        authorization = f"Bearer {headers['x-api-key']}"
+    key = credentials.caller(authorization)
+    if key is None:
+        raise refusal(credentials, authorization)
+    return key
+
+
+def refusal(credentials: Credentials, authorization: str | None) -> ApiError:
+    """Returns the 401 that says which keys or passwords would let the caller in."""
+    what = "Incorrect API key provided." if authorization else "You did not provide an API key."
+    ways = ["'Authorization: Bearer KEY'", "'x-api-key: KEY'"] if credentials.key_digests else []
+    if credentials.basic_digest is not None:
+        ways.append("HTTP Basic authentication")
+    challenge = 'Basic realm="qwen-server"' if credentials.basic_digest is not None else "Bearer"
+    return ApiError(
+        401,
+        f"{what} Send one with {' or '.join(ways)}.",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": challenge},
+    )

@@ -1,4 +1,4 @@
-"""What surrounds every HTTP request: its id, its metrics, its line in the log, and the last catch.
+"""What every HTTP request gets: an id, metrics, a line in the log, and a plain 500 for what nothing else caught.
 
 Pure ASGI: nothing here may stand between a stream and the news that its client has left.
 """
@@ -19,15 +19,14 @@ from server.wire.errors import server_error
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
-# Asked for all the time by machines; their good answers are not worth a line.
+# Machines ask for these all the time; good answers to them are not worth a line.
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
 class RootPathMiddleware:
-    """Takes the prefix off paths where a proxy did not, so that all within see the same ones.
+    """Takes the prefix off paths where a proxy did not, so that the app sees the same paths behind every proxy.
 
     Args:
-        app: everything else.
         root_path: the prefix, such as "/qwen".
     """
 
@@ -49,12 +48,11 @@ class RequestContextMiddleware:
     """Gives each request an id, counts it, and turns what nothing else caught into a plain 500.
 
     Args:
-        metrics: told of each request.
-        is_leaving: whether the server drains; its replies then end their connections, so that clients who keep them
-            come to another server with their next request.
+        is_leaving: whether the server drains; replies then end their connections, so that clients who keep connections
+            open go to another server with their next request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, is_leaving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_leaving: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
         self._is_leaving = is_leaving

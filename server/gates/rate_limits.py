@@ -1,8 +1,8 @@
 """How much each key may ask for in a minute, in requests and in tokens.
 
-Buckets that fill evenly: a key may spend a minute's worth at once and then what comes in. Tokens are taken when they
-are known, those of a prompt at the start and those of a reply as they come, so a balance may fall below nothing and has
-to be made up for before the next request. Without keys, callers are told apart by their address.
+Buckets that fill evenly: a key may spend a minute's worth at once, and then what comes in. Tokens are taken when they
+are known, those of a prompt at the start and those of a reply as they come, so a bucket may fall below zero, and has to
+fill again before the next request. Without keys, callers are told apart by their address.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _MAX_CALLERS = 10_000
 
 @dataclass(slots=True)
 class _Bucket:
-    """What is left of a minute's worth."""
+    """One caller's requests, or tokens: `left` of at most `per_minute`."""
 
     per_minute: int
     left: float
-    updated: float = field(default_factory=lambda: time.monotonic())
+    updated: float = field(default_factory=time.monotonic)
 
     def refill(self) -> None:
         now = time.monotonic()
@@ -35,11 +35,11 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Counts for all callers.
+    """Limits each caller.
 
     Args:
-        requests_per_minute: of one caller; None is no limit.
-        tokens_per_minute: of one caller, prompts and replies together; None is no limit.
+        requests_per_minute: most requests of one caller; None is no limit.
+        tokens_per_minute: most tokens of one caller, prompts and replies together; None is no limit.
     """
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
@@ -55,7 +55,7 @@ class RateLimiter:
         """Takes a request.
 
         Raises:
-            ApiError: 429, the caller has none left, with the time until there is one.
+            ApiError: 429, the caller has none left; it says in how many seconds there will be one.
         """
         buckets = self._buckets(caller)
         for kind, bucket in buckets.items():
@@ -87,7 +87,7 @@ class RateLimiter:
         return buckets
 
     def _forget_idle(self) -> None:
-        """Drops callers who have all that they may have; if nobody has, those who came first."""
+        """Drops callers whose buckets are full; where too few are, those who came first."""
         for caller, buckets in list(self._callers.items()):
             for bucket in buckets.values():
                 bucket.refill()

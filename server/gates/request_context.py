@@ -1,4 +1,4 @@
-"""What log lines, metrics, spans and replies say of the request being served: its id, its figures, its route.
+"""The id, body size, figures and route of the request being served, for log lines, metrics, spans and replies.
 
 Context variables, so that every coroutine started for a request inherits them.
 """
@@ -16,23 +16,23 @@ from starlette.types import Scope
 
 NO_REQUEST = "-"
 request_id_var: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
-# How large its body is: what decides whether work for it is done on the event loop.
+# The size of its body decides whether work for it is done on the event loop.
 body_bytes_var: ContextVar[int] = ContextVar("body_bytes", default=0)
-# Where a generation leaves the figures of its log line for whoever traces the request; None: nobody does.
+# A generation leaves the figures of its log line here for the request's span; None: it is not traced.
 request_figures_var: ContextVar[dict[str, object] | None] = ContextVar("request_figures", default=None)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
 def name_task(request_id: str) -> None:
-    """Writes the id on the running task, where other threads can read whose it is."""
+    """Names the running task after its request, for the watchdog, which reads the name from another thread."""
     task = asyncio.current_task()
     if task is not None:
         task.set_name(request_id)
 
 
 def choose_request_id(offered: str | None) -> str:
-    """Takes the client's own id if it is short and harmless in a header and a log, else makes one."""
+    """Returns the client's own id if it is short and harmless in a header and a log, else a new one."""
     if offered is not None and _SANE_ID.fullmatch(offered):
         return offered
     return f"req-{uuid.uuid4().hex}"
@@ -41,7 +41,7 @@ def choose_request_id(offered: str | None) -> str:
 def route_path(scope: Scope) -> str | None:
     """Returns the pattern of a request's route, never a client's text; None where there is no such route.
 
-    Requests that were refused before they reached the router are asked about here.
+    The router has not seen requests that a gate refused: for them the routes are searched.
     """
     route = scope.get("route")
     if route is None and "app" in scope:

@@ -11,18 +11,17 @@ from starlette.types import Receive
 from server.gates.request_context import request_id_var
 from server.wire.errors import ApiError
 
-# What nginx and others write in their logs for a client that hung up; nobody reads the reply.
+# nginx and others log this status for a client that hung up; nobody reads the reply.
 CLIENT_CLOSED_REQUEST = 499
 
 T = TypeVar("T")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what comes of some work.
+    """Returns the result of `work`, which is cancelled when the client leaves.
 
     Args:
-        receive: of a request whose body has been read.
-        work: cancelled when the client leaves.
+        receive: ASGI function of a request whose body has been read.
 
     Raises:
         ApiError: 499, the client has left.

@@ -18,8 +18,8 @@ from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import PromptEncoder
-from server.gates.auth import refusal
 from server.gates.credentials import Credentials
+from server.gates.gate import refusal
 from server.settings import Settings
 from server.settings_sources import load_settings
 from server.wire.requests import ChatCompletionRequest

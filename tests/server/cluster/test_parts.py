@@ -19,7 +19,7 @@ from server.cluster.front import Front
 from server.cluster.metrics_board import MetricsBoard, merge
 from server.cluster.options import deployment_options, read_arguments
 from server.cluster.prefix_routing import rank, routing_key
-from server.gates import limits
+from server.gates import body_limits
 
 
 def chat(*turns: tuple[str, str], **more: Any) -> bytes:
@@ -139,7 +139,7 @@ async def test_a_front_holds_no_more_than_a_server(path: str) -> None:
 
 
 async def test_an_address_may_have_half_of_what_a_front_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_SMALL_BODY_BYTES", 0)
+    monkeypatch.setattr(body_limits, "_SMALL_BODY_BYTES", 0)
     front = Front(cast(Any, Replicas()), 100)
     app = front.__serve_build_asgi_app__()
     may_end = asyncio.Event()

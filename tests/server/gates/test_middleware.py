@@ -18,9 +18,9 @@ from model.contract.tokenizer import Tokenizer
 from server.app import create_app
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
-from server.gates import limits
+from server.gates import body_limits
+from server.gates.body_limits import BodyBudget, BodyLimitMiddleware
 from server.gates.callers import NOBODY, Caller
-from server.gates.limits import BodyBudget, BodyLimitMiddleware
 from server.gates.middleware import RequestContextMiddleware
 from server.gates.request_context import request_id_var, route_path
 from server.settings import Settings
@@ -112,8 +112,8 @@ async def test_a_reply_to_a_large_body_comes_after_it(declared: bool, expect: bo
 
 
 async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_BODY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(limits, "_DRAIN_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(body_limits, "_BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body_limits, "_DRAIN_TIMEOUT_S", 0.0)
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -180,7 +180,7 @@ async def test_an_unexpected_failure_is_a_plain_500(caplog: pytest.LogCaptureFix
 
     metrics = Metrics("m", EngineStats, lambda: 0)
     with caplog.at_level(logging.ERROR):
-        status, headers, body = await call(RequestContextMiddleware(broken, metrics), x_request_id="mine")
+        status, headers, body = await call(RequestContextMiddleware(broken, metrics, bool), x_request_id="mine")
     assert (status, headers["x-request-id"]) == (500, "mine")
     assert json.loads(body)["error"]["type"] == "server_error"
     assert b"secret" not in body
@@ -199,7 +199,7 @@ async def test_each_request_has_its_own_id() -> None:
     async def read_id() -> str:
         return request_id_var.get()
 
-    middleware = RequestContextMiddleware(app, Metrics("m", EngineStats, lambda: 0))
+    middleware = RequestContextMiddleware(app, Metrics("m", EngineStats, lambda: 0), bool)
     replies = await asyncio.gather(*(call(middleware, b"", x_request_id=f"id-{i}") for i in range(5)))
     assert sorted(seen) == [headers["x-request-id"] for _, headers, _ in replies] == [f"id-{i}" for i in range(5)]
 

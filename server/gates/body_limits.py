@@ -1,7 +1,6 @@
-"""Bounds on what one request may cost before any of it is worked on.
+"""Bounds the size of bodies, of each and of all together, and the time they take to arrive.
 
-A pure ASGI middleware for the size of bodies, of each and of all together, and the time they take; it counts while a
-body is read and never stores it.
+A pure ASGI middleware: it counts while a body is read, and never stores it.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ _DRAIN_TIMEOUT_S = 5.0
 _DRAIN_FACTOR = 8
 # From the first byte of a body to its last.
 _BODY_TIMEOUT_S = 60.0
-# Bytes a second; what comes faster has more time.
+# Files have more time: a second more for so many bytes that have come.
 _MIN_UPLOAD_RATE = 16384
-# So many of the largest bodies may be held at a time, half of them by one caller. Small ones do not count: what they
-# take together the number of connections bounds.
+# So many bodies of the largest size may be held at a time, half of them by one caller. Small ones are not counted: the
+# number of connections bounds what they take together.
 _MAX_LARGEST_BODIES = 32
 _SMALL_BODY_BYTES = 64 << 10
 _RETRY_AFTER_S = 5
 
 
 def is_upload(scope: Scope) -> bool:
-    """Whether a body goes into the store as it comes."""
+    """Whether the body is a file that goes into the store piece by piece."""
     return bool(scope["method"] == "POST" and scope["path"] == "/v1/files")
 
 
 class BodyBudget:
-    """What all bodies together may take, from their first byte to the end of their requests.
+    """Counts the bytes of all bodies together, from their first byte to the end of their requests.
 
     Args:
-        max_bytes: of all callers; one of them may have half.
+        max_bytes: most bytes of all callers; one caller may have half of them.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -49,10 +48,10 @@ class BodyBudget:
         self._held = Counter[Caller]()
 
     def hold(self, caller: Caller, num_bytes: int) -> None:
-        """Takes bytes that have come.
+        """Counts bytes that have come.
 
         Raises:
-            ApiError: 429, so many are not to be had now.
+            ApiError: 429, the budget does not have so many.
         """
         if self._held[caller] + num_bytes > self._max_bytes // 2 or self._held.total() + num_bytes > self._max_bytes:
             raise server_overloaded(
@@ -77,11 +76,9 @@ class _Body:
     """A body that is being read.
 
     Args:
-        receive: where it comes from.
-        caller: who sends it.
-        budget: of all bodies.
-        max_bytes: the most it may have.
-        is_stored: it is never held as a whole, so it takes nothing of the budget, and time by its size.
+        receive: the ASGI function that it comes from.
+        max_bytes: its largest size.
+        is_stored: it is never held as a whole: it takes nothing of the budget, and a large one may take longer.
 
     Attributes:
         is_complete: its last byte has come.
@@ -144,10 +141,8 @@ class BodyLimitMiddleware:
     """Refuses bodies that are too large (413), too slow (408) or too many at a time (429).
 
     Args:
-        app: what is protected.
-        max_body_bytes: the largest body let through.
-        metrics: told of those refused.
-        max_upload_bytes: the largest file; None, where files are held in memory, treats them like all else.
+        max_body_bytes: largest body that is let through.
+        max_upload_bytes: largest file; None treats files like other bodies, where they are held in memory.
     """
 
     def __init__(
@@ -198,8 +193,8 @@ class BodyLimitMiddleware:
         self._metrics.count_rejected(error.code or "")
         response = as_api_error(error).response()
         headers = [*response.raw_headers, (b"connection", b"close")]
-        # Proxies that have the whole reply, as Caddy, cut off a client that still sends. Who asks first need not begin,
-        # and who is slow has been waited for.
+        # Some proxies (Caddy) cut off a client that still sends when they have the whole reply, so it is sent after the
+        # body; at once to a client that asks before it sends (Expect), and to a slow one, which has been waited for.
         at_once = "expect" in Headers(scope=scope) or error.status_code == 408
         if not at_once and not is_complete:
             await self._drop_rest(receive)
