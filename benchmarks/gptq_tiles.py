@@ -21,8 +21,8 @@ import torch
 
 from model.backends.cuda import torch_operations
 from model.backends.cuda.gptq_layout import PackedWeight
-from model.backends.cuda.kernels import gptq_matmul as gptq
-from model.backends.cuda.kernels.gptq_matmul import Tiles
+from model.backends.cuda.kernels.matmul import gptq_matmul as gptq
+from model.backends.cuda.kernels.matmul.gptq_matmul import Tiles
 from server.run_module import module_command
 
 # Outputs, inputs.

@@ -26,13 +26,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from model.backends.cuda.gptq_layout import PackedWeight
-from model.backends.cuda.kernels import decode_attention, decode_inputs, gptq_matmul, norm, prefill_attention, sampling
+from model.backends.cuda.kernels import decode_inputs, norm
+from model.backends.cuda.kernels.attention import decode_attention, prefill_attention
+from model.backends.cuda.kernels.attention.rotary import rotate_and_cache
 from model.backends.cuda.kernels.launch import Launch, recorded
-from model.backends.cuda.kernels.low_rank import add_low_rank
-from model.backends.cuda.kernels.rotary import rotate_and_cache
-from model.backends.cuda.kernels.row_matmul import row_matmul
+from model.backends.cuda.kernels.matmul import gptq_matmul
+from model.backends.cuda.kernels.matmul.low_rank import add_low_rank
+from model.backends.cuda.kernels.matmul.row_matmul import row_matmul
+from model.backends.cuda.kernels.matmul.tile_matmul import tile_matmul
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
 from model.backends.cuda.kernels.silu_mul import silu_mul
-from model.backends.cuda.kernels.tile_matmul import tile_matmul
 
 _TYPES = {
     torch.float32: "fp32",
@@ -156,7 +159,7 @@ def _step() -> None:
     fields, table = _meta(64, 4, dtype=torch.int32), _meta(4096, dtype=torch.int32)
     decode_inputs.make_decode_inputs(fields, table, _meta(64, dtype=torch.int64), tables, _BLOCK_SIZE)
     columns = [_meta(64, dtype=dtype) for dtype in (torch.float32, torch.int32, *[torch.float32] * 3)]
-    sampling.sample_rows(_meta(64, 151936, dtype=torch.float32), sampling.RowFilters(*columns))
+    sample_rows(_meta(64, 151936, dtype=torch.float32), RowFilters(*columns))
 
 
 def cases(*, is_quick: bool) -> Iterator[tuple[str, bool, partial[None]]]:

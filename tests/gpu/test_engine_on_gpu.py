@@ -15,8 +15,8 @@ import torch
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.backends.cuda.backend import CudaBackend
-from model.backends.cuda.decode_graphs import CapturedDecodes
-from model.backends.cuda.steps import CudaSteps
+from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest

@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKernel, LowRankTable
-from model.backends.cuda.angles import Angles
-from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan, make_plan
-from model.backends.cuda.decode_graphs import CapturedDecodes
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack_grouped
-from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
-from model.backends.cuda.kernels.sampling import RowFilters
+from model.backends.cuda.kernels.matmul.gptq_matmul import MAX_ROWS_OF_TILES
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operations
-from model.backends.cuda.recording import CudaRecorder, NoRecorder, Recorder
 from model.backends.cuda.self_check.check import check_kernels, noted_fault
 from model.backends.cuda.self_check.trials import KernelShape
-from model.backends.cuda.steps import CudaSteps
+from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.attention_plan import ALIGNMENT, AttentionPlan, make_plan
+from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.mixed_steps import CudaSteps
+from model.backends.cuda.steps.recording import CudaRecorder, NoRecorder, Recorder
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError

@@ -16,7 +16,7 @@ import torch
 from model.backends.base import LinearKernel
 from model.backends.cuda.device_faults import one_line, require_living_device
 from model.backends.cuda.kernels.launch import next_power_of_2
-from model.backends.cuda.kernels.row_matmul import MAX_ROWS, row_matmul
+from model.backends.cuda.kernels.matmul.row_matmul import MAX_ROWS, row_matmul
 from model.backends.cuda.notes import Notes
 
 logger = logging.getLogger(__name__)

@@ -10,17 +10,17 @@ import torch
 
 from model.backends.cuda import torch_operations
 from model.backends.cuda.device_faults import is_alive, is_recording, one_line
-from model.backends.cuda.kernels.decode_attention import decode_attention
+from model.backends.cuda.kernels.attention.decode_attention import decode_attention
+from model.backends.cuda.kernels.attention.prefill_attention import prefill_attention
+from model.backends.cuda.kernels.attention.rotary import rotate_and_cache
 from model.backends.cuda.kernels.decode_inputs import make_decode_inputs
-from model.backends.cuda.kernels.gptq_matmul import gptq_matmul
-from model.backends.cuda.kernels.low_rank import add_low_rank
+from model.backends.cuda.kernels.matmul.gptq_matmul import gptq_matmul
+from model.backends.cuda.kernels.matmul.low_rank import add_low_rank
+from model.backends.cuda.kernels.matmul.row_matmul import row_matmul
+from model.backends.cuda.kernels.matmul.tile_matmul import tile_matmul
 from model.backends.cuda.kernels.norm import rms_norm
-from model.backends.cuda.kernels.prefill_attention import prefill_attention
-from model.backends.cuda.kernels.rotary import rotate_and_cache
-from model.backends.cuda.kernels.row_matmul import row_matmul
-from model.backends.cuda.kernels.sampling import sample_rows
+from model.backends.cuda.kernels.sampling.sample_rows import sample_rows
 from model.backends.cuda.kernels.silu_mul import silu_mul
-from model.backends.cuda.kernels.tile_matmul import tile_matmul
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.cuda.gptq_layout import PackedWeight
-from model.backends.cuda.kernels.decode_attention import DecodeRows
+from model.backends.cuda.kernels.attention.decode_attention import DecodeRows
+from model.backends.cuda.kernels.attention.prefill_attention import PrefillTiles
 from model.backends.cuda.kernels.decode_inputs import AngleTables, DecodeInputs
-from model.backends.cuda.kernels.prefill_attention import PrefillTiles
 from model.backends.gathered_attention import attend_chunk, attend_decodes, groups_of_like_length, slots_of
 from model.execution.kv_cache import quantize
 
@@ -44,7 +44,7 @@ def rotate_and_cache(
     cache: torch.Tensor,
     scales: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `kernels.rotary.rotate_and_cache`; waits for nothing, so that a graph may hold it."""
+    """See `kernels.attention.rotary.rotate_and_cache`; waits for nothing, so that a graph may hold it."""
     _, num_heads, _, head_dim = cache.shape
     q, k, v = qkv.reshape(len(qkv), 3, num_heads, head_dim).float().unbind(1)
     cos, sin = cos[:, None], sin[:, None]
@@ -86,7 +86,7 @@ def decode_attention(
     num_splits: int,
     window: int = 0,
 ) -> None:
-    """See `kernels.decode_attention.decode_attention`; `num_splits` is of no use here."""
+    """See `kernels.attention.decode_attention.decode_attention`; `num_splits` is of no use here."""
     keys = decodes.lengths.clamp_max(window) if window else decodes.lengths
     lengths = keys.tolist()
     for group in groups_of_like_length(lengths, cache):
@@ -109,7 +109,7 @@ def prefill_attention(
     block_size: int,
     window: int = 0,
 ) -> None:
-    """See `kernels.prefill_attention.prefill_attention`."""
+    """See `kernels.attention.prefill_attention.prefill_attention`."""
     for first_row, position, num_rows, table_start in tiles.records.tolist():
         first = max(0, position + 1 - window) if window else 0
         num_keys = position + num_rows - first
@@ -142,7 +142,7 @@ def make_decode_inputs(
 def row_matmul(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """See `kernels.row_matmul.row_matmul`; a reference only, for the library's own product is at hand."""
+    """See `kernels.matmul.row_matmul.row_matmul`; a reference only, for the library's own product is at hand."""
     out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     return out.to(dtype or x.dtype)
 
@@ -150,7 +150,7 @@ def row_matmul(
 def add_low_rank(
     out: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, a: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:
-    """See `kernels.low_rank.add_low_rank`; one adapter after another."""
+    """See `kernels.matmul.low_rank.add_low_rank`; one adapter after another."""
     rank = b.shape[2]
     num_parts = a.shape[1] // rank
     for slot in sorted(set(slots.tolist())):
@@ -165,7 +165,7 @@ def add_low_rank(
 
 
 def gptq_matmul(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """See `kernels.gptq_matmul.gptq_matmul`."""
+    """See `kernels.matmul.gptq_matmul.gptq_matmul`."""
     if weight.permutation is not None:
         x = x.index_select(1, weight.permutation)
     out = torch.empty((len(x), weight.out_features), dtype=x.dtype, device=x.device)

@@ -14,11 +14,11 @@ import torch
 
 from model.backends.base import GPTQTensors, GroupedWeight
 from model.backends.cuda.gptq_layout import FINEST_GROUP, PackedKind, PackedWeight, pack, pack_grouped
-from model.backends.cuda.kernels.decode_attention import DecodeRows
+from model.backends.cuda.kernels.attention.decode_attention import DecodeRows
+from model.backends.cuda.kernels.attention.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.backends.cuda.kernels.decode_inputs import AngleTables
-from model.backends.cuda.kernels.gptq_matmul import MAX_ROWS_OF_TILES
-from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
-from model.backends.cuda.kernels.sampling import RowFilters
+from model.backends.cuda.kernels.matmul.gptq_matmul import MAX_ROWS_OF_TILES
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters
 from model.backends.cuda.operations import Operation
 from model.contract.config import ModelConfig
 

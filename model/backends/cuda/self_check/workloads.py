@@ -9,9 +9,9 @@ import torch
 
 from model.backends.base import GPTQTensors
 from model.backends.cuda.gptq_layout import pack
-from model.backends.cuda.kernels.decode_attention import DecodeRows, choose_num_splits
-from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
-from model.backends.cuda.kernels.sampling import RowFilters
+from model.backends.cuda.kernels.attention.decode_attention import DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.attention.prefill_attention import PrefillTiles, choose_block_rows, tile_records
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters
 from model.backends.cuda.operations import Operation
 from model.backends.cuda.self_check.trials import KernelShape
 

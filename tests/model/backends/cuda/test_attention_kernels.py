@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from model.backends.cuda.kernels import decode_attention as decode
-from model.backends.cuda.kernels import prefill_attention as prefill
+from model.backends.cuda.kernels.attention import decode_attention as decode
+from model.backends.cuda.kernels.attention import prefill_attention as prefill
 
 NUM_HEADS = 2
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}

@@ -14,16 +14,16 @@ import torch
 
 from model.adapters.store import AdapterStore
 from model.backends.cpu.rows.angles import cos_sin
-from model.backends.cuda import recording
-from model.backends.cuda.angles import Angles
-from model.backends.cuda.attention_plan import make_plan
 from model.backends.cuda.backend import CudaBackend
-from model.backends.cuda.decode_graphs import CapturedDecodes
 from model.backends.cuda.device_faults import BrokenDeviceError
 from model.backends.cuda.kernels.launch import recorded
-from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
 from model.backends.cuda.operations import KERNELS
-from model.backends.cuda.steps import CudaSteps
+from model.backends.cuda.steps import recording
+from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.attention_plan import make_plan
+from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest

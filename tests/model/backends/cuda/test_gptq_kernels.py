@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from model.backends.base import GPTQTensors, GroupedWeight
 from model.backends.cuda import torch_operations
 from model.backends.cuda.gptq_layout import PackedWeight, pack, pack_grouped
-from model.backends.cuda.kernels import gptq_matmul as gptq
-from model.backends.cuda.kernels.gptq_dequantize import dequantize as dequantize_packed
+from model.backends.cuda.kernels.matmul import gptq_matmul as gptq
+from model.backends.cuda.kernels.matmul.gptq_dequantize import dequantize as dequantize_packed
 from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
 from model.quantization.grouped import expand, moved

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.backends.cuda.kernels.attention.rotary import rotate_and_cache
 from model.backends.cuda.kernels.decode_inputs import AngleTables, make_decode_inputs
+from model.backends.cuda.kernels.matmul.row_matmul import row_matmul
+from model.backends.cuda.kernels.matmul.tile_matmul import tile_matmul
 from model.backends.cuda.kernels.norm import rms_norm
-from model.backends.cuda.kernels.rotary import rotate_and_cache
-from model.backends.cuda.kernels.row_matmul import row_matmul
 from model.backends.cuda.kernels.silu_mul import silu_mul
-from model.backends.cuda.kernels.tile_matmul import tile_matmul
 from model.backends.cuda.linear_choice import LinearChoice
 from model.backends.cuda.notes import Notes
 from model.backends.torch_backend import TorchBackend

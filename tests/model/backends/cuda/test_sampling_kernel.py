@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from model.backends.cuda.kernels import sampling
-from model.backends.cuda.kernels.sampling import RowFilters, sample_rows
+from model.backends.cuda.kernels.sampling import sample_rows as sampling
+from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
 
 
 def filters(device: torch.device, **columns: list[float]) -> RowFilters:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.cuda import recording, steps
-from model.backends.cuda.angles import Angles
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.operations import TORCH
-from model.backends.cuda.steps import CudaSteps
+from model.backends.cuda.steps import mixed_steps, recording
+from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
@@ -54,8 +54,8 @@ def make_steps(model: FakeModel, recorder: Any, max_num_tokens: int = 100, **opt
 
 @pytest.fixture(autouse=True)
 def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_NUM_TOKENS", (16, 32, 40))
-    monkeypatch.setattr(steps, "MAX_RECORDED_TOKENS", 40)
+    monkeypatch.setattr(mixed_steps, "_NUM_TOKENS", (16, 32, 40))
+    monkeypatch.setattr(mixed_steps, "MAX_RECORDED_TOKENS", 40)
 
 
 SPANS = [
@@ -128,7 +128,7 @@ def test_steps_of_any_limit_are_recorded(max_num_tokens: int) -> None:
 
 
 def test_too_many_chunks_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_MAX_CHUNKS", 2)
+    monkeypatch.setattr(mixed_steps, "_MAX_CHUNKS", 2)
     recorder = FakeRecorder()
     made = make_steps(FakeModel(), recorder)
     assert made.sizes[0].num_tiles == 3

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.int8 import float_from_int8
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
-from model.backends.cuda.kernels.int8 import float_from_int8
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 _LOG2_E = tl.constexpr(1.4426950408889634)

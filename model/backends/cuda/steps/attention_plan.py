@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from model.backends.cuda.kernels.decode_attention import (
+from model.backends.cuda.kernels.attention.decode_attention import (
     FIXED_SPLITS,
     DecodeRows,
     choose_num_splits,
     max_num_splits,
 )
-from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
+from model.backends.cuda.kernels.attention.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.execution.forward_batch import SequenceSpan
 from model.execution.kv_cache import KVCache
 

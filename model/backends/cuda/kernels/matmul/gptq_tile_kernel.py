@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
-from model.backends.cuda.kernels.gptq_dequantize import load_zeros, pair_of_values
+from model.backends.cuda.kernels.matmul.gptq_dequantize import load_zeros, pair_of_values
 
 
 @triton.jit

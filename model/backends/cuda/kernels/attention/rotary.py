@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.int8 import int8_from_float
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
-from model.backends.cuda.kernels.int8 import int8_from_float
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 _MAX_HEADS_PER_PROGRAM = 8

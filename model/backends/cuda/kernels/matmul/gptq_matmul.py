@@ -17,9 +17,9 @@ import torch
 import triton
 
 from model.backends.cuda.gptq_layout import PackedWeight
-from model.backends.cuda.kernels.gptq_dequantize import IN_BFLOAT16, IN_FLOAT16, IN_FLOAT32, dequantize
-from model.backends.cuda.kernels.gptq_kernels import tile_kernel
 from model.backends.cuda.kernels.launch import launch, zeros_for_counting
+from model.backends.cuda.kernels.matmul.gptq_dequantize import IN_BFLOAT16, IN_FLOAT16, IN_FLOAT32, dequantize
+from model.backends.cuda.kernels.matmul.gptq_tile_kernel import tile_kernel
 
 # From here on a product is bound by arithmetic, and cuBLAS's is worth a pass over the weight.
 MAX_ROWS_OF_TILES = 256

@@ -13,12 +13,12 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 import torch
 
-from model.backends.cuda.angles import Angles
-from model.backends.cuda.attention_plan import AttentionPlan
-from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.attention.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, DecodeInputs, make_decode_inputs
 from model.backends.cuda.low_rank import AdapterTable
-from model.backends.cuda.recording import Recorder, Recordings, StepNumbers
+from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.attention_plan import AttentionPlan
+from model.backends.cuda.steps.recording import Recorder, Recordings, StepNumbers
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache

@@ -18,14 +18,8 @@ import torch
 import triton
 
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
-from model.backends.cuda.kernels.sampling_kernels import (
-    ROUND_BITS,
-    draw_kernel,
-    keep_kernel,
-    narrow_kernel,
-    survey_kernel,
-    weigh_kernel,
-)
+from model.backends.cuda.kernels.sampling.threshold_search import ROUND_BITS, keep_kernel, narrow_kernel
+from model.backends.cuda.kernels.sampling.weights import draw_kernel, survey_kernel, weigh_kernel
 
 # Numbers of a row that one program looks at: 16 a thread.
 _PART = 4096

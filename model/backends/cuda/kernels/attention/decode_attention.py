@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.int8 import float_from_int8
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
-from model.backends.cuda.kernels.int8 import float_from_int8
 from model.backends.cuda.kernels.launch import launch, next_power_of_2, zeros_for_counting
 
 # Enough programs for about four on each of an H200's 132 multiprocessors.

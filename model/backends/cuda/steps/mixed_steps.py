@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from model.backends.base import MAX_RECORDED_TOKENS
-from model.backends.cuda.angles import Angles
-from model.backends.cuda.attention_plan import ALIGNMENT, AttentionPlan
-from model.backends.cuda.decode_graphs import UNUSED_ROW
-from model.backends.cuda.kernels.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.attention.decode_attention import FIXED_SPLITS, DecodeRows, choose_num_splits
+from model.backends.cuda.kernels.attention.prefill_attention import PrefillTiles, choose_block_rows, tile_records
 from model.backends.cuda.kernels.decode_inputs import NUM_FIELDS, DecodeInputs, make_decode_inputs
-from model.backends.cuda.kernels.prefill_attention import PrefillTiles, choose_block_rows, tile_records
-from model.backends.cuda.recording import Recorder, Recordings, StepNumbers
+from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.attention_plan import ALIGNMENT, AttentionPlan
+from model.backends.cuda.steps.decode_graphs import UNUSED_ROW
+from model.backends.cuda.steps.recording import Recorder, Recordings, StepNumbers
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
