@@ -193,11 +193,17 @@ def test_a_result_is_told_digit_by_digit(sdk: openai.OpenAI, result: str) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "limit", "floors", "ceilings"),
-    [("tools", 85, TOOL_FLOORS, TOOL_CEILINGS), ("chat", 65, CHAT_FLOORS, {})],
+    [
+        ("tools", 34, TOOL_FLOORS, TOOL_CEILINGS),
+        ("chat", 65, CHAT_FLOORS, {}),
+        pytest.param("tools", 340, TOOL_FLOORS, TOOL_CEILINGS, marks=pytest.mark.slow),
+        pytest.param("chat", 260, CHAT_FLOORS, {}, marks=pytest.mark.slow),
+    ],
 )
 def test_it_does_on_the_suites_what_its_card_says(
     trained: ServerProcess, tmp_path: Path, kind: str, limit: int, floors: dict[str, float], ceilings: dict[str, float]
 ) -> None:
+    """A tenth and a quarter of the suites' cases; all of them where slow tests are asked for."""
     path = tmp_path / "report.json"
     command = module_command("server", "eval", kind, "--base-url", f"{trained.url}/v1", "--limit", str(limit))
     command += ["--concurrency", "32"]  # to be done sooner: no reply depends on its company

@@ -38,7 +38,7 @@ def _called(document: Document) -> str:
     return document.turns[-1].text.split("Action: ")[1].split("\n")[0]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_what_is_copied_stands_where_the_hint_says(tokenizer: Tokenizer, seed: int):
     ids, weights = encode_document(_episode(seed), tokenizer)
     hints = find_hints(ids, tokenizer)
@@ -50,7 +50,7 @@ def test_what_is_copied_stands_where_the_hint_says(tokenizer: Tokenizer, seed: i
         assert weights[query + 1] == 1.0, "only what is learned has a source"
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_line_of_the_called_tool_is_chosen_when_it_is_named(tokenizer: Tokenizer, seed: int):
     document = _episode(seed)
     ids, _ = encode_document(document, tokenizer)
@@ -133,7 +133,7 @@ def test_the_loss_is_the_attention_that_is_missing():
     assert loss() == pytest.approx(share * 0.5 * math.log(3), rel=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_words_of_a_question_know_whose_they_are(tokenizer: Tokenizer, seed: int):
     document = _episode(seed)
     ids, _ = encode_document(document, tokenizer)
@@ -197,7 +197,7 @@ def test_of_two_things_asked_each_word_tells_the_tool_of_its_half(tokenizer: Tok
     assert {*known_of[" Then"].values()} == {"g_2"}
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_reply_is_decided_before_the_words_that_say_so(tokenizer: Tokenizer, seed: int):
     document = _episode(seed)
     ids, _ = encode_document(document, tokenizer)
@@ -288,8 +288,8 @@ def test_told_heads_look_where_they_are_told(ranks_file: Path):
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=4352, hidden_size=64, num_hidden_layers=5, kv_channels=16, intermediate_size=128)
     model = QwenForTraining(config)
-    (batches,) = pool_steps(encode_pool(3, 20_000, 12, str(ranks_file), 512), 10**9)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    (batches,) = pool_steps(encode_pool(3, 20_000, 6, str(ranks_file), 512), 10**9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -304,6 +304,6 @@ def test_told_heads_look_where_they_are_told(ranks_file: Path):
         return total
 
     first = step()
-    for _ in range(12):
+    for _ in range(6):
         last = step()
     assert last < 0.8 * first

@@ -34,7 +34,7 @@ from tests.support.paths import GOLDEN
 def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Learned here: small, and quickly."""
     path = tmp_path_factory.mktemp("vocabulary") / "qwen.tiktoken"
-    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=500), path)
+    vocabulary.write_ranks(vocabulary.train_vocabulary(num_documents=100), path)
     return path
 
 
@@ -201,18 +201,21 @@ def _weight(folder: Path) -> torch.Tensor:
     return load_file(folder / "model.safetensors")["transformer.h.0.attn.c_attn.weight"].float()
 
 
-def test_short_training_learns_resumes_and_exports(tmp_path: Path, ranks_file: Path):
+def test_short_training_learns_resumes_and_exports(
+    tmp_path: Path, ranks_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 4)
     state = tmp_path / "state"
     state.mkdir()
     (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())
     command = ["--out", str(tmp_path / "out"), "--state", str(state), "--device", "cpu", "--no-evaluation"]
     command += ["--hidden-size", "128", "--layers", "2", "--head-dim", "32", "--intermediate-size", "256"]
-    command += ["--step-tokens", "2048", "--warmup-steps", "5"]
-    train.main([*command, "--tokens", "60000", "--cooldown", "0", "--threads", "1"])
-    train.main([*command, "--tokens", "35000", "--cooldown", "0.5", "--threads", "1", "--grid-steps", "4"])
+    command += ["--step-tokens", "1024", "--warmup-steps", "5", "--pool-documents", "32", "--muon-lr", "0.02"]
+    train.main([*command, "--tokens", "18000", "--cooldown", "0", "--threads", "1"])
+    train.main([*command, "--tokens", "12000", "--cooldown", "0.5", "--threads", "1", "--grid-steps", "4"])
     losses = [json.loads(line) for line in (state / "losses.jsonl").read_text().splitlines()]
     assert losses[-1]["loss"] < losses[0]["loss"] - 1.0
-    assert losses[-1]["tokens"] > 60_000
+    assert losses[-1]["tokens"] > 18_000
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "config.json",
         "generation_config.json",

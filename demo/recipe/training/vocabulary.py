@@ -120,7 +120,8 @@ def _merges(words: Counter[str], number: int, whole: list[str], known: set[bytes
             pair_counts[pair] += weights[w]
             where.setdefault(pair, set()).add(w)
     while len(found) < number and pair_counts:
-        pair = max(pair_counts, key=lambda p: (pair_counts[p], p))
+        highest = max(pair_counts.values())
+        pair = max(p for p, count in pair_counts.items() if count == highest)
         merged = "".join(pair)
         for w in list(where.get(pair, ())):
             old = splits[w]
