@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 
 from benchmarks.decode import CACHE, random_folder
 from demo import random_checkpoint
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
@@ -42,7 +42,7 @@ def random_adapter(base: Path, rank: int) -> Path:
     if (folder / "adapter_config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    config = ModelConfig.from_folder(base)
+    config = read_model_config(base)
     tensors = {}
     for layer, (part, (num_inputs, num_outputs)) in itertools.product(
         range(config.num_layers), linear_shapes(config).items()

@@ -27,8 +27,8 @@ import torch
 from benchmarks import transformers_peer
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.gguf.checkpoint import EMBEDDING, kept_bytes
 from model.contract.gguf.file import is_gguf, read_gguf
+from model.contract.gguf.tensor_names import EMBEDDING, kept_bytes
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine

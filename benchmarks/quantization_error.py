@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS, ModelConfig
+from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
+from model.contract.files.model_config import read_model_config
 from model.contract.tokenizer import Tokenizer
 from model.execution.checkpoint import load_weights
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -49,7 +50,7 @@ class Variant:
     """
 
     def __init__(self, folder: Path, at_load: str) -> None:
-        self.config = ModelConfig.from_folder(folder)
+        self.config = read_model_config(folder)
         self._backend = TorchBackend(torch.device("cpu"))
         make_linear = linear_maker(self.config, self._backend, torch.float32, at_load)
         self._model = make_model(self.config, make_linear, self._backend, torch.float32)

@@ -19,9 +19,9 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError, StartupError
 from model.contract.files.adapter_config import AdapterConfig
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.contract.tokenizer import Tokenizer
 from server.app import create_app
@@ -250,7 +250,7 @@ def inspect_checkpoint(checkpoint: Path, settings: Settings) -> Tokenizer:
             only fail in the middle of a reply.
         ConfigError: it cannot be split over the devices that were asked for.
     """
-    config = ModelConfig.from_folder(checkpoint).with_windows(settings.attention_window)
+    config = read_model_config(checkpoint).with_windows(settings.attention_window)
     for remark in config.remarks:
         logger.warning("%s: %s", checkpoint, remark)
     plan = plan_memory(

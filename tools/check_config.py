@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.contract.config import ModelConfig
+from model.contract.files.model_config import read_model_config
 from server.hubs.resolve import folder_here
 from server.settings import Settings, shown
 from server.settings_sources import trace_settings
@@ -33,7 +33,7 @@ def check_config(flags: Mapping[str, Any], environ: Mapping[str, str], config_fi
         require_tracing()
     folder = folder_here(settings.model, settings.revision)
     if folder is not None:
-        ModelConfig.from_folder(folder)
+        read_model_config(folder)
     values = {name: shown(name, getattr(settings, name)) for name in Settings.model_fields}
     width = max(map(len, values))
     longest = max(map(len, values.values()))

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import tiktoken
 
-from model.contract.files.vocabulary import NUM_CONTROL_TOKENS, first_gap, read_vocabulary
+from model.contract.files.vocabulary import CONTROL_NAMES, NUM_CONTROL_TOKENS, first_gap, read_vocabulary
+from model.contract.gguf.file import is_gguf
+from model.contract.gguf.vocabulary import gguf_ranks
 
 # The published pattern: at most one digit a token, contractions, words with one leading non-letter.
 PATTERN = (
@@ -23,10 +25,7 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-ENDOFTEXT = "<|endoftext|>"
-IM_START = "<|im_start|>"
-IM_END = "<|im_end|>"
-NUM_EXTRA_TOKENS = NUM_CONTROL_TOKENS - 3
+ENDOFTEXT, IM_START, IM_END = CONTROL_NAMES
 
 # `\s+(?!\S)` in the pattern makes the matcher remember every step of a run of whitespace without newlines, and it
 # gives up (a panic, not an exception) at a million. Longer runs are cut every so many characters. Nothing else
@@ -58,7 +57,7 @@ class Tokenizer:
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
         self.num_ranks = first_gap(ranks)
-        names = [ENDOFTEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(NUM_EXTRA_TOKENS))]
+        names = [*CONTROL_NAMES, *(f"<|extra_{i}|>" for i in range(NUM_CONTROL_TOKENS - len(CONTROL_NAMES)))]
         self._special_ids = {name: self.num_ranks + i for i, name in enumerate(names)}
         self._special_names = {token_id: name for name, token_id in self._special_ids.items()}
         self.num_tokens = max(self.num_ranks + len(names), max(ranks.values(), default=0) + 1)
@@ -77,12 +76,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Reads the vocabulary of a checkpoint folder: `qwen.tiktoken`, and what tokenizer_config.json adds to it.
+        """Reads the vocabulary of a checkpoint folder, or of a GGUF file.
 
         Raises:
             CheckpointError: a file is missing or malformed.
         """
-        return cls(read_vocabulary(Path(folder)))
+        folder = Path(folder)
+        return cls(gguf_ranks(folder) if is_gguf(folder) else read_vocabulary(folder))
 
     @property
     def encoding(self) -> tiktoken.Encoding:

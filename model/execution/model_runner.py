@@ -20,9 +20,9 @@ from model.backends import device_of_rank, make_backend, memory_of_rank, num_thr
 from model.backends.base import MAX_RECORDED_TOKENS, Backend, DecodeGraphs, Steps
 from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.attention_windows import num_blocks_kept
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import TokenLogprob
 from model.contract.parallel import require_divisible, share_of_config
@@ -91,7 +91,7 @@ class ModelRunner:
         self, config: EngineConfig, on_progress: ProgressCallback | None = None, ranks: Ranks = ONE_RANK
     ) -> None:
         folder = Path(config.checkpoint_path)
-        self.model_config = ModelConfig.from_folder(folder, stored_rows).with_windows(config.attention_window)
+        self.model_config = read_model_config(folder, stored_rows).with_windows(config.attention_window)
         self._ranks = ranks
         place, num_ranks = ranks.place, ranks.place.num_processes
         require_divisible(self.model_config, place.size, place.num_stages)

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.exit_status import describe_exit
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import EngineFailed, Ping
 from model.contract.parallel import require_divisible
 from model.distributed.group import GroupRanks
@@ -70,7 +70,7 @@ class RankLeader:
         self, config: EngineConfig, on_failed: Callable[[EngineFailed], None], forget: Callable[[], None]
     ) -> None:
         num_stages = config.pipeline_parallel_size
-        model_config = ModelConfig.from_folder(config.checkpoint_path, stored_rows)
+        model_config = read_model_config(config.checkpoint_path, stored_rows)
         require_divisible(model_config, config.tensor_parallel_size, num_stages)
         self._on_failed = on_failed
         self._has_failed = threading.Event()

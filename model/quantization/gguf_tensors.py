@@ -15,8 +15,8 @@ import torch
 
 from model.backends.base import GroupedWeight
 from model.contract.errors import CheckpointError
-from model.contract.gguf.checkpoint import checkpoint_name
 from model.contract.gguf.file import GGUFTensor, read_gguf
+from model.contract.gguf.tensor_names import checkpoint_name
 from model.contract.gguf.types import RARE_TYPES, TYPE_NUMBERS
 
 # Decoded at a time; a block takes some ten times its bytes while it is.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.errors import CheckpointError
-from model.contract.gguf.checkpoint import gguf_generation
+from model.contract.gguf.config import gguf_generation
 from model.contract.gguf.file import is_gguf
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from model.backends import make_backend
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.steps.decode_graphs import CapturedDecodes
 from model.backends.cuda.steps.mixed_steps import CudaSteps
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.execution.checkpoint import load_weights
@@ -66,7 +66,7 @@ def test_preempted(folder: str) -> None:
 
 def teacher_forced(folder: Path, dtype: torch.dtype, kv_cache_dtype: torch.dtype) -> list[torch.Tensor]:
     """Logits of each case along its greedy reply."""
-    config = ModelConfig.from_folder(folder)
+    config = read_model_config(folder)
     backend = make_backend("cuda")
     backend._dtype = dtype  # type: ignore[attr-defined]
     with torch.inference_mode():

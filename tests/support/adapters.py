@@ -15,6 +15,7 @@ from model.adapters.reader import read_adapter
 from model.backends.base import GPTQTensors
 from model.contract.config import ModelConfig
 from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.model_config import read_model_config
 from model.quantization.gptq import dequantize
 
 PUBLISHED_TARGETS = ("c_attn", "c_proj", "w1", "w2")
@@ -100,7 +101,7 @@ def random_adapter(folder: Path, model: ModelConfig, *, seed: int = 0, rank: int
 
 def merged_checkpoint(base: Path, adapter: Path, out: Path) -> Path:
     """Writes an unquantised float32 checkpoint with an adapter's updates added to its weights, and returns it."""
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     stored = load_file(base / "model.safetensors")
     weights = {name: value.float() for name, value in stored.items() if not name.endswith(_QUANTIZED)}
     for name, qweight in stored.items():

@@ -14,8 +14,8 @@ import torch
 
 from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AdapterLoaded, AddRequest, EngineStats, TokenLogprob
 from model.contract.sampling_params import SamplingParams
 from model.execution.checkpoint import load_weights
@@ -30,7 +30,7 @@ class LoadedModel:
     """A checkpoint on the CPU, run directly: no scheduler, no sampler."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, *, quantization: str = "none") -> None:
-        self.config = ModelConfig.from_folder(folder)
+        self.config = read_model_config(folder)
         self.backend = TorchBackend(torch.device("cpu"))
         self.dtype = dtype
         make_linear = linear_maker(self.config, self.backend, dtype, quantization)
@@ -177,7 +177,7 @@ def make_driver(folder: Path, num_blocks: int = 256, block_size: int = 16, **cha
     """
     name = changes.get("dtype", "float32")
     dtype = torch.float32 if name == "auto" else getattr(torch, name)
-    block_bytes = kv_cache_block_bytes(ModelConfig.from_folder(folder), block_size, dtype)
+    block_bytes = kv_cache_block_bytes(read_model_config(folder), block_size, dtype)
     settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0}
     settings |= {"kv_cache_memory_bytes": num_blocks * block_bytes, **changes}
     return Driver(Engine(EngineConfig(checkpoint_path=str(folder), block_size=block_size, **settings)))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from model.contract.files.safetensors_header import read_header
 from model.contract.memory_plan import MemoryPlan, plan_memory
 from model.execution.kv_cache import kv_cache_block_bytes
@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.iterdir() if (path / "config.json").exists()))
 def test_weights_are_those_of_the_files(name: str) -> None:
-    config = ModelConfig.from_folder(GOLDEN / name)
+    config = read_model_config(GOLDEN / name)
     stored = read_header(GOLDEN / name / "model.safetensors")
     dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[stored["transformer.wte.weight"].dtype]
     # g_idx is read at load and not kept; the plan does not count it.
@@ -45,7 +45,7 @@ def test_weights_are_those_of_the_files(name: str) -> None:
 
 
 def test_what_the_engine_says_is_what_the_plan_says(server: ServerProcess, demo_checkpoint: Path) -> None:
-    plan = plan_memory(ModelConfig.from_folder(demo_checkpoint), dtype="auto")
+    plan = plan_memory(read_model_config(demo_checkpoint), dtype="auto")
     line = next(line for line in server.log().splitlines() if "engine ready" in line)
     said = dict(part.split("=", 1) for part in line.split() if "=" in part)
     plan = plan_memory(plan.config, dtype=said["dtype"], block_size=int(said["block_size"]))
@@ -64,7 +64,7 @@ def test_quantised_weights_stay_about_as_small_as_they_are_stored(name: str, dty
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 def test_the_cache_is_reckoned_as_it_is_allocated(dtype: str) -> None:
-    config = ModelConfig.from_folder(GOLDEN / "gptq_int4")
+    config = read_model_config(GOLDEN / "gptq_int4")
     plan = plan_memory(config, kv_cache_dtype=dtype, block_size=32)
     assert plan.kv_block_bytes == kv_cache_block_bytes(config, 32, getattr(torch, dtype))
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.errors import CheckpointError
+from model.contract.files.byte_pairs import from_letters, letters, merges_of, never_joined
 from model.contract.files.json_file import read_json
 from model.contract.files.vocabulary import NUM_CONTROL_TOKENS, first_gap
 from model.contract.tokenizer import ENDOFTEXT, IM_END, IM_START, PATTERN, Tokenizer
 from prompts.chatml import JINJA_TEMPLATE
-from tools.convert.byte_pairs import from_letters, letters, merges_of, never_joined
 
 logger = logging.getLogger(__name__)
 

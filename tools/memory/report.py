@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from model.contract.files.safetensors_header import read_header
 from model.contract.files.weight_files import find_weight_files
 from model.contract.gguf.file import is_gguf, read_gguf
@@ -86,7 +87,7 @@ def find_checkpoint(name: str, hub: Hub = "huggingface", revision: str | None = 
     num_bytes = sum(info.num_bytes for file in files for info in read_header(file).values())
     if is_gguf(folder):
         num_bytes = sum(tensor.num_bytes for tensor in read_gguf(folder).tensors.values())
-    return Checkpoint(name, ModelConfig.from_folder(folder), num_bytes or None)
+    return Checkpoint(name, read_model_config(folder), num_bytes or None)
 
 
 def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from model.architectures import make_model
 from model.backends import make_backend
 from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.tokenizer import Tokenizer
 from model.execution.checkpoint import load_weights, stored_rows
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -84,7 +85,7 @@ class Reader:
     """
 
     def __init__(self, folder: Path, dtype: str, device: str, num_threads: int | None) -> None:
-        self.config = ModelConfig.from_folder(folder, stored_rows)
+        self.config = read_model_config(folder, stored_rows)
         self._backend = make_backend(device, "auto")
         self._dtype = self._backend.resolve_dtype(dtype, self.config.declared_dtype)
         with torch.inference_mode():

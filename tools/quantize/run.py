@@ -23,6 +23,7 @@ from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.json_file import read_json
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.quantization.offline.block_stages import STAGES, CalibrationRun, Weights
@@ -146,7 +147,7 @@ def _as_float16(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _check_source(options: QuantizeOptions) -> ModelConfig:
-    config = ModelConfig.from_folder(options.source)
+    config = read_model_config(options.source)
     if config.quantization is not None:
         raise CheckpointError(
             f"{options.source}: is quantised already ({config.quantization.bits} bits); start from the original"
@@ -192,7 +193,7 @@ def _run(options: QuantizeOptions) -> None:
 
         def show(name: str, error: float) -> None:
             if not bars:  # not before it is clear that the work can be done
-                total = ModelConfig.from_folder(options.source).num_layers * len(_LINEARS)
+                total = read_model_config(options.source).num_layers * len(_LINEARS)
                 bars.append(stack.enter_context(tqdm(total=total, unit="linear", desc="quantising")))
             bars[0].set_postfix_str(f"{name.removeprefix('transformer.')} error {error:.2e}", refresh=False)
             bars[0].update()

@@ -9,11 +9,11 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from model.contract.errors import CheckpointError
 
-_MAX_HEADER_BYTES = 100 << 20
+_MAX_HEADER_BYTES = 16 << 20  # a tensor takes some hundred
 
 
 class TensorInfo(NamedTuple):
@@ -42,15 +42,25 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: not a safetensors file (its header is not JSON)") from e
-    try:
-        infos = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (AttributeError, KeyError, IndexError, TypeError) as e:
-        raise CheckpointError(f"{path}: its header is malformed ({e!r})") from e
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is malformed (not an object)")
+    header.pop("__metadata__", None)
+    infos, end = {}, 0
+    for name, entry in header.items():
+        offsets = _sizes(entry, "data_offsets")
+        shape = _sizes(entry, "shape")
+        if shape is None or offsets is None or len(offsets) != 2 or not isinstance(entry.get("dtype"), str):
+            raise CheckpointError(f"{path}: its header is malformed (tensor {name!r})")
+        infos[name] = TensorInfo(entry["dtype"], tuple(shape), max(0, offsets[1] - offsets[0]))
+        end = max(end, *offsets)
     if end + 8 + length > size:
         raise CheckpointError(f"{path}: truncated: {size:,} bytes, but its header tells of {end + 8 + length:,}")
     return infos
+
+
+def _sizes(entry: Any, key: str) -> list[int] | None:
+    """Reads a list of whole numbers from 0 to 64 bits; None where it is anything else."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, list):
+        return None
+    return value if all(type(size) is int and 0 <= size < 1 << 63 for size in value) else None

@@ -9,17 +9,17 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
-from model.contract.files.json_file import read_json
-from model.contract.gguf.checkpoint import gguf_ranks
-from model.contract.gguf.file import is_gguf
+from model.contract.files.json_file import MAX_CONFIG_BYTES, read_json
 
 logger = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "qwen.tiktoken"
 NUM_CONTROL_TOKENS = 208
+CONTROL_NAMES = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the first of them
 # Where the control tokens of the published vocabulary stand, whatever is added to it.
 _NUM_PUBLISHED_RANKS = 151643
 # No vocabulary comes near; a damaged rank must not become a table of a trillion rows.
@@ -32,15 +32,11 @@ _EXTRA_KEY = "extra_vocab_file"
 
 
 def read_vocabulary(folder: Path) -> dict[bytes, int]:
-    """Reads the ranks of a checkpoint: `qwen.tiktoken`, and what tokenizer_config.json adds to it; or a GGUF file's.
+    """Reads the ranks of a checkpoint folder: `qwen.tiktoken`, and what tokenizer_config.json adds to it.
 
     Raises:
         CheckpointError: a file is missing or malformed.
     """
-    if is_gguf(folder):
-        ranks = gguf_ranks(folder)
-        _require_whole(ranks, folder)
-        return ranks
     ranks = read_ranks(folder / VOCABULARY_FILE)
     _add_extra_ranks(ranks, folder)
     return ranks
@@ -53,11 +49,21 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         CheckpointError: missing, malformed, or its ranks are not 0..n-1 and then from n + 208 on.
     """
     ranks = _read_rank_file(path)
-    _require_whole(ranks, path)
+    require_whole(ranks, path)
     return ranks
 
 
-def _require_whole(ranks: dict[bytes, int], path: Path) -> None:
+def require_whole(ranks: dict[bytes, int], path: Path) -> None:
+    """Refuses ranks that are no whole vocabulary.
+
+    Args:
+        path: the file they were read from, for messages.
+
+    Raises:
+        CheckpointError: ids or single bytes are missing, or an id is taken twice or beyond any vocabulary.
+    """
+    if max(ranks.values(), default=0) > _MAX_RANK:
+        raise CheckpointError(f"{path}: has the rank {max(ranks.values())}, which no vocabulary reaches")
     start = first_gap(ranks)
     added = sorted(rank for rank in ranks.values() if rank >= start)
     end_of_controls = start + NUM_CONTROL_TOKENS
@@ -89,7 +95,7 @@ def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:
         CheckpointError: the file is named and missing, or malformed.
     """
     config_path = folder / _CONFIG_FILE
-    name = read_json(config_path).get(_EXTRA_KEY) if config_path.exists() else None
+    name = read_json(config_path, MAX_CONFIG_BYTES).get(_EXTRA_KEY) if config_path.exists() else None
     start = first_gap(ranks)
     is_expanded = max(ranks.values()) > start
     if not name:
@@ -104,7 +110,7 @@ def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:
         return
     # The path of the machine that trained the model says nothing here; the file lies beside the others.
     path = folder / Path(str(name)).name
-    if not path.exists():
+    if not os.path.exists(path):
         if is_expanded:  # the published tokenizer saves the whole vocabulary as one file
             return
         raise CheckpointError(f"{path}: no such file, but {config_path.name} names it as {_EXTRA_KEY}")
@@ -129,31 +135,35 @@ def _add_extra_ranks(ranks: dict[bytes, int], folder: Path) -> None:
 
 
 def _read_rank_file(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path}: is larger than {_MAX_BYTES:,} bytes; no vocabulary is")
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    token, rank = _read_line(line, f"{path}: line {number}")
+                    ranks[token] = rank
     except OSError as e:
         raise CheckpointError(
             f"{path}: cannot read the vocabulary ({e.strerror}); a Qwen checkpoint needs {VOCABULARY_FILE}"
         ) from e
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            text, rank = line.split()
-            token = base64.b64decode(text, validate=True)
-            ranks[token] = int(rank)
-        except (ValueError, binascii.Error) as e:
-            raise CheckpointError(f"{path}: line {number} is not 'base64 rank': {line[:80]!r}") from e
-        if not token:
-            raise CheckpointError(f"{path}: line {number} has an empty token")
-        if ranks[token] > _MAX_RANK:
-            raise CheckpointError(f"{path}: line {number} has the rank {ranks[token]}, which no vocabulary reaches")
     if len(set(ranks.values())) < len(ranks):
         raise CheckpointError(f"{path}: ranks must be 0 to n-1, each once; the file is truncated or damaged")
     return ranks
+
+
+def _read_line(line: bytes, place: str) -> tuple[bytes, int]:
+    try:
+        text, number = line.split()
+        token, rank = base64.b64decode(text, validate=True), int(number)
+    except (ValueError, binascii.Error) as e:
+        raise CheckpointError(f"{place} is not 'base64 rank': {line[:80].rstrip()!r}") from e
+    if not token:
+        raise CheckpointError(f"{place} has an empty token")
+    if rank > _MAX_RANK:
+        raise CheckpointError(f"{place} has the rank {rank}, which no vocabulary reaches")
+    return token, rank
 
 
 def first_gap(ranks: dict[bytes, int]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ _SETS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 # Where there is none of them: files under auto-gptq's names, shards that lost their index, or other names.
 _LOOSE = ("gptq_model*.safetensors", "*.safetensors", "pytorch_model-*.bin", "gptq_model*.bin")
 _NO_WEIGHTS = re.compile(r"(adapter_model|training_args|optimizer|scheduler)\b")
+_MAX_NAME_CHARS = 4096
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)$")
 
 
@@ -61,8 +63,10 @@ def _deepspeed_states(folder: Path) -> Path | None:
     """
     steps = [folder, *sorted(folder.glob("global_step*"), key=lambda path: (len(path.name), path.name), reverse=True)]
     with contextlib.suppress(OSError, ValueError):
-        named = folder / Path((folder / "latest").read_text(encoding="utf-8").strip()).name
-        steps = [folder, named, *steps[1:]]
+        with (folder / "latest").open(encoding="utf-8") as file:
+            named = folder / Path(file.read(_MAX_NAME_CHARS).strip()).name
+        if named.is_dir():
+            steps = [folder, named, *steps[1:]]
     for step in steps:
         if any(step.glob("zero_pp_rank_*_model_states.pt")):
             raise CheckpointError(
@@ -132,7 +136,7 @@ def _shards_of_index(index_path: Path) -> list[Path]:
         if relative.is_absolute() or ".." in relative.parts:
             raise CheckpointError(f"{index_path}: shard {name!r} lies outside the checkpoint folder")
         path = index_path.parent / relative
-        if not path.is_file():
+        if not os.path.isfile(path):  # to Path a name longer than any file's is an error
             raise CheckpointError(f"{path}: no such file, but {index_path.name} names it; is the download complete?")
         paths.append(path)
     if not paths:

@@ -11,10 +11,10 @@ from torch import nn
 from model.architectures.qwen import is_saved_buffer
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.checkpoint_folder import gguf_in
+from model.contract.files.model_config import read_model_config
 from model.contract.files.weight_files import EMBEDDING
 from model.contract.gguf.file import is_gguf
 from model.execution.checkpoint import stored_rows
@@ -36,7 +36,7 @@ class DenseWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.config = ModelConfig.from_folder(folder, stored_rows)
+        self.config = read_model_config(folder, stored_rows)
         if is_gguf(gguf_in(folder)):
             raise CheckpointError(f"{folder}: is a GGUF file; start from the checkpoint that it was made from")
         self._folder = folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,16 @@ import torch
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.byte_pairs import letters, merges_of
 from model.contract.files.json_file import read_json
+from model.contract.files.model_config import read_model_config
 from model.contract.files.vocabulary import read_vocabulary
-from model.contract.gguf import checkpoint as keys
+from model.contract.files.weight_files import EMBEDDING
+from model.contract.gguf import config as keys
+from model.contract.gguf.tensor_names import gguf_name
 from model.contract.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
+from model.contract.gguf.vocabulary import CONTROL, NORMAL, TOKEN_TYPES, TOKENS, UNUSED
 from model.contract.tokenizer import Tokenizer
 from model.quantization.offline.gguf_writer import Planned, write_gguf
 from model.quantization.offline.tensor_source import TensorSource
@@ -25,7 +30,6 @@ logger = logging.getLogger(__name__)
 # The types that are written, and what the head has: it is read once a token, and its error shows in every reply.
 HEAD_TYPES = {"bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q8_0"}
 _FILE_TYPES = {"bf16": 32, "q8_0": 7, "q4_0": 2}  # llama.cpp's numbers for them
-_CONTROL, _NORMAL, _UNUSED = 3, 1, 5
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -48,7 +52,7 @@ def export_gguf(source: Path, target: Path, weight_type: str, on_tensor: Callabl
         CheckpointError: the checkpoint cannot be read, or is quantised.
         ConfigError: the file cannot be written.
     """
-    config = ModelConfig.from_folder(source)
+    config = read_model_config(source)
     if config.quantization is not None:
         raise CheckpointError(f"{source}: is quantised already; export the checkpoint that it was made from")
     weights = TensorSource(source)
@@ -75,28 +79,20 @@ def _plan(weights: TensorSource, name: str, shape: tuple[int, ...], wanted: str)
             raise CheckpointError(f"tensor {name!r} has shape {list(tensor.shape)}, but config.json asks for {shape}")
         return tensor
 
-    return Planned(keys.gguf_name(name), shape, kind, read)
+    return Planned(gguf_name(name), shape, kind, read)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint."""
-    hidden, inner = config.hidden_size, config.intermediate_size // 2
-    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (config.vocab_size, hidden)}
+    """The shapes of all tensors of a checkpoint."""
+    hidden = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
-        front = f"transformer.h.{layer}"
-        linears = {
-            "attn.c_attn": (3 * hidden, hidden),
-            "attn.c_proj": (hidden, hidden),
-            "mlp.w1": (inner, hidden),
-            "mlp.w2": (inner, hidden),
-            "mlp.c_proj": (hidden, inner),
-        }
-        for name in ("ln_1", "ln_2"):
-            shapes[f"{front}.{name}.weight"] = (hidden,)
-        for name, shape in linears.items():
-            shapes[f"{front}.{name}.weight"] = shape
+        front = f"transformer.h.{layer}."
+        shapes |= {f"{front}{name}.weight": (hidden,) for name in ("ln_1", "ln_2")}
+        for name, (num_inputs, num_outputs) in linear_shapes(config).items():
+            shapes[f"{front}{name}.weight"] = (num_outputs, num_inputs)
             if config.has_bias or name == "attn.c_attn":
-                shapes[f"{front}.{name}.bias"] = shape[:1]
+                shapes[f"{front}{name}.bias"] = (num_outputs,)
     return shapes | {"transformer.ln_f.weight": (hidden,), "lm_head.weight": (config.vocab_size, hidden)}
 
 
@@ -143,42 +139,21 @@ def _float(value: Any) -> float | None:
 def _vocabulary(source: Path, config: ModelConfig) -> dict[str, Any]:
     ranks = read_vocabulary(source)
     tokenizer = Tokenizer(ranks)
-    characters = {byte: character for character, byte in keys.byte_alphabet().items()}
-
-    def written(token: bytes) -> bytes:
-        return "".join(characters[byte] for byte in token).encode()
-
     tokens, types = [], []
     for token_id in range(config.vocab_size):
         text = tokenizer.token_bytes(token_id)
         name = "" if text else tokenizer.token_name(token_id)
-        tokens.append(written(text) if text else (name or f"[PAD{token_id}]").encode())
-        types.append(_NORMAL if text else _CONTROL if name else _UNUSED)
+        tokens.append(letters(text).encode() if text else (name or f"[PAD{token_id}]").encode())
+        types.append(NORMAL if text else CONTROL if name else UNUSED)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",  # the same pattern
-        keys.TOKENS: tokens,
-        keys.TOKEN_TYPES: types,
-        "tokenizer.ggml.merges": [b" ".join(map(written, pair)) for pair in _merges(ranks)],
+        TOKENS: tokens,
+        TOKEN_TYPES: types,
+        "tokenizer.ggml.merges": [" ".join(map(letters, pair)).encode() for pair in merges_of(ranks)],
         "tokenizer.ggml.bos_token_id": tokenizer.endoftext_id,
         "tokenizer.ggml.eos_token_id": tokenizer.endoftext_id,
         "tokenizer.ggml.eot_token_id": tokenizer.im_end_id,
         "tokenizer.ggml.padding_token_id": tokenizer.endoftext_id,
         "tokenizer.ggml.add_bos_token": False,
     }
-
-
-def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The last merge that makes each token, in the order of ranks; a token that no merge makes has none."""
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda entry: entry[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            pairs = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
-            best = min(range(len(pairs)), key=pairs.__getitem__)
-            if pairs[best] >= rank:
-                break
-            parts[best : best + 2] = [parts[best] + parts[best + 1]]
-        if len(parts) == 2:
-            merges.append((parts[0], parts[1]))
-    return merges

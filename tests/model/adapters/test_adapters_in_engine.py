@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from model.backends.cpu.low_rank.table import make_packed_table
-from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import AdapterError
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from tests.support.adapters import (
@@ -58,7 +58,7 @@ def merged_reply(base: Path, adapter: Path, out: Path, prompt: Sequence[int] = P
 
 def twelve(base: Path, folder: Path) -> list[Path]:
     """Twelve adapters of several ranks, layouts and targets; the last trained the embedding and the head too."""
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     made = [random_adapter(folder / f"a{i}", model, seed=i, rank=(4, 8, 16, 24)[i % 4]) for i in range(7)]
     qwen2 = factors(model, QWEN2_TARGETS, seed=7)
     made.append(write_adapter(folder / "a7", adapter_config(QWEN2_TARGETS, use_rslora=True, lora_alpha=6), qwen2))
@@ -103,7 +103,7 @@ def base(tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def pair(base: Path, tmp_path: Path) -> list[Path]:
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     return [random_adapter(tmp_path / f"a{i}", model, seed=i) for i in range(2)]
 
 
@@ -123,7 +123,7 @@ def test_other_types(base: Path, pair: list[Path], dtype: str) -> None:
 def test_the_same_bits_in_any_company(tmp_path: Path) -> None:
     """Alone, among others, in chunks, guessed ahead and behind a cached prefix: seeded replies to the last bit."""
     base = GOLDEN / "gptq_int4"
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     folders = [random_adapter(tmp_path / f"a{i}", model, seed=i, rank=8 + 8 * i) for i in range(3)]
     if make_packed_table(model.hidden_size, 3 * model.hidden_size, 1, torch.float32) is None:
         pytest.skip("no compiler for the CPU kernels")
@@ -210,7 +210,7 @@ def test_a_slot_is_used_again_without_a_trace(base: Path, pair: list[Path]) -> N
 
 
 def test_a_broken_adapter_leaves_the_engine_as_it_was(base: Path, pair: list[Path], tmp_path: Path) -> None:
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     broken = random_adapter(tmp_path / "broken", model, use_dora=True)
     driver = with_adapters(base, pair)
     before = driver.run([request(1, 1)])[1]
@@ -227,7 +227,7 @@ def test_a_broken_adapter_leaves_the_engine_as_it_was(base: Path, pair: list[Pat
 
 
 def test_float16_refuses_what_it_cannot_hold(base: Path, tmp_path: Path) -> None:
-    model = ModelConfig.from_folder(base)
+    model = read_model_config(base)
     large = write_adapter(tmp_path / "a", adapter_config(lora_alpha=5e5), factors(model, size=3.0))
     with pytest.raises(AdapterError, match="beyond float16"):
         with_adapters(base, [large], dtype="float16")

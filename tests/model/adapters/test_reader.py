@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from model.adapters.reader import Adapter, read_adapter
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
+from model.contract.files.model_config import read_model_config
 from tests.support.adapters import (
     PUBLISHED_TARGETS,
     QWEN2_TARGETS,
@@ -31,7 +32,7 @@ C_ATTN = "base_model.model.transformer.h.1.attn.c_attn"
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> ModelConfig:
-    return ModelConfig.from_folder(tiny_checkpoint)
+    return read_model_config(tiny_checkpoint)
 
 
 def delta(adapter: Adapter, module: str, num_outputs: int) -> torch.Tensor:

@@ -12,7 +12,8 @@ import torch
 from model import architectures
 from model.architectures.causal_lm import CausalLM
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import PUBLISHED_CLASS, ModelConfig
+from model.contract.config import PUBLISHED_CLASS
+from model.contract.files.model_config import read_model_config
 from model.quantization import linear_maker
 from tests.support.engine_driver import LoadedModel
 
@@ -36,14 +37,14 @@ def test_the_registered_class_that_the_file_names(
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": named}))
     monkeypatch.setitem(architectures.ARCHITECTURES, "Other", Other)
-    config, backend = ModelConfig.from_folder(tmp_path), TorchBackend(torch.device("cpu"))
+    config, backend = read_model_config(tmp_path), TorchBackend(torch.device("cpu"))
     make_linear = linear_maker(config, backend, torch.float32)
     model = architectures.make_model(config, make_linear, backend, torch.float32)
     assert isinstance(model, architectures.ARCHITECTURES[expected])
 
 
 def test_the_heads_are_stated(tiny_checkpoint: Path) -> None:
-    config = ModelConfig.from_folder(tiny_checkpoint)
+    config = read_model_config(tiny_checkpoint)
     shape = config.attention_shape
     assert shape.num_kv_heads == shape.num_heads
     assert shape.qkv_sizes == (config.hidden_size,) * 3

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from server.__main__ import main
 from server.hubs import resolve as hub
 
@@ -88,7 +88,7 @@ def test_it_is_told_what_it_is(
     folder.mkdir()
     write(folder)
     with pytest.raises(CheckpointError, match=words) as caught:
-        ModelConfig.from_folder(folder)
+        read_model_config(folder)
     monkeypatch.setattr("server.serve.configure_logging", lambda *_: None)
     assert main([command, str(folder)]) == 1
     assert capfd.readouterr().err.splitlines()[-1] == f"qwen-server: {caught.value}"
@@ -100,10 +100,10 @@ def test_what_came_in_the_place_of_a_file(name: str, demo_checkpoint: Path, tmp_
     shutil.copytree(demo_checkpoint, folder)
     (folder / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=rf"{name}: is a Git LFS pointer.*run `git lfs pull` in {folder}"):
-        ModelConfig.from_folder(folder)
+        read_model_config(folder)
     (folder / name).write_text("\n<!DOCTYPE html><html>" + "x" * 5000)
     with pytest.raises(CheckpointError, match=rf"{name}: is a web page"):
-        ModelConfig.from_folder(folder)
+        read_model_config(folder)
 
 
 def test_a_file_is_told_too(tmp_path: Path) -> None:

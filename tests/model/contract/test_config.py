@@ -13,6 +13,7 @@ import pytest
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.json_file import read_json
+from model.contract.files.model_config import read_model_config
 from model.contract.files.vocabulary import read_ranks
 from model.contract.memory_plan import plan_memory
 from tests.support.paths import GOLDEN
@@ -52,7 +53,7 @@ def read(tmp_path: Path, raw: dict[str, Any], **changes: Any) -> ModelConfig:
     """Reads a config with some fields changed; a change to None removes the field."""
     fields = {name: value for name, value in (raw | changes).items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    return ModelConfig.from_folder(tmp_path)
+    return read_model_config(tmp_path)
 
 
 def refusal(tmp_path: Path, **changes: Any) -> str:
@@ -91,7 +92,7 @@ def test_the_first_releases_spelling_means_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in GOLDEN.glob("*/config.json")))
 def test_golden_configs_are_read(folder: str) -> None:
-    config = ModelConfig.from_folder(GOLDEN / folder)
+    config = read_model_config(GOLDEN / folder)
     assert config.seq_length == 64
     assert (config.quantization is not None) == folder.startswith("gptq")
 
@@ -189,7 +190,7 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(CheckpointError) as e:
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
     assert str(path) in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -197,7 +198,7 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(CheckpointError, match="not valid JSON"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "read"), [("config.json", read_json), ("qwen.tiktoken", read_ranks)])
@@ -211,15 +212,15 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str, read: Callable[[Pa
 def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"config\.json: no such file; is .* a checkpoint folder"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
-        ModelConfig.from_folder(tmp_path / "nowhere")
+        read_model_config(tmp_path / "nowhere")
 
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 def test_gptq_is_described(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 
 from model.backends.base import GroupedWeight
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
-from model.contract.gguf.checkpoint import TOKEN_TYPES, checkpoint_name, gguf_generation, gguf_name
+from model.contract.files.model_config import read_model_config
+from model.contract.gguf.config import gguf_generation
 from model.contract.gguf.file import read_gguf
+from model.contract.gguf.tensor_names import checkpoint_name, gguf_name
 from model.contract.gguf.types import TENSOR_TYPES
+from model.contract.gguf.vocabulary import TOKEN_TYPES
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.distributed.shard import Cut
@@ -171,10 +173,10 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
         assert torch.equal(LoadedModel(part).logits(PROMPT), expected)
     parts[1].unlink()
     with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf: no such file.*is the download complete"):
-        ModelConfig.from_folder(parts[0])
+        read_model_config(parts[0])
     parts[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(CheckpointError, match="one of 2 files of a model; give it the name NAME-00001-of-00002"):
-        ModelConfig.from_folder(tmp_path / "renamed.gguf")
+        read_model_config(tmp_path / "renamed.gguf")
 
 
 def test_the_vocabulary_is_read(tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_the_vocabulary_is_read(tmp_path: Path) -> None:
 def test_lengths_come_from_the_file_or_the_published_shape(
     changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = ModelConfig.from_folder(write_gguf(tmp_path / "m.gguf", shape_metadata(**changes), tiny_tensors({})))
+    config = read_model_config(write_gguf(tmp_path / "m.gguf", shape_metadata(**changes), tiny_tensors({})))
     found = {name: getattr(config, name) for name in expected}
     assert found | {"remarks": len(config.remarks)} == {"remarks": len(config.remarks)} | expected
 
@@ -330,7 +332,7 @@ def test_a_sparse_file_takes_neither_memory_nor_time(case: str, tmp_path: Path) 
     with path.open("r+b") as file:
         file.truncate(GREAT + 4096)
     with pytest.raises(CheckpointError, match=words):
-        read_gguf(path, frozenset({TOKEN_TYPES})) if "more" in words else ModelConfig.from_folder(path)
+        read_gguf(path, frozenset({TOKEN_TYPES})) if "more" in words else read_model_config(path)
 
 
 def test_a_file_cut_anywhere_ends_in_one_sentence(tmp_path: Path) -> None:
@@ -339,7 +341,7 @@ def test_a_file_cut_anywhere_ends_in_one_sentence(tmp_path: Path) -> None:
     for length in (*range(0, 400, 9), *range(400, len(data), len(data) // 30)):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match=r"m\.gguf"):
-            ModelConfig.from_folder(path)
+            read_model_config(path)
 
 
 def test_a_file_with_any_byte_changed_never_fails_otherwise(tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_a_file_with_any_byte_changed_never_fails_otherwise(tmp_path: Path) -> N
         damaged = bytearray(data)
         damaged[place] = int(generator.integers(0, 256))
         path.write_bytes(damaged)
-        for read in (ModelConfig.from_folder, gguf_generation, Tokenizer.from_folder):
+        for read in (read_model_config, gguf_generation, Tokenizer.from_folder):
             try:
                 read(path)
             except CheckpointError as error:
@@ -384,7 +386,7 @@ def test_keys_that_nobody_knows_are_skipped(tmp_path: Path) -> None:
                for kind, size in {0: 1, 1: 1, 2: 2, 3: 2, 5: 4, 7: 1, 10: 8, 11: 8, 12: 8}.items()}  # fmt: skip
     arrays = {"other.texts": [b"a", b"\xff"], "other.ids": [1, 2, 3]}
     path = write_gguf(tmp_path / "m.gguf", {**numbers, **arrays, **shape_metadata()}, tiny_tensors({}))
-    assert ModelConfig.from_folder(path).hidden_size == 256
+    assert read_model_config(path).hidden_size == 256
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
@@ -406,7 +408,7 @@ def test_an_export_is_what_the_package_would_write(weight_type: str, tiny_checkp
 
 def test_an_export_is_read_back(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = exported(tiny_checkpoint, tmp_path / "m.gguf", "q8_0")
-    original, copy = ModelConfig.from_folder(tiny_checkpoint), ModelConfig.from_folder(path)
+    original, copy = read_model_config(tiny_checkpoint), read_model_config(path)
     same = ("hidden_size", "num_layers", "intermediate_size", "seq_length", "rotary_base", "use_dynamic_ntk")
     same += ("use_logn_attn", "declared_dtype", "vocab_size", "max_positions", "rotary_dim", "head_dim")
     assert {name: getattr(copy, name) for name in same} == {name: getattr(original, name) for name in same}
@@ -424,7 +426,7 @@ def test_windows_go_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
     raw = json.loads((source / "config.json").read_text())
     windows = list(range(64, 64 + raw["num_hidden_layers"]))
     (source / "config.json").write_text(json.dumps({**raw, "window_attn": windows}))
-    copy = ModelConfig.from_folder(exported(source, tmp_path / "m.gguf", "bf16"))
+    copy = read_model_config(exported(source, tmp_path / "m.gguf", "bf16"))
     assert list(copy.attention_windows) == windows
 
 

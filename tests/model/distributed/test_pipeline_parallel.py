@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from demo.random_checkpoint import write
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.parallel import Placement, layers_of_stages
@@ -217,7 +217,7 @@ def test_gguf(three_layers: Path, tmp_path: Path) -> None:
 
 def test_adapters(three_layers: Path, tmp_path: Path) -> None:
     """Also one that was trained with an embedding, which the first stage has, and an output layer, which the last."""
-    config = ModelConfig.from_folder(three_layers)
+    config = read_model_config(three_layers)
     tensors = factors(config, size=0.3)
     plain = write_adapter(tmp_path / "plain", adapter_config(), tensors)
     saved = {f"base_model.model.{name}.weight": torch.randn(303, 32) for name in ("transformer.wte", "lm_head")}
@@ -237,7 +237,7 @@ def test_adapters(three_layers: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_may_leave_while_a_stage_is_busy_with_it(three_layers: Path, tmp_path: Path) -> None:
     """With its last user, whose step, with a prompt and scores, the last stage has not begun."""
-    config = ModelConfig.from_folder(three_layers)
+    config = read_model_config(three_layers)
     tensors = factors(config, size=0.3)
     saved = {f"base_model.model.{name}.weight": torch.randn(303, 32) for name in ("transformer.wte", "lm_head")}
     folder = write_adapter(tmp_path / "a", adapter_config(modules_to_save=["wte", "lm_head"]), {**tensors, **saved})
@@ -253,7 +253,7 @@ def test_an_adapter_may_leave_while_a_stage_is_busy_with_it(three_layers: Path, 
 
 
 def test_each_stage_holds_its_layers_alone(three_layers: Path) -> None:
-    config = ModelConfig.from_folder(three_layers)
+    config = read_model_config(three_layers)
     with driver_on(1, three_layers, num_stages=3) as driver:
         runner = driver.engine._runner
         assert set(runner.model.transformer.h) == {"2"} and not hasattr(runner.model.transformer, "wte")
@@ -299,4 +299,4 @@ def test_places() -> None:
 
 def test_more_stages_than_layers_are_refused(three_layers: Path) -> None:
     with pytest.raises(ConfigError, match="--pipeline-parallel-size 4: this checkpoint has only 3 layers"):
-        plan_memory(ModelConfig.from_folder(three_layers), num_stages=4)
+        plan_memory(read_model_config(three_layers), num_stages=4)

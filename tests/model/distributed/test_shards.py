@@ -12,8 +12,9 @@ from torch import nn
 
 from model.architectures.causal_lm import CausalLM
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.parallel import require_divisible, share_of_config
 from model.distributed.shard import Cut, LinearShard, column_parallel, row_parallel, share_of
 from model.execution.checkpoint import load_weights
@@ -144,7 +145,7 @@ def test_a_cut_of_one_range_is_a_view() -> None:
 
 
 def test_what_cannot_be_split_is_refused_in_a_sentence(tiny_checkpoint: Path) -> None:
-    config = ModelConfig.from_folder(tiny_checkpoint)
+    config = read_model_config(tiny_checkpoint)
     require_divisible(config, 2, 1)
     config = config.with_windows((8, 64))
     assert (config.num_layers, share_of_config(config, 2, range(1, 2)).num_heads) == (2, 1)

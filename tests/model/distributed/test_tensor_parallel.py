@@ -18,6 +18,7 @@ from model.backends.torch_backend import TorchBackend
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
@@ -40,7 +41,7 @@ def driver_on(
 ) -> Iterator[Driver]:
     """An engine of so many ranks in each of so many stages, with so many blocks."""
     plan = plan_memory(
-        ModelConfig.from_folder(folder),
+        read_model_config(folder),
         dtype="float32",
         kv_cache_dtype=changes.get("kv_cache_dtype", "auto"),
         block_size=block_size,
@@ -210,7 +211,7 @@ def test_adapters(
     """Mixed with the base model in one batch, in both spellings: queries, keys and values may be trained apart."""
     if is_recorded:
         monkeypatch.setattr(TorchBackend, "capture_decode", capture_decode)
-    config = ModelConfig.from_folder(four_heads)
+    config = read_model_config(four_heads)
     folder = write_adapter(tmp_path, adapter_config(targets), factors(config, targets, size=0.3))
     changes = {"max_adapters": 1, "adapters": (LoadAdapter(7, str(folder)),)}
     replies = []
@@ -280,14 +281,14 @@ def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
         whole = driver.engine._runner.weights_bytes
     norms = 5 * 32 * 4
     assert held == whole + 3 * norms, "but for the norms nothing is held twice"
-    plan = plan_memory(ModelConfig.from_folder(four_heads), dtype="float32", num_ranks=4)
+    plan = plan_memory(read_model_config(four_heads), dtype="float32", num_ranks=4)
     rows = 2 * 32 * 4  # of embedding and output layer: one rank of four has a row less
     assert 4 * plan.weights_bytes == held + rows
     assert plan.kv_block_bytes == four._cache.num_bytes // four.num_blocks
 
 
 def test_a_rank_s_part_of_an_adapter_is_reckoned(four_heads: Path) -> None:
-    config = ModelConfig.from_folder(four_heads)
+    config = read_model_config(four_heads)
     num_held = 0
     for name, (num_inputs, num_outputs) in linear_shapes(config).items():
         num_parts = NUM_PARTS.get(name, 1)

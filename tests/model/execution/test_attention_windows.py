@@ -15,8 +15,8 @@ from model.architectures.qwen import QWenAttention
 from model.backends.torch_attention import rotate, rotation
 from model.backends.torch_backend import TorchBackend
 from model.contract.attention_windows import num_blocks_kept, num_blocks_passed, windows_of
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
@@ -114,7 +114,7 @@ def folder_with(tmp_path: Path, window_attn: Any) -> Path:
     ],
 )
 def test_what_a_config_says(tmp_path: Path, value: Any, windows: tuple[int, ...]) -> None:
-    config = ModelConfig.from_folder(folder_with(tmp_path, value))
+    config = read_model_config(folder_with(tmp_path, value))
     assert config.attention_windows == windows
     assert config.with_windows(None) is config
     assert config.with_windows((0,)).attention_windows == ()
@@ -124,11 +124,11 @@ def test_what_a_config_says(tmp_path: Path, value: Any, windows: tuple[int, ...]
 @pytest.mark.parametrize("value", [True, -1, 1.5, "512", [1, 2], [], [64, None, 3], {"a": 1}, 1 << 40, [True, 2, 3]])
 def test_what_a_config_may_not_say(tmp_path: Path, value: Any) -> None:
     with pytest.raises(CheckpointError, match="'window_attn' should be"):
-        ModelConfig.from_folder(folder_with(tmp_path, value))
+        read_model_config(folder_with(tmp_path, value))
 
 
 def test_a_flag_for_another_number_of_layers() -> None:
-    config = ModelConfig.from_folder(GOLDEN / "plain_theta1e6_fp32")
+    config = read_model_config(GOLDEN / "plain_theta1e6_fp32")
     with pytest.raises(ConfigError, match="--attention-window should be one number, or one for each of 3 layers"):
         config.with_windows((1, 2))
 
@@ -143,7 +143,7 @@ def test_no_sequence_ever_holds_more_than_is_planned() -> None:
 
 
 def test_memory_follows_the_largest_window() -> None:
-    config = dataclasses.replace(ModelConfig.from_folder(GOLDEN / "plain_theta1e6_fp32"), seq_length=8192)
+    config = dataclasses.replace(read_model_config(GOLDEN / "plain_theta1e6_fp32"), seq_length=8192)
     plans = [plan_memory(config.with_windows(windows)) for windows in ((0,), (512, 1024, 700), (512, 9, 0))]
     kept = [dataclasses.replace(plan, max_num_batched_tokens=256).blocks_of(8192) for plan in plans]
     assert kept == [512, (1024 + 2 * 256) // 16 + 2, 512]

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from demo.random_checkpoint import Shape, write
 from model.architectures.causal_lm import CausalLM
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from model.execution.checkpoint import iterate_tensors, load_weights, stored_rows
 from model.loop.engine import Engine
 from tests.support.engine_driver import LoadedModel
@@ -563,7 +563,7 @@ def test_buffers_are_filled_as_well(tmp_path: Path) -> None:
 def test_config_and_tensors_agree_for_the_first_releases_names() -> None:
     folder = ROOT / "tests" / "data" / "golden" / "first_release_names_bf16"
     model = LoadedModel(folder, torch.bfloat16)
-    assert model.config == ModelConfig.from_folder(folder)
+    assert model.config == read_model_config(folder)
     assert model.logits(PROMPT).isfinite().all()
 
 
@@ -614,9 +614,9 @@ def test_of_two_vocab_sizes_the_stored_one_counts(
     raw |= {"vocab_size": rows, "padded_vocab_size": rows, stale: other}
     (folder / "config.json").write_text(json.dumps(raw))
     write_weights(folder, tensors)
-    assert ModelConfig.from_folder(folder, stored_rows).vocab_size == rows
+    assert read_model_config(folder, stored_rows).vocab_size == rows
     if write_weights is write_safetensors:
-        assert ModelConfig.from_folder(folder).vocab_size == rows
+        assert read_model_config(folder).vocab_size == rows
     config = EngineConfig(checkpoint_path=str(folder), device="cpu", kv_cache_memory_bytes=1 << 20, max_model_len=64)
     assert Engine(config).ready.vocab_size == rows
 

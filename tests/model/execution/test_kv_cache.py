@@ -9,7 +9,7 @@ import torch
 
 from model.backends import torch_attention, torch_backend
 from model.backends.torch_attention import rotate_and_cache
-from model.contract.config import ModelConfig
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -36,7 +36,7 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_half_the_bytes_of_bfloat16_and_a_scale() -> None:
-    config = ModelConfig.from_folder(GOLDEN / "ntk_logn_fp32")
+    config = read_model_config(GOLDEN / "ntk_logn_fp32")
     cache = allocate_kv_cache(config, num_blocks=3, block_size=16, dtype=torch.int8, device=torch.device("cpu"))
     assert cache.num_bytes == 3 * kv_cache_block_bytes(config, 16, torch.int8)
     wide = kv_cache_block_bytes(config, 16, torch.bfloat16)
@@ -118,5 +118,5 @@ def test_the_engine_fits_nearly_twice_the_tokens(tmp_path: Path) -> None:
     settings = {"dtype": "bfloat16", "kv_cache_memory_bytes": 4 << 20}
     wide = make_driver(GOLDEN / "ntk_logn_fp32", **settings).engine.ready
     narrow = make_driver(GOLDEN / "ntk_logn_fp32", kv_cache_dtype="int8", **settings).engine.ready
-    head_dim = ModelConfig.from_folder(GOLDEN / "ntk_logn_fp32").head_dim
+    head_dim = read_model_config(GOLDEN / "ntk_logn_fp32").head_dim
     assert narrow.num_blocks / wide.num_blocks == pytest.approx(2 * head_dim / (head_dim + 4), rel=0.01)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.quantization.awq import unpack_columns
 from tests.support.engine_driver import LoadedModel
@@ -122,5 +122,5 @@ def test_what_does_not_load_is_named(
 
 def test_the_tools_for_checkpoints_see_it(wide_checkpoint: Path, tmp_path: Path) -> None:
     awq, _ = write_awq(wide_checkpoint, tmp_path, 64)
-    config = ModelConfig.from_folder(awq)
+    config = read_model_config(awq)
     assert "Int4" in plan_memory(config).summary()

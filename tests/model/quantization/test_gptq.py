@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from model.backends.base import GPTQTensors
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig, QuantizationConfig
+from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.model_config import read_model_config
 from model.quantization import linear_maker
 from model.quantization.gptq import GPTQLinear, dequantize
 from model.quantization.packing import unpack_rows
@@ -131,7 +132,7 @@ def test_g_idx_beyond_the_groups_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bits", "group_size"), [(3, 128), (2, 64), (4, 0), (4, -2)])
 def test_what_is_not_supported_is_named(bits: int, group_size: int) -> None:
-    config = ModelConfig.from_folder(GOLDEN / "gptq_int4")
+    config = read_model_config(GOLDEN / "gptq_int4")
     quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=group_size, desc_act=False, sym=True)
     other = type(config)(**{name: getattr(config, name) for name in config.__slots__} | {"quantization": quantization})
     with pytest.raises(CheckpointError, match="not supported"):

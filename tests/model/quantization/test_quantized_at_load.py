@@ -15,6 +15,7 @@ from model.backends.cpu.linears.gptq_linear import make_grouped_linear
 from model.backends.torch_gptq import TorchGroupedLinear
 from model.contract.config import QUANTIZED_BITS, ModelConfig
 from model.contract.errors import ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
@@ -183,7 +184,7 @@ def test_what_is_quantised_is_not_quantised_again(mode: str, tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=words):
             LoadedModel(path, quantization=mode)
         with pytest.raises(ConfigError, match=words):
-            plan_memory(ModelConfig.from_folder(path), at_load=mode)
+            plan_memory(read_model_config(path), at_load=mode)
 
 
 def test_the_output_layer_alone(wide_checkpoint: Path, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_the_output_layer_alone(wide_checkpoint: Path, tmp_path: Path) -> None:
         for folder, kind in ((wide_checkpoint, "int8"), (target, "auto"))
     ]
     assert replies[0] == replies[1]
-    config = ModelConfig.from_folder(wide_checkpoint)
+    config = read_model_config(wide_checkpoint)
     plans = [plan_memory(config, dtype="bfloat16", lm_head_dtype=kind).weights_bytes for kind in ("auto", "int8")]
     assert 0.9 * config.vocab_size * config.hidden_size < plans[0] - plans[1] < config.vocab_size * config.hidden_size
     assert Settings(lm_head_dtype="int8").engine_config(Path("x")).lm_head_dtype == "int8"

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from model.contract.config import ModelConfig
 from model.contract.engine_config import LoadAdapter
 from model.contract.errors import AdapterError, EngineUnavailableError, StartupError
+from model.contract.files.model_config import read_model_config
 from model.contract.messages import AdapterLoaded, ToEngine, UnloadAdapter
 from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.routes.adapters import load_lora_adapter
@@ -31,7 +31,7 @@ from tests.support.server_process import Server
 @pytest.fixture(scope="module")
 def root(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of adapters: four good ones, one with DoRA, one that links to the outside, and one outside of it."""
-    model = ModelConfig.from_folder(demo_checkpoint)
+    model = read_model_config(demo_checkpoint)
     top = tmp_path_factory.mktemp("adapters")
     root = top / "root"
     for seed, name in enumerate(("sql", "poet", "law", "poet2")):

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError, EngineUnavailableError
+from model.contract.files.model_config import read_model_config
 from model.contract.sampling_params import SamplingParams
 from server.__main__ import main
 from server.engine.client import EngineClient, Prompt
@@ -215,7 +215,7 @@ def test_sizes_beyond_all_models_are_refused(demo_checkpoint: Path, tmp_path: Pa
     config = json.loads((demo_checkpoint / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {name: 10**9}))
     with pytest.raises(CheckpointError, match=f"'{name}' is 1e\\+09; no such model has more than"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_pipes_in_the_place_of_files_are_refused(demo_checkpoint: Path, tmp_path
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(CheckpointError, match="is no regular file"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 def test_a_vocabulary_that_is_damaged_later_is_not_told_by_its_path(wire: Wire, demo_checkpoint: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.adapters.reader import read_adapter
-from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
+from model.contract.files.model_config import read_model_config
 from model.contract.tokenizer import Tokenizer
 from server.__main__ import build_parser
 from tests.support.engine_driver import LoadedModel
@@ -77,9 +77,9 @@ def test_an_adapter_that_knows_what_it_was_told_and_the_same_bits_when_it_was_re
         "loss.png", "losses.jsonl",
     }  # fmt: skip
     assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1, "readable as the others"
-    adapter = read_adapter(folder, ModelConfig.from_folder(DEMO))
+    adapter = read_adapter(folder, read_model_config(DEMO))
     assert (adapter.config.rank, adapter.config.alpha, adapter.config.base_name) == (8, 16, "base")
-    assert len(adapter.updates) == 5 * ModelConfig.from_folder(DEMO).num_layers and not adapter.saved
+    assert len(adapter.updates) == 5 * read_model_config(DEMO).num_layers and not adapter.saved
     losses = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == list(range(1, 21))
     (example,) = examples_of(read_conversations(wanted.data)[0], Tokenizer.from_folder(DEMO))
@@ -113,7 +113,7 @@ def test_four_bits_and_an_expanded_base(tmp_path: Path) -> None:
     finetune(
         options(tmp_path, method="qlora", model=GOLDEN / "gptq_int4", max_steps=1, targets=("c_proj", "attn.c_attn"))
     )
-    adapter = read_adapter(tmp_path / "out", ModelConfig.from_folder(GOLDEN / "gptq_int4"))
+    adapter = read_adapter(tmp_path / "out", read_model_config(GOLDEN / "gptq_int4"))
     assert {name.split(".", 3)[3] for name in adapter.updates} == {"attn.c_attn", "attn.c_proj", "mlp.c_proj"}
 
 
@@ -125,7 +125,7 @@ def test_a_base_model_learns_the_turns_and_a_converted_one_is_taken(tmp_path: Pa
     config["eos_token_id"] = config["bos_token_id"]
     (folder / "config.json").write_text(json.dumps(config))
     finetune(options(tmp_path, model=folder, max_steps=1))
-    assert set(read_adapter(tmp_path / "out", ModelConfig.from_folder(BASE)).saved) == {"transformer.wte", "lm_head"}
+    assert set(read_adapter(tmp_path / "out", read_model_config(BASE)).saved) == {"transformer.wte", "lm_head"}
     merge(MergeOptions(source=BASE, adapter=tmp_path / "out", target=tmp_path / "merged"))
     assert LoadedModel(tmp_path / "merged").logits([1]).isfinite().all()
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError, CheckpointError
+from model.contract.files.model_config import read_model_config
 from tests.support.engine_driver import LoadedModel
 from tests.tools.tuning.checkpoints import GOLDEN, converted, theirs
 from tools.convert.names import qwen2_targets
@@ -29,7 +29,7 @@ def merged(source: Path, adapter: Path, target: Path, dtype: str = "float32") ->
 
 def published_adapter(folder: Path, source: Path, rank: int = 3, alpha: int = 6) -> dict[str, torch.Tensor]:
     """An adapter as peft writes it beside the published script, of random numbers; returns its tensors."""
-    config = ModelConfig.from_folder(source)
+    config = read_model_config(source)
     generator = torch.Generator().manual_seed(5)
     inner = config.intermediate_size // 2
     outputs = {"attn.c_attn": 3 * config.hidden_size, "mlp.w1": inner, "mlp.w2": inner}
@@ -68,7 +68,7 @@ def test_what_peft_trains_on_the_converted_layout(name: str, tmp_path: Path) -> 
         expected = model.eval()(torch.tensor([IDS])).logits[0]
     assert (ours.logits(IDS) - expected).abs().max() < 1e-4
     assert (ours.logits(IDS) - LoadedModel(GOLDEN / name).logits(IDS)).abs().max() > 0.1
-    assert ours.config.seq_length == ModelConfig.from_folder(GOLDEN / name).seq_length
+    assert ours.config.seq_length == read_model_config(GOLDEN / name).seq_length
     assert ours.config.quantization is None
 
 
@@ -84,7 +84,7 @@ def test_the_published_names_and_whole_weights(tmp_path: Path) -> None:
         a, b = (adapter[f"base_model.model.{stored}.lora_{factor}.weight"] for factor in "AB")
         expected = (before[f"{stored}.weight"].float() + 2 * b @ a).bfloat16()
         assert torch.allclose(after[f"{stored}.weight"].float(), expected.float(), rtol=1e-2)
-    assert ModelConfig.from_folder(folder).declared_dtype == "bfloat16"
+    assert read_model_config(folder).declared_dtype == "bfloat16"
     assert (folder / "qwen.tiktoken").exists() and (folder / "generation_config.json").exists()
 
 
