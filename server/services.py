@@ -16,6 +16,7 @@ from model.contract.tokenizer import Tokenizer
 from server.batches.runner import BatchRunner
 from server.conversion.converter import Converter
 from server.conversion.generation_request import GenerationRequest
+from server.conversion.readers.unsupported import UnknownFields
 from server.detached.runs import Runs
 from server.engine.client import EngineClient
 from server.files.stored_files import Uploads
@@ -34,8 +35,7 @@ from server.settings import Settings
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError
-from server.wire.requests import RequestBody
-from server.wire.unsupported import UnknownFields
+from server.wire.shapes.generation import RequestBody
 
 logger = logging.getLogger(__name__)
 

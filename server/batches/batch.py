@@ -13,7 +13,7 @@ import orjson
 
 from server.files.stored_files import CONTENT, file_object, new_file_id
 from server.store.records import Append, Change, Delete, Put, StoredObject
-from server.wire.files import BatchRequest, window_seconds
+from server.wire.shapes.files import BatchRequest, window_seconds
 
 BATCH = "batch"
 # Of output and error files while they are written.

@@ -30,7 +30,7 @@ from server.store.errors import StoreError
 from server.store.records import Change
 from server.store.store import Store
 from server.wire.errors import ApiError
-from server.wire.files import BatchRequest
+from server.wire.shapes.files import BatchRequest
 
 logger = logging.getLogger(__name__)
 

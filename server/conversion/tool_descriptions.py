@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.contract.errors import InvalidRequestError
+from model.contract.grammar_compiler import MAX_GRAMMAR_CHARS
 from prompts.messages import ToolSpec
 from prompts.schemas.check import has_finite_value
-from prompts.schemas.schema import TextInput, ToolInput, arguments_schema
-from server.conversion.custom_tools import described_custom, read_custom_input
+from prompts.schemas.schema import TextInput, ToolInput, arguments_schema, lark_rule, regex_rule
 
 MAX_NAME_CHARS = 128
 
@@ -119,3 +119,78 @@ def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             f"'{param}' requires itself without end, so no arguments satisfy it; make a property optional.", param=param
         )
     return schema
+
+
+_HOW = "Write the input as plain text, not as JSON."
+
+
+def described_custom(tool: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Returns a custom tool described as a function, for the prompt.
+
+    Args:
+        tool: {"type": "custom", "custom": {name, description, format}}, or with these fields at the top, as the
+            Responses API has it.
+        index: among the tools.
+
+    Raises:
+        InvalidRequestError: it is malformed.
+    """
+    custom = _custom(tool, index)
+    grammar = _grammar(custom, index)
+    how = _HOW
+    if grammar is not None:
+        syntax, definition = grammar
+        kind = "the regular expression" if syntax == "regex" else "the Lark grammar"
+        how = f"{_HOW} It must match {kind}: {definition}"
+    return {
+        "name": custom.get("name"),
+        "description": custom.get("description"),
+        "parameters": [],
+        "args_format": how,
+    }
+
+
+def read_custom_input(tool: Mapping[str, Any], index: int) -> TextInput:
+    """Returns what the input of a custom tool is held to.
+
+    Raises:
+        InvalidRequestError: its format is malformed.
+    """
+    grammar = _grammar(_custom(tool, index), index)
+    if grammar is None:
+        return TextInput()
+    syntax, definition = grammar
+    return TextInput(regex_rule(definition) if syntax == "regex" else lark_rule(definition))
+
+
+def _custom(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    custom = tool.get("custom", tool)
+    if not isinstance(custom, Mapping):
+        raise InvalidRequestError(f"'tools[{index}].custom' must be an object.", param=f"tools[{index}].custom")
+    return custom
+
+
+def _grammar(custom: Mapping[str, Any], index: int) -> tuple[str, str] | None:
+    """Returns syntax and definition of the grammar an input is held to; None is free text."""
+    param = f"tools[{index}].custom.format"
+    custom_format = custom.get("format")
+    if custom_format is None:
+        return None
+    kind = custom_format.get("type") if isinstance(custom_format, Mapping) else None
+    if not isinstance(custom_format, Mapping) or kind not in ("text", "grammar"):
+        raise InvalidRequestError(f"'{param}.type' is 'text' or 'grammar', not {str(kind)[:40]!r}.", param=param)
+    if kind == "text":
+        return None
+    grammar = custom_format.get("grammar", custom_format)
+    syntax, definition = (
+        (grammar.get("syntax"), grammar.get("definition")) if isinstance(grammar, Mapping) else (None, None)
+    )
+    if syntax not in ("lark", "regex"):
+        raise InvalidRequestError(
+            f"'{param}.grammar.syntax' is 'lark' or 'regex', not {str(syntax)[:40]!r}.", param=param
+        )
+    if not isinstance(definition, str) or not definition or len(definition) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(f"'{param}.grammar.definition' must be a text of reasonable length.", param=param)
+    if definition != definition.encode(errors="replace").decode():
+        raise InvalidRequestError(f"'{param}.grammar.definition' has half a surrogate pair in it.", param=param)
+    return syntax, definition

@@ -8,9 +8,9 @@ from model.contract.errors import InvalidRequestError
 from prompts.schemas.schema import TextInput, ToolInput, arguments_grammar, json_rule
 from prompts.tool_format import Named, RenderedPrompt, ToolFormat
 from server.conversion.neutral_request import AnswerFormat
-from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.conversion.tools import FunctionCalling
 from server.grammars.check import GrammarChecker
+from server.grammars.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop
 
 

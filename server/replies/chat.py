@@ -12,9 +12,8 @@ from model.contract.tokenizer import Tokenizer
 from prompts.reply_events import CallArguments, CallStart, Content
 from server.conversion.generation_request import GenerationRequest
 from server.replies.chunk_reply import ChunkReply, JsonDict
-from server.replies.logprobs import text_logprobs
+from server.replies.logprobs import prompt_logprobs, text_logprobs
 from server.replies.output_processor import TOOL_CALLS, ChoiceDelta
-from server.replies.prompt_scores import prompt_logprobs
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
 

@@ -14,7 +14,7 @@ from server.conversion.generation_request import GenerationRequest
 from server.replies.generation import TokenUsage
 from server.replies.output_processor import ChoiceDelta
 from server.wire.errors import ApiError, dump_json
-from server.wire.requests import SamplingFields
+from server.wire.shapes.generation import SamplingFields
 
 JsonDict = dict[str, Any]
 

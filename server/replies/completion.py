@@ -9,8 +9,8 @@ from model.contract.messages import TokenLogprob
 from model.contract.tokenizer import Tokenizer
 from server.conversion.generation_request import GenerationRequest
 from server.replies.chunk_reply import ChunkReply, JsonDict
+from server.replies.logprobs import prompt_logprobs
 from server.replies.output_processor import ChoiceDelta
-from server.replies.prompt_scores import prompt_logprobs
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
 

@@ -13,7 +13,7 @@ from server.replies.logprobs import text_logprobs
 from server.replies.output_processor import LENGTH, TOOL_CALLS, ChoiceDelta
 from server.replies.response_items import CallItem, JsonDict, MessageItem, item_id
 from server.wire.errors import ApiError, dump_json
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponsesRequest
 
 # What a response fails with, in the words of its own list of codes.
 _FAILURES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}

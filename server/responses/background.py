@@ -31,7 +31,7 @@ from server.responses.stored_responses import append_events, append_items, put_r
 from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put, StoredObject
 from server.wire.errors import ApiError, as_api_error
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponsesRequest
 
 if TYPE_CHECKING:
     from server.services import Services

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from server.conversion.generation_request import GenerationRequest
-from server.conversion.responses_reader import new_items, read_responses
+from server.conversion.readers.responses import new_items, read_responses
 from server.gates.callers import Caller
 from server.replies.generation import Generation
 from server.replies.responses import ResponsesReply
 from server.responses.stored_responses import StoredResponses, append_items, put_response, with_ids
 from server.store.errors import StoreError
 from server.store.records import Change
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponsesRequest
 
 if TYPE_CHECKING:
     from server.services import Services

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from model.contract.errors import InvalidRequestError
-from server.conversion.responses_reader import MAX_ITEMS, REFERENCE
+from server.conversion.readers.responses import MAX_ITEMS, REFERENCE
 from server.gates.request_context import body_bytes_var
 from server.off_loop import OffLoop
 from server.replies.response_items import item_id

@@ -17,8 +17,8 @@ from server.services import Services, ServicesDep
 from server.settings import check_adapter_name
 from server.wire.errors import ApiError
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE
-from server.wire.requests import LoadAdapterRequest, UnloadAdapterRequest
+from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE
+from server.wire.shapes.models import LoadAdapterRequest, UnloadAdapterRequest
 
 _DONE: dict[int | str, dict[str, Any]] = {
     200: {"description": "It is done, in a sentence", "content": {"text/plain": {}}}

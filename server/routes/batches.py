@@ -13,9 +13,10 @@ from server.gates.callers import caller_of
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
-from server.wire.files import ENDPOINTS, STORE_ERRORS, BatchList, BatchObject, BatchRequest
 from server.wire.json_body import BoundedJsonRoute
-from server.wire.replies import error_reply, page_object, success_reply
+from server.wire.openapi import error_reply, success_reply
+from server.wire.shapes.files import ENDPOINTS, STORE_ERRORS, BatchList, BatchObject, BatchRequest
+from server.wire.shapes.pages import page_object
 
 router = APIRouter(tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body, Header, Query, Request
 from starlette.responses import Response
 
-from server.conversion.chat_reader import read_chat, speaks_functions
 from server.conversion.generation_request import GenerationRequest
+from server.conversion.readers.chat import read_chat, speaks_functions
 from server.detached.resumable import start_resumable
 from server.detached.runs import Run
 from server.gates.callers import caller_of
@@ -19,17 +19,15 @@ from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import (
+from server.wire.openapi import (
     BAD_REQUEST,
     CHUNKS,
     COMMON_ERRORS,
     GENERATION_ERRORS,
     NOT_FOUND,
-    ChatCompletion,
-    DeletedChat,
     success_reply,
 )
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletion, ChatCompletionRequest, DeletedChat
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 

@@ -7,16 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from server.conversion.completion_reader import read_completion
 from server.conversion.generation_request import GenerationRequest
+from server.conversion.readers.completions import read_completion
 from server.replies.chunk_reply import usage_options
 from server.replies.completion import CompletionReply
 from server.replies.streaming import respond
 from server.services import ServicesDep
 from server.wire import examples
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import CHUNKS, GENERATION_ERRORS, Completion, success_reply
-from server.wire.requests import CompletionRequest
+from server.wire.openapi import CHUNKS, GENERATION_ERRORS, success_reply
+from server.wire.shapes.completions import Completion, CompletionRequest
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 

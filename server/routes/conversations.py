@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
-from server.conversion.responses_reader import new_items
+from server.conversion.readers.responses import new_items
 from server.gates.callers import caller_of
 from server.responses.pages import page_of, read_page
 from server.responses.stored_responses import CONVERSATION, ITEMS, append_items, with_ids
 from server.services import Services, ServicesDep
 from server.store.records import Append, Delete, DeleteEntries, Put, StoredObject
-from server.wire.conversations import (
+from server.wire.errors import ApiError, JsonResponse
+from server.wire.json_body import JsonBodyRoute
+from server.wire.openapi import GENERATION_ERRORS, success_reply
+from server.wire.shapes.conversations import (
     ConversationObject,
     ConversationRequest,
     ConversationUpdate,
@@ -24,10 +27,7 @@ from server.wire.conversations import (
     ItemsRequest,
     KeptItem,
 )
-from server.wire.errors import ApiError, JsonResponse
-from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import GENERATION_ERRORS, success_reply
-from server.wire.responses import KEPT_ERRORS, Includable, InputItem, ItemList
+from server.wire.shapes.responses import KEPT_ERRORS, Includable, InputItem, ItemList
 
 router = APIRouter(tags=["responses"], route_class=JsonBodyRoute, default_response_class=Response)
 

@@ -18,7 +18,9 @@ from server.services import Services, ServicesDep
 from server.store.errors import StoreError
 from server.store.records import Delete, StoredObject
 from server.wire.errors import ApiError, JsonResponse
-from server.wire.files import (
+from server.wire.json_body import BoundedJsonRoute
+from server.wire.openapi import error_reply, success_reply
+from server.wire.shapes.files import (
     MAX_EXPIRY_S,
     MIN_EXPIRY_S,
     PURPOSES,
@@ -27,8 +29,7 @@ from server.wire.files import (
     FileList,
     FileObject,
 )
-from server.wire.json_body import BoundedJsonRoute
-from server.wire.replies import error_reply, page_object, success_reply
+from server.wire.shapes.pages import page_object
 
 router = APIRouter(tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response)
 

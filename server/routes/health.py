@@ -10,7 +10,8 @@ from server.engine.supervisor import EngineState
 from server.services import ServicesDep
 from server.version import server_version
 from server.wire.errors import JsonResponse
-from server.wire.replies import UNAVAILABLE, State, Version, success_reply
+from server.wire.openapi import UNAVAILABLE, success_reply
+from server.wire.shapes.models import State, Version
 
 router = APIRouter(tags=["server"], default_response_class=Response)
 

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from server.conversion.generation_request import GenerationRequest
-from server.conversion.messages_reader import read_count, read_messages
+from server.conversion.readers.messages import read_count, read_messages
 from server.replies.messages import MessageWriter
 from server.replies.streaming import respond
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.messages import MESSAGE_ERRORS, CountTokensRequest, MessageReply, MessagesRequest, TokenCount
-from server.wire.replies import success_reply
+from server.wire.openapi import success_reply
+from server.wire.shapes.messages import MESSAGE_ERRORS, CountTokensRequest, MessageReply, MessagesRequest, TokenCount
 
 router = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from server.services import Services, ServicesDep
 from server.wire.errors import JsonResponse
-from server.wire.replies import COMMON_ERRORS, NOT_FOUND, Model, ModelList, success_reply
+from server.wire.openapi import COMMON_ERRORS, NOT_FOUND, success_reply
+from server.wire.shapes.models import Model, ModelList
 
 router = APIRouter(tags=["models"], default_response_class=Response)
 

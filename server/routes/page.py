@@ -16,7 +16,7 @@ from server.services import Services, ServicesDep
 from server.version import server_version
 from server.wire.errors import JsonResponse
 from server.wire.openapi import BOUNDS
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
 
 router = APIRouter(include_in_schema=False)
 

@@ -20,8 +20,8 @@ from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
-from server.wire.replies import COMMON_ERRORS, GENERATION_ERRORS, success_reply
-from server.wire.responses import (
+from server.wire.openapi import COMMON_ERRORS, GENERATION_ERRORS, success_reply
+from server.wire.shapes.responses import (
     KEPT_ERRORS,
     DeletedResponse,
     Includable,

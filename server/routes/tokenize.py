@@ -10,24 +10,15 @@ from starlette.responses import Response
 from model.contract.errors import InvalidRequestError
 from model.contract.tokenizer import ENDOFTEXT
 from prompts.chatml import JINJA_TEMPLATE
-from server.conversion.chat_reader import read_tokenize_chat
 from server.conversion.prompt_encoding import PromptEncoder, check_ids
+from server.conversion.readers.chat import read_tokenize_chat
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import JsonResponse, dump_json
 from server.wire.json_body import JsonBodyRoute
 from server.wire.json_list import JsonList
-from server.wire.replies import (
-    BAD_REQUEST,
-    COMMON_ERRORS,
-    NOT_FOUND,
-    UNAVAILABLE,
-    Detokenized,
-    Tokenized,
-    TokenizerInfo,
-    success_reply,
-)
-from server.wire.requests import DetokenizeRequest, TokenizeRequest
+from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, success_reply
+from server.wire.shapes.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
 
 router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute, default_response_class=Response)
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from server.wire.shapes.pages import ReplyModel
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -48,3 +51,51 @@ def _name_bounds(node: Any) -> None:
                         branch[keyword] = bound
         for value in node.values():
             _name_bounds(value)
+
+
+class ErrorDetail(ReplyModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(ReplyModel):
+    """Every error."""
+
+    error: ErrorDetail
+
+
+Responses = dict[int | str, dict[str, Any]]
+CHUNKS = "The reply, or with `stream` its chunks as server-sent events"
+
+
+def success_reply(model: type[BaseModel], description_of_streams: str = "") -> Responses:
+    """Returns the entry of the document for what a route answers; a description is of one that streams, too."""
+    streams = {"description": description_of_streams, "content": {"text/event-stream": {}}}
+    return {200: {"model": model, **(streams if description_of_streams else {})}}
+
+
+def error_reply(status: int, description: str) -> Responses:
+    """Returns an entry of the document for an error."""
+    return {status: {"model": ErrorReply, "description": description}}
+
+
+BAD_REQUEST = error_reply(400, "The request cannot be served as asked") | error_reply(413, "The body is too large")
+NOT_FOUND = error_reply(404, "No such model")
+UNAVAILABLE = error_reply(503, "The engine is loading, recovering, draining or gone")
+COMMON_ERRORS = (
+    error_reply(401, "A key is missing or wrong")
+    | error_reply(403, "A page of another origin, or a name this server does not go by")
+    | error_reply(500, "The server failed")
+)
+GENERATION_ERRORS = (
+    BAD_REQUEST
+    | NOT_FOUND
+    | UNAVAILABLE
+    | COMMON_ERRORS
+    | error_reply(429, "Too many requests wait")
+    | error_reply(504, "The request took longer than the server allows")
+)

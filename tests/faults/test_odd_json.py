@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.wire.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
+from server.wire.shapes.tokens import DetokenizeRequest, TokenizeRequest
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from docs import page_screenshot
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess
 from tests.web.driver import SHORT, ChatPage, sse, text

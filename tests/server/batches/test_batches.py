@@ -31,7 +31,7 @@ from server.gates.credentials import Credentials
 from server.store.errors import StoreFullError
 from server.store.records import Append, Put
 from server.store.store import Store
-from server.wire.files import BatchRequest, window_seconds
+from server.wire.shapes.files import BatchRequest, window_seconds
 from tests.support.light_server import LightServer, light_server
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess

@@ -11,14 +11,15 @@ from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from model.contract.sampling_params import SamplingParams
 from server.conversion.budget import budget, refuse_hopeless_length
-from server.conversion.chat_reader import read_chat
-from server.conversion.completion_reader import read_completion
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import PromptEncoder
-from server.wire.requests import ChatCompletionRequest, CompletionRequest
-from server.wire.unsupported import UnknownFields
+from server.conversion.readers.chat import read_chat
+from server.conversion.readers.completions import read_completion
+from server.conversion.readers.unsupported import UnknownFields
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 

@@ -14,13 +14,13 @@ from model.contract.sampling_params import SamplingParams
 from prompts.react.grammar import tool_call_grammar
 from prompts.react.parser import ReActParser
 from prompts.schemas.schema import TextInput
-from server.conversion.chat_reader import read_chat
 from server.conversion.generation_request import GenerationRequest
+from server.conversion.readers.chat import read_chat
 from server.conversion.tools import FunctionCalling
 from server.engine.client import Prompt
 from server.replies.chat import ChatReply
 from server.replies.output_processor import ChoiceProcessor
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
 

@@ -11,10 +11,11 @@ import pytest
 
 from model.contract.errors import InvalidRequestError
 from model.contract.tokenizer import Tokenizer
-from server.conversion.chat_reader import read_chat, read_tokenize_chat
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.prompt_encoding import PromptEncoder
-from server.wire.requests import ChatCompletionRequest, TokenizeRequest
+from server.conversion.readers.chat import read_chat, read_tokenize_chat
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.tokens import TokenizeRequest
 from tests.support.wire import CLOCK, TOOLS, named
 
 JsonDict = dict[str, Any]

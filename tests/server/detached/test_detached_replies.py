@@ -29,7 +29,7 @@ from server.responses.maker import NewResponse
 from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put
 from server.wire.errors import ApiError
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponsesRequest
 from tests.conftest import SMALL
 from tests.server.responses.test_responses import events
 from tests.support.light_server import LightServer, light_server

@@ -21,7 +21,7 @@ from server.routes.adapters import load_lora_adapter
 from server.serve import find_adapters
 from server.settings import Settings
 from server.wire.errors import ApiError
-from server.wire.requests import LoadAdapterRequest
+from server.wire.shapes.models import LoadAdapterRequest
 from tests.conftest import SMALL
 from tests.support.adapters import adapter_config, factors, random_adapter, write_adapter
 from tests.support.in_process_server import InProcessServer, in_process_server

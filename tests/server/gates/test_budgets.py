@@ -24,12 +24,13 @@ from prompts.react.tool_format import ReActFormat
 from server.app import create_app
 from server.conversion import converter as conversion
 from server.conversion.budget import MAX_REPLY_LOGPROBS
-from server.conversion.chat_reader import read_chat
-from server.conversion.completion_reader import read_completion
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.prompt_encoding import MAX_CALLS, PromptEncoder
+from server.conversion.readers.chat import read_chat
+from server.conversion.readers.completions import read_completion
+from server.conversion.readers.unsupported import UnknownFields
 from server.engine.client import EngineClient
 from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.request_context import body_bytes_var
@@ -37,8 +38,8 @@ from server.off_loop import HUGE_BYTES, SMALL_BYTES, OffLoop
 from server.services import Services
 from server.settings import Settings
 from server.wire.json_body import MAX_CONTAINERS, JsonBodyRoute, _count_containers
-from server.wire.requests import ChatCompletionRequest, CompletionRequest
-from server.wire.unsupported import UnknownFields
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire

@@ -16,12 +16,12 @@ import pytest
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from prompts.schemas.schema import json_rule, whole_grammar
-from server.conversion.formats import read_answer_format
+from server.conversion.readers.formats import read_answer_format
 from server.grammars import check as grammar_check
 from server.grammars import worker as grammar_worker
 from server.grammars.check import GrammarChecker
-from server.wire.fields import MAX_CHOICE_TEXTS
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.fields import MAX_CHOICE_TEXTS
 from tests.support.grammars import GRAMMARS
 from tests.support.paths import ROOT
 from tests.support.vocabulary import byte_tokenizer

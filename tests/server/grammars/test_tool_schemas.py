@@ -19,10 +19,10 @@ from prompts.schemas.check import has_finite_value
 from prompts.schemas.faults import FORMATS, UNENFORCED, constraints, examine, patterns
 from prompts.schemas.schema import arguments_schema
 from prompts.schemas.subschemas import find, pointer, without
-from server.conversion.chat_reader import read_chat
-from server.conversion.schema_enforcement import EnforcedSchema, SchemaEnforcer
+from server.conversion.readers.chat import read_chat
+from server.grammars.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
 from tests.server.conversion.test_conversion import ENGINE, chat, converter
 from tests.support.grammars import GRAMMARS
 from tests.support.paths import ROOT

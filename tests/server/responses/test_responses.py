@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from model.contract.errors import InvalidRequestError
-from server.conversion.responses_reader import MAX_ITEMS, new_items, read_items, read_responses
+from server.conversion.readers.responses import MAX_ITEMS, new_items, read_items, read_responses
 from server.gates.request_context import body_bytes_var
 from server.off_loop import OffLoop
 from server.responses.pages import read_page
@@ -16,7 +16,7 @@ from server.responses.stored_responses import CONVERSATION, StoredResponses, app
 from server.store.records import Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponsesRequest
 from tests.support.wire import Wire
 
 JsonDict = dict[str, Any]

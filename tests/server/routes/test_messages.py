@@ -12,9 +12,9 @@ import httpx
 import openai
 import pytest
 
-from server.conversion.messages_reader import read_count, read_messages
+from server.conversion.readers.messages import read_count, read_messages
 from server.wire.anthropic_errors import message_error
-from server.wire.messages import CountTokensRequest, MessagesRequest
+from server.wire.shapes.messages import CountTokensRequest, MessagesRequest
 from tests.support.light_server import light_server
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire

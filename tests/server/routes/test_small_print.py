@@ -25,7 +25,8 @@ from server.engine.client import EngineClient, Prompt
 from server.engine.supervisor import EngineState
 from server.grammars.check import GrammarChecker
 from server.run_module import module_command
-from server.wire.requests import ChatCompletionRequest, CompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess
 from tests.support.vocabulary import byte_tokenizer

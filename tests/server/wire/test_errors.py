@@ -10,10 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
-from server.conversion.chat_reader import read_message
+from server.conversion.readers.chat import read_message
 from server.wire.errors import ApiError, as_api_error, dump_json, validation_error
 from server.wire.json_body import refuse_deep
-from server.wire.requests import ChatCompletionRequest, ChatMessage, CompletionRequest, TokenizeRequest
+from server.wire.shapes.chat import ChatCompletionRequest, ChatMessage
+from server.wire.shapes.completions import CompletionRequest
+from server.wire.shapes.tokens import TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 
 from server.wire import openapi
-from server.wire.fields import MAX_TEMPERATURE
-from server.wire.requests import ChatCompletionRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.fields import MAX_TEMPERATURE
 from tests.conftest import SMALL
 from tests.support.in_process_server import in_process_server
 from tests.support.server_process import Server

@@ -8,7 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from server.wire.errors import validation_error
-from server.wire.requests import ChatCompletionRequest, CompletionRequest, TokenizeRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
+from server.wire.shapes.tokens import TokenizeRequest
 
 HI = [{"role": "user", "content": "hi"}]
 MANY = 50_000

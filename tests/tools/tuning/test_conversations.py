@@ -15,8 +15,8 @@ from prompts import segments
 from prompts.messages import FunctionCall, Message, ToolSpec
 from prompts.react.render import render
 from prompts.segments import Text
-from server.conversion.chat_reader import read_chat
-from server.wire.requests import ChatCompletionRequest
+from server.conversion.readers.chat import read_chat
+from server.wire.shapes.chat import ChatCompletionRequest
 from tests.support.segments import display
 from tests.support.vocabulary import byte_tokenizer
 from tools.finetune.conversations import Conversation, read_conversations

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.wire.fields import (
+from server.wire.openapi import error_reply
+from server.wire.shapes.chat import Parts
+from server.wire.shapes.fields import (
     INT64,
     MAX_LOGPROBS,
     MAX_MESSAGES,
@@ -18,8 +20,8 @@ from server.wire.fields import (
     WireModel,
     at_most,
 )
-from server.wire.replies import PageModel, ReplyModel, error_reply
-from server.wire.requests import GenerationFields, Parts
+from server.wire.shapes.generation import GenerationFields
+from server.wire.shapes.pages import PageModel, ReplyModel
 
 LOGPROBS = "message.output_text.logprobs"
 # The others are about tools and models that are not here, so that there is nothing to include.

@@ -16,8 +16,8 @@ from model.contract.grammar_compiler import MAX_GRAMMAR_CHARS
 from prompts.schemas.check import has_finite_value
 from prompts.schemas.schema import choice_rule, json_rule, regex_rule
 from server.conversion.neutral_request import AnswerFormat
-from server.wire.fields import MAX_CHOICE_TEXTS
-from server.wire.requests import GenerationFields
+from server.wire.shapes.fields import MAX_CHOICE_TEXTS
+from server.wire.shapes.generation import GenerationFields
 
 _MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.wire.fields import FirstError, Metadata, at_most
-from server.wire.replies import ReplyModel
-from server.wire.requests import RequestBody
-from server.wire.responses import InputItem
+from server.wire.shapes.fields import FirstError, Metadata, at_most
+from server.wire.shapes.generation import RequestBody
+from server.wire.shapes.pages import ReplyModel
+from server.wire.shapes.responses import InputItem
 
 MAX_NEW_ITEMS = 20
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from model.contract.errors import InvalidRequestError
-from server.wire.requests import ChatCompletionRequest
-from server.wire.unsupported import UnknownFields
+from server.conversion.readers.unsupported import UnknownFields
+from server.wire.shapes.chat import ChatCompletionRequest
 from tests.server.conversion.test_conversion import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -11,8 +11,10 @@ import logging
 from typing import Any, NamedTuple
 
 from model.contract.errors import InvalidRequestError
-from server.wire.requests import ChatCompletionRequest, CompletionRequest, GenerationFields, RequestBody
-from server.wire.responses import ResponsesRequest
+from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
+from server.wire.shapes.generation import GenerationFields, RequestBody
+from server.wire.shapes.responses import ResponsesRequest
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ _UNSERVED_IN_RESPONSES = {
     "response_format": _called("text.format"),
     "functions": _called("tools"),
     "function_call": _called("tool_choice"),
-    "logprobs": _Unserved("send \"include\": [\"message.output_text.logprobs\"]"),
+    "logprobs": _Unserved('send "include": ["message.output_text.logprobs"]'),
     "n": _Unserved("send several requests", (1,)),
     "prompt": _Unserved("prompts kept at OpenAI are not known here; write them into 'instructions' and 'input'"),
     "prompt_logprobs": _Unserved(_ROUTES),

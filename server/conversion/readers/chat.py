@@ -8,11 +8,13 @@ from dataclasses import replace
 from model.contract.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, Role
-from server.conversion.formats import read_answer_format
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
+from server.conversion.readers.formats import read_answer_format
+from server.conversion.readers.unsupported import refuse_unserved
 from server.conversion.tools import read_function_calling
-from server.wire.requests import ChatCompletionRequest, ChatMessage, ContentPart, SamplingFields, TokenizeRequest
-from server.wire.unsupported import refuse_unserved
+from server.wire.shapes.chat import ChatCompletionRequest, ChatMessage, ContentPart
+from server.wire.shapes.generation import SamplingFields
+from server.wire.shapes.tokens import TokenizeRequest
 
 _ROLES: dict[str, Role] = {
     "system": "system",

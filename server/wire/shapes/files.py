@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from server.wire.fields import MAX_METADATA, Integer, Metadata, WireModel
-from server.wire.replies import BAD_REQUEST, COMMON_ERRORS, PageModel, ReplyModel, error_reply
-from server.wire.requests import RequestBody
+from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, error_reply
+from server.wire.shapes.fields import MAX_METADATA, Integer, Metadata, WireModel
+from server.wire.shapes.generation import RequestBody
+from server.wire.shapes.pages import PageModel, ReplyModel
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.contract.errors import InvalidRequestError
-from server.conversion.chat_reader import refuse_contradictions
-from server.conversion.formats import read_answer_format
 from server.conversion.neutral_request import ReplyOptions, TextRequest
-from server.wire.requests import CompletionRequest
-from server.wire.unsupported import refuse_unserved
+from server.conversion.readers.chat import refuse_contradictions
+from server.conversion.readers.formats import read_answer_format
+from server.conversion.readers.unsupported import refuse_unserved
+from server.wire.shapes.completions import CompletionRequest
 
 
 def read_completion(request: CompletionRequest) -> TextRequest:

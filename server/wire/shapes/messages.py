@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from server.wire.fields import (
+from server.wire.openapi import Responses
+from server.wire.shapes.fields import (
     INT64,
     MAX_CACHE_SALT_CHARS,
     MAX_MESSAGES,
@@ -22,8 +23,8 @@ from server.wire.fields import (
     WireModel,
     at_most,
 )
-from server.wire.replies import ReplyModel, Responses
-from server.wire.requests import RequestBody
+from server.wire.shapes.generation import RequestBody
+from server.wire.shapes.pages import ReplyModel
 
 ResultBlocks = Annotated[list[JsonObject], FirstError(), Field(max_length=MAX_PARTS), at_most(MAX_PARTS)]
 

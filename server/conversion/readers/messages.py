@@ -9,10 +9,10 @@ from typing import Any
 from model.contract.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message
-from server.conversion.formats import PEER_NAMES, read_response_format
 from server.conversion.neutral_request import AnswerFormat, ChatRequest, ReplyOptions
+from server.conversion.readers.formats import PEER_NAMES, read_response_format
 from server.conversion.tools import FunctionCalling, read_function_calling
-from server.wire.messages import ContentBlock, CountTokensRequest, InputMessage, MessagesRequest
+from server.wire.shapes.messages import ContentBlock, CountTokensRequest, InputMessage, MessagesRequest
 
 _THOUGHTS = ("thinking", "redacted_thinking")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}

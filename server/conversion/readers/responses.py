@@ -12,12 +12,12 @@ from typing import Any
 from model.contract.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, Role
-from server.conversion.formats import read_answer_format
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
+from server.conversion.readers.formats import read_answer_format
+from server.conversion.readers.unsupported import refuse_unserved
 from server.conversion.tools import read_function_calling
-from server.wire.requests import ContentPart
-from server.wire.responses import LOGPROBS, InputItem, ResponsesRequest
-from server.wire.unsupported import refuse_unserved
+from server.wire.shapes.chat import ContentPart
+from server.wire.shapes.responses import LOGPROBS, InputItem, ResponsesRequest
 
 JsonDict = dict[str, Any]
 

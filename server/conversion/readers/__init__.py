@@ -1,0 +1,1 @@
+"""From each API's requests to the neutral ones; the only part of conversion that knows the wire."""

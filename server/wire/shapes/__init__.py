@@ -1,0 +1,1 @@
+"""Requests and replies of each API: what fields there are, their types and bounds."""
