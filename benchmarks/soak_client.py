@@ -11,8 +11,7 @@ from urllib.parse import SplitResult
 
 import orjson
 
-from tools.bench.http import Connection, request_bytes
-from tools.bench.wire import Disconnected, ProtocolError
+from tools.bench.http import Connection, Disconnected, ProtocolError, request_bytes
 
 CHAT_PATH = "/v1/chat/completions"
 _HEADERS = {"Content-Type": "application/json"}

@@ -22,8 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import orjson
 
 from benchmarks.soak_server import SoakServer
-from tools.bench.http import Connection, request_bytes
-from tools.bench.wire import Disconnected, ProtocolError
+from tools.bench.http import Connection, Disconnected, ProtocolError, request_bytes
 
 Figures = dict[str, Any]
 

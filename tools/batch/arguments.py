@@ -1,4 +1,4 @@
-"""The arguments of `qwen-server batch`. Nothing is imported here that takes time: --help reads it too."""
+"""The arguments of `qwen-server batch`. --help imports this file, so it must import nothing slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command asks of a server: files and batches, over HTTP."""
+"""HTTP client for the files and batches of a server."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ _TIMEOUT_S = 600.0
 
 
 class BatchCommandError(StartupError):
-    """The command cannot go on; the message is the one line shown."""
+    """The command cannot continue; the message is the line that is shown."""
 
 
 class BatchClient:
-    """A server's files and batches.
+    """Client for a server's files and batches.
 
     Args:
         base_url: with or without /v1.
-        api_key: sent as a bearer token, or None.
-        why_it_ended: of a server of our own: its last words once it has ended.
+        why_it_ended: for a server that this command started: returns why it ended, or None while it runs.
     """
 
     def __init__(
@@ -36,15 +35,15 @@ class BatchClient:
         self._why_it_ended = why_it_ended
 
     def close(self) -> None:
-        """Ends its connections."""
+        """Closes the connections."""
         self._http.close()
 
     def find_or_create(self, mark: str, parts: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
-        """Returns a batch for each part: the one there is from before, or a new one.
+        """Returns a batch for each part: a usable one from an earlier run, or a new one.
 
         Args:
-            mark: of input and output.
-            parts: endpoint and lines of each.
+            mark: identifies input and output; it is stored in the batches' metadata.
+            parts: endpoint and lines of each batch.
         """
         found: dict[str, dict[str, Any]] = {}
         for batch in self._all_batches():
@@ -78,25 +77,25 @@ class BatchClient:
         return dict(self._ask("POST", "/batches", json=body).json())
 
     def batch(self, id: str) -> dict[str, Any]:
-        """Returns how far a batch is."""
+        """Returns the present state of a batch."""
         return dict(self._ask("GET", f"/batches/{id}").json())
 
     def content(self, id: str | None) -> bytes:
-        """Returns a file; nothing where there is none."""
+        """Returns a file's content; empty for None."""
         return b"" if id is None else self._ask("GET", f"/files/{id}/content").content
 
     def clean_up(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Deletes files that are not needed any more."""
+        """Deletes the batches' files."""
         for batch in batches:
             for name in ("input_file_id", "output_file_id", "error_file_id"):
                 if batch[name]:
                     self._http.delete(f"/files/{batch[name]}")
 
     def _ask(self, method: str, path: str, **what: Any) -> httpx.Response:
-        """Returns a good answer, of a server that may be gone for a moment.
+        """Sends a request, with retries while the server is busy or away, and returns the successful response.
 
         Raises:
-            BatchCommandError: there is none.
+            BatchCommandError: the server refused, or did not answer in time.
         """
         for attempt in range(_NUM_TRIES):
             try:

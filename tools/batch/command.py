@@ -1,7 +1,7 @@
-"""Sends a file to a server of its own, or to one that runs, as batches, and writes what comes back.
+"""Sends a file as batches to a running server, or to one started for it, and writes the results.
 
-All that must survive an interruption is the server's: its own keeps it beside the output until that is written. Batches
-say in their metadata of which input and output they are, and so are found again.
+The server keeps everything that must survive an interruption; a server started for the file keeps it beside the output
+until that is written. Batches name their input and output in their metadata, so a later run finds them again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tools.output_file import check_writable
 
 _POLL_S = 0.5
 _PLAIN_INTERVAL_S = 10.0
-# Of one batch: what the API takes, and a file that is not too large to be sent at once.
+# Limits of one batch: that of the API, and a file small enough to be sent at once.
 _MAX_PART_LINES = 50_000
 _MAX_PART_BYTES = 64 << 20
 _INTERRUPTED = 130
 
 
 class _Part(NamedTuple):
-    """Lines that are one batch."""
+    """The lines of one batch."""
 
     url: str
     text: bytes
@@ -42,13 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command.
 
     Args:
-        arguments: as `add_arguments` defines them.
-
-    Returns:
-        The exit status: 1 where a line failed.
+        Returns:
+            The exit status: 1 if a line failed.
 
     Raises:
-        StartupError: the input cannot be read, or the output not be written.
+        StartupError: the input cannot be read, or the output cannot be written.
     """
     try:
         return _run(arguments)
@@ -66,8 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for part in parts:
         mark.update(part.text)
     kept = arguments.output.with_name(arguments.output.name + ".unfinished")
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_server(arguments, kept))
+    with _server(arguments, kept) as client:
         batches = client.find_or_create(mark.hexdigest(), [(part.url, part.text) for part in parts])
         batches = _wait(client, batches, arguments.quiet)
         num_failed = _write(client, batches, ids, arguments.output)
@@ -81,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> tuple[list[str], list[_Part]]:
-    """Returns the custom ids of all lines in their order, and the lines by batches."""
+    """Returns the custom ids of all lines, in order, and the lines grouped into batches."""
     ids: dict[str, None] = {}
     lines: dict[str, list[bytes]] = {}
     try:
@@ -123,14 +120,13 @@ def _parts(url: str, texts: list[bytes]) -> Iterator[_Part]:
 
 @contextlib.contextmanager
 def _server(arguments: argparse.Namespace, kept: Path) -> Iterator[BatchClient]:
-    """A client to the server there is, or to one that ends with it and keeps what it does in a folder."""
+    """Yields a client of the given server, or of one that is started here and keeps its state in a folder."""
     if arguments.base_url is not None:
         with contextlib.closing(
             BatchClient(arguments.base_url, arguments.api_key or os.environ.get("OPENAI_API_KEY"))
         ) as client:
             yield client
         return
-    from tools.chat.errors import ChatError
     from tools.chat.own_server import OwnServer
 
     flags = [*arguments.server_flags, "--store", str(kept / "store.db")]
@@ -139,14 +135,12 @@ def _server(arguments: argparse.Namespace, kept: Path) -> Iterator[BatchClient]:
         asyncio.run(own.wait_ready())
         with contextlib.closing(BatchClient(own.url, own.api_key, own.why_it_ended)) as client:
             yield client
-    except ChatError as error:
-        raise BatchCommandError(str(error)) from error
     finally:
         own.stop()
 
 
 def _key(kept: Path) -> str:
-    """Returns the key whose batches are in the store: the same after an interruption."""
+    """Returns the key that owns the batches in the store; it is kept, to be the same after an interruption."""
     kept.mkdir(mode=0o700, exist_ok=True)
     path = kept / "key"
     if not path.exists():
@@ -158,7 +152,7 @@ def _key(kept: Path) -> str:
 
 
 def _wait(client: BatchClient, batches: list[dict[str, Any]], quiet: bool) -> list[dict[str, Any]]:
-    """Returns the batches when they are over, telling how far they are."""
+    """Waits until all batches are over, reporting progress, and returns them."""
     told_at, started, num_before = float("-inf"), time.monotonic(), None
     while True:
         batches = [client.batch(batch["id"]) for batch in batches]
@@ -193,7 +187,7 @@ def _tell(num_done: int, num_all: int, rate: float, is_over: bool) -> None:
 
 
 def _write(client: BatchClient, batches: list[dict[str, Any]], ids: list[str], output: Path) -> int:
-    """Writes all results in the order of the input; returns how many failed."""
+    """Writes all results in the order of the input; returns how many lines failed."""
     results: dict[str, bytes] = {}
     num_failed = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""`qwen-server bench`: a load generator that costs its machine little, and the figures it makes.
+"""`qwen-server bench`: a load generator with little overhead of its own, and its figures.
 
-A client of the API like any other: it may not know how this server works inside.
+It is an ordinary client of the API and must not depend on how this server works inside.
 """

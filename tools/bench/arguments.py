@@ -1,4 +1,4 @@
-"""The arguments of `qwen-server bench`. Nothing is imported here that takes time: --help reads it too."""
+"""The arguments of `qwen-server bench`. --help imports this file, so it must import nothing slow."""
 
 from __future__ import annotations
 

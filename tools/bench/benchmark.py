@@ -1,4 +1,4 @@
-"""A benchmark under way: level after level, with figures that are there whatever ends it."""
+"""Runs a benchmark level by level. Whatever ends it early, the figures so far are kept."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ class Benchmark:
     """Runs the levels that arguments ask for.
 
     Args:
-        arguments: of the command.
-        say: shows a line.
+        say: prints a line.
 
     Attributes:
-        levels: figures of those that have ended, or were cut off.
-        server: what was measured; empty before it is known.
-        workload: what was sent, or None.
-        is_interrupted: by Ctrl-C.
+        levels: the figures of each level that ended or was cut off.
+        server: address, model and version of the server; empty until they are known.
+        workload: None until it is known.
+        is_interrupted: Ctrl-C was pressed.
     """
 
     def __init__(self, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -46,7 +45,7 @@ class Benchmark:
         self.is_interrupted = False
 
     async def run(self) -> None:
-        """Runs all levels. Ctrl-C ends it early, without an exception; a second one is not held back.
+        """Runs all levels. The first Ctrl-C ends the run without an exception; a second one raises KeyboardInterrupt.
 
         Raises:
             BenchmarkError: there is nothing to measure.
@@ -104,7 +103,7 @@ class Benchmark:
         self._say(f"{label(figures)}: {figures['completed']} requests{failed}, {rate:.1f} output tokens/s")
 
     def document(self) -> Figures:
-        """Returns everything, for --json."""
+        """Returns the document that --json writes."""
         parameters = {
             name: _plain(value) for name, value in vars(self._arguments).items() if name not in _NOT_PARAMETERS
         }

@@ -1,14 +1,14 @@
 """`qwen-server bench`: load on any OpenAI-compatible server, at fixed concurrency or with random arrivals.
 
 `qwen-server bench --base-url http://127.0.0.1:8000 --concurrency 1 4 16 64 --ignore-eos` prints a table; `--json FILE`
-keeps the figures with the machine, the server's version, the commit and all parameters. What they mean:
+also writes them to a file, with the machine, the server's version, the commit and all parameters. The figures:
 
-- *time to first token* runs from when a request is sent (or was due, with --request-rate) to the first event that
-  carries tokens. Events without any (who speaks, usage) do not count.
-- *between token events* is the gap between such events; a server may put several tokens into one. *per output token*
-  is free of that: first event to last, divided by the tokens the server says it made, less one.
-- Output tokens are the server's own count (usage). Throughput is theirs over the time from the first request to the
-  last end; failed requests add time, but no tokens.
+- *time to first token*: from when a request is sent (or was due, with --request-rate) to the first event that
+  carries tokens. Events without tokens (role, usage) do not count.
+- *between token events*: the gap between two such events; a server may put several tokens into one event.
+- *per output token*: the time from the first such event to the last, divided by the server's token count minus one.
+- Output tokens are the server's count (usage). Throughput is their number divided by the time from the first request
+  to the last end; failed requests add time but no tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from model.contract.errors import ConfigError
-from tools.bench.arguments import DESCRIPTION, add_arguments
 from tools.bench.benchmark import Benchmark
 from tools.bench.compare import comparison, read_figures
 from tools.bench.plan import BenchmarkError
@@ -33,10 +31,7 @@ _INTERRUPTED = 130
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command and prints what it measured.
-
-    Args:
-        arguments: as `add_arguments` defines them.
+    """Runs the command and prints the figures.
 
     Returns:
         The exit status: 0 if all levels ran and at least one request completed.
@@ -83,7 +78,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Finds out before a long run whether its figures could be kept."""
+    """Checks before a long run that its figures can be written."""
     for path in (arguments.json, arguments.plot):
         if path is not None:
             check_writable(path)
@@ -111,14 +106,3 @@ def _say(text: str) -> None:
 def _complain(error: Exception) -> int:
     print(f"qwen-server bench: {error}", file=sys.stderr)
     return 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command on its own."""
-    parser = argparse.ArgumentParser(prog="qwen-server bench", description=DESCRIPTION)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Two files of figures side by side: what changed, and whether the two can be compared at all."""
+"""Compares two files of figures: what changed, and in which conditions the two runs differ."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _RATES = {
     "requests_per_s": "requests/s",
 }
 _PERCENTILES = ("p50", "p90", "p99")
-# Arguments that do not change what is measured.
+# Arguments that may differ between comparable runs.
 _HARMLESS = frozenset(
     {"base_url", "plot", "num_requests", "tokens_per_word", "timeout_s", "concurrency", "request_rate"}
 )
 
 
 def read_figures(path: Path) -> Figures:
-    """Reads what --json wrote.
+    """Reads a file written by --json.
 
     Raises:
         ValueError: the file holds something else.
-        OSError: it cannot be read.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -47,14 +46,10 @@ def _is_level(level: Any) -> bool:
 
 
 def comparison(before: Figures, after: Figures) -> str:
-    """Returns the two side by side, level by level.
-
-    Args:
-        before: of `read_figures`.
-        after: of `read_figures`.
+    """Returns a table of two runs, level by level.
 
     Raises:
-        ValueError: they have no level in common.
+        ValueError: the runs have no level in common.
     """
     others = {label(level): level for level in after["levels"]}
     pairs = [(level, others[label(level)]) for level in before["levels"] if label(level) in others]

@@ -1,4 +1,4 @@
-"""How long prompts and replies are: fixed, uniform, normal or log-normal, as a command line writes it."""
+"""Distributions of prompt and reply lengths, in the syntax of the command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ _SHAPES = ("normal", "lognormal")
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution of numbers of tokens, always within `low` and `high`.
+    """A distribution of token counts between `low` and `high`.
 
     Attributes:
-        low: the least, from 1.
-        high: the most.
+        low: at least 1.
         shape: "uniform", "normal" or "lognormal".
-        center: mean of a normal, median of a log-normal one.
-        spread: standard deviation of the length, or of its logarithm.
+        center: mean of a normal distribution, median of a log-normal one.
+        spread: standard deviation of the length (normal) or of its logarithm (log-normal).
     """
 
     low: int
@@ -33,7 +32,7 @@ class Lengths:
         """Reads "64", "16:256", "normal:128:32" or "lognormal:128:0.8"; the last two may end in ":MOST".
 
         Raises:
-            ValueError: none of these, or less than 1.
+            ValueError: the text is none of these, or a length is below 1.
         """
         shape, _, rest = text.partition(":")
         if shape in _SHAPES:
@@ -53,22 +52,22 @@ class Lengths:
         return cls(1, high, shape, center, spread)
 
     def draw(self, generator: random.Random) -> int:
-        """Returns one length."""
+        """Returns a random length."""
         if self.shape == "uniform":
             return generator.randint(self.low, self.high)
         if self.shape == "normal":
             value = generator.gauss(self.center, self.spread)
         else:
-            # The exponent is bounded so that a wild spread is a long prompt, not an overflow.
+            # Bound the exponent, so that a huge spread gives a long prompt instead of an overflow.
             value = math.exp(min(generator.gauss(math.log(self.center), self.spread), math.log(_NO_LIMIT)))
         return min(max(round(value), self.low), self.high)
 
     def capped(self, most: int) -> Lengths:
-        """Returns the same with nothing above `most`."""
+        """Returns the distribution limited to at most `most`."""
         return replace(self, low=min(self.low, most), high=min(self.high, most))
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """Returns the text that `parse` reads."""
         if self.shape == "uniform":
             return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
         limit = "" if self.high == _NO_LIMIT else f":{self.high}"

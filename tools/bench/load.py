@@ -1,6 +1,6 @@
-"""Sends requests, at a fixed concurrency or at given times, and records what became of each.
+"""Sends requests, at a fixed concurrency or at given times, and records the outcome of each.
 
-What is in a reply is for reply to know, what the figures mean for report.
+reply.py parses replies, report.py computes figures.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult
 
 from tools.api_address import parse_address
-from tools.bench.http import BodySink, Connection, request_bytes
+from tools.bench.http import BodySink, Connection, Disconnected, ProtocolError, ResponseParser, request_bytes
 from tools.bench.reply import Record, ReplyTimer, RequestError, error_message, load_object
-from tools.bench.wire import Disconnected, ProtocolError, ResponseParser
 
-# Servers close connections that were idle for a few seconds, perhaps just as a request is on its way. A request without
-# an answer is a failure here and never sent again (that would hide it), so connections are not kept for that long.
+# Servers close idle connections after a few seconds, perhaps just as a request is on its way. Failed requests are never
+# sent again, as that would hide failures, so connections are reused only for a shorter time than that.
 MAX_IDLE_S = 1.0
 
 
 class Client:
-    """Sends to one server over connections that are kept while they are in use.
+    """Sends requests to one server over reused connections.
 
     Args:
-        base_url: with or without a path; without one, /v1 is meant.
-        api_key: sent as a bearer token.
-        timeout_s: the longest a request may take.
+        base_url: /v1 is added if it has no path.
+        timeout_s: limit of one whole request.
+
+    Attributes:
+            prefix: path of the API, usually /v1.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 600.0) -> None:
         url = parse_address(base_url)
-        self._url: SplitResult = url
-        self._path = url.path.rstrip("/") or "/v1"
+        self._url = url
+        self.prefix = url.path.rstrip("/") or "/v1"
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._timeout_s = timeout_s
         self._headers = {"Content-Type": "application/json", "Accept": "*/*", "User-Agent": "qwen-server-bench"}
@@ -43,21 +43,11 @@ class Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._idle: list[tuple[Connection, float]] = []
 
-    @property
-    def root(self) -> str:
-        """Path of what is not under /v1."""
-        return self._path.removesuffix("/v1")
-
-    @property
-    def prefix(self) -> str:
-        """Path of the API."""
-        return self._path
-
     async def get(self, path: str) -> dict[str, Any]:
-        """Returns a JSON object.
+        """Gets a JSON object.
 
         Raises:
-            RequestError: there is none.
+            RequestError: the server did not answer with one.
         """
         record, body = Record(0.0), bytearray()
         request = request_bytes("GET", self._url, path, self._headers, b"")
@@ -69,16 +59,15 @@ class Client:
         return load_object(bytes(body))
 
     async def send(self, path: str, body: bytes, record: Record, origin: float, *, stream: bool) -> None:
-        """Sends a request and fills in its record; fails only by being cancelled.
+        """Sends a request and fills in its record, also if it fails. Only cancellation raises.
 
         Args:
-            path: below the prefix.
-            record: filled in.
-            origin: `time.perf_counter()` from which to measure.
-            stream: the body asks for events.
+            path: the path below `prefix`.
+            origin: `time.perf_counter()` from which latencies count.
+            stream: whether the body asks for a stream.
         """
         timer = ReplyTimer(record, origin, stream=stream)
-        request = request_bytes("POST", self._url, self._path + path, self._headers, body)
+        request = request_bytes("POST", self._url, self.prefix + path, self._headers, body)
         response = await self._guarded(request, record, timer.take)
         if response is not None:
             try:
@@ -88,7 +77,7 @@ class Client:
         record.duration = time.perf_counter() - origin
 
     async def _guarded(self, request: bytes, record: Record, sink: BodySink) -> ResponseParser | None:
-        """Exchanges; what goes wrong is noted in the record."""
+        """Runs the exchange; a failure is written into the record."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(request, sink)
@@ -131,13 +120,13 @@ class Client:
 
 @dataclass
 class Level:
-    """A run under one condition.
+    """The outcome of one level of load.
 
     Attributes:
-        records: of the requests that have ended.
-        num_unfinished: begun, then cut off by an interrupt.
-        duration: from the first request to the last end.
-        client_cpu_s: CPU time this process used.
+        records: one for each request that ended.
+        num_unfinished: requests that were begun but cut off by an interrupt.
+        duration: seconds from the first request to the last end.
+        client_cpu_s: CPU time that this process used.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -148,15 +137,15 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What to send.
+    """The requests of one level.
 
     Attributes:
-        path: of the endpoint.
-        bodies: one a request.
-        stream: they ask for events.
-        concurrency: requests at a time; None goes by `arrivals`.
-        arrivals: when each is due, in seconds.
-        max_duration_s: after it no more are begun.
+        path: the endpoint's path below the API prefix.
+        bodies: one for each request.
+        stream: whether the bodies ask for streams.
+        concurrency: number of requests at a time; None to send at `arrivals` instead.
+        arrivals: when each request is due, in seconds from the start.
+        max_duration_s: no request is begun after this time.
     """
 
     path: str
@@ -168,13 +157,7 @@ class Load:
 
 
 async def run_level(client: Client, load: Load, level: Level) -> None:
-    """Sends a load.
-
-    Args:
-        client: to the server.
-        load: what to send.
-        level: filled in as requests end, and complete also when this is cancelled.
-    """
+    """Sends a load and fills in the level as requests end; the level is valid even if this is cancelled."""
     cpu = time.process_time()
     origin = time.perf_counter()
     end = origin + (load.max_duration_s or float("inf"))

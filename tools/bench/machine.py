@@ -1,4 +1,4 @@
-"""What has to stand next to a figure to mean something: the machine it was measured on."""
+"""Describes the machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def hardware() -> dict[str, Any]:
-    """Returns what this machine is; the server's too, if its address is a local one."""
+    """Describes this machine, which is also the server's if its address is local."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

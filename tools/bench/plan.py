@@ -1,4 +1,4 @@
-"""From arguments to what is sent: finds the server, makes the workload fit it, lays out the levels."""
+"""Plans a benchmark from its arguments: finds the server, fits the workload to it, lists the levels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,16 +34,15 @@ _REQUESTS_AT_A_RATE = 64
 
 
 class BenchmarkError(Exception):
-    """Why there is nothing to measure, in one line."""
+    """Nothing can be measured; the message says why, in one line."""
 
 
 class Target(NamedTuple):
-    """The server measured.
+    """The measured server.
 
     Attributes:
-        client: connected to it.
-        model: asked for.
-        version: as it says, or None.
+        model: the name used in requests.
+        version: the version that the server reports, or None.
     """
 
     client: Client
@@ -52,12 +51,11 @@ class Target(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One level.
+    """The plan of one level.
 
     Attributes:
-        name: what tells it from the others.
-        warmup: what to send before, or None.
-        load: what is measured.
+        name: identifies the level, such as {"concurrency": 4}.
+        warmup: sent before, without being measured; None for no warm-up.
     """
 
     name: dict[str, float]
@@ -66,10 +64,10 @@ class Plan(NamedTuple):
 
 
 async def find_target(arguments: argparse.Namespace) -> Target:
-    """Finds out what the server is and whether it can be reached.
+    """Finds the model and the version of the server.
 
     Raises:
-        BenchmarkError: it cannot, or serves nothing.
+        BenchmarkError: the server cannot be reached, or lists no model.
     """
     try:
         client = Client(arguments.base_url, arguments.api_key, arguments.timeout_s)
@@ -81,12 +79,12 @@ async def find_target(arguments: argparse.Namespace) -> Target:
         if model is None and isinstance(listed, list) and listed:
             model = listed[0].get("id")
     except RequestError as error:
-        if model is None or error.kind not in ("http 404", "http 405"):  # not everybody lists its models
+        if model is None or error.kind not in ("http 404", "http 405"):  # not every server lists its models
             raise BenchmarkError(f"{arguments.base_url}: {error}") from error
     if model is None:
         raise BenchmarkError(f"{arguments.base_url}: lists no model; name one with --model")
     with contextlib.suppress(RequestError):  # an extension, not OpenAI's
-        version = (await client.get(f"{client.root}/version")).get("version")
+        version = (await client.get(f"{client.prefix.removesuffix('/v1')}/version")).get("version")
     return Target(client, model, version)
 
 
@@ -94,7 +92,7 @@ async def make_workload(arguments: argparse.Namespace, target: Target) -> Worklo
     """Returns the workload that the arguments describe.
 
     Raises:
-        BenchmarkError: the server does not answer, or nobody could send that.
+        BenchmarkError: the arguments contradict each other, or the server does not answer.
     """
     if arguments.endpoint == CHAT and arguments.prompt_kind == "ids":
         raise BenchmarkError("--prompt-kind ids needs --endpoint completions: a chat is text")
@@ -119,7 +117,7 @@ async def make_workload(arguments: argparse.Namespace, target: Target) -> Worklo
 
 
 async def _find_scale(target: Target, workload: Workload) -> WordScale:
-    """Measures how the server's tokenizer and template turn words into tokens, with two short requests."""
+    """Measures with two short requests how many tokens the server makes of words."""
     points = []
     for num_words in _SCALE_WORDS:
         text = words(num_words)
@@ -145,64 +143,45 @@ def plan_levels(arguments: argparse.Namespace, workload: Workload) -> Iterator[P
     """Yields the levels to run, in order.
 
     Raises:
-        BenchmarkError: the file of requests is no such thing, or there are too few.
+        BenchmarkError: the file of requests cannot be used, or there are too few requests.
     """
-    from_file: list[bytes] = []
-    if arguments.requests is not None:
-        force = arguments.model is not None
-        try:
-            from_file = read_bodies(
-                arguments.requests, workload.endpoint, workload.model, force_model=force, stream=workload.stream
-            )
-        except (OSError, ValueError) as error:
-            raise BenchmarkError(str(error)) from error
-    if arguments.request_rate:
-        for rate in arguments.request_rate:
-            yield _plan_rate(arguments, workload, from_file, rate)
-    else:
-        for concurrency in arguments.concurrency or [1]:
-            yield _plan_concurrency(arguments, workload, from_file, concurrency)
+    from_file = _read_requests(arguments, workload)
+
+    def load(source: Workload, count: int, part: str, **timing: Any) -> Load:
+        bodies = cycled(from_file, count) if from_file else list(source.bodies(count, part=part))
+        return Load(path=PATHS[workload.endpoint], bodies=bodies, stream=workload.stream, **timing)
+
+    def warmup(concurrency: int) -> Load | None:
+        # None by default with a file: its requests would then be found in the prefix cache when they are measured.
+        count = arguments.warmup if arguments.warmup is not None else 0 if from_file else concurrency
+        if count == 0:
+            return None
+        short = replace(workload, max_tokens=workload.max_tokens.capped(_WARMUP_TOKENS))
+        return load(short, count, "warm-up", concurrency=min(concurrency, count))
+
+    limit_s = arguments.max_duration_s
+    for rate in arguments.request_rate or ():
+        count = arguments.num_requests or len(from_file) or _REQUESTS_AT_A_RATE
+        arrivals = poisson_arrivals(rate, count, arguments.seed)
+        measured = load(workload, count, "measured", arrivals=arrivals, max_duration_s=limit_s)
+        yield Plan({"request_rate": rate}, warmup(1), measured)
+    for streams in () if arguments.request_rate else arguments.concurrency or [1]:
+        count = arguments.num_requests or max(
+            len(from_file) or max(_REQUESTS_A_STREAM * streams, _MIN_REQUESTS), streams
+        )
+        if count < streams:
+            raise BenchmarkError(f"--num-requests {count} cannot keep {streams} streams busy")
+        measured = load(workload, count, "measured", concurrency=streams, max_duration_s=limit_s)
+        yield Plan({"concurrency": streams}, warmup(streams), measured)
 
 
-def _plan_concurrency(arguments: argparse.Namespace, workload: Workload, from_file: list[bytes], number: int) -> Plan:
-    count = arguments.num_requests or max(len(from_file) or max(_REQUESTS_A_STREAM * number, _MIN_REQUESTS), number)
-    if count < number:
-        raise BenchmarkError(f"--num-requests {count} cannot keep {number} streams busy")
-    load = Load(
-        path=PATHS[workload.endpoint],
-        bodies=_bodies(workload, from_file, count),
-        stream=workload.stream,
-        concurrency=number,
-        max_duration_s=arguments.max_duration_s,
-    )
-    return Plan({"concurrency": number}, _warmup(arguments, workload, from_file, number), load)
-
-
-def _plan_rate(arguments: argparse.Namespace, workload: Workload, from_file: list[bytes], rate: float) -> Plan:
-    count = arguments.num_requests or len(from_file) or _REQUESTS_AT_A_RATE
-    load = Load(
-        path=PATHS[workload.endpoint],
-        bodies=_bodies(workload, from_file, count),
-        stream=workload.stream,
-        arrivals=poisson_arrivals(rate, count, arguments.seed),
-        max_duration_s=arguments.max_duration_s,
-    )
-    return Plan({"request_rate": rate}, _warmup(arguments, workload, from_file, 1), load)
-
-
-def _bodies(workload: Workload, from_file: list[bytes], count: int) -> list[bytes]:
-    return cycled(from_file, count) if from_file else list(workload.bodies(count, part="measured"))
-
-
-def _warmup(arguments: argparse.Namespace, workload: Workload, from_file: list[bytes], number: int) -> Load | None:
-    # Those of a file would find themselves in the prefix cache when they are measured.
-    count = arguments.warmup if arguments.warmup is not None else 0 if from_file else number
-    if count == 0:
-        return None
-    short = replace(workload, max_tokens=workload.max_tokens.capped(_WARMUP_TOKENS))
-    return Load(
-        path=PATHS[workload.endpoint],
-        bodies=cycled(from_file, count) if from_file else list(short.bodies(count, part="warm-up")),
-        stream=workload.stream,
-        concurrency=min(number, count),
-    )
+def _read_requests(arguments: argparse.Namespace, workload: Workload) -> list[bytes]:
+    if arguments.requests is None:
+        return []
+    force = arguments.model is not None
+    try:
+        return read_bodies(
+            arguments.requests, workload.endpoint, workload.model, force_model=force, stream=workload.stream
+        )
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(str(error)) from error

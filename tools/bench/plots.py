@@ -1,4 +1,4 @@
-"""The figures as a picture: throughput, requests, time to first token, time between tokens, over the levels."""
+"""Plots the figures over the levels: throughput, requests, time to first token, time between tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SIZE_INCHES = (11.0, 7.5)
 
 
 def check_plotting(path: Path) -> None:
-    """Finds out before a long run whether its picture could be drawn.
+    """Checks before a long run that its plot can be drawn.
 
     Raises:
-        ValueError: it could not; the message says what to do.
+        ValueError: it cannot; the message says what to do.
     """
     try:
         import matplotlib  # noqa: F401
@@ -31,16 +31,16 @@ def check_plotting(path: Path) -> None:
 
 
 def draw(path: Path, runs: Sequence[tuple[str, Figures]]) -> None:
-    """Writes the picture.
+    """Writes the plot.
 
     Args:
-        path: its ending decides the format.
-        runs: each with a name; several are drawn over each other.
+        path: its suffix determines the format.
+        runs: (name, figures) of each run; several are drawn over each other.
 
     Raises:
         OSError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps state and looks for a screen
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and looks for a display
 
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     throughput, requests, first, between = figure.subplots(2, 2).flat

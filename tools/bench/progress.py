@@ -1,4 +1,4 @@
-"""A bar on the terminal while a level runs. Only looks at the level; costs the load next to nothing."""
+"""A progress bar on the terminal while a level runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tools.bench.load import Level
 
-# Each redraw takes a millisecond or two from the load generator, which may share its cores with the server.
+# A redraw takes a millisecond or two of the load generator's time, which may share its cores with the server.
 _INTERVAL_S = 0.25
 
 
 @contextlib.asynccontextmanager
 async def shown(name: str, level: Level, total: int) -> AsyncIterator[None]:
-    """Shows how far a level is, on stderr, where that is a terminal.
+    """Shows the progress of a level on stderr, if that is a terminal.
 
     Args:
-        name: of the level.
-        level: being filled in.
-        total: requests it will have.
+        level: read, not changed, while it is filled in.
+        total: number of requests of the level.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,6 +1,6 @@
-"""One reply of an OpenAI-compatible server: when its tokens came, how many there were, and what went wrong.
+"""Parses a reply of an OpenAI-compatible server: when its tokens came, how many there were, and what went wrong.
 
-Takes bytes with their times; sends nothing and computes no statistics (see load and report).
+load.py sends the requests, report.py computes statistics.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from typing import Any
 
 import orjson
 
-from tools.bench.wire import ResponseParser
+from tools.bench.http import ResponseParser
 from tools.event_parser import EventParser
 
 _MAX_DETAIL_CHARS = 200
 _MAX_BODY_BYTES = 64 << 20
-# Where a chunk's choice carries what was generated: the text of completions, the parts of a chat delta, and ids where
-# they were asked for (a token that does not complete a character has no text).
+# Fields of a chat delta that carry generated text. (Completions have `text`; `token_ids`, if requested, also tell of
+# tokens without text, which do not complete a character.)
 _DELTA_FIELDS = ("content", "tool_calls", "function_call", "reasoning_content", "reasoning")
 
 
 @dataclass(slots=True)
 class Record:
-    """What became of one request. Times are in seconds.
+    """The outcome of one request. Times are in seconds.
 
     Attributes:
-        started: since the level began; when it was due, for one with an arrival time.
-        duration: until its end, whatever that was.
-        ttft: until the first event that carries tokens; None where there was none.
-        gaps: between events that carry tokens, within a choice.
-        generation: from the first such event to the last.
-        prompt_tokens: as the server counts.
-        cached_tokens: of them, those from its prefix cache.
-        output_tokens: as the server counts, or the events if it does not.
-        num_choices: that had tokens in events.
-        is_counted: the server has told the usage.
-        error: the kind of failure, or None.
-        detail: what it said.
+        started: when it was sent, or was due, since the level began.
+        duration: until it ended or failed.
+        ttft: time to the first event that carries tokens; None without such an event.
+        gaps: times between events that carry tokens, within a choice.
+        generation: time from the first such event to the last.
+        prompt_tokens: the server's count.
+        cached_tokens: prompt tokens from the server's prefix cache.
+        output_tokens: the server's count, or the number of events if it reports none.
+        num_choices: number of choices that had events with tokens.
+        is_counted: the server reported usage.
+        error: kind of failure, or None.
+        detail: message of the failure.
     """
 
     started: float
@@ -54,18 +54,18 @@ class Record:
 
     @property
     def per_output_token(self) -> float | None:
-        """Seconds a token after the first, or None where that has no meaning (one token, or several choices)."""
+        """Seconds per token after the first; None for a single token or several choices."""
         if self.num_choices != 1 or self.output_tokens < 2:
             return None
         return self.generation / (self.output_tokens - 1)
 
 
 class RequestError(Exception):
-    """A request that did not get its reply.
+    """A request failed.
 
     Attributes:
-        kind: a few words to count it under.
-        detail: what the server or the system said.
+        kind: the category of the failure, in a few words.
+        detail: the message of the server or the system.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -75,7 +75,7 @@ class RequestError(Exception):
 
 
 class ReplyTimer:
-    """Takes the body of one reply and notes the times in its record."""
+    """Reads the body of one reply and writes times and counts into its record."""
 
     def __init__(self, record: Record, origin: float, *, stream: bool) -> None:
         self._record = record
@@ -88,14 +88,10 @@ class ReplyTimer:
         self._finished = False
 
     def take(self, status: int, data: bytes, now: float) -> None:
-        """Takes bytes of the body.
-
-        Args:
-            data: as they came.
-            now: when.
+        """Reads a piece of the body, which arrived at `now`.
 
         Raises:
-            RequestError: the stream tells of an error.
+            RequestError: the stream reports an error.
         """
         if self._events is None or status != 200:
             if len(self._body) + len(data) > _MAX_BODY_BYTES:
@@ -141,10 +137,10 @@ class ReplyTimer:
             record.is_counted = True
 
     def finish(self, response: ResponseParser) -> None:
-        """Takes the end of the response.
+        """Handles the end of the response.
 
         Raises:
-            RequestError: it was not the reply that was asked for.
+            RequestError: the response is not a complete, successful reply.
         """
         if response.status != 200:
             raise RequestError(f"http {response.status}", error_message(bytes(self._body)))
@@ -168,10 +164,10 @@ def _carries_tokens(choice: dict[str, Any]) -> bool:
 
 
 def load_object(data: bytes) -> dict[str, Any]:
-    """Returns a JSON object.
+    """Parses a JSON object.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is something else.
     """
     try:
         value = orjson.loads(data)
@@ -183,7 +179,7 @@ def load_object(data: bytes) -> dict[str, Any]:
 
 
 def error_message(body: bytes) -> str:
-    """Returns the sentence in an error reply of whatever shape, on one line."""
+    """Extracts the message of an error reply of any shape, on one line."""
     try:
         reply = orjson.loads(body)
     except orjson.JSONDecodeError:

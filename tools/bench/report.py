@@ -1,4 +1,4 @@
-"""From records to figures: percentiles, and the table of them. Pure arithmetic and text."""
+"""Computes the figures of a level from its records, and prints them as a table."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LATENCIES = {
     "per_output_token_s": "per output token",
     "end_to_end_s": "end to end",
 }
-_BUSY_CLIENT = 0.8  # share of a core from which on the client itself may be what limits
+_BUSY_CLIENT = 0.8  # above this share of a core, the client itself may be the bottleneck
 
 Figures = dict[str, Any]
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Returns a percentile, interpolated linearly between the two nearest values (numpy's default).
+    """Returns a percentile, with linear interpolation (numpy's default).
 
     Args:
-        ordered: ascending, at least one value.
-        percent: from 0 to 100.
+        ordered: at least one value, in ascending order.
+        percent: 0 to 100.
     """
     place = (len(ordered) - 1) * percent / 100
     low = math.floor(place)
@@ -38,7 +38,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def describe(values: Sequence[float]) -> Figures | None:
-    """Returns mean, percentiles and extremes, or None for no values."""
+    """Returns mean, percentiles and extremes, or None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -48,11 +48,9 @@ def describe(values: Sequence[float]) -> Figures | None:
 
 
 def summarise(level: Level, name: Figures) -> Figures:
-    """Returns the figures of a level. Only what completed counts towards throughput and latencies.
+    """Returns the figures of a level, named as by {"concurrency": 4}.
 
-    Args:
-        level: that ended, or was cut off.
-        name: what tells it from the others, such as {"concurrency": 4}.
+    Only completed requests count towards throughput and latencies.
     """
     completed = [record for record in level.records if record.error is None]
     duration = level.duration or math.inf
@@ -90,19 +88,19 @@ def _errors(records: Sequence[Record]) -> Figures:
 
 
 def raw(level: Level) -> list[Figures]:
-    """Returns the numbers of each request, in the order they began."""
+    """Returns the records of the requests, in the order in which they began."""
     return [asdict(record) for record in sorted(level.records, key=lambda record: record.started)]
 
 
 def add_ratios(levels: list[Figures]) -> None:
-    """Notes in each level how its throughput compares with the first one's."""
+    """Adds to each level the ratio of its throughput to that of the first."""
     first = levels[0]["output_tokens_per_s"]
     for level in levels:
         level["ratio_to_first"] = level["output_tokens_per_s"] / first if first else None
 
 
 def table(levels: list[Figures]) -> str:
-    """Returns the figures of all levels for people to read."""
+    """Returns the figures of all levels as text."""
     lines = [*_throughput(levels), "", *_latencies(levels)]
     for level in levels:
         for kind, error in level["errors"].items():
@@ -149,11 +147,11 @@ def _latencies(levels: list[Figures]) -> list[str]:
 
 
 def aligned(rows: list[list[str]], num_left: int = 1) -> list[str]:
-    """Returns the lines of a table.
+    """Returns the lines of a table, its columns aligned.
 
     Args:
-        rows: of the same number of cells.
-        num_left: columns aligned to the left.
+        rows: all must have the same number of cells.
+        num_left: how many columns are aligned to the left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -1,7 +1,7 @@
-"""What a load asks for and when: lengths, prompts, request bodies and arrival times. Seeded, no I/O but a file's.
+"""Generates the requests of a load: lengths, prompts, request bodies and arrival times.
 
-The same seed gives the same lengths, arrivals and shared prefix. The rest of each prompt is drawn anew every time, so
-that a prefix cache is of no use: with a seed, a second run against the same server would find its prompts cached.
+The same seed gives the same lengths, arrivals and shared prefix. The rest of each prompt is always random: otherwise
+a second run against the same server would find its prompts in the prefix cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WORDS = (
 
 
 class WordScale(NamedTuple):
-    """How words become tokens: `overhead + per_word * words`; measured on the server (see plan)."""
+    """The number of tokens of some words, measured on the server: `overhead + per_word * words`."""
 
     per_word: float
     overhead: float
@@ -42,7 +42,7 @@ class WordScale(NamedTuple):
         return cls(per_word, max(few[1] - per_word * few[0], 0.0))
 
     def words(self, num_tokens: int) -> int:
-        """Returns how many words make about so many tokens; at least one."""
+        """Returns how many words make about this many tokens; at least one."""
         return max(1, round((num_tokens - self.overhead) / self.per_word))
 
 
@@ -51,23 +51,20 @@ ONE_TO_ONE = WordScale(1.0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Makes request bodies.
+    """Generates request bodies.
 
     Attributes:
         endpoint: "chat" or "completions".
-        model: named in each body.
-        prompt_tokens: of the part of a prompt that is its own.
-        max_tokens: of the reply.
-        shared_prefix_tokens: in front of every prompt, the same for all requests of a seed.
+        prompt_tokens: length of a prompt without the shared prefix.
+        shared_prefix_tokens: length of the prefix that all prompts of a seed have in common.
         prompt_kind: "ids" (completions only: exact, needs no tokenizer) or "words".
-        token_ids: first and last id prompts are made of; the default are bytes in Qwen's vocabulary, so never control
-            tokens.
-        scale: how words become tokens.
-        temperature: of the sampling; above 0 each request gets a seed of its own.
-        ignore_eos: ask for exactly `max_tokens`.
-        stream: ask for events, the usage among them.
-        extra: added to each body, and wins over what is above.
-        seed: of everything drawn.
+        token_ids: first and last token id in prompts. The default ids are single bytes in Qwen's vocabulary, never
+            control tokens.
+        temperature: if above 0, each request gets a seed of its own.
+        ignore_eos: generate exactly `max_tokens`.
+        stream: ask for a stream, with the usage at its end.
+        extra: added to each body; overrides the fields above.
+        seed: of lengths, shared prefix and sampling.
     """
 
     endpoint: str
@@ -85,12 +82,7 @@ class Workload:
     seed: int = 0
 
     def bodies(self, count: int, *, part: str) -> Iterator[bytes]:
-        """Yields JSON bodies.
-
-        Args:
-            count: how many.
-            part: of the run; the same one has the same lengths.
-        """
+        """Yields JSON bodies; the same `part` of a run ("warm-up", "measured") gets the same lengths."""
         generator = random.Random(f"{self.seed} {part}")
         fresh = random.Random()
         for _ in range(count):
@@ -122,12 +114,12 @@ class Workload:
 
 
 def words(count: int) -> str:
-    """Returns random words, for finding a `WordScale`."""
+    """Returns random words, to measure a `WordScale` with."""
     return " ".join(random.Random().choices(_WORDS, k=count))
 
 
 def with_stream(body: Body, stream: bool) -> Body:
-    """Returns a body that asks for events with the usage at their end, or for one object."""
+    """Returns the body, asking for a stream with the usage at its end, or for a single object."""
     if not stream:
         return {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
     options = body.get("stream_options") or {}
@@ -135,17 +127,16 @@ def with_stream(body: Body, stream: bool) -> Body:
 
 
 def read_bodies(path: Path, endpoint: str, model: str, *, force_model: bool, stream: bool) -> list[bytes]:
-    """Reads bodies from a file, one JSON object a line; a line of OpenAI's batch files has its own under "body".
+    """Reads bodies from a file, one JSON object per line; lines of OpenAI's batch files have them under "body".
 
     Args:
-        endpoint: that they are for.
-        model: put into those that name none.
-        force_model: put it into all.
-        stream: how to ask for replies, whatever the bodies say.
+        endpoint: "chat" or "completions".
+        model: set in bodies that name no model.
+        force_model: set the model in all bodies.
+        stream: overrides what the bodies ask for.
 
     Raises:
-        ValueError: a line is not such an object, or there is none.
-        OSError: the file cannot be read.
+        ValueError: a line is not such an object, or there are none.
     """
     field = "messages" if endpoint == CHAT else "prompt"
     bodies = []
@@ -169,13 +160,7 @@ def read_bodies(path: Path, endpoint: str, model: str, *, force_model: bool, str
 
 
 def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Returns when requests arrive, in seconds: independent of each other, `rate` a second on average.
-
-    Args:
-        rate: requests a second.
-        count: how many.
-        seed: the same one gives the same times.
-    """
+    """Returns the arrival times, in seconds, of a Poisson process with `rate` requests per second on average."""
     generator = random.Random(f"{seed} arrivals")
     times: list[float] = []
     now = 0.0
@@ -186,5 +171,5 @@ def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
 
 
 def cycled(bodies: Sequence[bytes], count: int) -> list[bytes]:
-    """Returns `count` bodies, from the first again when they run out."""
+    """Returns `count` bodies, repeating them from the first if there are fewer."""
     return [bodies[i % len(bodies)] for i in range(count)]

@@ -1,4 +1,4 @@
 """`qwen-server chat`: a conversation in a terminal, with this server or any OpenAI-compatible one.
 
-A client of the API like any other: it may not know how this server works inside.
+It is an ordinary client of the API and must not depend on how this server works inside.
 """

@@ -1,4 +1,4 @@
-"""The arguments of `qwen-server chat`. Nothing is imported here that takes time: --help reads it too."""
+"""The arguments of `qwen-server chat`. --help imports this file, so it must import nothing slow."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ DESCRIPTION = (
 
 
 def split_server_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """Takes what follows `--` off a `chat` or `batch` command: argparse has no optional arguments on both sides of it.
-
-    Args:
-        words: of the command line, without the program's name.
+    """Splits the words of a `chat` or `batch` command at `--`, as argparse allows no optional arguments on both sides.
 
     Returns:
-        What argparse is to read, and the flags for the command's own server.
+        The words for argparse, and the flags for the server that the command starts.
     """
     if words[:1] not in (["chat"], ["batch"]) or "--" not in words:
         return words, []

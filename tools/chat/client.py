@@ -1,6 +1,6 @@
-"""The API as a chat needs it: the names of the models, and replies as they arrive.
+"""API client of the chat: lists models and streams replies.
 
-Every failure leaves as a ChatError, a sentence for people. Knows nothing of terminals.
+Every failure is raised as a ChatError, a sentence for people. Knows nothing about terminals.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LARGEST_REPLY_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class Reply:
-    """A reply while it arrives.
+    """A reply, filled in as it arrives.
 
     Attributes:
-        content: so far; the thought, where the model calls.
-        calls: so far, as the API has them.
-        finish_reason: None until its end.
-        usage: as the server counts, or empty.
+        content: the text so far; before a call, the model's thought.
+        calls: the tool calls so far, in the API's form.
+        finish_reason: None until the reply ends.
+        usage: the server's token counts, or empty.
         started: `time.monotonic()` of the request.
-        first: of the first text.
-        last: of the last.
+        first: `time.monotonic()` of the first text or call, or None.
+        last: `time.monotonic()` of the latest text or call, or None.
     """
 
     content: str = ""
@@ -44,7 +44,7 @@ class Reply:
     last: float | None = None
 
     def take(self, chunk: dict[str, Any]) -> None:
-        """Takes the next chunk of the stream."""
+        """Adds the next chunk of the stream."""
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
@@ -68,13 +68,12 @@ class Reply:
 
 
 class ChatClient:
-    """Speaks to one server.
+    """Client of one server.
 
     Args:
-        base_url: with or without a path; without one, /v1 is meant.
-        api_key: sent as a bearer token, or None.
-        timeout_s: longest silence.
-        why_gone: tells why the server is no more, or None; asked when it cannot be reached.
+        base_url: /v1 is added if it has no path.
+        timeout_s: longest silence of the server.
+        why_gone: called when the server cannot be reached; returns why it has ended, or None.
     """
 
     def __init__(
@@ -102,10 +101,10 @@ class ChatClient:
         await self._http.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
-        """Returns what the server lists, each with an id.
+        """Lists the server's models.
 
         Raises:
-            ChatError: the server cannot be reached or does not list any.
+            ChatError: the server cannot be reached, or lists none.
         """
         try:
             response = await self._http.get(f"{self.url}/models")
@@ -120,19 +119,16 @@ class ChatClient:
         return entries
 
     async def stream(self, body: dict[str, Any], reply: Reply) -> AsyncIterator[None]:
-        """Sends a conversation and fills in the reply; yields whenever there is more of it.
-
-        Args:
-            reply: filled in.
+        """Sends a conversation and fills in the reply; yields whenever more of it has arrived.
 
         Raises:
-            ChatError: it was refused, or broke off.
+            ChatError: the request was refused, or the reply broke off.
         """
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         parser = EventParser()
         num_bytes = 0
         try:
-            # Escaped, for a loaded conversation may hold half a surrogate pair.
+            # ASCII-escaped, as a loaded conversation may contain a lone surrogate.
             content = json.dumps(body)
             json_type = {"Content-Type": "application/json"}
             async with self._http.stream(
@@ -161,11 +157,11 @@ class ChatClient:
             raise self._refusal(500, event)
         try:
             reply.take(chunk)
-        except (AttributeError, TypeError) as error:  # valid JSON of another shape
+        except (AttributeError, TypeError) as error:  # JSON of another shape
             raise ChatError(f"That is no OpenAI-compatible server: it sent {event[:60]!r}.") from error
 
     def _refusal(self, status: int, body: bytes) -> ChatError:
-        """An error reply, in words for people; its own message says most of it."""
+        """Converts an error reply into a sentence for people, mostly its own message."""
         try:
             reply = json.loads(body)
         except ValueError:

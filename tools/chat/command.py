@@ -1,4 +1,4 @@
-"""`qwen-server chat`: finds or starts the server, then talks to a person or answers a pipe."""
+"""`qwen-server chat`: finds or starts a server, then chats on the terminal or answers a question from a pipe."""
 
 from __future__ import annotations
 
@@ -27,14 +27,7 @@ _INTERRUPTED = 130
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: as `add_arguments` defines them.
-
-    Returns:
-        The exit status.
-    """
+    """Runs the command and returns its exit status."""
     try:
         question = None if sys.stdin.isatty() else _read_question()
         if question is None and not sys.stdout.isatty():
@@ -45,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except asyncio.CancelledError:  # told to end by a signal; all is closed by now
+    except asyncio.CancelledError:  # ended by a signal; everything is closed by now
         return 128 + signal.SIGTERM
 
 
@@ -66,7 +59,7 @@ async def _run(arguments: argparse.Namespace, question: str | None) -> int:
 
 
 def _end_on_signals() -> None:
-    """A closed terminal or a kill ends the chat in order, its server with it."""
+    """Makes SIGTERM and SIGHUP (a closed terminal) end the chat cleanly, together with its server."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -81,7 +74,7 @@ def _read_question() -> str:
 
 
 async def _find_server(arguments: argparse.Namespace, stack: contextlib.AsyncExitStack) -> ChatClient:
-    """Returns a client to the server there is, or to one that ends with the stack."""
+    """Returns a client of the given server, or of a new one that ends with the stack."""
     if arguments.checkpoint is None:
         if arguments.server_flags:
             raise ChatError("Flags after -- are for a server of this chat: name its MODEL too.")
@@ -117,7 +110,7 @@ def _prepare(conversation: Conversation, arguments: argparse.Namespace) -> None:
 
 
 async def _answer(client: ChatClient, conversation: Conversation, question: str) -> None:
-    """Prints the reply to one question as it comes, and nothing else."""
+    """Prints the reply to one question as it arrives, and nothing else."""
     conversation.ask(question)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
@@ -133,7 +126,7 @@ async def _answer(client: ChatClient, conversation: Conversation, question: str)
         if not (reply.content.endswith("\n") and not reply.calls):
             sys.stdout.write("\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # as `| head` does; the rest is not wanted
+    except BrokenPipeError:  # the reader has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ChatError:
         sys.stdout.write("\n" if num_printed else "")
@@ -154,7 +147,7 @@ async def _talk(
 
     commands = Commands(conversation, say)
     prompt = Prompt(history, commands.names, NAMES)
-    name = conversation.model.rstrip("/").rsplit("/", 1)[-1]  # of a folder, its last part
+    name = conversation.model.rstrip("/").rsplit("/", 1)[-1]  # the last part of a folder or hub id
     say(f"{name} at {client.url}. /help lists the commands, Ctrl-D leaves.")
     if name.startswith(DEMO):
         say(f"{name} is {ABOUT}.")

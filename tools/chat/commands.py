@@ -1,4 +1,4 @@
-"""What can be typed after a slash. Changes the conversation or shows it; sends nothing itself."""
+"""The slash commands. They change or show the conversation; they send nothing themselves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS = (
 
 
 class Next(Enum):
-    """What is to be done after a command."""
+    """What the session has to do after a command."""
 
     NOTHING = auto()
     RETRY = auto()
@@ -45,12 +45,7 @@ class Next(Enum):
 
 
 class Commands:
-    """Runs commands.
-
-    Args:
-        conversation: changed by them.
-        say: shows a text.
-    """
+    """Runs slash commands on a conversation; `say` prints a text."""
 
     def __init__(self, conversation: Conversation, say: Callable[[str], None]) -> None:
         self._conversation = conversation
@@ -75,17 +70,14 @@ class Commands:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all commands."""
+        """The names of all commands."""
         return tuple(self._table)
 
     def run(self, line: str) -> Next:
-        """Runs one.
-
-        Args:
-            line: with its slash.
+        """Runs the command of a line that begins with a slash.
 
         Raises:
-            ChatError: there is no such command, or it cannot be done.
+            ChatError: there is no such command, or it failed.
         """
         name, _, rest = line.strip().partition(" ")
         command = self._table.get(name)

@@ -1,6 +1,6 @@
-"""A conversation and what each request of it carries; saved as a request body, so that curl can send it too.
+"""A conversation with its settings. It is saved as a request body, so that curl can send it too.
 
-Pure state: knows neither the terminal nor the network.
+This is state only: no terminal, no network.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ _LARGEST_FILE_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class Conversation:
-    """What has been said, and how to go on.
+    """A conversation and the settings of its requests.
 
     Attributes:
-        model: asked for.
-        system: what the model is told to be, or None.
-        messages: since then, as the API has them.
-        tools: the model may call.
-        settings: of each request, such as {"temperature": 0.2}.
-        draft: the last question that got no answer, for /retry.
+        system: the system prompt, or None.
+        messages: all messages after the system prompt, in the API's form.
+        settings: further fields of each request, such as {"temperature": 0.2}.
+        draft: the last question without an answer, for /retry.
     """
 
     model: str
@@ -43,38 +41,29 @@ class Conversation:
     draft: str | None = None
 
     def body(self) -> JsonObject:
-        """Returns the next request."""
+        """Returns the body of the next request."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         tools = {"tools": self.tools} if self.tools else {}
         return {"model": self.model, "messages": [*system, *self.messages], **tools, **self.settings}
 
     def ask(self, text: str) -> None:
-        """Adds a question."""
+        """Adds a user message."""
         self.messages.append({"role": "user", "content": text})
         self.draft = None
 
     def answer(self, content: str, calls: list[JsonObject]) -> None:
-        """Adds a reply.
-
-        Args:
-            content: its text; the thought, where it calls.
-            calls: as the API has them.
-        """
+        """Adds a message of the assistant, with its tool calls in the API's form."""
         message: JsonObject = {"role": "assistant", "content": content}
         if calls:
             message["tool_calls"] = calls
         self.messages.append(message)
 
     def add_result(self, call_id: str, text: str) -> None:
-        """Adds the result of a call."""
+        """Adds the result of a tool call."""
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
     def take_back(self) -> str | None:
-        """Forgets the last question and all that followed; it becomes the draft.
-
-        Returns:
-            The question, or None where there was none.
-        """
+        """Removes the last question and all after it; returns it (None if there is none) and keeps it as draft."""
         for place in range(len(self.messages) - 1, -1, -1):
             if self.messages[place]["role"] == "user":
                 self.draft = _text(self.messages[place].get("content"))
@@ -83,15 +72,15 @@ class Conversation:
         return None
 
     def clear(self) -> None:
-        """Forgets what was said; system message, tools and settings stay."""
+        """Removes all messages; system prompt, tools and settings stay."""
         self.messages.clear()
         self.draft = None
 
     def save(self, path: Path) -> None:
-        """Writes the conversation as a request body. Only a saved conversation is ever replaced.
+        """Writes the conversation as a request body. Of existing files, only saved conversations are replaced.
 
         Raises:
-            ChatError: it cannot be written, or another file is in the way.
+            ChatError: it cannot be written, or the file exists and is no saved conversation.
         """
         try:
             is_there = path.exists()
@@ -110,10 +99,10 @@ class Conversation:
             raise ChatError(f"Cannot write {path}: {error.strerror}.") from error
 
     def load(self, path: Path) -> None:
-        """Goes on with a saved conversation; the model asked for stays.
+        """Replaces this conversation by a saved one; the model stays the same.
 
         Raises:
-            ChatError: the file holds none; nothing has changed then.
+            ChatError: the file contains none; then nothing has changed.
         """
         body = read_body(path)
         messages = [dict(message) for message in body["messages"]]
@@ -134,10 +123,10 @@ def _require_conversation(path: Path) -> None:
 
 
 def as_path(text: str) -> Path:
-    """Returns the path a user means.
+    """Returns the path that a user typed, with ~ expanded.
 
     Raises:
-        ChatError: it is in the home of somebody who does not exist.
+        ChatError: the home directory does not exist.
     """
     try:
         return Path(text).expanduser()
@@ -149,7 +138,7 @@ def read_body(path: Path) -> JsonObject:
     """Reads a request body, or a bare list of messages, from a file.
 
     Raises:
-        ChatError: it holds neither.
+        ChatError: the file contains neither.
     """
     body = read_json(path)
     if isinstance(body, list):
@@ -164,10 +153,10 @@ def read_body(path: Path) -> JsonObject:
 
 
 def read_tools(path: Path) -> list[JsonObject]:
-    """Reads what a model may call: a list of tools or functions, alone or as "tools" of an object.
+    """Reads a list of tools or functions from a file, bare or as "tools" or "functions" of an object.
 
     Raises:
-        ChatError: it holds none.
+        ChatError: the file contains none.
     """
     value = read_json(path)
     if isinstance(value, dict):
@@ -176,10 +165,10 @@ def read_tools(path: Path) -> list[JsonObject]:
 
 
 def as_tools(value: Any, path: Path) -> list[JsonObject]:
-    """Returns functions in the shape of tools.
+    """Converts a list of tools or bare functions into the API's `tools`.
 
     Raises:
-        ChatError: they are none.
+        ChatError: the value, read from `path`, is something else.
     """
     entries: list[Any] = value if isinstance(value, list) else [None]
     tools: list[JsonObject] = []
@@ -199,7 +188,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        ChatError: it cannot be read, or is no JSON.
+        ChatError: it cannot be read, or is not JSON.
     """
     try:
         if path.stat().st_size > _LARGEST_FILE_BYTES:
@@ -212,7 +201,7 @@ def read_json(path: Path) -> Any:
 
 
 def _text(content: Any) -> str:
-    """A message's content as text; parts are joined."""
+    """Returns a message's content as text, its parts joined."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return "" if content is None else str(content)

@@ -1,7 +1,9 @@
-"""What goes wrong in a terminal chat, as a sentence for the person in front of it."""
+"""The error of the terminal chat."""
 
 from __future__ import annotations
 
+from model.contract.errors import StartupError
 
-class ChatError(Exception):
-    """Something the user is told, in words that say what to do."""
+
+class ChatError(StartupError):
+    """Something went wrong; the message is a sentence for the user that says what to do."""

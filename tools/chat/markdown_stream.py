@@ -1,7 +1,7 @@
-"""Markdown on a terminal while it is being written, without flicker and without losing the scrollback.
+"""Renders streamed Markdown on a terminal, without flicker and without losing the scrollback.
 
-Blocks that can no longer change are printed once, for good. Only the block under way is drawn again and again, in a
-region never taller than the screen: what a terminal has scrolled away it cannot draw over.
+Blocks that can no longer change are printed once. Only the unfinished block is redrawn, in a region that is never
+taller than the screen, because lines that have scrolled away cannot be redrawn.
 """
 
 from __future__ import annotations
@@ -23,21 +23,17 @@ from rich.text import Text
 _REDRAW_INTERVAL_S = 0.08
 _PAUSE_FACTOR = 4
 _ROWS_KEPT_FREE = 3
-# Without HTML: rich draws none of it, and what a reply says of tags or of types such as List<int> would be gone.
+# HTML is off: rich does not draw it, so tags and types such as List<int> in a reply would vanish.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
 
 
 def printable(text: str) -> str:
-    """Returns text without what would command the terminal: escape and other control characters."""
+    """Returns the text without escape and other control characters, which would command the terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def split_blocks(text: str) -> list[str]:
-    """Returns the blocks of a text that begins with one; joined, they are the text.
-
-    Args:
-        text: Markdown, in whole lines.
-    """
+    """Splits Markdown, in whole lines from the start of a block, into its top-level blocks."""
     starts = [token.map[0] for token in _PARSER.parse(text) if token.level == 0 and token.map]
     lines = text.splitlines(keepends=True)
     edges = [0, *sorted(set(starts[1:]) - {0}), len(lines)]
@@ -45,20 +41,15 @@ def split_blocks(text: str) -> list[str]:
 
 
 def stable_blocks(text: str) -> list[str]:
-    """Returns the blocks of a text that more text cannot change; the last one never is among them.
-
-    Args:
-        text: Markdown, from the start of a block.
-    """
+    """Returns the blocks that further text cannot change: all but the last one."""
     return split_blocks(text[: text.rfind("\n") + 1])[:-1]
 
 
 class MarkdownStream:
-    """A reply on the terminal, from its first character to its last; for use in a running event loop.
+    """Shows one reply on the terminal; needs a running event loop.
 
     Args:
-        console: to draw on.
-        hold: print nothing for good before `end`, because it may have to be shown in another way.
+        hold: print no block before `end`, as the text may turn out to be a thought, which is shown differently.
     """
 
     def __init__(self, console: Console, *, hold: bool = False) -> None:
@@ -82,56 +73,47 @@ class MarkdownStream:
         )
 
     def __enter__(self) -> MarkdownStream:
-        """Begins to draw."""
+        """Starts drawing."""
         self._live.start()
         self._tick()
         return self
 
     def _tick(self) -> None:
-        """Draws at intervals, and only what has changed: a frame a token would be slow, and idle frames flicker."""
+        """Redraws at intervals if the text has changed: a frame per token would be slow, and idle frames flicker."""
         started = time.monotonic()
         if self._is_changed or not self._text:  # the spinner turns until there is text
             self._is_changed = False
             self.settle()
             self._live.refresh()
-        # A block of thousands of lines takes long to draw; it is then drawn less often.
+        # A block of thousands of lines takes long to draw, so it is drawn less often.
         pause_s = max(_REDRAW_INTERVAL_S, _PAUSE_FACTOR * (time.monotonic() - started))
         self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Draws no more; what `end` has not printed is gone."""
+        """Stops drawing; text that `end` has not printed disappears."""
         self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
         self._live.stop()
 
     def update(self, text: str, footer: RenderableType | None = None) -> None:
-        """Shows the text so far.
-
-        Args:
-            text: all of it; what was given before is its start.
-            footer: shown below it, until `end`.
-        """
+        """Shows the whole text so far, and until `end` a footer below it."""
         self._text = text
         self._footer = footer
         self._is_changed = True
 
     def settle(self) -> None:
-        """Prints for good what can no longer change."""
+        """Prints the blocks that can no longer change."""
         if self._hold:
             return
         for block in stable_blocks(self._text[self._num_printed :]):
-            self._num_printed += len(block)  # first: printing draws what is left
+            self._num_printed += len(block)  # before printing, which redraws the rest
             self._print(block)
 
     def end(self, *, is_thought: bool = False) -> None:
-        """Prints for good what is not printed yet.
-
-        Args:
-            is_thought: it is what the model thought before a call, not an answer.
-        """
+        """Prints the rest, which is the model's thought before a call if `is_thought`."""
         self._is_over = True
         rest = self._text[self._num_printed :]
         if not rest.strip():
@@ -149,7 +131,7 @@ class MarkdownStream:
             self._console.print(Group(*gap, _Lines(_markdown(block))))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draws the end of what is not printed yet, as much as fits on the screen."""
+        """Draws as much of the end of the unprinted text as fits on the screen."""
         if self._is_over:
             return
         rest = self._text[self._num_printed :]
@@ -166,7 +148,7 @@ class MarkdownStream:
 
 
 class _Lines:
-    """What Markdown draws, without the spaces it fills lines with: they are in the way when text is copied."""
+    """Renders Markdown without the trailing spaces that fill its lines, which would be copied along with text."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -178,7 +160,7 @@ class _Lines:
 
 
 def _stripped_lines(content: RenderableType, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
-    """Lines without spaces at their end, and without empty lines around them."""
+    """Renders lines without trailing spaces, and without empty lines before and after them."""
     lines = [_stripped(line) for line in console.render_lines(content, options, pad=False)]
     while lines and not lines[0]:
         lines.pop(0)
@@ -200,7 +182,7 @@ def _stripped(line: list[Segment]) -> list[Segment]:
 
 
 def _markdown(text: str) -> Markdown:
-    # Links are shown with their address, not behind words: a reply is not to be trusted.
+    # Links show their address instead of hiding it behind words, because replies are not trusted.
     drawn = Markdown("", hyperlinks=False)
     drawn.parsed = _PARSER.parse(printable(text))
     return drawn

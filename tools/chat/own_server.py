@@ -1,7 +1,7 @@
-"""A server for as long as a chat or a batch lasts: a free port, a key of its own, a log that is read only if it fails.
+"""Runs a server for the duration of a chat or a batch: on a free port, with its own key and log file.
 
-It runs in a session of its own, so that Ctrl-C reaches the chat alone, and ends when its standard input does: however
-the chat ends, even killed, nothing is left behind.
+It runs in a session of its own, so that Ctrl-C does not reach it, and ends when its standard input is closed. So it
+ends with the command, even if that is killed.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ _LOADING = re.compile(r"loading the checkpoint: (\d+%)")
 _POLL_S = 0.1
 _END_TIMEOUT_S = 15.0
 _MOMENT_S = 0.3
-# The chat's own choices; from the environment they would lock it out or hide where it listens.
+# Settings that the command chooses. Inherited ones could lock it out, or hide where the server listens.
 _NOT_INHERITED = ("QWEN_SERVER_API_", "QWEN_SERVER_SSL_", "QWEN_SERVER_LOG_")
 
 
 class OwnServer:
-    """A server under way.
+    """A running server.
 
     Args:
-        checkpoint: folder or hub id; None is what `qwen-server serve` serves by itself.
-        flags: of `qwen-server serve`.
-        purpose: what it is for, as messages say.
-        api_key: that lets in; made where None.
+        checkpoint: folder or hub id; None for the default of `qwen-server serve`.
+        flags: further flags of `qwen-server serve`.
+        purpose: "chat" or "batch", for messages.
+        api_key: the only key that the server accepts; None generates one.
 
     Attributes:
-        api_key: that lets this command in, and nobody else.
-        url: where it listens; empty until `wait_ready`.
+        url: the server's address; empty until `wait_ready`.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class OwnServer:
             os.close(handle)
 
     async def wait_ready(self) -> None:
-        """Waits until it serves.
+        """Waits until the server is ready.
 
         Raises:
-            ChatError: it cannot; the message is its own last line.
+            ChatError: it ended; the message has the last line of its log.
         """
         async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
             while not await self._is_ready(http):
@@ -98,12 +97,12 @@ class OwnServer:
             return False
 
     def progress(self) -> str:
-        """Returns how far it has come with loading, as "40%", or nothing."""
+        """Returns the progress of loading, such as "40%", or an empty text."""
         found = _LOADING.findall(self._read_log())
         return found[-1] if found else ""
 
     def why_it_ended(self) -> str | None:
-        """Returns its last words, or None while it lives; one that breaks a connection may need a moment to end."""
+        """Returns why the server ended, or None while it runs. Waits a moment, as it may just be ending."""
         try:
             self._process.wait(_MOMENT_S)
         except subprocess.TimeoutExpired:
@@ -122,7 +121,7 @@ class OwnServer:
         return f"The server of this {self._purpose} has ended: {complaint} (its log is {self._log})"
 
     def stop(self) -> None:
-        """Ends it; its log goes with it, unless it had failed."""
+        """Ends the server. Deletes its log unless the server had failed."""
         failed = self._process.poll() not in (None, 0)
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):

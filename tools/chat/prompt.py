@@ -1,4 +1,4 @@
-"""The line people type on: several lines, a history that is kept, completion of commands and file names."""
+"""The input prompt: multi-line editing, a persistent history, completion of commands and file names."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TAKES_A_FILE = ("/tools ", "/save ", "/load ")
 
 
 class Prompt:
-    """Asks for input.
+    """Reads input from the terminal.
 
     Args:
-        history: what was typed before.
-        commands: completed after a slash.
-        settings: completed after /set.
+        history: earlier input.
+        commands: completions after a slash.
+        settings: completions after /set.
 
     Attributes:
-        is_multi: Enter begins a line, and Esc Enter sends; else the other way round.
+        is_multi: Enter begins a new line and Esc Enter sends, instead of the other way round.
     """
 
     def __init__(self, history: History, commands: Iterable[str], settings: Iterable[str]) -> None:
@@ -40,7 +40,7 @@ class Prompt:
         )
 
     async def ask(self) -> str:
-        """Returns what the user typed.
+        """Returns the user's input.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
@@ -52,7 +52,7 @@ class Prompt:
         return _as_text(typed)
 
     async def ask_result(self, name: str) -> str:
-        """Returns the result of a call, as the user typed it; raises as `ask` does."""
+        """Returns the result of a call, typed by the user; raises the same as `ask`."""
         typed = await self._result_session.prompt_async(
             FormattedText([("bold ansiyellow", f"result of {name}> ")]),
             prompt_continuation="   … ",
@@ -89,7 +89,7 @@ class Prompt:
 
 
 def _as_text(typed: str) -> str:
-    """Bytes that were no UTF-8 when they were pasted come as halves of surrogate pairs, which nobody can send."""
+    """Replaces lone surrogates, which stand for pasted bytes that are not UTF-8 and cannot be sent."""
     return typed.encode("utf-8", errors="replace").decode()
 
 
@@ -104,7 +104,7 @@ class _Completer(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Yields what may follow."""
+        """Yields the completions of the text before the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/"):
             return
@@ -119,13 +119,10 @@ class _Completer(Completer):
 
 
 def open_history(path: Path | None) -> tuple[History, str | None]:
-    """Opens the history of what was typed; only its owner may read it.
-
-    Args:
-        path: of the file, or None for the usual one.
+    """Opens the history of input, in a file (None: the default one) that only its owner may read.
 
     Returns:
-        The history, and why it will not be kept, if so.
+        The history, and a message if it will not be kept.
     """
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     file = path or state / "qwen-server" / "chat-history"

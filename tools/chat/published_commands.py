@@ -1,6 +1,6 @@
-"""The commands of the published cli_demo.py, which begin with a colon, in our own spelling.
+"""Translates the commands of the published cli_demo.py, which begin with a colon, into slash commands.
 
-A line with a colon in front that is none of them is a message, as it was there.
+Any other line that begins with a colon is a message, as it is there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _PLAIN = {
     ":reset-conf": "/reset",
 }
 _WITH_REST = {":seed": "/seed", ":conf": "/set"}
-# Names of the published generation config that a request has under another name.
+# Settings whose names in the published generation config differ from those in requests.
 _SETTINGS = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
 _VALUES = {"True": "true", "False": "false", "None": ""}
 
 
 def translate(line: str) -> str:
-    """Returns the line in our spelling; a line that is no such command comes back as it is."""
+    """Returns the slash command for a line; other lines are returned unchanged."""
     name, _, rest = line.strip().partition(" ")
     if name in _PLAIN:
         return _PLAIN[name]
@@ -36,7 +36,7 @@ def translate(line: str) -> str:
 
 
 def _setting(assignment: str) -> str:
-    """One `key=value` of theirs; sampling is switched by the temperature here."""
+    """Translates one `key=value`. Sampling is switched on and off by the temperature here."""
     name, equals, value = assignment.partition("=")
     value = _VALUES.get(value, value)
     if name == "do_sample" and equals:

@@ -1,4 +1,4 @@
-"""A chat with a person at a terminal: asks, shows replies as they come, and survives whatever happens to them."""
+"""The chat session at a terminal: reads input, shows replies as they arrive, and survives failed replies."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ class Session:
     """One chat.
 
     Args:
-        console: of the terminal.
-        client: to the server.
-        conversation: to go on with.
-        prompt: to ask on.
-        commands: for what begins with a slash.
-        context: most tokens of prompt and reply, or None if the server does not say.
+        context: limit of prompt and reply together, in tokens; None if the server does not report it.
     """
 
     def __init__(
@@ -78,7 +73,7 @@ class Session:
                 self._complain(str(error))
 
     async def _take(self, text: str) -> bool:
-        """Does what was typed; false ends the chat."""
+        """Handles one input; returns False to end the chat."""
         if not text.strip():
             return True
         text = translate(text)
@@ -109,7 +104,7 @@ class Session:
         await self._turn()
 
     async def _turn(self) -> None:
-        """Gets the answer to the last question, calls of tools on the way included."""
+        """Gets the answer to the last question, including tool calls on the way."""
         while True:
             reply, was_stopped = Reply(), False
             try:
@@ -138,7 +133,7 @@ class Session:
             self._note("stopped before an answer; /retry asks again")
 
     async def _ask_results(self, reply: Reply) -> bool:
-        """Asks for the result of each call; false if the user would not give one."""
+        """Asks for the result of each call; returns False if the user gives none."""
         for call in reply.calls:
             try:
                 text = await self._prompt.ask_result(printable(call["function"]["name"]))
@@ -161,7 +156,7 @@ class Session:
                 await self._reply_task
             except asyncio.CancelledError:
                 task = asyncio.current_task()
-                if task is not None and task.cancelling():  # not the reply alone: the chat is being ended
+                if task is not None and task.cancelling():  # the whole chat is being ended, not only the reply
                     raise
                 was_stopped = True
             finally:
@@ -198,7 +193,7 @@ class Session:
 
 
 def _calls(reply: Reply) -> RenderableType:
-    """The calls of a reply as they stand; arguments are laid out once they are whole."""
+    """Renders the calls of a reply; their arguments are formatted once they are complete."""
     shown = []
     for call in reply.calls:
         function = call["function"]
@@ -216,9 +211,9 @@ def _calls(reply: Reply) -> RenderableType:
 
 @contextlib.contextmanager
 def _keep_keys_for_the_prompt() -> Iterator[None]:
-    """What is typed while no prompt is shown waits for the next: unprinted, and with its Enter and Ctrl-D.
+    """Keeps input that is typed between prompts for the next prompt, without echoing it.
 
-    For the whole chat and not for the replies alone: a key may come between a reply's end and the prompt.
+    This lasts for the whole chat, as a key may arrive between the end of a reply and the next prompt.
     """
     try:
         import termios
@@ -229,7 +224,7 @@ def _keep_keys_for_the_prompt() -> Iterator[None]:
         yield
         return
     waiting = [*before]
-    waiting[0] &= ~termios.ICRNL  # else Enter waits as Ctrl-J, which begins a line
+    waiting[0] &= ~termios.ICRNL  # otherwise Enter arrives as Ctrl-J, which begins a new line
     waiting[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSANOW, waiting)
     try:

@@ -1,4 +1,4 @@
-"""`qwen-server serve` that ends when its standard input does: the server of one chat. own_server starts it."""
+"""Runs `qwen-server serve` until standard input is closed; started by own_server.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.__main__ import main
 
 
 def _end_with_parent() -> None:
-    # Nothing is ever sent: reading returns when the chat has closed its end, or has died.
+    # Nothing is ever written to it: reading returns when the parent closes its end or dies.
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,6 +1,6 @@
-"""What /set takes: the fields of a chat request, with the bounds the server has for them.
+"""The settings of /set: the fields of a chat request, checked as the server checks them.
 
-A misspelt name would be ignored by a server without a word, so names are checked here.
+Servers silently ignore unknown fields, so names are checked here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from server.wire.shapes.chat import ChatCompletionRequest
 from tools.chat.errors import ChatError
 
-# What the chat itself decides.
+# Fields that the chat itself sets, or cannot show.
 _OURS = frozenset(
     {"model", "messages", "tools", "functions", "function_call", "stream", "stream_options", "n", "user"}
     | {"continue_final_message", "modalities", "audio", "web_search_options", "return_token_ids"}
-    | {"logprobs", "top_logprobs"}  # would be paid for and not shown
+    | {"logprobs", "top_logprobs"}
 )
 NAMES = tuple(name for name in ChatCompletionRequest.model_fields if name not in _OURS)
 
@@ -28,10 +28,10 @@ _NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_][\w-]*=)")
 
 
 def parse_assignments(text: str) -> dict[str, Any]:
-    """Reads `temperature=0.2 stop=["a", "b"]`. Values are JSON, or else text; none at all unsets.
+    """Parses `temperature=0.2 stop=["a", "b"]`. A value is JSON, or else text; an empty one (None) unsets.
 
     Raises:
-        ChatError: it is none, or the server would refuse it.
+        ChatError: the text cannot be parsed, or the server would refuse a value.
     """
     values: dict[str, Any] = {}
     for part in _NEXT_ASSIGNMENT.split(text.strip()):
@@ -43,10 +43,10 @@ def parse_assignments(text: str) -> dict[str, Any]:
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings the server would take.
+    """Returns the settings if the server would accept them.
 
     Raises:
-        ChatError: one that it would not, or that the chat decides itself.
+        ChatError: it would refuse one, or the chat itself sets that field.
     """
     for name in values:
         if name not in NAMES:

@@ -1,6 +1,6 @@
-"""Asks a server all the cases of a suite: bounded concurrency, greedy, patient with a server that is busy.
+"""Sends the cases of a suite to a server: greedy, with bounded concurrency, and with retries while it is busy.
 
-Speaks plain OpenAI HTTP, so it measures any such server; knows nothing of what the answers should be.
+It uses the plain OpenAI API, so it can measure any such server. It knows nothing about expected answers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ _BUSY = frozenset({429, 502, 503})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one case.
+    """The reply to one case.
 
     Attributes:
-        text: the message's content.
-        tool: name of the first call, or None.
-        arguments: its arguments as the text they came as.
-        num_calls: calls in the message.
-        error: why there is no answer, or None.
+        tool: the name of the first called tool, or None.
+        arguments: the arguments of that call, as text.
+        num_calls: how many calls the message contains.
+        error: why there is no reply, or None.
     """
 
     text: str = ""
@@ -42,14 +41,7 @@ class Answer:
 
 
 class Asker:
-    """One server and how it is asked.
-
-    Args:
-        client: with base URL and key.
-        model: name for requests.
-        mode: "tools", or the older "functions".
-        max_tokens: of a reply.
-    """
+    """Sends cases to one server; the client has its base URL and key."""
 
     def __init__(self, client: httpx.AsyncClient, model: str, mode: Mode = "tools", max_tokens: int = 512) -> None:
         self._client = client
@@ -60,7 +52,7 @@ class Asker:
     async def ask(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, stop: str | None = None
     ) -> Answer:
-        """Sends one conversation; failures are answers too."""
+        """Sends one conversation. A failure is returned as an answer with an error."""
         body: dict[str, Any] = {"model": self._model, "temperature": 0, "max_tokens": self._max_tokens}
         if stop is not None:
             body["stop"] = [stop]
@@ -91,10 +83,10 @@ class Asker:
 
 
 async def choose_model(client: httpx.AsyncClient) -> str:
-    """The first model a server lists.
+    """Returns the first model that a server lists.
 
     Raises:
-        StartupError: the server cannot be asked.
+        StartupError: the server cannot be reached, or lists none.
     """
     try:
         response = await client.get("models")
@@ -112,16 +104,7 @@ async def choose_model(client: httpx.AsyncClient) -> str:
 
 
 async def ask_all(ask: Sequence[Callable[[], Any]], concurrency: int, on_answer: Callable[[], object]) -> list[Answer]:
-    """Runs all, at most `concurrency` at a time.
-
-    Args:
-        ask: each returns an awaitable Answer.
-        concurrency: most open requests.
-        on_answer: called after each.
-
-    Returns:
-        The answers in the order of `ask`.
-    """
+    """Awaits all of `ask`, at most `concurrency` at a time, and returns the answers in the same order."""
     gate = asyncio.Semaphore(concurrency)
 
     async def one(make: Callable[[], Any]) -> Answer:
@@ -134,7 +117,7 @@ async def ask_all(ask: Sequence[Callable[[], Any]], concurrency: int, on_answer:
 
 
 def to_functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation in the older spelling: `function_call`, and results from role `function`."""
+    """Converts a conversation to the older API: `function_call`, and results with role `function`."""
     names: dict[str, str] = {}
     converted = []
     for message in messages:

@@ -1,4 +1,4 @@
-"""`qwen-server eval`: the way from a suite and a server to a table."""
+"""`qwen-server eval`: evaluates a server on a suite and prints a table."""
 
 from __future__ import annotations
 
@@ -26,16 +26,13 @@ CaseT = TypeVar("CaseT")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluates and prints.
-
-    Args:
-        arguments: as parsed by `tools.evaluation.command`.
+    """Runs the evaluation and prints it.
 
     Returns:
-        The exit status: 1 where a request failed.
+        The exit status: 1 if a request failed.
 
     Raises:
-        StartupError: suite or server cannot be used, or no case got an answer.
+        StartupError: suite or server cannot be used.
     """
     if arguments.json is not None:
         check_writable(arguments.json)
@@ -61,14 +58,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _prompt_of(case: ToolCase | ChatCase) -> tuple[Any, ...]:
-    """What is sent for a case: messages, tools, stop."""
+    """Returns the arguments of `Asker.ask` for a case: messages, tools, stop."""
     if isinstance(case, ToolCase):
         return (case.messages, None, plugin.STOP) if case.is_rendered else (case.messages, case.tools)
     return (case.messages,)
 
 
 def _some(cases: list[CaseT], limit: int | None) -> list[CaseT]:
-    """Spread over the whole suite, for its categories stand one after the other."""
+    """Picks `limit` cases, spread over the whole suite, which is ordered by category."""
     if limit is None or limit >= len(cases):
         return cases
     return [cases[number * len(cases) // limit] for number in range(limit)]

@@ -1,8 +1,8 @@
-"""The published plugin benchmark: JSONL whose lines hold a finished ReAct prompt and the reply that is right.
+"""The published plugin benchmark: JSONL lines with a complete ReAct prompt and the expected reply.
 
-Its files (exam_plugin_v..._react_positive.jsonl, ..._negative.jsonl) are read as a suite of tools: the prompt is sent
-as one user message, for the tools stand in it, and the reply is read as the published script (eval/evaluate_plugin.py)
-reads it. What is different: arguments are JSON here, not JSON5.
+Its files (exam_plugin_v..._react_positive.jsonl, ..._negative.jsonl) are read as a tools suite. The prompt already
+contains the tools, so it is sent as one user message, and the reply is parsed as by the published script
+(eval/evaluate_plugin.py), except that arguments must be JSON, not JSON5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tools.evaluation.asking import Answer
 
-# Behind this the model would make up a result; neither script looks there.
+# The model would make up a result after this. The published script ignores that text too.
 STOP = "Observation:"
 
 _NAMES = re.compile(r"should be one of \[([^\]\n]*)\]")
@@ -25,16 +25,16 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 def is_plugin_line(value: Any) -> bool:
-    """Whether a line of a suite is the benchmark's."""
+    """Whether a line of a suite has the benchmark's format."""
     return isinstance(value, dict) and isinstance(value.get("prompt"), str) and "messages" not in value
 
 
 def as_case(line: dict[str, Any], number: int) -> dict[str, Any]:
-    """Turns a line into the fields of a `ToolCase`.
+    """Converts a line into the fields of a `ToolCase`.
 
     Args:
-        line: with `prompt`, and `response` where a call is right.
-        number: of the line, from 1.
+        line: has `prompt`, and `response` if a call is expected.
+        number: the line's number, from 1.
     """
     prompt = line["prompt"]
     name, arguments = _call(str(line.get("response") or ""))
@@ -53,7 +53,7 @@ def as_case(line: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def read_reply(answer: Answer) -> Answer:
-    """Reads the call out of a reply's text."""
+    """Parses the call in the text of a reply."""
     name, arguments = _call(answer.text)
     if name is None:
         return answer

@@ -1,4 +1,4 @@
-"""What an evaluation shows: a table for people, JSON for machines, wrong answers for whoever wants to know why."""
+"""The report of an evaluation: a table for people, and JSON with all figures and answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(
     score: Callable[[CaseT, Answer], ScoreT],
     summarise: Callable[[Sequence[ScoreT]], Figures],
 ) -> dict[str, Any]:
-    """Scores and groups.
+    """Scores all answers and groups the figures.
 
     Returns:
         "all", "by_language", "by_category", "by_language_and_category" (figures each) and "answers", case by case.
@@ -60,7 +60,7 @@ def _detail(case: ToolCase | ChatCase, answer: Answer, score: Any) -> dict[str, 
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures as text, a line a language and category."""
+    """Returns the figures as text, one line for each language and category."""
     rows: list[tuple[str, Figures]] = []
     for group in ("by_language_and_category", "by_category", "by_language"):
         rows += list(report[group].items())
@@ -82,11 +82,7 @@ def _cell(value: float | int | None) -> str:
 
 
 def write(report: dict[str, Any], path: Path) -> None:
-    """Writes the report as JSON.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+    """Writes the report as JSON; raises ConfigError if that fails."""
     try:
         path.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

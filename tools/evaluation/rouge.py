@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[^\W\d_\u3000-\u9fff]+|\S")
 
 
 def rouge_l(reply: str, reference: str) -> float:
-    """The F-measure, from 0 to 1; two empty texts are equal."""
+    """Returns the F-measure, from 0 to 1; two empty texts are equal."""
     ours, theirs = _TOKEN.findall(reply), _TOKEN.findall(reference)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -29,12 +29,12 @@ def rouge_l(reply: str, reference: str) -> float:
 
 
 def canonical_json(value: Any) -> str:
-    """Arguments as the measure compares them."""
+    """Returns arguments as the text that the measure compares."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Its length, one row of the usual table at a time."""
+    """Returns its length, computing one row of the usual table at a time."""
     row = [0] * (len(b) + 1)
     for token in a:
         diagonal = 0

@@ -1,4 +1,4 @@
-"""From answers to figures: the three published ones for tools, and the share of right replies for chats."""
+"""Scores answers: the three published figures for tools, and the share of right replies for chats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tools.evaluation.suite import ChatCase, ToolCase, matches
 
 @dataclass(frozen=True, slots=True)
 class ToolScore:
-    """How one case of a tools suite went.
+    """The score of one case of a tools suite.
 
     Attributes:
-        selection: the right tool was called; None where none should be.
-        rouge_l: of the arguments; None where no call should be.
-        exact: the right tool with exactly the right arguments; None where no call should be.
-        false_positive: something was called although no tool fits; None where a call should be.
-        failed: the server gave no answer.
+        selection: the right tool was called; None if no call is expected.
+        rouge_l: Rouge-L of the arguments; None if no call is expected.
+        exact: the right tool was called with exactly the right arguments; None if no call is expected.
+        false_positive: a tool was called although none fits; None if a call is expected.
+        failed: the request failed.
     """
 
     selection: bool | None
@@ -33,19 +33,19 @@ class ToolScore:
 
 @dataclass(frozen=True, slots=True)
 class ChatScore:
-    """How one case of a chat suite went: `right`, and whether the server gave no answer."""
+    """The score of one case of a chat suite; `failed` means that the request failed."""
 
     right: bool
     failed: bool
 
 
 def score_tool(case: ToolCase, answer: Answer) -> ToolScore:
-    """Scores one answer; a failed request is neither a right call nor a false one."""
+    """Scores one answer. A failed request is neither a right call nor a false positive."""
     failed = answer.error is not None
     if case.expected is None:
-        # A server that fails has not held back: it must not look better for it.
+        # A failure is not a correctly omitted call: it must not improve the figure.
         return ToolScore(None, None, None, None if failed else answer.tool is not None, failed)
-    # The published script compares names without regard to case; a client could not call such a name: here it counts.
+    # The published script ignores the case of names. Here case counts, as clients could not call a misspelt name.
     selected = answer.tool == case.expected.name
     arguments = _parse(answer.arguments) if answer.tool is not None else None
     written = "" if arguments is None else canonical_json(arguments)
@@ -69,7 +69,7 @@ def _parse(arguments: str) -> dict[str, Any] | None:
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Equal as JSON: true is not 1 (Python thinks so), 1.0 is 1."""
+    """Whether two values are equal as JSON: true differs from 1 (not in Python), 1.0 equals 1."""
     if isinstance(ours, bool) or isinstance(theirs, bool):
         return ours is theirs
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -83,7 +83,7 @@ Figures = dict[str, float | int | None]
 
 
 def summarise_tools(scores: Sequence[ToolScore]) -> Figures:
-    """Figures of some cases; None where no case can tell."""
+    """Returns the figures of some cases; None for a figure that applies to none of them."""
     return {
         "cases": len(scores),
         "tool_selection": _mean([s.selection for s in scores]),
@@ -95,7 +95,7 @@ def summarise_tools(scores: Sequence[ToolScore]) -> Figures:
 
 
 def summarise_chat(scores: Sequence[ChatScore]) -> Figures:
-    """Figures of some cases."""
+    """Returns the figures of some cases."""
     return {"cases": len(scores), "right": _mean([s.right for s in scores]), "failed": sum(s.failed for s in scores)}
 
 

@@ -1,7 +1,4 @@
-"""Suites of cases: JSONL files, one case a line (docs/evaluation.md), read strictly.
-
-Knows nothing of HTTP nor of scores.
-"""
+"""Reads suites: JSONL files with one case per line (docs/evaluation.md). Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -23,27 +20,17 @@ class _Strict(BaseModel):
 
 
 class ExpectedCall(_Strict):
-    """The call that is right.
-
-    Attributes:
-        arguments: as the JSON object they stand for.
-    """
+    """The expected call."""
 
     name: str
     arguments: dict[str, Any]
 
 
 class ToolCase(_Strict):
-    """A conversation whose next reply must be a call, or must not be one.
+    """A conversation whose next reply must be the expected call, or must not be a call if that is None.
 
     Attributes:
-        id: unique in the suite.
-        category: a row of the table.
-        language: a row of the table.
-        messages: as in a chat completion request.
-        tools: as in a chat completion request.
-        expected: None where no tool fits.
-        is_rendered: the tools stand in the prompt already, as text; they are not sent, and the reply is text too.
+        is_rendered: the prompt already contains the tools as text, so they are not sent, and the reply is text too.
     """
 
     id: str
@@ -56,7 +43,7 @@ class ToolCase(_Strict):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> ToolCase:
-        """Both modes must be able to say it: tools with names, results that belong to calls."""
+        """Checks what both modes need: tools with names, and results that belong to calls."""
         names = [function.get("name") for tool in self.tools if isinstance(function := tool.get("function"), dict)]
         if len(names) != len(self.tools) or not all(isinstance(name, str) for name in names):
             raise ValueError("each of the tools needs a function with a name")
@@ -74,13 +61,8 @@ class ChatCase(_Strict):
     """A conversation whose next reply is known.
 
     Attributes:
-        id: unique in the suite.
-        category: a row of the table.
-        language: a row of the table.
-        messages: as in a chat completion request.
-        expected: the reply, or what it must contain.
-        match: "exact" (the same text), "contains" (the text occurs as words of their own, whatever their case) or
-            "number" (the last number of the reply).
+        match: how the reply must match `expected`: "exact" (the same text), "contains" (the text occurs as whole words,
+            in any case) or "number" (the last number of the reply).
     """
 
     id: str
@@ -104,11 +86,11 @@ def load_suite(path: Path, kind: type[CaseT]) -> list[CaseT]:
     """Reads a suite.
 
     Args:
-        path: of a JSONL file, in our format or the published plugin benchmark's; empty lines are skipped.
-        kind: what its lines must be.
+        path: a JSONL file in our format or that of the published plugin benchmark; empty lines are skipped.
+        kind: the type of its cases.
 
     Raises:
-        ConfigError: it cannot be read, has no cases, two of one id, or a line that is not a case.
+        ConfigError: the file cannot be read, has no cases, two cases with one id, or a line that is not a case.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -144,12 +126,12 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def _plain(number: str) -> str:
-    """A number, or text with numbers in it, without commas between thousands."""
+    """Removes the commas between thousands."""
     return number.replace(",", "").strip()
 
 
 def matches(reply: str, expected: str, match: Match) -> bool:
-    """Whether a reply is right; white space at the ends and runs of it do not count."""
+    """Whether a reply is right. Whitespace is normalised first."""
     reply, expected = " ".join(reply.split()), " ".join(expected.split())
     if match == "exact":
         return reply == expected

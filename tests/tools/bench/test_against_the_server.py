@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from server.run_module import module_command
+from tests.support.bench_command import main
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess
-from tools.bench.command import main
 
 PNG = b"\x89PNG\r\n"
 
@@ -127,19 +127,6 @@ def test_plots_without_matplotlib_say_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--plot", str(tmp_path / "x.png")]) == 1
     assert "pip install 'qwen-server[bench]'" in capsys.readouterr().err
-
-
-def test_the_thin_script_is_the_command() -> None:
-    for command in (module_command("benchmarks.serving"), module_command("server", "bench")):
-        done = subprocess.run(
-            [*command, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "COLUMNS": "200"},
-        )
-        assert "--request-rate R [R ...]" in done.stdout
 
 
 def test_a_bar_is_shown_on_a_terminal(server: ServerProcess) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from server.run_module import module_command
+from tests.support.bench_command import main
 from tests.support.fake_server import (
     FakeServer,
     Script,
@@ -32,7 +33,6 @@ from tests.support.fake_server import (
 )
 from tests.support.paths import ROOT
 from tools.bench import load
-from tools.bench.command import main
 from tools.bench.load import Client, Level, Load, run_level
 from tools.bench.reply import Record
 from tools.bench.report import describe, percentile, summarise

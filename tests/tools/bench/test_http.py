@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.bench.wire import Disconnected, ProtocolError, ResponseParser
+from tools.bench.http import Disconnected, ProtocolError, ResponseParser
 from tools.event_parser import EventParser
 
 CHUNKED = (
