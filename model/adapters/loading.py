@@ -25,8 +25,15 @@ def make_store(
     """Makes room for adapters in a loaded model; None, and the model as it is, where there may be none."""
     if config.max_adapters == 0:
         return None
+    is_alone = config.tensor_parallel_size * config.pipeline_parallel_size == 1  # ranks load none while they run
     return AdapterStore(
-        model, model_config, backend, dtype, max_adapters=config.max_adapters, max_rank=config.max_adapter_rank
+        model,
+        model_config,
+        backend,
+        dtype,
+        max_adapters=config.max_adapters,
+        max_rank=config.max_adapter_rank,
+        has_spare_slot=config.allow_lora_updates and is_alone,
     )
 
 
@@ -40,7 +47,7 @@ def load_first(store: AdapterStore | None, config: EngineConfig) -> tuple[Adapte
     for adapter in config.adapters if store is not None else ():
         assert store is not None
         try:
-            loaded.append(_install(store, adapter.adapter_id, store.prepare(Path(adapter.path))))
+            loaded.append(_install(store, adapter, store.prepare(Path(adapter.path))))
         except AdapterError as error:
             if not config.adapters_may_fail:
                 raise
@@ -49,24 +56,24 @@ def load_first(store: AdapterStore | None, config: EngineConfig) -> tuple[Adapte
     return tuple(loaded)
 
 
-def _install(store: AdapterStore, adapter_id: int, prepared: PreparedAdapter) -> AdapterLoaded:
-    store.install(adapter_id, prepared)
-    return AdapterLoaded(adapter_id, prepared.num_bytes, prepared.rank)
+def _install(store: AdapterStore, adapter: LoadAdapter, prepared: PreparedAdapter) -> AdapterLoaded:
+    store.install(adapter.adapter_id, prepared, adapter.replaces)
+    return AdapterLoaded(adapter.adapter_id, prepared.num_bytes, prepared.rank)
 
 
 class AdapterLoader:
-    """Loads adapters while steps run; what it has made is taken over between two of them.
+    """Loads adapters while steps run; what it has prepared is installed between two of them.
 
     Args:
-        store: of the adapters; None refuses all.
-        num_ranks: that share the model; those that are led know only the adapters of the start.
+        store: None refuses every load.
+        num_ranks: processes of the model; the ones that are led know only the adapters of the start.
     """
 
     def __init__(self, store: AdapterStore | None, num_ranks: int = 1) -> None:
         self._store = store
         self._num_ranks = num_ranks
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-        self._loads: list[tuple[int, Future[PreparedAdapter]]] = []
+        self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._refused: list[AdapterLoaded] = []
 
     @property
@@ -77,7 +84,15 @@ class AdapterLoader:
     @property
     def has_news(self) -> bool:
         """Whether something is to be reported now."""
-        return bool(self._refused) or any(future.done() for _, future in self._loads)
+        return bool(self._refused) or any(map(self._is_ready, self._loads))
+
+    def _is_ready(self, load: tuple[LoadAdapter, Future[PreparedAdapter]]) -> bool:
+        """Whether a load has failed, or can be installed without waiting for a slot."""
+        adapter, future = load
+        if not future.done():
+            return False
+        assert self._store is not None
+        return future.exception() is not None or not self._store.must_wait(adapter.replaces)
 
     def load(self, adapter: LoadAdapter) -> None:
         """Begins to load an adapter."""
@@ -87,19 +102,21 @@ class AdapterLoader:
             message = "on several ranks adapters are loaded at the start only: name it with --lora"
             self._refused.append(AdapterLoaded(adapter.adapter_id, error=message))
         else:
-            self._loads.append((adapter.adapter_id, self._pool.submit(self._store.prepare, Path(adapter.path))))
+            self._loads.append((adapter, self._pool.submit(self._store.prepare, Path(adapter.path))))
 
     def take_over(self) -> list[AdapterLoaded]:
         """Makes the layers know what is ready, and reports it."""
         news, self._refused = self._refused, []
-        for adapter_id, future in [load for load in self._loads if load[1].done()]:
-            self._loads.remove((adapter_id, future))
+        for load in filter(self._is_ready, list(self._loads)):
+            self._loads.remove(load)
+            adapter, future = load
             try:
                 assert self._store is not None
-                news.append(_install(self._store, adapter_id, future.result()))
+                news.append(_install(self._store, adapter, future.result()))
             except AdapterError as error:
-                news.append(AdapterLoaded(adapter_id, error=str(error)))
+                news.append(AdapterLoaded(adapter.adapter_id, error=str(error)))
             except Exception as error:
                 logger.error("an adapter failed to load", exc_info=error)
-                news.append(AdapterLoaded(adapter_id, error=f"the engine failed on it ({type(error).__name__})"))
+                message = f"the engine failed on it ({type(error).__name__})"
+                news.append(AdapterLoaded(adapter.adapter_id, error=message))
         return news

@@ -1,4 +1,4 @@
-"""The adapters that are loaded: what they hold on the device, and which slot of the layers' tables is whose.
+"""The adapters that are loaded: what they hold on the device, and which slot of the layers' tables each has.
 
 An adapter that is unloaded keeps its slot until the last sequence that uses it has ended. Reading and laying out may go
 on in any thread beside the loop; what the layers see changes only in `install`, `unload` and `remove_user`, which the
@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from model.adapters.layers import AdaptedEmbedding, AdaptedLinear
 from model.adapters.reader import Adapter, read_adapter
+from model.architectures.causal_lm import CausalLM
 from model.backends.base import Backend, LinearKernel, LowRankTable
 from model.backends.torch_low_rank import in_dtype
 from model.contract.config import ModelConfig
@@ -31,25 +32,17 @@ logger = logging.getLogger(__name__)
 EMBEDDING, HEAD = "transformer.wte", "lm_head"
 
 
-class HasLogits(Protocol):
-    """A model as far as its output layer is concerned."""
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps [R, hidden_size] to [R, vocab_size] float32."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedAdapter:
     """An adapter laid out for the device.
 
     Attributes:
-        linears: by layer, what its table takes.
-        embedding: in the place of the model's, or None.
-        head: in the place of the model's output layer, or None.
-        has_own_layers: whether it has one of the two, here or on another stage.
-        rank: the largest of its factors.
-        num_bytes: of all of it.
+        linears: layer name -> what `LowRankTable.put` takes.
+        embedding: replaces the model's; None keeps it.
+        head: replaces the model's output layer; None keeps it.
+        has_own_layers: whether it replaces one of the two, here or on another stage.
+        rank: the largest rank of its factors.
+        num_bytes: its memory on the device.
     """
 
     linears: dict[str, Any]
@@ -65,11 +58,10 @@ class AdapterStore:
 
     Args:
         model: loaded, or a stage of it.
-        config: of the model.
-        backend: of the model.
-        dtype: of the activations.
-        max_adapters: that may be loaded at a time, those on their way out included.
-        max_rank: that their factors may have.
+        dtype: the activations' dtype.
+        max_adapters: the most adapters loaded at a time.
+        max_rank: the largest rank of their factors.
+        has_spare_slot: keep a slot more, so that an adapter can take the place of one that requests still use.
     """
 
     def __init__(
@@ -81,15 +73,18 @@ class AdapterStore:
         *,
         max_adapters: int,
         max_rank: int,
+        has_spare_slot: bool = False,
     ) -> None:
         self._config = config
         self._backend = backend
         self._dtype = dtype
         self._max_rank = max_rank
         self._tables: dict[str, LowRankTable] = {}
-        self._shards: dict[str, LinearShard] = {}  # of the layers that several ranks share
-        self._slots: dict[int, int] = {}  # by adapter id
-        self._free = list(range(max_adapters - 1, -1, -1))
+        self._shards: dict[str, LinearShard] = {}  # only layers that several ranks share
+        self._slots: dict[int, int] = {}  # adapter id -> slot
+        self._max_adapters = max_adapters
+        num_slots = max_adapters + has_spare_slot
+        self._free = list(reversed(range(num_slots)))
         self._num_bytes: dict[int, int] = {}
         self._num_users: Counter[int] = Counter()
         self._leaving: set[int] = set()
@@ -97,7 +92,7 @@ class AdapterStore:
         self._heads: dict[int, LinearKernel] = {}
         self._with_own_layers: set[int] = set()
         self._places = {name for name, _ in model.named_modules()}
-        self._adapt(model, max_adapters)
+        self._adapt(model, num_slots)
 
     def _adapt(self, model: nn.Module, num_slots: int) -> None:
         shapes = linear_shapes(self._config)
@@ -125,7 +120,7 @@ class AdapterStore:
 
     @property
     def num_bytes(self) -> int:
-        """Of all adapters that are loaded."""
+        """Memory of all adapters that are loaded."""
         return sum(self._num_bytes.values())
 
     @torch.inference_mode()
@@ -147,7 +142,7 @@ class AdapterStore:
         linears, num_bytes = {}, 0
         for name, updates in adapter.updates.items():
             if name not in self._tables:
-                continue  # another stage's
+                continue  # on another stage
             shard = self._shards.get(name)
             own = updates if shard is None else [part for update in updates for part in update.on(shard)]
             if own:
@@ -166,15 +161,29 @@ class AdapterStore:
         rank = max((len(update.a) for updates in adapter.updates.values() for update in updates), default=0)
         return PreparedAdapter(linears, embedding, head, bool(adapter.saved), rank, num_bytes)
 
-    def install(self, adapter_id: int, prepared: PreparedAdapter) -> None:
+    def must_wait(self, replaces: int) -> bool:
+        """Whether one more adapter is allowed, but its slot is still used by requests of one that was unloaded."""
+        return not self._free and self._num_kept(replaces) < self._max_adapters
+
+    def _num_kept(self, replaces: int) -> int:
+        """Adapters that stay when another takes the place of `replaces`."""
+        return len(self._slots.keys() - self._leaving - {replaces})
+
+    def install(self, adapter_id: int, prepared: PreparedAdapter, replaces: int = 0) -> None:
         """Makes an adapter known to the layers.
+
+        Args:
+            adapter_id: requests name it by this.
+            prepared: what `prepare` returned.
+            replaces: the adapter that is unloaded next, and so does not count; 0 for none.
 
         Raises:
             AdapterError: there are as many as there may be.
         """
-        if not self._free:
+        num_kept = self._num_kept(replaces)
+        if num_kept >= self._max_adapters or not self._free:
             raise AdapterError(
-                f"{len(self._slots)} adapters are loaded, and there may be no more (--max-loras); unload one first"
+                f"{num_kept} adapters are loaded, and there may be no more (--max-loras); unload one first"
             )
         slot = self._free.pop()
         self._slots[adapter_id] = slot
@@ -189,7 +198,7 @@ class AdapterStore:
             self._with_own_layers.add(slot)
 
     def unload(self, adapter_id: int) -> None:
-        """Lets an adapter go as soon as no sequence uses it; an unknown one is none."""
+        """Lets an adapter go as soon as no sequence uses it; unknown ids are ignored."""
         if adapter_id in self._slots:
             self._leaving.add(adapter_id)
             self._drop_if_unused(adapter_id)
@@ -199,11 +208,11 @@ class AdapterStore:
         return adapter_id in self._slots and adapter_id not in self._leaving
 
     def add_user(self, adapter_id: int) -> None:
-        """Takes note of a sequence that uses an adapter."""
+        """Counts a sequence that uses an adapter."""
         self._num_users[adapter_id] += 1
 
     def remove_user(self, adapter_id: int) -> None:
-        """Takes note that such a sequence has ended."""
+        """Counts off a sequence that has ended."""
         self._num_users[adapter_id] -= 1
         self._drop_if_unused(adapter_id)
 
@@ -232,13 +241,13 @@ class AdapterStore:
         """Whether any of these has an embedding or an output layer of its own: recorded steps know the model's only."""
         return any(slot in self._with_own_layers for slot in slots)
 
-    def logits(self, model: HasLogits, hidden: torch.Tensor, slots: AbstractSequence[int]) -> torch.Tensor:
+    def logits(self, model: CausalLM, hidden: torch.Tensor, slots: AbstractSequence[int]) -> torch.Tensor:
         """Maps [R, hidden_size] to [R, vocab_size] float32, by each row's own output layer.
 
         Args:
-            model: the model.
-            hidden: of the rows.
-            slots: of each row's adapter; -1 for none.
+            model: computes the rows whose adapter keeps the model's output layer.
+            hidden: the rows' final hidden states.
+            slots: one a row; -1 for no adapter.
         """
         groups: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):

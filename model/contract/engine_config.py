@@ -14,10 +14,13 @@ class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapte
     Attributes:
         adapter_id: above 0, never reused while the server lives; requests name the adapter by it.
         path: a local folder.
+        replaces: the adapter whose place it takes (and which is unloaded next), so that it needs no room of its own;
+            0 for none.
     """
 
     adapter_id: int
     path: str
+    replaces: int = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="config"):
@@ -54,8 +57,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         enable_prefix_caching: reuse the KV blocks of equal prompt starts.
         num_threads: CPU threads for tensor work; None lets torch choose.
         adapters: LoRA adapters to load before the first request; their folders are local.
-        max_adapters: that may be loaded at a time; 0 leaves no room for any.
-        max_adapter_rank: that their factors may have.
+        max_adapters: the most adapters loaded at a time; 0 leaves no room for any.
+        max_adapter_rank: the largest rank of their factors.
+        allow_lora_updates: adapters may come and go while the engine runs, so keep a slot to replace one in use.
         adapters_may_fail: go on without one that cannot be loaded: it was served before, and its requests are told.
         log_level: least severe log line written.
         log_format: "text" or "json" lines.
@@ -91,6 +95,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     adapters: tuple[LoadAdapter, ...] = ()
     max_adapters: int = 0
     max_adapter_rank: int = 64
+    allow_lora_updates: bool = False
     adapters_may_fail: bool = False
     log_level: str = "info"
     log_format: str = "text"

@@ -1,9 +1,11 @@
-"""Text of anywhere in a log: it must not pass for a line of its own, nor command the terminal that shows it.
+"""What logs and error messages say of text from elsewhere, and of processes that ended.
 
-Pure.
+Pure. Text from elsewhere must not pass for a line of its own, nor command the terminal that shows it.
 """
 
 from __future__ import annotations
+
+import signal
 
 
 def on_one_line(text: str) -> str:
@@ -16,3 +18,14 @@ def on_one_line(text: str) -> str:
 def with_indented_lines(text: str) -> str:
     """Returns a text of several lines, such as a traceback, as a log's line and what clearly belongs to it."""
     return "\n    ".join(on_one_line(line.replace("\t", " ")) for line in text.split("\n"))
+
+
+def describe_exit(status: int) -> str:
+    """Says in words how a process ended, by its exit status, which is negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return name + (" (out of memory, or by hand)" if -status == signal.SIGKILL else "")

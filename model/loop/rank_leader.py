@@ -24,8 +24,8 @@ from typing import NamedTuple
 import msgspec
 
 from model.contract.engine_config import EngineConfig
-from model.contract.exit_status import describe_exit
 from model.contract.files.model_config import read_model_config
+from model.contract.log_text import describe_exit
 from model.contract.messages import EngineFailed, Ping
 from model.contract.parallel import require_divisible
 from model.distributed.group import GroupRanks

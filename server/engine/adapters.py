@@ -78,9 +78,13 @@ class EngineAdapters:
         return self._by_name.get(name)
 
     def to_load(self) -> tuple[LoadAdapter, ...]:
-        """What an engine that starts must load: all that have a name, and those that requests still wait for."""
-        wanted = [a for a in self._by_id.values() if self._by_name.get(a.name) is a or self._num_users[a.adapter_id]]
-        return tuple(LoadAdapter(adapter.adapter_id, str(adapter.folder)) for adapter in wanted)
+        """What an engine that starts must load: all that have a name, then those that requests still wait for.
+
+        In this order, as there may be no room for the last ones: they were on their way out.
+        """
+        named = list(self._by_name.values())
+        waited_for = [a for a in self._by_id.values() if self._num_users[a.adapter_id] and a not in named]
+        return tuple(LoadAdapter(adapter.adapter_id, str(adapter.folder)) for adapter in [*named, *waited_for])
 
     async def load(self, adapter: ServedAdapter, *, replace: bool = False) -> None:
         """Loads an adapter beside what runs and gives it its name.
@@ -95,14 +99,16 @@ class EngineAdapters:
         """
         if any(self._by_id[number].name == adapter.name for number in self._loading):
             raise AdapterError(f"An adapter of the name '{adapter.name}' is being loaded.")
-        if adapter.name in self._by_name and not replace:
+        replaced = self._by_name.get(adapter.name)
+        if replaced is not None and not replace:
             raise AdapterError(
                 f"The lora adapter '{adapter.name}' has already been loaded. If you want to load the adapter in place,"
                 " set 'load_inplace' to True."
             )
         self._number(adapter)
         future = self._loading[adapter.adapter_id] = asyncio.get_running_loop().create_future()
-        self._send(LoadAdapter(adapter.adapter_id, str(adapter.folder)))
+        replaces = 0 if replaced is None else replaced.adapter_id
+        self._send(LoadAdapter(adapter.adapter_id, str(adapter.folder), replaces))
         try:
             loaded = await asyncio.shield(future)
         except EngineUnavailableError:

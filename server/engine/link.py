@@ -16,8 +16,8 @@ from collections.abc import Callable
 import msgspec
 
 from model.contract.engine_config import EngineConfig
-from model.contract.exit_status import describe_exit
 from model.contract.framing import FrameSplitter, FramingError
+from model.contract.log_text import describe_exit
 from model.contract.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
 from server.engine.process import EngineProcess
 

@@ -166,9 +166,9 @@ def test_prompt_logprobs_come_from_the_adapters_head(base: Path, tmp_path: Path)
         assert a.logprob == pytest.approx(b.logprob, abs=TOLERANCE)
 
 
-def load(driver: Driver, adapter_id: int, folder: Path) -> str | None:
+def load(driver: Driver, adapter_id: int, folder: Path, replaces: int = 0) -> str | None:
     """Loads an adapter into a running engine and returns the error, if any."""
-    driver.engine.load_adapter(LoadAdapter(adapter_id, str(folder)))
+    driver.engine.load_adapter(LoadAdapter(adapter_id, str(folder), replaces))
     while not driver.news:
         driver.step()
         time.sleep(0.001)
@@ -194,6 +194,30 @@ def test_loading_and_unloading_while_requests_run(base: Path, pair: list[Path]) 
     assert_same(replies[6], with_adapters(base, pair).run([request(1, 2)])[1])
     assert driver.engine._runner.adapters._slots.keys() == {2}
     assert driver.engine._runner.adapters.num_bytes > 0
+
+
+def test_an_adapter_takes_the_place_of_one_that_requests_use(base: Path, pair: list[Path]) -> None:
+    """With room for one: running requests finish with the old one; a third waits until they have."""
+    driver = with_adapters(base, pair[:1], allow_lora_updates=True)
+    expected = driver.run([request(1, 1, max_tokens=60)])[1]
+    driver.add([request(2, 1, max_tokens=60)])
+    driver.step()
+    assert "--max-loras" in str(load(driver, 2, pair[1])), "one beside it would be one too many"
+    assert load(driver, 3, pair[1], replaces=1) is None
+    driver.engine.unload_adapter(1)
+    driver.add([request(3, 3)])
+    driver.engine.load_adapter(LoadAdapter(4, str(pair[0]), replaces=3))
+    replies = driver.finish()
+    assert_same(replies[2], expected)
+    assert_same(replies[3], with_adapters(base, pair).run([request(1, 2)])[1])
+    while not driver.news:
+        driver.step()
+        time.sleep(0.001)
+    assert driver.news.pop().error is None
+    driver.engine.unload_adapter(3)
+    assert_same(driver.run([request(5, 4, max_tokens=60)])[5], expected)
+    assert driver.engine._runner.adapters is not None
+    assert driver.engine._runner.adapters._slots.keys() == {4}
 
 
 def test_a_slot_is_used_again_without_a_trace(base: Path, pair: list[Path]) -> None:

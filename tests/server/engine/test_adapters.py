@@ -122,6 +122,9 @@ def test_loading_and_unloading(served: Server, root: Path) -> None:
     assert say(served, "poet") == first
     assert load(served, "law", "law").status_code == 200
     assert "--max-loras" in error_of(load(served, "fourth", "poet2"))
+    before = say(served, "law")
+    assert load(served, "law", "poet2", load_inplace=True).status_code == 200, "all are taken, and it needs none more"
+    assert say(served, "law") != before
     assert post(served, "/v1/unload_lora_adapter", lora_name="law").status_code == 200
 
 
@@ -215,7 +218,7 @@ async def test_names_and_numbers() -> None:
     adapters.add_user(2)
     assert adapters.unload("b") and not adapters.unload("b")
     assert engine.sent[1:] == [UnloadAdapter(2)]
-    assert engine.ids() == [1, 2, 3], "a request still waits for it"
+    assert engine.ids() == [1, 3, 2], "a request still waits for it; where room is short those with a name come first"
     adapters.after_ready()
     assert engine.sent[2:] == [UnloadAdapter(2)]
     adapters.remove_user(2)

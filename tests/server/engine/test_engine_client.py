@@ -13,7 +13,7 @@ import pytest
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import EngineUnavailableError
-from model.contract.exit_status import describe_exit
+from model.contract.log_text import describe_exit
 from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
 from server.engine import supervisor as engine_supervisor
