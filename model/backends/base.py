@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -116,6 +117,36 @@ class GroupedWeight(NamedTuple):
         return sum(t.nbytes for t in (self.values, self.scales, self.offsets) if t is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What the steps of a runner share, whatever they hold; made once, when the cache stands.
+
+    Attributes:
+        forward: the model, from a batch to hidden states [T, hidden_size].
+        logits: its output layer, from hidden states [R, hidden_size] to logits [R, vocab_size] float32.
+        config: the checkpoint's numbers.
+        cache: keys and values.
+        last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
+        max_model_len: the most tokens of a sequence.
+        max_num_tokens: the most tokens of a step.
+        any_rank: whether something is true on any of the ranks that share the model: they must record the same steps,
+            whatever each has time for. All ask equally often. None where there is one rank.
+    """
+
+    forward: Callable[[ForwardBatch], torch.Tensor]
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    config: ModelConfig
+    cache: KVCache
+    last_ids: torch.Tensor
+    max_model_len: int
+    max_num_tokens: int
+    any_rank: Callable[[bool], bool] | None = None
+
+    def is_on_any_rank(self, is_true: bool) -> bool:
+        """Whether something is true here, or on another rank."""
+        return is_true if self.any_rank is None else self.any_rank(is_true)
+
+
 class DecodeGraphs(Protocol):
     """Decode steps that were recorded at the start and are replayed."""
 
@@ -129,7 +160,7 @@ class DecodeGraphs(Protocol):
 
         Args:
             spans: at most `max_num_rows` sequences; a token may be `UNKNOWN_TOKEN`.
-            sources: for each, where an unknown token is in the `last_ids` of the capture, else -1.
+            sources: for each, where an unknown token is in `last_ids`, else -1.
 
         Returns:
             logits [S, vocab_size] float32, overwritten by the next run.
@@ -145,7 +176,7 @@ class Steps(Protocol):
 
         Args:
             spans: its sequences; the last token of each may be `UNKNOWN_TOKEN`.
-            sources: for each, where an unknown token is in the `last_ids`, else -1.
+            sources: for each, where an unknown token is in `last_ids`, else -1.
 
         Returns:
             the hidden states of the rows whose logits are needed, [R, hidden_size].
@@ -348,26 +379,11 @@ class Backend(Protocol):
         """
         ...
 
-    def capture_decode(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        with_adapters: bool = False,
-    ) -> DecodeGraphs | None:
+    def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> DecodeGraphs | None:
         """Records decode steps of several batch sizes.
 
         Args:
-            step: the model, from a batch to logits [T, vocab_size] float32.
-            config: of the checkpoint.
-            cache: of all steps.
-            last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
-            max_model_len: the longest sequence.
-            any_rank: whether something is true on any of the ranks that share the model: they must record the same
-                steps, whatever each has time for. All ask equally often. None where there is one rank.
+            context: what all steps share.
             with_adapters: whether rows may have adapters.
 
         Returns:
@@ -375,28 +391,11 @@ class Backend(Protocol):
         """
         ...
 
-    def make_steps(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        max_num_tokens: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        *,
-        is_recorded: bool = True,
-    ) -> Steps | None:
+    def make_steps(self, context: StepContext, *, is_recorded: bool = True) -> Steps | None:
         """Makes what lays out and runs steps that `capture_decode` did not record.
 
         Args:
-            step: the model, from a batch to hidden states [T, hidden_size].
-            config: of the checkpoint.
-            cache: of all steps.
-            last_ids: [max_num_seqs] int64, where every step leaves the ids it sampled.
-            max_model_len: the longest sequence.
-            max_num_tokens: of a step.
-            any_rank: see `capture_decode`.
+            context: what all steps share.
             is_recorded: whether short steps should be recorded.
 
         Returns:

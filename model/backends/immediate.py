@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from model.backends.base import DecodeGraphs, HostCopy, Steps
+from model.backends.base import DecodeGraphs, HostCopy, StepContext, Steps
 from model.contract.config import ModelConfig
-from model.execution.forward_batch import ForwardBatch
-from model.execution.kv_cache import KVCache
 from model.sampling.sampling_row import SampleTokens
 
 
@@ -31,36 +29,14 @@ class ImmediateSteps:
     ) -> None:
         """See `Backend`. Nothing is left to be settled."""
 
-    def capture_decode(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        with_adapters: bool = False,
-    ) -> DecodeGraphs | None:
+    def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> DecodeGraphs | None:
         """See `Backend`. There is nothing to record."""
-        if any_rank is not None:
-            any_rank(True)
+        context.is_on_any_rank(True)
         return None
 
-    def make_steps(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        max_num_tokens: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        *,
-        is_recorded: bool = True,
-    ) -> Steps | None:
+    def make_steps(self, context: StepContext, *, is_recorded: bool = True) -> Steps | None:
         """See `Backend`. A batch is laid out where it is computed, or as for a CPU."""
-        if any_rank is not None:
-            any_rank(True)
+        context.is_on_any_rank(True)
         return None
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:

@@ -17,7 +17,7 @@ import torch
 from model.adapters.loading import load_first, make_store
 from model.architectures import make_model
 from model.backends import device_of_rank, make_backend, memory_of_rank, num_threads_of_rank
-from model.backends.base import MAX_RECORDED_TOKENS, Backend, DecodeGraphs, Steps
+from model.backends.base import MAX_RECORDED_TOKENS, Backend, DecodeGraphs, StepContext
 from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.attention_windows import num_blocks_kept
 from model.contract.engine_config import EngineConfig
@@ -137,10 +137,12 @@ class ModelRunner:
             guesses = config.speculation == "auto" and not is_overlapping
             num_ids = config.max_num_seqs + (MAX_GUESSED_ROWS if guesses else 0)
             self._last_ids = torch.zeros(num_ids, dtype=torch.int64, device=self.backend.device)
-            self._graphs = self._capture() if config.cuda_graphs else None
+            context = self._step_context()
+            capture = self.backend.capture_decode
+            self._graphs = capture(context) if config.cuda_graphs else None
             has_adapters = self.adapters is not None and self._graphs is not None
-            self._graphs_with_adapters = self._capture(with_adapters=True) if has_adapters else None
-            self._steps = self._make_steps(is_recorded=config.cuda_graphs)
+            self._graphs_with_adapters = capture(context, with_adapters=True) if has_adapters else None
+            self._steps = self.backend.make_steps(context, is_recorded=config.cuda_graphs)
             self._warm_up()
         self.num_blocks = self._cache.num_blocks
         self.block_size = config.block_size
@@ -221,34 +223,20 @@ class ModelRunner:
         )
         return costs
 
-    def _capture(self, *, with_adapters: bool = False) -> DecodeGraphs | None:
-        def step(batch: ForwardBatch) -> torch.Tensor:
-            return self.model.logits(self.model(batch, self._cache))
-
-        return self.backend.capture_decode(
-            step,
-            self.model_config,
-            self._cache,
-            self._last_ids,
-            self.max_model_len,
-            self._any_rank if self._ranks.place.num_processes > 1 else None,
-            with_adapters,
-        )
-
-    def _make_steps(self, *, is_recorded: bool) -> Steps | None:
-        def step(batch: ForwardBatch) -> torch.Tensor:
+    def _step_context(self) -> StepContext:
+        def forward(batch: ForwardBatch) -> torch.Tensor:
             hidden: torch.Tensor = self.model(batch, self._cache)
             return hidden
 
-        return self.backend.make_steps(
-            step,
-            self.model_config,
-            self._cache,
-            self._last_ids,
-            self.max_model_len,
-            self.max_num_batched_tokens,
-            self._any_rank if self._ranks.place.num_processes > 1 else None,
-            is_recorded=is_recorded,
+        return StepContext(
+            forward=forward,
+            logits=lambda hidden: self.model.logits(hidden),
+            config=self.model_config,
+            cache=self._cache,
+            last_ids=self._last_ids,
+            max_model_len=self.max_model_len,
+            max_num_tokens=self.max_num_batched_tokens,
+            any_rank=self._any_rank if self._ranks.place.num_processes > 1 else None,
         )
 
     def _any_rank(self, is_true: bool) -> bool:

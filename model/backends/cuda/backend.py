@@ -13,29 +13,24 @@ import torch
 import torch.nn.functional as F
 
 from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKernel, LowRankTable
-from model.backends.cuda.device_faults import BrokenDeviceError, one_line, require_living_device
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.matmul.gptq_matmul import MAX_ROWS_OF_TILES
-from model.backends.cuda.kernels.sampling.sample_rows import RowFilters
-from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device
+from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device, wide_product, wide_products_work
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.notes import Notes, device_notes
-from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operations
-from model.backends.cuda.self_check.check import check_kernels, noted_fault
+from model.backends.cuda.operations import Operations
+from model.backends.cuda.sampling import sample_tokens
+from model.backends.cuda.self_check.check import check_kernels
 from model.backends.cuda.self_check.trials import KernelShape
-from model.backends.cuda.steps.angles import Angles
-from model.backends.cuda.steps.attention_plan import ALIGNMENT, AttentionPlan, make_plan
-from model.backends.cuda.steps.decode_graphs import CapturedDecodes
-from model.backends.cuda.steps.mixed_steps import CudaSteps
-from model.backends.cuda.steps.recording import CudaRecorder, NoRecorder, Recorder
+from model.backends.cuda.steps.attention_plan import AttentionPlan, make_plan
+from model.backends.cuda.steps.recorded_steps import RecordedSteps
+from model.backends.cuda.steps.recording import CudaRecorder
 from model.backends.device_memory import available_device_bytes, measure_step_bytes
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
-from model.distributed.ranks import OutOfStepError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
-from model.sampling.sampling_row import SampleTokens, SamplingRow, uniform
-from model.sampling.torch_sampling import sample_tokens
+from model.sampling.sampling_row import SampleTokens
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +38,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 _MAX_NUM_BATCHED_TOKENS = 4096
 
-# How the notes call recording steps, beside the kernels.
-_RECORDING = "recording of decode steps"
 
-
-class CudaBackend:
+class CudaBackend(RecordedSteps):
     """Implements `Backend` with Triton.
 
     Args:
@@ -67,11 +59,9 @@ class CudaBackend:
         self._must_pass, self._is_fixed = must_pass, batch_invariant
         self._notes = Notes(None)
         self._dtype = torch.bfloat16
-        self.sample_tokens: SampleTokens | None = self._sample_tokens
-        self._recorder: CudaRecorder | None = None
+        self.sample_tokens: SampleTokens | None = functools.partial(sample_tokens, self.operations)
         self._has_wide_products = False
         self._linears: LinearChoice | None = None
-        self._angles: Angles | None = None
         self._packed_kinds: set[PackedKind] = set()
         if device.type == "cuda":
             # Triton launches on the current device and takes its current stream.
@@ -80,7 +70,7 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._recorder = CudaRecorder()
-            self._has_wide_products = _wide_products_work(device)
+            self._has_wide_products = wide_products_work(device)
             self._notes = device_notes(device)
             self._linears = LinearChoice(time_us_on_device(device), self._notes)
 
@@ -126,7 +116,7 @@ class CudaBackend:
         library: LinearKernel = functools.partial(F.linear, weight=weight, bias=bias)
         result = weight.dtype
         if wide_results and bias is None and weight.dtype != torch.float32 and self._has_wide_products:
-            library, result = _wide_product(weight), torch.float32
+            library, result = wide_product(weight), torch.float32
         return library if self._linears is None else self._linears.choose(library, weight, bias, result)
 
     def prepare_gptq_linear(
@@ -245,149 +235,6 @@ class CudaBackend:
             prefill(query, data, scales, plan.tiles, out, block_size=block_size, window=window)
         return out.view(len(out), -1)
 
-    def _sample_tokens(
-        self, logits: torch.Tensor, rows: AbstractSequence[SamplingRow]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `model.sampling.sampling_row.SampleTokens` of our own kernels."""
-        if "sample_rows" in self.operations.replaced:
-            return sample_tokens(logits, rows)
-        columns: list[list[float]] = [[], [], [], [], []]
-        for row in rows:
-            sampling = row.sampling
-            is_random = sampling.temperature > 0
-            values = (
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-                sampling.min_p,
-                uniform(row.stream_key, row.num_output_tokens) if is_random else 0.0,
-            )
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-        for column in columns:
-            column += [0.0] * (-len(rows) % ALIGNMENT)
-        numbers = torch.tensor(columns, dtype=torch.float32).to(logits.device, non_blocking=True)
-        temperature, top_k, top_p, min_p, draws = numbers[:, : len(rows)].unbind(0)
-        random = [row.sampling for row in rows if row.sampling.temperature > 0]
-        try:
-            ids, is_valid = self.operations["sample_rows"](
-                logits,
-                RowFilters(temperature, top_k.to(torch.int32), top_p, min_p, draws),
-                has_random=bool(random),
-                has_top_k=any(sampling.top_k > 0 for sampling in random),
-                has_top_p=any(sampling.top_p < 1 for sampling in random),
-            )
-        except Exception:
-            if random or "sample_rows" not in self.operations.replaced:
-                raise  # the logits may be half-way to weights: the step is run again
-            return sample_tokens(logits, rows)
-        return ids, is_valid
-
-    def capture_decode(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        with_adapters: bool = False,
-    ) -> CapturedDecodes | None:
-        """See `Backend`."""
-        is_hindered = self._recorder is None or self._cannot_record("decode steps", DECODES_NEED)
-        if any_rank is not None:
-            is_hindered = any_rank(is_hindered)
-        if self._recorder is None or is_hindered:
-            return None
-        make_inputs = self.operations["make_decode_inputs"]
-        try:
-            return CapturedDecodes(
-                step,
-                config,
-                cache,
-                last_ids,
-                max_model_len,
-                self._angles_of(config, max_model_len),
-                self._recorder,
-                make_inputs,
-                any_rank=any_rank,
-                with_adapters=with_adapters,
-                is_fixed=self._is_fixed,
-            )
-        except BrokenDeviceError as error:
-            raise noted_fault(self._notes, _RECORDING, error) from error
-        except OutOfStepError:
-            raise
-        except Exception as error:  # its own tables may not fit
-            try:
-                require_living_device(self.device, error)
-            except BrokenDeviceError as broken:
-                raise noted_fault(self._notes, _RECORDING, broken) from error
-            if any_rank is not None:  # the others go on recording, and ask about each size
-                message = f"decode steps cannot be recorded on every rank ({one_line(error)})"
-                raise OutOfStepError(f"{message}; start with --no-cuda-graphs") from error
-            logger.warning("decode steps are not recorded; they run as any other: %s", one_line(error))
-            return None
-
-    def make_steps(
-        self,
-        step: Callable[[ForwardBatch], torch.Tensor],
-        config: ModelConfig,
-        cache: KVCache,
-        last_ids: torch.Tensor,
-        max_model_len: int,
-        max_num_tokens: int,
-        any_rank: Callable[[bool], bool] | None = None,
-        *,
-        is_recorded: bool = True,
-    ) -> CudaSteps | None:
-        """See `Backend`."""
-        is_recorded = is_recorded and self._recorder is not None
-        is_recorded = is_recorded and not self._cannot_record("steps with prompts", PROMPTS_NEED)
-        if any_rank is not None:
-            is_recorded = not any_rank(not is_recorded)
-
-        def make(recorder: Recorder) -> CudaSteps:
-            return CudaSteps(
-                step,
-                config,
-                cache,
-                last_ids,
-                max_model_len,
-                max_num_tokens,
-                self._dtype,
-                self._angles_of(config, max_model_len),
-                recorder,
-                self.operations["make_decode_inputs"],
-                self.plan_adapters,
-                any_rank,
-                is_recorded=is_recorded,
-                is_fixed=self._is_fixed,
-            )
-
-        try:
-            return make(self._recorder or NoRecorder())
-        except BrokenDeviceError as error:
-            raise noted_fault(self._notes, _RECORDING, error) from error
-        except torch.OutOfMemoryError as error:
-            if any_rank is not None:
-                raise
-            logger.warning("no memory to lay steps out on the device; that is done on the host: %s", one_line(error))
-            return None
-
-    def _angles_of(self, config: ModelConfig, max_model_len: int) -> Angles:
-        if self._angles is None:
-            self._angles = Angles.make(config, max_model_len, self.device)
-        return self._angles
-
-    def _cannot_record(self, what: str, needed: tuple[str, ...]) -> bool:
-        """Whether something that is known already stands against recording such steps; says so."""
-        replaced = [name for name in needed if name in self.operations.replaced]
-        reason = f"torch does the work of {', '.join(replaced)}" if replaced else self._notes.read("faults", _RECORDING)
-        if reason:
-            logger.warning("%s are not recorded; they are launched kernel by kernel: %s", what, reason)
-        return bool(reason)
-
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
         """See `Backend`. To pinned memory, in the order of the stream; waiting is for these copies alone."""
         if self.device.type != "cuda":
@@ -402,19 +249,3 @@ class CudaBackend:
             return copies
 
         return wait
-
-
-def _wide_product(weight: torch.Tensor) -> LinearKernel:
-    transposed = weight.t()
-    return lambda x: torch.mm(x, transposed, out_dtype=torch.float32)
-
-
-def _wide_products_work(device: torch.device) -> bool:
-    """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
-    x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
-    try:
-        wide = _wide_product(weight)(x)
-    except (RuntimeError, TypeError):
-        return False
-    exact = F.linear(x.float(), weight.float())
-    return wide.dtype == torch.float32 and torch.allclose(wide, exact, rtol=1e-3, atol=1e-3)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from model.backends.base import LinearKernel
 from model.backends.cuda.device_faults import one_line, require_living_device
@@ -152,3 +153,20 @@ def time_us_on_device(device: torch.device) -> Callable[[Callable[[], object]], 
         return float(statistics.median(times))
 
     return time_us
+
+
+def wide_product(weight: torch.Tensor) -> LinearKernel:
+    """Returns a product in bfloat16 or float16 whose results are float32, by the library."""
+    transposed = weight.t()
+    return lambda x: torch.mm(x, transposed, out_dtype=torch.float32)
+
+
+def wide_products_work(device: torch.device) -> bool:
+    """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
+    x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
+    try:
+        wide = wide_product(weight)(x)
+    except (RuntimeError, TypeError):
+        return False
+    exact = F.linear(x.float(), weight.float())
+    return wide.dtype == torch.float32 and torch.allclose(wide, exact, rtol=1e-3, atol=1e-3)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from demo.random_checkpoint import write
 from model.adapters.low_rank import LowRankUpdate
+from model.backends.base import StepContext
 from model.backends.torch_backend import TorchBackend
-from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
 from model.contract.files.model_config import read_model_config
@@ -24,7 +24,6 @@ from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.distributed.shard import column_parallel, row_parallel
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
-from model.execution.kv_cache import KVCache
 from tests.model.architectures.test_golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.model.conftest import TINY
 from tests.model.contract.test_gguf import exported
@@ -185,19 +184,11 @@ class Recorded:
         return self._run(spans)
 
 
-def capture_decode(
-    backend: Any,
-    step: Callable[[ForwardBatch], torch.Tensor],
-    config: ModelConfig,
-    cache: KVCache,
-    last_ids: torch.Tensor,
-    max_model_len: int,
-    any_rank: Callable[[bool], bool] | None = None,
-    with_adapters: bool = False,
-) -> Recorded:
+def capture_decode(backend: Any, context: StepContext, *, with_adapters: bool = False) -> Recorded:
     def run(spans: list[SequenceSpan]) -> torch.Tensor:
         plan = backend.plan_adapters(spans) if with_adapters else None
-        return step(ForwardBatch.build(spans, config, cache.block_size, backend.device, plan))
+        batch = ForwardBatch.build(spans, context.config, context.cache.block_size, backend.device, plan)
+        return context.logits(context.forward(batch))
 
     return Recorded(run)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from model.backends.cuda.kernels.attention.decode_attention import (
-    FIXED_SPLITS,
     DecodeRows,
     choose_num_splits,
     max_num_splits,
@@ -74,7 +73,7 @@ def make_plan(
             chunks.append((row, span.start, span.num_tokens, start))
         row += span.num_tokens
     longest_chunk = max((n for _, _, n, _ in chunks), default=1)
-    block_rows = choose_block_rows(dtype, 1 << 30 if is_fixed else longest_chunk)
+    block_rows = choose_block_rows(dtype, longest_chunk, is_fixed=is_fixed)
     records = tile_records(chunks, block_rows)
     parts = [*(list(column) for column in zip(*decodes, strict=True)), [n for r in records for n in r], table]
     views = iter(_to_device(parts, device))
@@ -85,7 +84,7 @@ def make_plan(
     return AttentionPlan(
         cache=cache,
         decodes=None if rows is None else DecodeRows(*rows, table_view),
-        num_splits=FIXED_SPLITS if is_fixed else choose_num_splits(len(decodes), num_heads, longest),
+        num_splits=choose_num_splits(len(decodes), num_heads, longest, is_fixed=is_fixed),
         tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,
         is_fixed=is_fixed,
     )

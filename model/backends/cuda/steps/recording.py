@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Sequence as AbstractSequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from model.backends.base import StepContext
 from model.backends.cuda.device_faults import one_line, relative_error, require_living_device
 from model.distributed.ranks import OutOfStepError
 
@@ -80,7 +82,7 @@ class CudaRecorder:
 
 
 class NoRecorder:
-    """Of a device that works at once."""
+    """Stands for a recorder where nothing is recorded: on a device that finishes work at once."""
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """See `Recorder`; there is nothing to record with."""
@@ -95,17 +97,17 @@ class Recordings(Generic[Size]):
     """Recorded steps by their size.
 
     Args:
-        recorder: of the device.
-        any_rank: see `Backend.capture_decode`.
-        what: they are of, for the log.
+        recorder: records them.
+        context: what all steps share.
+        what: what kind of steps they are, for the log.
 
     Attributes:
-        sizes: that were recorded, in the order of recording.
+        sizes: sizes that were recorded, in the order of recording.
     """
 
-    def __init__(self, recorder: Recorder, any_rank: Callable[[bool], bool] | None, what: str) -> None:
+    def __init__(self, recorder: Recorder, context: StepContext, what: str) -> None:
         self._recorder = recorder
-        self._any_rank = any_rank
+        self._context = context
         self._what = what
         self._graphs: dict[Size, tuple[Callable[[], None], torch.Tensor]] = {}
         self.sizes: list[Size] = []
@@ -115,60 +117,51 @@ class Recordings(Generic[Size]):
         sizes: Iterable[Size],
         run: Callable[[Size], torch.Tensor],
         set_numbers: Callable[[Size, bool], int],
-        device: torch.device,
     ) -> None:
         """Records ascending sizes, as many as time and memory allow; none at all if any goes wrong.
 
         Args:
             sizes: the smallest first.
-            run: a step of a size; returns its result, a row for each of its rows.
+            run: runs a step of a size; returns its result, a row for each of its rows.
             set_numbers: lays out a step of a size, without any sequence or with some; returns how many rows they have.
-            device: where they run.
 
         Raises:
             BrokenDeviceError: nothing works on the device any more.
             OutOfStepError: other ranks have recorded what this one cannot.
         """
         started = time.monotonic()
-        self._record_all(sizes, run, set_numbers, device)
-        self.sizes = list(self._graphs)
-        logger.info("recorded %s of sizes %s in %.1f s", self._what, self.sizes, time.monotonic() - started)
-
-    def _record_all(
-        self,
-        sizes: Iterable[Size],
-        run: Callable[[Size], torch.Tensor],
-        set_numbers: Callable[[Size, bool], int],
-        device: torch.device,
-    ) -> None:
-        started = time.monotonic()
         for size in sizes:
             is_late = bool(self._graphs) and time.monotonic() - started > MAX_CAPTURE_S
-            if is_late if self._any_rank is None else self._any_rank(is_late):
+            if self._context.is_on_any_rank(is_late):
                 logger.warning("recording %s took too long; those of size %s and more have none", self._what, size)
-                return
+                break
             try:
                 set_numbers(size, False)
                 self._graphs[size] = self._recorder.record(lambda size=size: run(size))  # type: ignore[misc]
                 self._check_replay(size, run, set_numbers(size, True))
             except Exception as error:
-                if self._any_rank is not None:  # the others are still at it, or have it
-                    message = f"{self._what} of size {size} cannot be recorded on every rank"
-                    raise OutOfStepError(f"{message} ({one_line(error)}); start with --no-cuda-graphs") from error
-                if isinstance(error, torch.OutOfMemoryError):
-                    self._graphs.pop(size, None)
-                    logger.warning("no memory to record %s of size %s and more", self._what, size)
-                    return
-                self._graphs.clear()
-                require_living_device(device, error)
-                logger.warning(
-                    "%s of size %s cannot be recorded, so none is; they run as any other: %s",
-                    self._what,
-                    size,
-                    one_line(error),
-                    exc_info=logger.isEnabledFor(logging.DEBUG),
-                )
-                return
+                self._give_up(size, error)
+                break
+        self.sizes = list(self._graphs)
+        logger.info("recorded %s of sizes %s in %.1f s", self._what, self.sizes, time.monotonic() - started)
+
+    def _give_up(self, size: Size, error: Exception) -> None:
+        """Keeps the smaller sizes if a size found no memory, and none if it failed otherwise."""
+        if self._context.any_rank is not None:  # the others are still at it, or have it
+            raise out_of_step(f"{self._what} of size {size}", error) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            self._graphs.pop(size, None)
+            logger.warning("no memory to record %s of size %s and more", self._what, size)
+            return
+        self._graphs.clear()
+        require_living_device(self._context.cache.data.device, error)
+        logger.warning(
+            "%s of size %s cannot be recorded, so none is; they run as any other: %s",
+            self._what,
+            size,
+            one_line(error),
+            exc_info=logger.isEnabledFor(logging.DEBUG),
+        )
 
     def _check_replay(self, size: Size, run: Callable[[Size], torch.Tensor], num_rows: int) -> None:
         """Replays a step on the numbers that lie there, and runs it as any other.
@@ -186,6 +179,18 @@ class Recordings(Generic[Size]):
         replay, result = self._graphs[size]
         replay()
         return result
+
+
+def out_of_step(what: str, error: Exception) -> OutOfStepError:
+    """What to raise where a rank cannot record what the others do."""
+    return OutOfStepError(
+        f"{what} cannot be recorded on every rank ({one_line(error)}); start with --no-cuda-graphs"
+    )
+
+
+def sizes_up_to(highest: int, sizes: AbstractSequence[int]) -> list[int]:
+    """The sizes below the highest, and the highest."""
+    return [*(size for size in sizes if size < highest), highest]
 
 
 class StepNumbers:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from model.adapters.store import AdapterStore
+from model.backends.base import StepContext
 from model.backends.cpu.rows.angles import cos_sin
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.device_faults import BrokenDeviceError
@@ -22,6 +23,7 @@ from model.backends.cuda.operations import KERNELS
 from model.backends.cuda.steps import recording
 from model.backends.cuda.steps.angles import Angles
 from model.backends.cuda.steps.attention_plan import make_plan
+from model.backends.cuda.steps.batch_builder import BatchBuilder
 from model.backends.cuda.steps.decode_graphs import CapturedDecodes
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.torch_backend import TorchBackend
@@ -181,19 +183,19 @@ def model() -> FakeModel:
     return FakeModel()
 
 
-def capture(model: FakeModel, recorder: FakeRecorder, max_num_seqs: int = 6) -> CapturedDecodes:
+def context_of(model: FakeModel, max_model_len: int = 60, **changes: Any) -> StepContext:
+    """Six sequences at most; what the model returns passes for hidden states and for logits."""
     cache = allocate_kv_cache(CONFIG, num_blocks=30, block_size=4, dtype=torch.float32, device=CPU)
-    last_ids = torch.arange(50, 50 + max_num_seqs)
-    return CapturedDecodes(model, CONFIG, cache, last_ids, 60, ANGLES, recorder)
+    return StepContext(model, lambda rows: rows, CONFIG, cache, torch.arange(50, 56), max_model_len, 16, **changes)
+
+
+def capture(model: FakeModel, recorder: FakeRecorder, **options: Any) -> CapturedDecodes:
+    return CapturedDecodes(BatchBuilder(context_of(model), ANGLES, torch.float32), recorder, **options)
 
 
 def test_recorded_rows_have_their_adapters(model: FakeModel) -> None:
     """A replay reads the slots of this step's rows, not of the one that was recorded; rows to spare have none."""
-    cache = allocate_kv_cache(CONFIG, num_blocks=8, block_size=4, dtype=torch.float32, device=CPU)
-    last_ids = torch.zeros(6, dtype=torch.int64)
-    graphs = CapturedDecodes(
-        model, CONFIG, cache, last_ids, 60, ANGLES, FakeRecorder(), with_adapters=True
-    )
+    graphs = capture(model, FakeRecorder(), with_adapters=True)
     assert all(batch.adapter_plan.slots.tolist() == [-1] * len(batch.token_ids) for batch in model.batches)
     graphs.run([SequenceSpan([i], 0, 1.0, [i], 1, slot) for i, slot in enumerate((2, -1, 0))], [-1] * 3)
     assert model.batches[-1].adapter_plan.slots.tolist() == [2, -1, 0, -1]
@@ -314,13 +316,12 @@ def test_a_backend_without_room_for_its_tables_has_no_graphs(
 
     monkeypatch.setattr(Angles, "make", fail)
     backend: Any = InterpretedBackend(CPU)
-    cache = allocate_kv_cache(CONFIG, num_blocks=3, block_size=4, dtype=torch.float32, device=CPU)
-    assert backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12) is None
+    assert backend.capture_decode(context_of(FakeModel())) is None
     assert "no memory for angles" in caplog.text
-    assert backend.make_steps(FakeModel(), CONFIG, cache, torch.arange(4), 12, 16) is None
+    assert backend.make_steps(context_of(FakeModel())) is None
     assert "done on the host" in caplog.text
     with pytest.raises(OutOfStepError, match="cannot be recorded on every rank"):
-        backend.capture_decode(FakeModel(), CONFIG, cache, torch.arange(4), 12, lambda is_true: is_true)
+        backend.capture_decode(context_of(FakeModel(), any_rank=lambda is_true: is_true))
 
 
 def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

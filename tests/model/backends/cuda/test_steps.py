@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from model.backends.base import StepContext
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.operations import TORCH
 from model.backends.cuda.steps import mixed_steps, recording
 from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.batch_builder import BatchBuilder
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -45,11 +47,9 @@ class FakeModel:
 
 def make_steps(model: FakeModel, recorder: Any, max_num_tokens: int = 100, **options: Any) -> CudaSteps:
     cache = allocate_kv_cache(CONFIG, num_blocks=30, block_size=4, dtype=torch.float32, device=CPU)
-    last_ids = torch.arange(50, 70)
-    return CudaSteps(
-        model, CONFIG, cache, last_ids, 60, max_num_tokens, torch.float32, ANGLES, recorder,
-        TORCH["make_decode_inputs"], **options,
-    )  # fmt: skip
+    context = StepContext(model, lambda rows: rows, CONFIG, cache, torch.arange(50, 70), 60, max_num_tokens)
+    builder = BatchBuilder(context, ANGLES, torch.float32, TORCH["make_decode_inputs"])
+    return CudaSteps(builder, recorder, **options)
 
 
 @pytest.fixture(autouse=True)

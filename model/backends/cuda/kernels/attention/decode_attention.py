@@ -22,6 +22,8 @@ from model.backends.cuda.kernels.launch import launch, next_power_of_2, zeros_fo
 # Enough programs for about four on each of an H200's 132 multiprocessors.
 _TARGET_PROGRAMS = 528
 _MAX_SPLITS = 64
+# The number of parts where it must not depend on the step.
+_FIXED_SPLITS = 8
 # Parts of one tile: at short contexts they run beside one another instead of one after the other.
 _MIN_SPLIT_TOKENS = 32
 # Elements of a tile of keys: 128 a thread of one warp, of which none spills.
@@ -192,18 +194,17 @@ def _decode_attention_kernel(
             tl.store(places, merged.to(out_ptr.dtype.element_ty), mask=dim_mask)
 
 
-# Into which keys are cut where that must not depend on the step.
-FIXED_SPLITS = 8
-
-
-def choose_num_splits(num_seqs: int, num_heads: int, max_length: int) -> int:
+def choose_num_splits(num_seqs: int, num_heads: int, max_length: int, *, is_fixed: bool = False) -> int:
     """How many parts the keys are cut into.
 
     Args:
-        num_seqs: of the launch.
-        num_heads: of the model.
-        max_length: of any sequence that the launch may see.
+        num_seqs: sequences of the launch.
+        num_heads: heads of the model.
+        max_length: the longest sequence that the launch may see.
+        is_fixed: whether the number must not depend on the step.
     """
+    if is_fixed:
+        return _FIXED_SPLITS
     wanted = -(-_TARGET_PROGRAMS // max(1, num_seqs * num_heads))
     # At large batches a few parts remain: one long context among short ones would run on alone otherwise.
     wanted = max(wanted, 4 if num_seqs < 128 else 2)

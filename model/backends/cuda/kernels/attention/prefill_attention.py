@@ -233,10 +233,16 @@ def tile_records(chunks: Iterable[tuple[int, int, int, int]], block_rows: int) -
     return records
 
 
-def choose_block_rows(dtype: torch.dtype, longest_chunk: int) -> int:
-    """Rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks."""
+def choose_block_rows(dtype: torch.dtype, longest_chunk: int, *, is_fixed: bool = False) -> int:
+    """Rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks.
+
+    Args:
+        dtype: dtype of the queries.
+        longest_chunk: rows of the step's longest chunk.
+        is_fixed: whether the number must not depend on the step.
+    """
     sizes = BLOCK_ROWS[dtype != torch.float32]
-    return next((size for size in sizes if size >= longest_chunk), sizes[-1])
+    return next((size for size in sizes if size >= longest_chunk and not is_fixed), sizes[-1])
 
 
 def prefill_attention(
