@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     plain = Engine(EngineConfig(**settings))
     adapted = Engine(EngineConfig(**settings, max_adapters=len(folders)))
-    store = adapted._runner.adapters
+    store = adapted._runner.worker.adapters
     assert store is not None
     ids = list(range(1, count + 1))
     for number, folder in enumerate(folders[:count]):

@@ -98,5 +98,5 @@ def make_engine(shape: Shape, **settings: Any) -> Engine:
     with tempfile.TemporaryDirectory() as name:
         for file_name, content in random_checkpoint._json_files(shape).items():
             (Path(name) / file_name).write_text(json.dumps(content))
-        with mock.patch("model.execution.model_runner.load_weights", fill_with_random_weights):
+        with mock.patch("model.execution.model_loader.load_weights", fill_with_random_weights):
             return Engine(EngineConfig(checkpoint_path=name, **settings))

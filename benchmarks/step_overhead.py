@@ -51,7 +51,7 @@ def measure(num_rows: int, num_steps: int, *, speculation: str) -> float:
             checkpoint_path=str(checkpoint), max_num_seqs=num_rows, num_threads=1, speculation=speculation
         )
         engine = Engine(config)
-    engine._runner.model = NoModel(shape.vocab_size)  # type: ignore[assignment]
+    engine._runner.worker.model = NoModel(shape.vocab_size)  # type: ignore[assignment]
     sampling = SamplingParams(max_tokens=num_steps + 100, temperature=0.0, ignore_eos=True)
     for seq_id in range(num_rows):
         prompt = [seq_id % 256, *range(20)]

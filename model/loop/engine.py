@@ -31,7 +31,7 @@ from model.contract.messages import (
 from model.contract.watchdog import Watchdog
 from model.distributed.ranks import ONE_RANK, OutOfStepError, Ranks
 from model.execution.checkpoint import ProgressCallback
-from model.execution.launched_step import DeferredStep, LaunchedStep, StepResult
+from model.execution.launched_step import LaunchedStep, ModelRunnerOutput
 from model.execution.model_runner import ModelRunner
 from model.loop.step_guard import OUT_OF_MEMORY, StepGuard
 from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler
@@ -79,35 +79,37 @@ class Engine:
     ) -> None:
         started = time.monotonic()
         self._runner = ModelRunner(config, on_progress, ranks)
+        self._worker = worker = self._runner.worker
+        self._limits = limits = worker.limits
         costs = self._runner.row_costs
-        self._speculator = None if costs is None else Speculator(costs, self._runner.model_config.vocab_size)
+        self._speculator = None if costs is None else Speculator(costs, worker.model_config.vocab_size)
         self._scheduler = Scheduler(
             BlockManager(
-                self._runner.num_blocks,
+                worker.cache.num_blocks,
                 config.block_size,
                 config.enable_prefix_caching,
-                largest_window=self._runner.model_config.largest_window,
-                max_step_tokens=self._runner.max_num_batched_tokens,
-                max_steps_ahead=self._runner.max_steps_ahead,
+                largest_window=worker.model_config.largest_window,
+                max_step_tokens=limits.max_num_batched_tokens,
+                max_steps_ahead=limits.max_steps_ahead,
             ),
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=self._runner.max_num_batched_tokens,
-            max_model_len=self._runner.max_model_len,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=worker.max_model_len,
             max_running_per_caller=config.max_running_per_caller,
             allow_priority=config.allow_priority,
-            max_step_s=self._runner.max_step_ms / 1000,
+            max_step_s=limits.max_step_ms / 1000,
             speculator=self._speculator,
-            num_parts=self._runner.max_steps_ahead + 1 if self._runner.is_pipelined else 1,
+            num_parts=limits.max_steps_ahead + 1 if limits.is_pipelined else 1,
         )
-        self._guard = StepGuard(self._runner.execute, self._runner.undo, self._runner.max_num_batched_tokens)
+        self._guard = StepGuard(self._runner.execute, self._runner.undo, limits.max_num_batched_tokens)
         self._has_reported_first: set[int] = set()
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._refused: list[SequenceOutput] = []
-        self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._runner.model_config.vocab_size)
+        self._grammar_compiler = GrammarCompiler(config.checkpoint_path, self._worker.model_config.vocab_size)
         self._compiling: list[tuple[Future[CompiledGrammar], list[Sequence]]] = []
-        self._adapter_loader = AdapterLoader(self._runner.adapters, ranks.place.num_processes)
+        self._adapter_loader = AdapterLoader(self._worker.adapters, ranks.place.num_processes)
         self._adapter_of_seq: dict[int, int] = {}
-        self._in_flight: deque[LaunchedStep | DeferredStep] = deque()
+        self._in_flight: deque[LaunchedStep] = deque()
         self._last_finished_s = 0.0
         self._is_idle = True
         self._adding = "-"
@@ -117,18 +119,18 @@ class Engine:
     @property
     def ready(self) -> EngineReady:
         """What clients need to know about the loaded checkpoint."""
-        runner = self._runner
+        worker, loaded = self._worker, self._worker.loaded
         return EngineReady(
-            max_model_len=runner.max_model_len,
-            vocab_size=runner.model_config.vocab_size,
-            num_blocks=runner.num_blocks,
-            block_size=runner.block_size,
-            kv_cache_bytes=runner.kv_cache_bytes,
-            weights_bytes=runner.weights_bytes,
-            dtype=str(runner.dtype).removeprefix("torch."),
-            device=str(runner.backend.device),
+            max_model_len=worker.max_model_len,
+            vocab_size=worker.model_config.vocab_size,
+            num_blocks=worker.cache.num_blocks,
+            block_size=worker.cache.block_size,
+            kv_cache_bytes=worker.kv_cache_bytes,
+            weights_bytes=loaded.weights_bytes,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(worker.backend.device),
             load_s=self._load_s,
-            adapters=self._runner.adapters_loaded,
+            adapters=loaded.adapters_loaded,
         )
 
     def has_work(self) -> bool:
@@ -157,7 +159,7 @@ class Engine:
     def add_request(self, request: AddRequest) -> None:
         """Queues a request's choices. One that can never run ends with an "error" output of the next step."""
         self._adding = request.request_id
-        vocab_size = self._runner.model_config.vocab_size
+        vocab_size = self._worker.model_config.vocab_size
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             # On a GPU such an id would end not this request but the process.
             message = f"The prompt has ids that do not exist; they go from 0 to {vocab_size - 1}."
@@ -167,7 +169,7 @@ class Engine:
             message = "The adapter was unloaded, or could not be loaded again when the engine restarted."
             self._refused += [SequenceOutput(seq_id, [], "error", error=message) for seq_id in request.seq_ids]
             return
-        alpha = self._runner.model_config.rope_alpha(len(request.prompt_ids))
+        alpha = self._worker.model_config.rope_alpha(len(request.prompt_ids))
         sequences = [
             Sequence(
                 seq_id,
@@ -195,7 +197,7 @@ class Engine:
 
     def _use_adapter(self, request: AddRequest) -> bool:
         """Takes note of who uses an adapter; returns whether it is there to be used."""
-        adapters = self._runner.adapters
+        adapters = self._worker.adapters
         if adapters is None or not adapters.knows(request.adapter_id):
             return False
         for seq_id in request.seq_ids:
@@ -209,8 +211,8 @@ class Engine:
 
     def unload_adapter(self, adapter_id: int) -> None:
         """Refuses new requests for an adapter, and lets it go with the last of those it has."""
-        if self._runner.adapters is not None:
-            self._runner.adapters.unload(adapter_id)
+        if self._worker.adapters is not None:
+            self._worker.adapters.unload(adapter_id)
 
     def take_adapter_news(self) -> list[AdapterLoaded]:
         """Takes over the adapters that are ready by now, and tells of them and of those that cannot be loaded."""
@@ -271,7 +273,7 @@ class Engine:
         self._admit_compiled()
         outputs, self._refused = self._refused, []
         outputs += self._report_late()
-        outputs += self._step_ahead() if self._runner.max_steps_ahead else self._step_guarded()
+        outputs += self._step_ahead() if self._limits.max_steps_ahead else self._step_guarded()
         outputs += self._refused
         self._refused = []
         stats = self._scheduler.stats()
@@ -321,7 +323,7 @@ class Engine:
             launched = self._launch(batch)
         if not isinstance(launched, Exception):
             self._in_flight.append(launched)
-            return outputs + self._finish_step() if len(self._in_flight) > self._runner.max_steps_ahead else outputs
+            return outputs + self._finish_step() if len(self._in_flight) > self._limits.max_steps_ahead else outputs
         while self._in_flight:
             outputs += self._finish_step()
         if not self._guard.shrink_for(batch.num_tokens, launched):
@@ -335,11 +337,11 @@ class Engine:
         token is known before the last of them has made it.
         """
         sampled = [entry for step in self._in_flight for entry in step.batch if entry.needs_sampling]
-        if not self._runner.is_pipelined:
+        if not self._limits.is_pipelined:
             sampled = [entry for entry in sampled if entry.sampling.grammar is not None]
         return {entry.seq_id for entry in sampled}
 
-    def _launch(self, batch: ScheduledBatch) -> LaunchedStep | DeferredStep | Exception:
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep | Exception:
         """Starts a step, or returns why it cannot be started."""
         try:
             launched = self._runner.launch(batch)
@@ -373,7 +375,7 @@ class Engine:
         num_prompt_tokens = batch.num_tokens - num_rows
         self._scheduler.prefill_budget.note(num_rows, num_prompt_tokens, time.monotonic() - started_s)
 
-    def _commit(self, result: StepResult) -> list[SequenceOutput]:
+    def _commit(self, result: ModelRunnerOutput) -> list[SequenceOutput]:
         """Reports what a step did; it was advanced before."""
         outputs: list[SequenceOutput] = []
         tokens: dict[int, list[SampledToken]] = {}
@@ -442,6 +444,6 @@ class Engine:
         for seq_id in seq_ids:
             self._has_reported_first.discard(seq_id)
             adapter_id = self._adapter_of_seq.pop(seq_id, None)
-            if adapter_id is not None and self._runner.adapters is not None:
-                self._runner.adapters.remove_user(adapter_id)
+            if adapter_id is not None and self._worker.adapters is not None:
+                self._worker.adapters.remove_user(adapter_id)
             self._prompt_logprobs.pop(seq_id, None)

@@ -27,7 +27,7 @@ from model.contract.messages import EngineFailed, Ping
 from model.contract.parallel import Placement
 from model.distributed.group import GroupRanks
 from model.distributed.step import RankStep
-from model.execution.model_runner import ModelRunner
+from model.execution.worker import Worker
 from model.loop.child_process import configure_logging
 from model.loop.connection import Connection, ConnectionClosed
 
@@ -103,11 +103,11 @@ def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], 
     configure_logging(config, rank)
     threading.Thread(target=_show_signs_of_life, args=(connection,), name="signs of life", daemon=True).start()
     try:
-        runner = ModelRunner(config, None, join_group(config, rank, store))
+        worker = Worker(config, None, join_group(config, rank, store))
         gc.freeze()
         gc.enable()  # the leader had turned it off when it forked this process
         while True:
-            runner.follow(connection.receive())
+            worker.follow(connection.receive())
     except ConnectionClosed:
         return 0
     except Exception as error:

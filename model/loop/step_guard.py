@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from model.distributed.ranks import OutOfStepError
-from model.execution.launched_step import StepResult
+from model.execution.launched_step import ModelRunnerOutput
 from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class StepGuard:
 
     def __init__(
         self,
-        execute: Callable[[ScheduledBatch], StepResult],
+        execute: Callable[[ScheduledBatch], ModelRunnerOutput],
         undo: Callable[[list[int]], None],
         max_num_batched_tokens: int,
     ) -> None:
@@ -52,7 +52,7 @@ class StepGuard:
         self._num_lonely_failures = 0
         self.token_budget = max_num_batched_tokens
 
-    def run(self, batch: ScheduledBatch) -> StepResult:
+    def run(self, batch: ScheduledBatch) -> ModelRunnerOutput:
         """Runs a batch.
 
         Returns:
@@ -62,14 +62,14 @@ class StepGuard:
             Exception: the device or the code is broken for everybody.
         """
         result = self._try(batch)
-        if isinstance(result, StepResult):
+        if isinstance(result, ModelRunnerOutput):
             self.note_success()
             return result
         if is_out_of_memory(result):
             return self._shrink(batch, result)
         return self._isolate(batch, result)
 
-    def _try(self, batch: ScheduledBatch) -> StepResult | Exception:
+    def _try(self, batch: ScheduledBatch) -> ModelRunnerOutput | Exception:
         """Runs a batch, or returns why that cannot be: without the traceback, which holds on to the step's tensors."""
         try:
             return self._execute(batch)
@@ -92,7 +92,7 @@ class StepGuard:
                 self.token_budget = min(2 * self.token_budget, self._max_num_batched_tokens)
                 logger.info("steps may have %d tokens again", self.token_budget)
 
-    def give_up(self, batch: ScheduledBatch, error: Exception) -> StepResult:
+    def give_up(self, batch: ScheduledBatch, error: Exception) -> ModelRunnerOutput:
         """Ends the sequences of a step that failed when others were planned already, so that it cannot be run in parts.
 
         Raises:
@@ -103,7 +103,7 @@ class StepGuard:
         if self._num_lonely_failures >= _MAX_LONELY_FAILURES:
             raise error
         self._undo([entry.seq_id for entry in batch])
-        result = _empty(batch)
+        result = ModelRunnerOutput.empty(batch)
         for entry in batch:
             self._give_up(entry, result, OUT_OF_MEMORY if is_out_of_memory(error) else STEP_FAILED)
         return result
@@ -133,20 +133,20 @@ class StepGuard:
             reason,
         )
 
-    def _shrink(self, batch: ScheduledBatch, error: Exception) -> StepResult:
+    def _shrink(self, batch: ScheduledBatch, error: Exception) -> ModelRunnerOutput:
         if self.shrink_for(batch.num_tokens, error):
-            return _empty(ScheduledBatch([], []))
-        result = _empty(batch)
+            return ModelRunnerOutput.empty(ScheduledBatch([], []))
+        result = ModelRunnerOutput.empty(batch)
         self._give_up(batch.entries[0], result, OUT_OF_MEMORY)
         return result
 
-    def _give_up(self, entry: ScheduledSequence, result: StepResult, message: str) -> None:
+    def _give_up(self, entry: ScheduledSequence, result: ModelRunnerOutput, message: str) -> None:
         logger.error("request %s cannot go on: %s", entry.request_id, message)
         result.failures[entry.seq_id] = message
 
-    def _isolate(self, batch: ScheduledBatch, error: Exception) -> StepResult:
+    def _isolate(self, batch: ScheduledBatch, error: Exception) -> ModelRunnerOutput:
         """Finds the sequences a step fails on; the others get what they would have got without them."""
-        result = _empty(batch)
+        result = ModelRunnerOutput.empty(batch)
         if len(batch) == 1:
             self._num_lonely_failures += 1
             self._give_up(batch.entries[0], result, STEP_FAILED)
@@ -174,10 +174,10 @@ class StepGuard:
         self._num_lonely_failures = 0
         return _take(result, [i for i in range(len(batch)) if i not in left_out])
 
-    def _run_part(self, batch: ScheduledBatch, indices: range, result: StepResult) -> Exception | None:
+    def _run_part(self, batch: ScheduledBatch, indices: range, result: ModelRunnerOutput) -> Exception | None:
         """Runs some entries and puts what came of them into the result; returns why it could not."""
         some = self._try(_part(batch, indices))
-        if not isinstance(some, StepResult):
+        if not isinstance(some, ModelRunnerOutput):
             return some
         for position, index in enumerate(indices):
             result.tokens[index] = some.tokens[position]
@@ -207,17 +207,13 @@ def _part(batch: ScheduledBatch, indices: Iterable[int]) -> ScheduledBatch:
     return ScheduledBatch(decodes, chunks)
 
 
-def _take(result: StepResult, indices: list[int]) -> StepResult:
+def _take(result: ModelRunnerOutput, indices: list[int]) -> ModelRunnerOutput:
     """What came of some of the entries, in their order."""
     return result._replace(
         batch=_part(result.batch, indices),
         tokens=[result.tokens[i] for i in indices],
         prompt_logprobs=[result.prompt_logprobs[i] for i in indices],
     )
-
-
-def _empty(batch: ScheduledBatch) -> StepResult:
-    return StepResult(batch, [[] for _ in batch], [None] * len(batch), {}, {})
 
 
 def _one_line(error: Exception) -> str:

@@ -204,7 +204,7 @@ def test_recorded_steps_with_prompts(tiny_checkpoint: Path, settings: dict[str, 
     settings["num_blocks"] = 1200
     expected = run_staggered(drive(tiny_checkpoint, cuda_graphs=False, **settings), requests, 1)
     driver = drive(tiny_checkpoint, **settings)
-    steps = driver.engine._runner._steps
+    steps = driver.engine._runner.worker._steps
     assert isinstance(steps, CudaSteps)
     assert max(size.num_tokens for size in steps.sizes) == 1024
     found = run_staggered(driver, requests, 1)
@@ -247,7 +247,7 @@ def test_no_illegal_access() -> None:
 def test_out_of_memory_is_survived(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real exception, from an allocation that cannot be met, in the middle of a step."""
     driver = drive(tiny_checkpoint, max_num_batched_tokens=64, cuda_graphs=False)
-    model = driver.engine._runner.model
+    model = driver.engine._runner.worker.model
     forward = model.forward
     num_failures = 0
 
@@ -305,7 +305,7 @@ def test_a_capture_that_fails_is_survived(tiny_checkpoint: Path, monkeypatch: py
 
     monkeypatch.setattr(QWenLMHeadModel, "logits", waiting)
     driver = drive(tiny_checkpoint)
-    graphs = driver.engine._runner._graphs
+    graphs = driver.engine._runner.worker.graphs
     assert graphs is None or graphs.max_num_rows == 0
     found = driver.run(requests)
     assert [found[i].token_ids for i in found] == [expected[i].token_ids for i in expected]

@@ -88,7 +88,7 @@ def test_golden_replies_when_torch_does_everything(folder: str, monkeypatch: pyt
         monkeypatch.setitem(KERNELS, name, does_not_compile)
     cases = read_cases(folder)
     driver = drive(GOLDEN / folder, num_blocks=400, max_num_batched_tokens=96)
-    backend: Any = driver.engine._runner.backend
+    backend: Any = driver.engine._runner.worker.backend
     assert set(backend.operations.replaced) >= set(TORCH) - {"gptq_one_row", "gptq_few_rows", "gptq_many_rows"}
     assert_golden(cases, driver.run(greedy_requests(cases)))
 
@@ -97,7 +97,7 @@ def test_two_starts_choose_the_same_products(tiny_checkpoint: Path) -> None:
     """And they name the same notes, in which the shapes stand."""
     chosen = []
     for _ in range(2):
-        backend: Any = drive(tiny_checkpoint, dtype="bfloat16").engine._runner.backend
+        backend: Any = drive(tiny_checkpoint, dtype="bfloat16").engine._runner.worker.backend
         chosen.append(frozenset(backend._linears._ours))
         assert backend._notes.path == device_notes(torch.device("cuda")).path
     assert chosen[0] == chosen[1]

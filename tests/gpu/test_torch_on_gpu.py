@@ -21,7 +21,7 @@ from tests.support.paths import GOLDEN
 def test_golden_in_float32(folder: str) -> None:
     cases = read_cases(folder)
     driver = drive(GOLDEN / folder, num_blocks=400, max_num_batched_tokens=96, kernels="torch")
-    assert isinstance(driver.engine._runner.backend, TorchDeviceBackend)
+    assert isinstance(driver.engine._runner.worker.backend, TorchDeviceBackend)
     assert_golden(cases, driver.run(greedy_requests(cases)))
     assert_golden(cases, driver.run(greedy_requests(cases, 100)))
 

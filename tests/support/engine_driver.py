@@ -163,7 +163,7 @@ class Driver:
         assert not engine._scheduler.residents._followers
         assert not list(engine._scheduler.residents.callers)
         assert not history._slots
-        assert len(history._free) == engine._runner.max_num_seqs
+        assert len(history._free) == engine._runner.worker.limits.max_num_seqs
 
 
 def make_driver(folder: Path, num_blocks: int = 256, block_size: int = 16, **changes: Any) -> Driver:

@@ -15,7 +15,7 @@ from model.contract.engine_config import EngineConfig
 from model.contract.parallel import Placement
 from model.distributed.shard import share_of
 from model.distributed.step import RankStep, decode_step
-from model.execution.model_runner import ModelRunner
+from model.execution.worker import Worker
 from model.loop.engine import Engine
 
 _PATIENCE_S = 60.0
@@ -125,9 +125,9 @@ def engine_on_threads(config: EngineConfig) -> Iterator[Engine]:
 
 def _follow(model: Model, number: int, config: EngineConfig) -> None:
     try:
-        runner = ModelRunner(config, None, ThreadRanks(model, number))
+        worker = Worker(config, None, ThreadRanks(model, number))
         while (payload := model.steps[number].get()) is not None:
-            runner.follow(decode_step(payload))
+            worker.follow(decode_step(payload))
     except threading.BrokenBarrierError:
         pass
     except BaseException:

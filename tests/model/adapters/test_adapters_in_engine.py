@@ -185,15 +185,15 @@ def test_loading_and_unloading_while_requests_run(base: Path, pair: list[Path]) 
     assert load(driver, 2, pair[1]) is None
     driver.engine.unload_adapter(1)
     driver.add([request(5, 1), request(6, 2)])
-    assert driver.engine._runner.adapters is not None
-    assert len(driver.engine._runner.adapters._slots) == 2  # the one that leaves is still used
+    assert driver.engine._runner.worker.adapters is not None
+    assert len(driver.engine._runner.worker.adapters._slots) == 2  # the one that leaves is still used
     replies = driver.finish()
     assert_same(replies[3], expected[1])
     assert_same(replies[4], expected[2])
     assert replies[5].finish_reason == "error" and "unloaded" in str(replies[5].error)
     assert_same(replies[6], with_adapters(base, pair).run([request(1, 2)])[1])
-    assert driver.engine._runner.adapters._slots.keys() == {2}
-    assert driver.engine._runner.adapters.num_bytes > 0
+    assert driver.engine._runner.worker.adapters._slots.keys() == {2}
+    assert driver.engine._runner.worker.adapters.num_bytes > 0
 
 
 def test_an_adapter_takes_the_place_of_one_that_requests_use(base: Path, pair: list[Path]) -> None:
@@ -229,8 +229,8 @@ def test_a_slot_is_used_again_without_a_trace(base: Path, pair: list[Path]) -> N
     driver.engine.unload_adapter(3)
     driver.engine.unload_adapter(99)
     assert_same(driver.run([request(2)])[2], make_driver(base, max_model_len=256).run([request(1)])[1])
-    assert driver.engine._runner.adapters is not None
-    assert driver.engine._runner.adapters.num_bytes == 0
+    assert driver.engine._runner.worker.adapters is not None
+    assert driver.engine._runner.worker.adapters.num_bytes == 0
 
 
 def test_a_broken_adapter_leaves_the_engine_as_it_was(base: Path, pair: list[Path], tmp_path: Path) -> None:

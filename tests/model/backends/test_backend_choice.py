@@ -176,7 +176,7 @@ def test_golden_on_an_old_device(folder: str, old: FakeDevice) -> None:
     """The published code's tokens through torch's operations and gathered keys: chunks, prefixes, mixed steps."""
     cases = read_cases(folder)
     driver = drive(GOLDEN / folder, max_num_batched_tokens=96)
-    assert driver.engine._runner.backend is old.made[0]
+    assert driver.engine._runner.worker.backend is old.made[0]
     assert_golden(cases, driver.run(greedy_requests(cases)))
     assert_golden(cases, driver.run(greedy_requests(cases, 100)))
 
@@ -185,7 +185,7 @@ def test_a_bfloat16_checkpoint_runs_in_float16_there(old: FakeDevice) -> None:
     """Its weights have 8 bits, so float16 loses nothing of them: most tokens are those of float32."""
     cases = read_cases("first_release_names_bf16")
     driver = drive(GOLDEN / "first_release_names_bf16", dtype="auto")
-    assert driver.engine._runner.dtype == torch.float16
+    assert driver.engine._runner.worker.loaded.dtype == torch.float16
     assert driver.engine.ready.dtype == "float16"
     replies = driver.run(greedy_requests(cases))
     first = [replies[i].token_ids[0] == case.greedy[0] for i, case in enumerate(cases)]
@@ -229,5 +229,5 @@ def test_torch_alone_on_a_cpu(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
     for name in ("ntk_logn_fp32", "gptq_int8"):
         case = read_cases(name)[0]
         driver = make_driver(GOLDEN / name, max_model_len=320, kernels="torch")
-        assert type(driver.engine._runner.backend) is TorchBackend
+        assert type(driver.engine._runner.worker.backend) is TorchBackend
         assert_golden([case], driver.run(greedy_requests([case])))

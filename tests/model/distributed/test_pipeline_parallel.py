@@ -210,7 +210,7 @@ def test_gguf(three_layers: Path, tmp_path: Path) -> None:
     for num_stages in (1, 3):
         with driver_on(1, path, num_stages=num_stages) as driver:
             replies.append(run(driver, PLAN))
-            held.append(driver.engine._runner.weights_bytes)
+            held.append(driver.engine._runner.worker.loaded.weights_bytes)
     assert_same(*replies)
     assert held[0] == held[1]
 
@@ -255,11 +255,11 @@ def test_an_adapter_may_leave_while_a_stage_is_busy_with_it(three_layers: Path, 
 def test_each_stage_holds_its_layers_alone(three_layers: Path) -> None:
     config = read_model_config(three_layers)
     with driver_on(1, three_layers, num_stages=3) as driver:
-        runner = driver.engine._runner
-        assert set(runner.model.transformer.h) == {"2"} and not hasattr(runner.model.transformer, "wte")
-        assert runner._cache.data.shape[0] == 1
-        held, num_blocks = runner.weights_bytes, runner.num_blocks
-        assert runner.kv_cache_bytes == 3 * runner._cache.num_bytes
+        worker = driver.engine._runner.worker
+        assert set(worker.model.transformer.h) == {"2"} and not hasattr(worker.model.transformer, "wte")
+        assert worker.cache.data.shape[0] == 1
+        held, num_blocks = worker.loaded.weights_bytes, worker.cache.num_blocks
+        assert worker.kv_cache_bytes == 3 * worker.cache.num_bytes
     assert held == plan_memory(config, dtype="float32").weights_bytes
     assert num_blocks == 256
     plan = plan_memory(config, dtype="float32", num_stages=3)

@@ -58,7 +58,7 @@ def test_a_rank_looks_for_garbage_once_it_has_loaded(monkeypatch: pytest.MonkeyP
             seen.append(gc.isenabled())
             raise ConnectionClosed
 
-    class Runner:
+    class FakeWorker:
         follow = None
 
         def __init__(self, *_: object) -> None:
@@ -66,7 +66,7 @@ def test_a_rank_looks_for_garbage_once_it_has_loaded(monkeypatch: pytest.MonkeyP
 
     for name in ("configure_logging", "_show_signs_of_life", "join_group"):
         monkeypatch.setattr(rank_process, name, lambda *_: None)
-    monkeypatch.setattr(rank_process, "ModelRunner", Runner)
+    monkeypatch.setattr(rank_process, "Worker", FakeWorker)
     monkeypatch.setattr(gc, "freeze", lambda: None)  # what is a test's does not stay
     gc.disable()
     try:

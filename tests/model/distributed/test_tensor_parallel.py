@@ -264,18 +264,18 @@ def test_windows(four_heads: Path) -> None:
 
 def test_each_rank_holds_its_part_alone(four_heads: Path) -> None:
     with driver_on(4, four_heads) as driver:
-        four = driver.engine._runner
-        assert four._cache.data.shape[2] == 1
+        four = driver.engine._runner.worker
+        assert four.cache.data.shape[2] == 1
         assert four.model.lm_head.shard is not None
-        held = four.weights_bytes
+        held = four.loaded.weights_bytes
     with driver_on(1, four_heads) as driver:
-        whole = driver.engine._runner.weights_bytes
+        whole = driver.engine._runner.worker.loaded.weights_bytes
     norms = 5 * 32 * 4
     assert held == whole + 3 * norms, "but for the norms nothing is held twice"
     plan = plan_memory(read_model_config(four_heads), dtype="float32", num_ranks=4)
     rows = 2 * 32 * 4  # of embedding and output layer: one rank of four has a row less
     assert 4 * plan.weights_bytes == held + rows
-    assert plan.kv_block_bytes == four._cache.num_bytes // four.num_blocks
+    assert plan.kv_block_bytes == four.cache.num_bytes // four.cache.num_blocks
 
 
 def test_a_rank_s_part_of_an_adapter_is_reckoned(four_heads: Path) -> None:

@@ -134,7 +134,7 @@ def test_the_next_step_is_launched_before_tokens_are_read(
     driver = make_driver(tiny_checkpoint, run_ahead=True)
     runner = driver.engine._runner
     events: list[str] = []
-    launch, copy = runner.launch, runner.backend.copy_to_host
+    launch, copy = runner.launch, runner.worker.backend.copy_to_host
 
     def launch_noted(batch: ScheduledBatch) -> Any:
         events.append("launch")
@@ -150,7 +150,7 @@ def test_the_next_step_is_launched_before_tokens_are_read(
         return wait_noted
 
     monkeypatch.setattr(runner, "launch", launch_noted)
-    monkeypatch.setattr(runner.backend, "copy_to_host", copy_noted)
+    monkeypatch.setattr(runner.worker.backend, "copy_to_host", copy_noted)
     driver.run([greedy(0, 4)])
     assert events == ["launch", "launch", "read", "launch", "read", "launch", "read", "read"]
 

@@ -15,7 +15,7 @@ from model.contract import grammar_compiler
 from model.contract.grammar_compiler import GrammarAccount
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.execution.launched_step import StepResult
+from model.execution.launched_step import ModelRunnerOutput
 from model.execution.model_runner import ModelRunner
 from model.loop import step_guard
 from model.loop.step_guard import OUT_OF_MEMORY, STEP_FAILED
@@ -24,7 +24,7 @@ from model.sampling.grammar_states import STUCK, TOO_COMPLEX, TOO_SLOW, Compiled
 from model.scheduling.sequence import ScheduledBatch
 from tests.support.engine_driver import Driver, make_driver
 
-Execute = Callable[[ScheduledBatch], StepResult]
+Execute = Callable[[ScheduledBatch], ModelRunnerOutput]
 
 
 def request(seq_id: int, prompt: list[int], **sampling: Any) -> AddRequest:
@@ -46,7 +46,7 @@ def break_steps(driver: Driver, monkeypatch: pytest.MonkeyPatch, fault: Callable
     runner: ModelRunner = driver.engine._runner
     execute = runner.execute
 
-    def broken(batch: ScheduledBatch) -> StepResult:
+    def broken(batch: ScheduledBatch) -> ModelRunnerOutput:
         result = execute(batch)
         fault(batch)
         return result

@@ -31,9 +31,10 @@ from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.distributed.ranks import OutOfStepError
+from model.execution.cache_sizing import step_bytes
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
-from model.execution.model_runner import ModelRunner
+from model.execution.worker import Worker
 from model.sampling.sampling_row import SamplingRow, stream_key
 from model.scheduling.sequence import UNKNOWN_TOKEN
 from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
@@ -333,7 +334,7 @@ def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monk
     assert recorder.replayed[-1] == 1
 
 
-WARM_UP = ModelRunner._warm_up
+WARM_UP = Worker._warm_up
 
 
 class InterpretedBackend(CudaBackend):
@@ -347,10 +348,10 @@ class InterpretedBackend(CudaBackend):
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *_, **__: InterpretedBackend(CPU))
+    monkeypatch.setattr("model.execution.model_loader.make_backend", lambda *_, **__: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
     monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_steps.py has them
-    monkeypatch.setattr(ModelRunner, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
+    monkeypatch.setattr(Worker, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
 
 
 def drive(folder: Path, **changes: Any) -> Driver:
@@ -378,19 +379,19 @@ def test_memory_for_steps_is_set_aside(tiny_checkpoint: Path, monkeypatch: pytes
         block_size=4,
         cuda_graphs=False,
     )
-    runner = ModelRunner(config)
+    worker = Worker(config)
     assert len(ran) == 1
     history_bytes = 2 * 20 * (8 + 4)
-    block_bytes = kv_cache_block_bytes(runner.model_config, 4, torch.float32)
-    assert runner.num_blocks == 2 * 5, "more could never be used"
+    block_bytes = kv_cache_block_bytes(worker.model_config, 4, torch.float32)
+    assert worker.cache.num_blocks == 2 * 5, "more could never be used"
     free = 300_000 + history_bytes + 7 * block_bytes + 5
     monkeypatch.setattr(CudaBackend, "available_memory_bytes", lambda self, share: free)
-    assert ModelRunner(config).num_blocks == 7
+    assert Worker(config).cache.num_blocks == 7
     recorded = msgspec.structs.replace(config, cuda_graphs=True)
-    kept = runner._step_bytes(recorded, torch.float32, 20)
-    runner.adapters = cast(AdapterStore, object())
-    more = runner._step_bytes(recorded, torch.float32, 20) - kept
-    assert more >= 5 * 2 * runner.model_config.vocab_size * 4, "steps with adapters have logits of their own"
+    kept = step_bytes(recorded, worker.loaded, worker.limits, 20, samples=True)
+    worker.loaded.adapters = cast(AdapterStore, object())
+    more = step_bytes(recorded, worker.loaded, worker.limits, 20, samples=True) - kept
+    assert more >= 5 * 2 * worker.model_config.vocab_size * 4, "steps with adapters have logits of their own"
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -412,9 +413,9 @@ def test_golden_through_the_engine(folder: str, num_cases: int, max_model_len: i
     ]
     driver = drive(GOLDEN / folder, max_num_batched_tokens=100, max_model_len=max_model_len)
     assert_golden(cases, driver.run(greedy_requests(cases)))
-    backend: Any = driver.engine._runner.backend
-    assert driver.engine._runner.max_steps_ahead == 1
-    graphs: Any = driver.engine._runner._graphs
+    backend: Any = driver.engine._runner.worker.backend
+    assert driver.engine._runner.worker.limits.max_steps_ahead == 1
+    graphs: Any = driver.engine._runner.worker.graphs
     assert graphs.batch_sizes == [1, 2], "nothing is guessed, so no step has more rows than sequences"
     assert backend.recorder.replayed, "decodes went through graphs"
 
@@ -430,7 +431,7 @@ def test_warming_up_changes_no_reply(tiny_checkpoint: Path) -> None:
     driver = drive(tiny_checkpoint)
     expected = driver.run(requests)[0].token_ids
     with torch.inference_mode():
-        WARM_UP(driver.engine._runner)
+        WARM_UP(driver.engine._runner.worker)
     assert drive(tiny_checkpoint).run(requests)[0].token_ids == expected
 
 

@@ -282,10 +282,10 @@ def test_golden_replies_with_broken_kernels(
     for name in how:
         monkeypatch.setitem(operations.KERNELS, name, broken(name, how[name]))
     backend = InterpretedBackend(CPU)
-    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *arguments, **options: backend)
+    monkeypatch.setattr("model.execution.model_loader.make_backend", lambda *arguments, **options: backend)
     small = {name: TRIALS[name]._replace(sizes=TRIALS[name].sizes[:1]) for name in how}
     monkeypatch.setattr("model.backends.cuda.self_check.check.trials_for", lambda shape: small)
-    monkeypatch.setattr("model.execution.model_runner.ModelRunner._warm_up", lambda self: None)
+    monkeypatch.setattr("model.execution.worker.Worker._warm_up", lambda self: None)
     case = min(read_cases(folder), key=lambda case: len(case.prompt))
     cases = [dataclasses.replace(case, greedy=case.greedy[:3], greedy_logprobs=case.greedy_logprobs[:3])]
     driver = make_driver(GOLDEN / folder, num_blocks=20, max_model_len=80, max_num_seqs=1, max_num_batched_tokens=16)

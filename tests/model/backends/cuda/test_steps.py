@@ -200,7 +200,7 @@ def test_replies_are_the_same(
 
     expected = run_staggered(drive(), requests, seed)
     backend = TorchOperationsBackend()
-    monkeypatch.setattr("model.execution.model_runner.make_backend", lambda *_, **__: backend)
+    monkeypatch.setattr("model.execution.model_loader.make_backend", lambda *_, **__: backend)
     found = run_staggered(drive(run_ahead=seed != 2), requests, seed)
     assert {i: facts(reply) for i, reply in found.items()} == {i: facts(reply) for i, reply in expected.items()}
     assert 16 in backend.recorder.replayed[-200:] or 24 in backend.recorder.replayed[-200:]
