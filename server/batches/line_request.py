@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from model.contract.errors import EngineUnavailableError
-from server.engine.client import MAX_ATTEMPTS, EngineClient
+from server.engine.client import EngineClient
+from server.engine.unstarted import MAX_ATTEMPTS
 from server.gates.callers import Caller
 from server.wire.errors import server_error
 

@@ -23,15 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ServedAdapter:
-    """An adapter under its name.
+    """An adapter under the name by which requests choose it.
 
     Attributes:
-        name: requests choose it by this.
         source: the folder or hub id as it was given.
-        folder: that this stands for.
-        adapter_id: for the engine.
+        folder: the folder that the source stands for.
+        adapter_id: its number in the engine.
         created: Unix time.
-        num_bytes: that it takes on the device; 0 before an engine has said.
+        num_bytes: bytes that it takes on the device; 0 before an engine has said.
     """
 
     name: str
@@ -46,8 +45,8 @@ class EngineAdapters:
     """Names and numbers of adapters.
 
     Args:
-        send: to the engine that runs now.
-        adapters: to be served from the start.
+        send: sends a message to the engine that runs now.
+        adapters: adapters that are served from the start.
     """
 
     def __init__(self, send: Callable[[ToEngine], None], adapters: Iterable[ServedAdapter] = ()) -> None:

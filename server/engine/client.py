@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -23,12 +22,11 @@ from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.engine.handle import RequestHandle
 from server.engine.process import ENGINE_MODULE, EngineProcess
 from server.engine.supervisor import EngineState, EngineSupervisor
+from server.engine.unstarted import MAX_ATTEMPTS, UnstartedRequests
 from server.gates.callers import NOBODY, Caller, WaitingLine
 
 logger = logging.getLogger(__name__)
 
-# A request that nobody has heard of yet goes to so many engines; more, and it may be what they die of.
-MAX_ATTEMPTS = 3
 # In front of the name by which the engine knows a caller in the background.
 _BACKGROUND = "background:"
 
@@ -48,33 +46,20 @@ class Prompt(NamedTuple):
     prediction_ids: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class _Submission:
-    """What to send again should the engine die before it has said anything of a request."""
-
-    messages: list[AddRequest]
-    num_tokens: int
-    caller: Caller
-    line: WaitingLine
-    num_attempts: int = 1
-
-
 class EngineClient:
     """Requests to the engine, and what comes back.
 
     Args:
-        config: of the engine.
         start_timeout_s: the longest silence while it loads.
         timeout_s: the longest silence after that; None chooses by the device.
-        on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
+        on_fatal: called with a one-line reason when the engine cannot be brought (back) to life.
         module: the engine's entry point (another one in tests).
         first_process: an engine that was started already.
-        adapters: to be served from the start.
+        adapters: adapters that are served from the start.
 
     Attributes:
-        adapters: those that are served.
-        stats: state of its loop after the last step.
-        waiting: requests of which the engine has not yet said anything, and prompts; not those in the background.
+        adapters: adapters that are served now.
+        stats: state of the engine's loop after the last step.
     """
 
     def __init__(
@@ -108,11 +93,7 @@ class EngineClient:
         self._handles: dict[int, RequestHandle] = {}
         self._open_requests: set[RequestHandle] = set()
         self._adapter_of: dict[RequestHandle, int] = {}
-        self._unstarted: dict[RequestHandle, _Submission] = {}
-        # By the first sequence of each: where it waits, whose it is, its tokens.
-        self._waiting_prompts: dict[int, tuple[WaitingLine, Caller, int]] = {}
-        self.waiting = WaitingLine()
-        self._waiting_behind = WaitingLine()
+        self._unstarted = UnstartedRequests()
         self._stops_at_once = False
         self._with_news: list[RequestHandle] = []
         self._step_listeners: list[Callable[[EngineStats], None]] = []
@@ -158,6 +139,11 @@ class EngineClient:
     def ready(self) -> EngineReady | None:
         """What the engine said when it last became ready; None before the first time."""
         return self._supervisor.ready
+
+    @property
+    def waiting(self) -> WaitingLine:
+        """Requests and prompts of which the engine has not said anything yet; not those in the background."""
+        return self._unstarted.waiting
 
     def adapters_in_use(self) -> tuple[list[str], list[str]]:
         """Returns the names of the adapters with a request that has a token, and of those whose requests all wait."""
@@ -242,13 +228,10 @@ class EngineClient:
 
         Args:
             prompts: each is computed once and continued `n` times; choice `p * n + i` continues prompt p.
-            n: continuations of each prompt.
-            request_id: for log lines.
-            priority: lower is served first among the caller's.
-            caller: whose request it is.
+            priority: the lowest is served first among the caller's.
             cache_salt: cached prompt starts are shared only where it is equal.
-            adapter_id: of the adapter to run it with; 0 for none.
-            is_background: it takes what the others leave.
+            adapter_id: 0 for none.
+            is_background: take only what the others leave.
 
         Returns:
             The stream of outputs. Whoever takes it must end it: read it to its end, or `abort`.
@@ -256,7 +239,7 @@ class EngineClient:
         Raises:
             EngineUnavailableError: the engine is gone for good.
         """
-        # While it was being understood the engine may have died; like those that wait, it goes to the next one.
+        # While the request was converted the engine may have died; like those that wait, it goes to the next one.
         is_back_soon = self._supervisor.state is EngineState.RECOVERING
         if not is_back_soon:
             self.require_ready()
@@ -285,19 +268,11 @@ class EngineClient:
             )
             for number, prompt in enumerate(prompts)
         ]
-        line = self._waiting_behind if is_background else self.waiting
-        submission = _Submission(messages, sum(len(prompt.ids) for prompt in prompts), caller, line)
-        self._unstarted[handle] = submission
-        line.change(caller, 1, submission.num_tokens)
-        for message in messages:
-            self._waiting_prompts[message.seq_ids[0]] = (line, caller, len(message.prompt_ids))
+        self._unstarted.add(handle, messages, caller, is_background=is_background)
         if not is_back_soon:
-            self._send_all(messages)
+            for message in messages:
+                self._supervisor.send(message)
         return handle
-
-    def _send_all(self, messages: list[AddRequest]) -> None:
-        for message in messages:
-            self._supervisor.send(message)
 
     def fail_open_requests(self, message: str) -> None:
         """Ends every open request with an error, and its sequences in the engine."""
@@ -306,35 +281,22 @@ class EngineClient:
         self._fail_all(message)
 
     def _abort(self, handle: RequestHandle, seq_ids: tuple[int, ...]) -> None:
-        for seq_id in seq_ids:
-            self._handles.pop(seq_id, None)
-            self._note_begun(seq_id)
+        self._forget(seq_ids)
         if not handle.open_seq_ids:
-            self._forget(handle)
+            self._unstarted.remove(handle)
+            self._close(handle)
         self._supervisor.send(Abort(seq_ids))
 
-    def _forget(self, handle: RequestHandle) -> None:
-        self._leave_queue(handle)
-        self._close(handle)
+    def _forget(self, seq_ids: tuple[int, ...]) -> None:
+        for seq_id in seq_ids:
+            self._handles.pop(seq_id, None)
+            self._unstarted.remove_prompt(seq_id)
 
     def _close(self, handle: RequestHandle) -> None:
         self._open_requests.discard(handle)
         adapter_id = self._adapter_of.pop(handle, None)
         if adapter_id is not None:
             self.adapters.remove_user(adapter_id)
-
-    def _leave_queue(self, handle: RequestHandle) -> _Submission | None:
-        submission = self._unstarted.pop(handle, None)
-        if submission is not None:
-            submission.line.change(submission.caller, -1, 0)
-        return submission
-
-    def _note_begun(self, seq_id: int) -> None:
-        """Lets a sequence's prompt wait no longer."""
-        prompt = self._waiting_prompts.pop(seq_id, None)
-        if prompt is not None:
-            line, caller, num_tokens = prompt
-            line.change(caller, 0, -num_tokens)
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
@@ -349,14 +311,12 @@ class EngineClient:
             return  # aborted while this was on its way
         if output.finish_reason is not None:
             del self._handles[output.seq_id]
-        if output.seq_id in self._waiting_prompts:
-            self._note_begun(output.seq_id)
+        self._unstarted.remove_prompt(output.seq_id)
         handle.deliver(output)
-        if handle in self._unstarted:
-            submission = self._leave_queue(handle)
-            if submission is not None and submission.line is self.waiting:
-                for listener in self._start_listeners:
-                    listener(submission.num_tokens)
+        submission = self._unstarted.remove(handle)
+        if submission is not None and submission.line is self.waiting:
+            for listener in self._start_listeners:
+                listener(submission.num_tokens)
         if output.finish_reason is not None and not handle.open_seq_ids:
             self._close(handle)
 
@@ -377,9 +337,8 @@ class EngineClient:
             self.adapters.on_ready(self.ready.adapters)
         if self._unstarted:
             logger.info("sending %d requests to the new engine", len(self._unstarted))
-        for submission in self._unstarted.values():
-            submission.num_attempts += 1
-            self._send_all(submission.messages)
+        for message in self._unstarted.send_again():
+            self._supervisor.send(message)
         self.adapters.after_ready()
         while self._first_ready_listeners:
             self._first_ready_listeners.pop()()
@@ -405,8 +364,7 @@ class EngineClient:
             self._fail(handle, message)
 
     def _fail(self, handle: RequestHandle, message: str) -> None:
-        for seq_id in handle.open_seq_ids:
-            self._handles.pop(seq_id, None)
-            self._note_begun(seq_id)
-        self._forget(handle)
+        self._forget(handle.open_seq_ids)
+        self._unstarted.remove(handle)
+        self._close(handle)
         handle.fail(EngineUnavailableError(message))

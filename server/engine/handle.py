@@ -16,7 +16,7 @@ from server.wire.errors import ApiError
 MAX_PENDING_OUTPUTS = 1 << 16
 
 News = list[tuple[int, SequenceOutput]]
-# Takes news, or returns False: then they go to the one who waits.
+# Takes news, or returns False: then whoever waits gets them.
 Taker = Callable[[News], bool]
 
 
@@ -27,11 +27,10 @@ class RequestHandle:
     pieces and never holds the loop. One that is too slow even for that loses the request.
 
     Args:
-        request_id: of the HTTP request.
         seq_ids: one a choice; a choice's index is its place here.
-        on_abort: told the sequence ids that are no longer wanted.
-        on_news: told that `dispatch` has something to do, which is to be called soon, once for all that comes until
-            then; by default it is called at once.
+        on_abort: called with the sequence ids that are no longer wanted.
+        on_news: called when `dispatch` has something to do; it should be called soon, once for all that comes until
+            then. By default it is called at once.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """One engine process and the socket to it: frames out, frames in, end.
 
-Knows framing; not requests, restarts or HTTP (see engine_client).
+Knows framing; not requests, restarts or HTTP.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FrameReader(asyncio.Protocol):
     """Cuts what arrives into frames and hands each decoded message on.
 
     Args:
-        on_message: called in the order of arrival.
+        on_message: called with each message, in the order of arrival.
         on_close: called once, with what went wrong or None.
     """
 
@@ -72,12 +72,7 @@ class FrameReader(asyncio.Protocol):
 
 
 class StderrRelay:
-    """Passes on what an engine writes to its standard error, and remembers the end of it.
-
-    Args:
-        stream: of the engine.
-        transport: of the stream.
-    """
+    """Passes on what an engine writes to its standard error, and remembers the end of it."""
 
     def __init__(self, stream: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -134,9 +129,8 @@ class EngineLink:
         """Tells a process its configuration.
 
         Args:
-            process: just started; ended should this fail.
-            config: sent as the first frame.
-            on_message: receives every message of the engine, on the event loop.
+            process: a process that was just started; it is ended should this fail.
+            on_message: called with every message of the engine, on the event loop.
         """
         closed = asyncio.Event()
         with contextlib.ExitStack() as unless_open:
@@ -153,7 +147,7 @@ class EngineLink:
 
     @property
     def pid(self) -> int:
-        """Of the engine process."""
+        """The engine process's id."""
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:

@@ -47,7 +47,7 @@ class EngineProcess:
         module: its entry point.
 
     Attributes:
-        socket: to it. The process ends when this is closed.
+        socket: our end of the connection. The process ends when it is closed.
 
     Raises:
         OSError: there are no descriptors or no memory for it.
@@ -74,7 +74,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process's id."""
         return self._process.pid
 
     async def open_stderr(self) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:

@@ -1,6 +1,6 @@
 """Keeps an engine process running: starts it, watches it, notices its death or silence, starts it again.
 
-Knows processes and states; what runs in the engine is the client's business (engine_client).
+Knows processes and states, not requests: those are the client's (`server/engine/client.py`).
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ class EngineSupervisor:
     """Owns the engine process.
 
     Args:
-        config: returns what an engine that starts is told.
-        on_adapter: receives what came of loading an adapter.
-        on_step: receives what each step did.
-        on_ready: told when the engine serves, each time.
-        on_lost: told at once that the process is gone, with all that was in it.
-        on_fatal: told the one-line reason when the engine cannot be brought (back) to life.
+        config: returns the configuration of an engine that starts.
+        on_adapter: called with the outcome of loading an adapter.
+        on_step: called with the outputs of each step.
+        on_ready: called each time the engine begins to serve.
+        on_lost: called as soon as the process is gone, with all that was in it.
+        on_fatal: called with a one-line reason when the engine cannot be brought (back) to life.
         start_timeout_s: the longest silence while it loads.
         timeout_s: the longest silence after that; None chooses by the device.
-        module: its entry point (another one in tests).
-        first_process: one that was started already.
+        module: the engine's entry point (another one in tests).
+        first_process: an engine that was started already.
 
     Attributes:
-        state: anything but DRAINING, which is the client's.
-        ready: what the engine said when it last became ready; None before the first time.
-        num_restarts: since the start.
+        state: never DRAINING, which only the client knows.
+        ready: the engine's last `EngineReady`; None before the first.
+        num_restarts: restarts since the server started.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class EngineSupervisor:
 
     @property
     def pid(self) -> int | None:
-        """Of the engine process that runs now."""
+        """The id of the engine process that runs now."""
         return None if self._link is None else self._link.pid
 
     async def _supervise(self) -> None:
@@ -212,7 +212,7 @@ class EngineSupervisor:
         shortest_s = min(self._start_timeout_s, self._timeout_s or min(_DEFAULT_TIMEOUT_S.values()))
         interval_s = min(max(shortest_s / 20, _MIN_WATCH_INTERVAL_S), _MAX_WATCH_INTERVAL_S)
         while True:
-            timeout_s, was_ready, num_messages = self._patience_s(), self._is_ready, self._num_messages
+            timeout_s, was_ready, num_messages = self._silence_limit_s(), self._is_ready, self._num_messages
             started = time.monotonic()
             await asyncio.sleep(interval_s)
             if self._num_messages != num_messages or self._is_ready != was_ready:
@@ -231,7 +231,7 @@ class EngineSupervisor:
         self._failed = EngineFailed(reason, False)
         await link.kill()
 
-    def _patience_s(self) -> float:
+    def _silence_limit_s(self) -> float:
         if not self._is_ready or self.ready is None:
             return self._start_timeout_s
         if self._timeout_s is not None:

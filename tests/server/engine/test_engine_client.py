@@ -17,10 +17,11 @@ from model.contract.log_text import describe_exit
 from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
 from server.engine import supervisor as engine_supervisor
-from server.engine.client import MAX_ATTEMPTS, EngineClient, Prompt
+from server.engine.client import EngineClient, Prompt
 from server.engine.handle import RequestHandle
 from server.engine.process import child_environment
 from server.engine.supervisor import EngineState
+from server.engine.unstarted import MAX_ATTEMPTS
 from server.gates.callers import Caller
 
 PROMPT = Prompt([1, 2], SamplingParams(max_tokens=5))
