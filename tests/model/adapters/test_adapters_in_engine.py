@@ -216,8 +216,8 @@ def test_an_adapter_takes_the_place_of_one_that_requests_use(base: Path, pair: l
     assert driver.news.pop().error is None
     driver.engine.unload_adapter(3)
     assert_same(driver.run([request(5, 4, max_tokens=60)])[5], expected)
-    assert driver.engine._runner.adapters is not None
-    assert driver.engine._runner.adapters._slots.keys() == {4}
+    assert driver.engine._runner.worker.adapters is not None
+    assert driver.engine._runner.worker.adapters._slots.keys() == {4}
 
 
 def test_a_slot_is_used_again_without_a_trace(base: Path, pair: list[Path]) -> None:
