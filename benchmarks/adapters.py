@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from benchmarks.decode import CACHE, random_folder
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams

@@ -16,7 +16,8 @@ from model.adapters.low_rank import LowRankUpdate
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError, CheckpointError
 from model.contract.files.adapter_config import AdapterConfig
-from model.contract.files.adapter_tensors import AdapterTensor, check_shape, identify, linear_shapes
+from model.contract.files.adapter_tensors import AdapterTensor, check_shape, identify
+from model.contract.files.linears import linear_shapes
 from model.contract.files.safetensors_header import read_header
 from model.execution.checkpoint import iterate_tensors
 

@@ -24,7 +24,7 @@ from model.backends.base import Backend, LinearKernel, LowRankTable
 from model.backends.torch_low_rank import in_dtype
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
-from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
+from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 from model.distributed.shard import LinearShard
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class AdapterStore:
                     num_inputs, num_outputs = shard.num_inputs, shard.num_outputs
                     self._shards[name] = shard
                 table = self._backend.make_low_rank_table(
-                    num_inputs, num_outputs, num_slots, self._max_rank, self._dtype, num_parts=NUM_PARTS.get(part, 1)
+                    num_inputs, num_outputs, num_slots, self._max_rank, self._dtype, num_parts=len(QWEN2_LINEARS[part])
                 )
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, AdaptedLinear(base, table))

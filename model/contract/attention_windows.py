@@ -14,14 +14,10 @@ _LARGEST = 1 << 24  # far beyond any context, and small enough for 32 bits
 
 
 def windows_of(value: Any, num_layers: int) -> tuple[int, ...]:
-    """Reads windows.
-
-    Args:
-        value: a number for all layers, a list or tuple of one a layer (or with one number, for all), or None or False.
-        num_layers: of the model.
+    """Reads windows: a number for all layers, a list or tuple of one a layer (or of one for all), or None or False.
 
     Returns:
-        one a layer; nothing where every layer reads all positions.
+        one window a layer; empty where every layer reads all positions.
 
     Raises:
         ValueError: it is none of that.
@@ -40,19 +36,19 @@ def windows_of(value: Any, num_layers: int) -> tuple[int, ...]:
 
 
 def largest_window(windows: Iterable[int]) -> int | None:
-    """How many of the last positions some layer reads; None where one of them reads all."""
+    """Returns how many of the last positions the layers read at most; None where one of them reads all."""
     windows = tuple(windows)
     return max(windows) if windows and all(windows) else None
 
 
 def num_blocks_kept(num_tokens: int, block_size: int, largest: int | None, num_unsettled: int) -> int:
-    """The most blocks that a sequence ever holds while it grows to some length.
+    """Returns the most blocks that a sequence ever holds while it grows to `num_tokens`.
 
     Args:
-        num_tokens: that length.
+        num_tokens: the length that it reaches.
         block_size: tokens in a block.
         largest: see `largest_window`.
-        num_unsettled: the most tokens that are computed of it until blocks are given back.
+        num_unsettled: the most tokens of it that are computed before passed blocks are given back.
     """
     num_blocks = -(-num_tokens // block_size)
     if largest is None:
@@ -63,10 +59,10 @@ def num_blocks_kept(num_tokens: int, block_size: int, largest: int | None, num_u
 
 
 def num_blocks_passed(num_computed_tokens: int, block_size: int, largest: int | None) -> int:
-    """How many of a sequence's first blocks no layer will read again.
+    """Returns how many of a sequence's first blocks no layer will read again.
 
     Args:
-        num_computed_tokens: whose keys are in the cache; the next token is at that position.
+        num_computed_tokens: tokens whose keys are in the cache; the next token has this position.
         block_size: tokens in a block.
         largest: see `largest_window`.
     """

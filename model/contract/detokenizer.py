@@ -14,14 +14,13 @@ class Detokenizer:
     stream: what is still unfinished becomes U+FFFD.
 
     Args:
-        tokenizer: of the checkpoint.
         show_special_tokens: write control tokens by name instead of dropping them.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, show_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
         self._show_special_tokens = show_special_tokens
-        self._is_inside = False  # of a character
+        self._is_inside = False  # between the bytes of a character
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:

@@ -29,10 +29,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
     Attributes:
         checkpoint_path: a local folder (hub ids are resolved before).
         device: "auto", "cpu", "mps", "cuda[:N]" or "xpu[:N]".
-        tensor_parallel_size: ranks that share each layer, each in a process and on a device of its own (a CPU is
-            everybody's). `kv_cache_memory_bytes` and `num_threads` are of each.
-        pipeline_parallel_size: stages that the layers are dealt out to, each of so many ranks.
-        kernels: "auto", "torch" or "triton": whose operations run, see `make_backend`.
+        tensor_parallel_size: ranks that share each layer, each in a process and on a device of its own (all on the
+            same CPU). `kv_cache_memory_bytes` and `num_threads` count for each rank.
+        pipeline_parallel_size: stages that the layers are dealt out to, each of `tensor_parallel_size` ranks.
+        kernels: "auto", "torch" or "triton", see `make_backend`.
         dtype: "auto", "bfloat16", "float16" or "float32".
         batch_invariant: whether a row's result must not depend on what else is in a step, at the price of speed.
         lm_head_dtype: "auto" keeps the output layer as the checkpoint has it; "int8" packs it while it is loaded.
@@ -42,8 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
             it to the checkpoint.
         max_model_len: prompt and reply together; None derives it from the checkpoint.
         max_num_seqs: the most sequences in one step.
-        max_running_per_caller: the most of them of one caller; None is no limit.
-        allow_priority: let a request's priority count between callers, not only among its caller's own.
+        max_running_per_caller: the most sequences of one caller in a step; None is no limit.
+        allow_priority: let a request's priority count between callers, not only among those of its caller.
         max_num_batched_tokens: the most tokens in one step (prefill chunks and decodes together);
             None chooses by device (512 on a CPU, 4096 on a GPU).
         max_step_ms: how long a step should take that carries decodes beside prompts; 0 is any time,
@@ -53,17 +53,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, array_like=True, t
         kv_cache_memory_bytes: None takes what is free (`gpu_memory_utilization` on a GPU).
         gpu_memory_utilization: share of a GPU's memory that weights, activations and cache may take.
         cuda_graphs: record decode steps on a GPU and replay them.
-        run_ahead: launch a step before the tokens of the one before are here; None leaves it to the backend.
+        run_ahead: launch a step before the tokens of the step before it are here; None leaves it to the backend.
         enable_prefix_caching: reuse the KV blocks of equal prompt starts.
         num_threads: CPU threads for tensor work; None lets torch choose.
         adapters: LoRA adapters to load before the first request; their folders are local.
         max_adapters: the most adapters loaded at a time; 0 leaves no room for any.
         max_adapter_rank: the largest rank of their factors.
         allow_lora_updates: adapters may come and go while the engine runs, so keep a slot to replace one in use.
-        adapters_may_fail: go on without one that cannot be loaded: it was served before, and its requests are told.
+        adapters_may_fail: go on without an adapter that cannot be loaded: it was served before this engine.
         log_level: least severe log line written.
         log_format: "text" or "json" lines.
-        seed: of the random streams of requests without one; None is from the operating system.
+        seed: starts the random streams of requests without one; None takes it from the operating system.
     """
 
     checkpoint_path: str

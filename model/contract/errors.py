@@ -43,7 +43,7 @@ class InvalidRequestError(QwenServerError):
     """A request cannot be served as asked.
 
     Args:
-        message: what is wrong and what to do about it.
+        message: says what is wrong and what to do about it.
         param: the request field at fault, or None.
         code: the machine-readable code, such as `context_length_exceeded`, or None.
     """

@@ -1,4 +1,4 @@
-"""How messages are cut out of a stream of bytes: a 4-byte little-endian length, then so many bytes."""
+"""Messages in a stream of bytes: a frame is a 4-byte little-endian length, then so many bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_FRAME_BYTES = 1 << 30
 
 
 class FramingError(ValueError):
-    """What came cannot be a frame; nothing after it can be trusted."""
+    """The stream holds something that is no frame; nothing after it can be trusted."""
 
 
 def frame(payload: bytes) -> bytes:
@@ -19,16 +19,16 @@ def frame(payload: bytes) -> bytes:
 
 
 class FrameSplitter:
-    """Takes bytes as they come and gives whole payloads."""
+    """Cuts whole payloads out of bytes as they arrive."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def push(self, data: bytes) -> list[bytes]:
-        """Returns the payloads that are complete with these bytes.
+        """Returns the payloads that these bytes complete.
 
         Raises:
-            FramingError: a frame says that it is longer than any of ours.
+            FramingError: a frame claims to be longer than MAX_FRAME_BYTES.
         """
         buffer = self._buffer
         buffer += data

@@ -18,11 +18,11 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 
 # A quarter of llguidance's default, which lets a hostile grammar compile for eight seconds.
 _MAX_GRAMMAR_SYMBOLS = 125_000
-# What may come next in one place: a choice takes one of these, an optional property two. It bounds what a token of an
-# ambiguous grammar costs; its account ends it before it comes so far.
+# Items that the parser keeps for one place: a choice takes one, an optional property two. It bounds the cost of a token
+# under an ambiguous grammar, whose account mostly ends it before.
 _MAX_ITEMS_IN_ROW = 2000
 
-# CPU time of the choices of one prompt: what they may fall behind in all, what each token adds, and the most for one.
+# CPU time of the choices of one prompt: the credit that they begin with, what each token adds, the most for one token.
 ACCOUNT_S = 5.0
 ALLOWANCE_S = 0.005
 MAX_TOKEN_S = 1.0
@@ -46,11 +46,11 @@ class GrammarAccount:
 
     @property
     def is_behind(self) -> bool:
-        """Whether so much was spent beyond the allowance that nobody should wait for more."""
+        """Whether so much was spent beyond the allowance that other sequences should not wait for it."""
         return self.left_s < ACCOUNT_S - _BEHIND_S
 
     def pay(self, spent_s: float, num_tokens: int = 1) -> bool:
-        """Takes what some tokens cost; returns whether the next one may be looked for."""
+        """Takes the cost of some tokens; returns whether the next one may be looked for."""
         with self._lock:
             self.left_s = min(ACCOUNT_S, self.left_s + ALLOWANCE_S * num_tokens - spent_s)
         return self.left_s > 0 and spent_s < MAX_TOKEN_S
@@ -60,7 +60,7 @@ def make_ll_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
     """Builds llguidance's view of a vocabulary (half a second for 151,643 ranks).
 
     Args:
-        vocab_size: rows of the output layer; those without a token are never allowed.
+        vocab_size: rows of the output layer; ids without a token are never allowed.
     """
     encoding = tokenizer.encoding
     from_tiktoken: Callable[..., LLTokenizer] = LLTokenizer.from_tiktoken  # type: ignore[attr-defined]  # no stub
@@ -97,7 +97,7 @@ def compile_grammar(ll_tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def _reason(text: str) -> str:
-    """All that a compiler's error says, on one line, without the grammar that it quotes."""
+    """Puts a compiler's error on one line, without the grammar that it quotes."""
     lines = [line.strip() for line in _QUOTED_GRAMMAR.split(text, maxsplit=1)[0].splitlines()]
     said = " ".join(line for line in lines if line.strip("^"))
     # Where in our own wrapping a schema fails is no news to whoever wrote the schema.

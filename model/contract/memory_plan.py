@@ -1,4 +1,4 @@
-"""How much memory a checkpoint takes, reckoned from its numbers: nothing is loaded.
+"""Reckons how much memory a checkpoint takes from its numbers: nothing is loaded.
 
 Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabulary rows, b bytes of the dtype:
 
@@ -27,7 +27,7 @@ from model.contract.config import (
     QuantizationConfig,
     require_can_quantize,
 )
-from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.linears import linear_shapes
 from model.contract.parallel import layers_of_stages, require_divisible
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -38,19 +38,18 @@ _GPTQ_GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """A checkpoint and how it would be served.
+    """A checkpoint and how it would be served. All figures are for one device: of several, the one that needs most.
 
     Attributes:
-        config: its numbers; `quantization` decides how its linears are kept.
-        dtype: of activations and unquantised weights, a key of DTYPE_BYTES.
-        kv_dtype: of the cache, a key of KV_DTYPE_BYTES.
+        config: the checkpoint's numbers; `quantization` decides how its linears are kept.
+        dtype: the dtype of activations and unquantised weights, a key of DTYPE_BYTES.
+        kv_dtype: the cache's dtype, a key of KV_DTYPE_BYTES.
         block_size: tokens in a block of the cache.
-        max_num_batched_tokens: most tokens in one step.
-        num_ranks: devices that share each of its layers.
-        num_stages: devices, or groups of so many, that its layers are dealt out to. All figures are of one device: of
-            several the first of the group, and of the stage where most is taken of what the figure tells.
+        max_num_batched_tokens: the most tokens in one step.
         at_load: how the linears of blocks are quantised while they are loaded; a key of QUANTIZED_BITS, or "none".
+        num_ranks: devices that share each layer.
         lm_head_dtype: "int8" where the output layer is quantised while it is loaded, else "auto".
+        num_stages: groups of `num_ranks` devices that the layers are dealt out to.
     """
 
     config: ModelConfig
@@ -65,18 +64,18 @@ class MemoryPlan:
 
     @property
     def weights_bytes(self) -> int:
-        """Of the loaded checkpoint."""
+        """Bytes of the loaded checkpoint."""
         return max(num_bytes for num_bytes, _ in self._stages)
 
     @property
     def layers_of_stages(self) -> list[range]:
-        """Which layers each stage has; every process works it out for itself, from the same numbers."""
+        """The layers of each stage; every process works them out for itself, from the same numbers."""
         embedding, *layers, head = self._part_bytes
         return layers_of_stages(embedding, layers, head, self.num_stages)
 
     @property
     def _stages(self) -> list[tuple[int, int]]:
-        """Of each stage the bytes of its weights, and how many layers it has."""
+        """Each stage's bytes of weights and number of layers."""
         embedding, *layers, head = self._part_bytes
         stages = [(sum(layers[part.start : part.stop]), len(part)) for part in self.layers_of_stages]
         stages[0] = (embedding + stages[0][0], stages[0][1])
@@ -85,7 +84,7 @@ class MemoryPlan:
 
     @property
     def _saved_bytes(self) -> int:
-        """What the output layer takes less in int8; a file that has packed it keeps it as it is."""
+        """Bytes that int8 saves of the output layer; a file that has packed it keeps it as it is."""
         if self.lm_head_dtype != "int8" or self.config.stored_weights is not None:
             return 0
         saved = DTYPE_BYTES[self.dtype] - QUANTIZED_BITS["int8"] / 8
@@ -93,7 +92,7 @@ class MemoryPlan:
 
     @property
     def _part_bytes(self) -> list[int]:
-        """Of the embedding, of each layer, and of the final norm with the output layer."""
+        """Bytes of the embedding, of each layer, and of the final norm with the output layer."""
         config, width = self.config, DTYPE_BYTES[self.dtype]
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
             wholes = [packed + plain * width for packed, plain in zip(*config.stored_weights, strict=True)]
@@ -124,19 +123,19 @@ class MemoryPlan:
 
     @property
     def kv_token_bytes(self) -> int:
-        """Of the keys and values of one token in all layers."""
+        """Bytes of the keys and values of one token in all layers."""
         return self._kv_layer_bytes * max(num_layers for _, num_layers in self._stages)
 
     @property
     def _kv_layer_bytes(self) -> int:
-        """Of the keys and values of one token in one layer."""
+        """Bytes of the keys and values of one token in one layer."""
         _, num_kv_heads, head_dim = self.config.attention_shape
         head = head_dim * KV_DTYPE_BYTES[self.kv_dtype] + (_SCALE_BYTES if self.kv_dtype == "int8" else 0)
         return 2 * num_kv_heads // self.num_ranks * head
 
     @property
     def kv_block_bytes(self) -> int:
-        """Of one block."""
+        """Bytes of one block of the cache."""
         return self.kv_token_bytes * self.block_size
 
     def activation_bytes(self, num_tokens: int, num_sampled: int) -> int:
@@ -152,40 +151,34 @@ class MemoryPlan:
         return num_tokens * widest * DTYPE_BYTES[self.dtype] + logits
 
     def peak_bytes(self, num_sequences: int, num_prompt_tokens: int, num_new_tokens: int) -> int:
-        """Weights, cache and activations when all of a batch have reached their end.
-
-        Args:
-            num_sequences: at once.
-            num_prompt_tokens: of each.
-            num_new_tokens: of each.
-        """
+        """Bytes of weights, cache and activations when all sequences of a batch have reached their end."""
         num_slots = num_sequences * self.blocks_of(num_prompt_tokens + num_new_tokens) * self.block_size
         num_step_tokens = min(self.max_num_batched_tokens, max(num_sequences * num_prompt_tokens, num_sequences))
         held = max(weights + num_slots * layers * self._kv_layer_bytes for weights, layers in self._stages)
         return held + self.activation_bytes(num_step_tokens, num_sequences)
 
     def blocks_of(self, num_tokens: int) -> int:
-        """The most blocks that a sequence holds while it grows to this many tokens: with windows not all at once."""
+        """Returns the most blocks that a sequence holds while it grows to a length: with windows not all at once."""
         # A device launches a step before the one before it is settled, and each stage has one.
         num_unsettled = max(2, self.num_stages) * self.max_num_batched_tokens
         return num_blocks_kept(num_tokens, self.block_size, self.config.largest_window, num_unsettled)
 
     def blocks_that_fit(self, device_bytes: int, max_num_seqs: int) -> int:
-        """Blocks of cache beside the weights and the activations of the largest step; negative: not even those fit.
+        """Returns the blocks of cache that fit beside weights and the largest step; negative if not even those fit.
 
         Args:
-            device_bytes: that may be used.
-            max_num_seqs: that a step may hold.
+            device_bytes: the memory that may be used.
+            max_num_seqs: the most sequences in a step.
         """
         free = device_bytes - self.activation_bytes(self.max_num_batched_tokens, max_num_seqs)
         layer_bytes = self._kv_layer_bytes * self.block_size
         return min((free - weights) // (num_layers * layer_bytes) for weights, num_layers in self._stages)
 
     def quantized(self, bits: int | None) -> MemoryPlan:
-        """The same checkpoint with other weights.
+        """Returns the plan of the same checkpoint with other weights.
 
         Args:
-            bits: of GPTQ in groups of 128 (the checkpoint's own bits leave it as it is); None is not quantised.
+            bits: 4 or 8 for GPTQ in groups of 128 (the checkpoint's own bits leave it as it is); None unquantises it.
         """
         own = self.config.quantization
         is_published = self.config.stored_weights is None and self.at_load == NO_QUANTIZATION
@@ -203,12 +196,12 @@ class MemoryPlan:
         )
 
     def adapter_bytes(self, rank: int) -> int:
-        """Of a LoRA adapter that has factors of this rank for all linears of the blocks."""
+        """See `adapter_bytes`, in the activations' dtype."""
         layers = max(num_layers for _, num_layers in self._stages)
         return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype], self.num_ranks, layers)
 
     def summary(self) -> str:
-        """One line for the log."""
+        """Describes the plan in one line for the log."""
         quantization = self.config.quantization
         kind = self.dtype if quantization is None else f"Int{quantization.bits}, activations {self.dtype}"
         if self.config.stored_weights is not None:
@@ -234,17 +227,7 @@ def plan_memory(
     num_ranks: int = 1,
     num_stages: int = 1,
 ) -> MemoryPlan:
-    """Fills in what "auto" stands for: the checkpoint's dtype (bfloat16 where it names none), and its cache's or that.
-
-    Args:
-        config: of the checkpoint.
-        dtype: "auto" or a key of DTYPE_BYTES.
-        kv_cache_dtype: "auto" or a key of KV_DTYPE_BYTES.
-        block_size: tokens in a block.
-        at_load: see `MemoryPlan`.
-        lm_head_dtype: see `MemoryPlan`.
-        num_ranks: likewise.
-        num_stages: likewise.
+    """Makes a plan; "auto" is the checkpoint's dtype or bfloat16, for the cache what the file asks for or that dtype.
 
     Raises:
         ConfigError: it is to be quantised at load, and is quantised already; or it cannot be split so.
@@ -269,14 +252,13 @@ def plan_memory(
 def adapter_bytes(
     config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: int = 1, num_layers: int | None = None
 ) -> int:
-    """Bytes of a LoRA adapter that has factors for all linears of the blocks.
+    """Reckons the bytes of a LoRA adapter that has factors for all linears of the blocks.
 
     Args:
-        config: of the checkpoint.
-        rank: of the factors.
-        dtype_bytes: of a number.
-        num_ranks: that share each layer; the bytes are of one.
-        num_layers: that are counted; None is all.
+        rank: the factors' rank.
+        dtype_bytes: bytes of a number.
+        num_ranks: ranks that share each layer; the bytes are for one of them.
+        num_layers: layers of the largest stage; None is all.
     """
     num_factors = 0
     for name, (num_inputs, num_outputs) in linear_shapes(config).items():

@@ -18,17 +18,16 @@ MIN_LOGPROB = -9999.0
 
 
 class _Part(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """Of a message. Without cycles, so that the collector need not look at it."""
+    """A message or a part of one; it has no cycles, so the collector need not look at it."""
 
 
 class TokenLogprob(_Part, frozen=True):
     """One token's log-probability and the most likely alternatives, most likely first.
 
     Attributes:
-        logprob: of the token.
         top_ids: the alternatives.
-        top_logprobs: theirs.
-        rank: of the token, 1 for the likeliest; only for tokens of a prompt.
+        top_logprobs: the alternatives' log-probabilities.
+        rank: the token's place among all, 1 for the likeliest; only for tokens of a prompt.
     """
 
     logprob: float
@@ -42,17 +41,17 @@ class AddRequest(_Part, tag="add", frozen=True, kw_only=True):
 
     Attributes:
         seq_ids: one id a choice, never reused while the engine lives.
-        request_id: of the HTTP request, for log lines.
+        request_id: names the HTTP request in log lines.
         prompt_ids: at least one token id.
         sampling: shared by all choices; choice i draws from the stream (seed, i).
-        priority: lower is served first among the caller's.
-        caller: whose request it is; callers share the engine.
-        weight: the caller's part when there is not enough for all.
+        priority: lower is served first among the caller's requests.
+        caller: names who sent it; callers share the engine.
+        weight: the caller's share when there is not enough for all.
         num_before: sequences of the same HTTP request before these; its prompts take turns with other requests.
         cache_salt: cached prompt starts are shared only where it is equal.
         is_background: it takes what the others leave.
-        adapter_id: of the adapter to run it with; 0 for none.
-        prediction_ids: the output that the client expects, perhaps nothing: guessed before anything else.
+        adapter_id: the adapter to run it with; 0 for none.
+        prediction_ids: the output that the client expects, perhaps empty; speculation tries it first.
     """
 
     seq_ids: tuple[int, ...]
@@ -86,7 +85,7 @@ class Shutdown(_Part, tag="shutdown", frozen=True):
 
 
 class Ping(_Part, tag="ping", frozen=True):
-    """Say something: an engine between two steps answers with `StepOutputs`, as it does to every message."""
+    """Ask for a sign of life: between two steps the engine answers every message with `StepOutputs`."""
 
 
 class SequenceOutput(_Part, frozen=True):
@@ -100,10 +99,10 @@ class SequenceOutput(_Part, frozen=True):
         stop_token_id: the id that ended it, when `finish_reason` is "stop".
         logprobs: one entry for each of `token_ids`, when asked for.
         num_cached_tokens: prompt tokens taken from the prefix cache; set in a sequence's first output.
-        prompt_logprobs: for each prompt token but the first, in the first output when asked for.
+        prompt_logprobs: one entry for each prompt token but the first, in the first output when asked for.
         queue_time_s: waiting time before the first step, in the first output.
-        error: why, when `finish_reason` is "error", "abort" or "invalid".
-        num_expected_tokens: how many of `token_ids` came as was expected by the text so far, or by the client.
+        error: the reason, when `finish_reason` is "error", "abort" or "invalid".
+        num_expected_tokens: how many of `token_ids` are as speculation or the client expected.
     """
 
     seq_id: int
@@ -146,12 +145,11 @@ class StepOutputs(_Part, tag="step", frozen=True):
 
 
 class AdapterLoaded(_Part, tag="adapter_loaded", frozen=True):
-    """What came of a `LoadAdapter`.
+    """Answers a `LoadAdapter`.
 
     Attributes:
-        adapter_id: as it was told.
-        num_bytes: that the adapter takes on the device.
-        rank: the largest of its factors.
+        num_bytes: the adapter's memory on the device.
+        rank: the largest rank of its factors.
         error: why it cannot be served, in one sentence; None where it can.
     """
 
@@ -168,12 +166,12 @@ class EngineReady(_Part, tag="ready", frozen=True):
         max_model_len: prompt and reply together; may be below the asked-for default when the KV cache is small.
         vocab_size: rows of the output layer; ids at or above it do not exist.
         num_blocks: KV cache blocks of `block_size` tokens.
-        kv_cache_bytes: their size.
+        kv_cache_bytes: size of all blocks.
         weights_bytes: size of the loaded parameters.
         dtype: activation dtype, such as "bfloat16".
-        device: such as "cpu" or "cuda:0".
+        device: torch's name of it, such as "cpu" or "cuda:0".
         load_s: seconds the load took.
-        adapters: what came of those it was to load first.
+        adapters: one answer for each of `EngineConfig.adapters`.
     """
 
     max_model_len: int
@@ -193,7 +191,7 @@ class EngineFailed(_Part, tag="failed", frozen=True):
 
     Attributes:
         message: one line, fit to show.
-        is_startup_error: a mistake of the person who started it (checkpoint, settings): restarting cannot help.
+        is_startup_error: checkpoint or settings are wrong: restarting cannot help.
         wants_restart: another start will not meet what ended this one, even if it was the first.
     """
 

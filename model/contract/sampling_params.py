@@ -16,14 +16,14 @@ class SamplingParams:
         max_tokens: the most tokens to generate; 0 scores the prompt only.
         min_tokens: before this many tokens, ids in `eos_token_ids` and `stop_token_ids` cannot be sampled.
         temperature: 0 is greedy.
-        top_p: in (0, 1]; 1 is off.
+        top_p: between 0 and 1; 1 is off.
         top_k: 0 is off.
-        min_p: in [0, 1]; 0 is off.
+        min_p: from 0 to 1; 0 is off.
         presence_penalty: subtracted once from the logit of each id already generated.
         frequency_penalty: subtracted from the logit of each generated id, times its count.
         repetition_penalty: logits of ids in prompt or output are divided (positive) or multiplied (negative) by it.
         logit_bias: pairs (token id, value added to its logit).
-        seed: of this sequence's own random stream; the same seed gives the same reply whatever else runs.
+        seed: starts this sequence's own random stream; the same seed gives the same reply whatever else runs.
             None draws one at random.
         num_logprobs: None is off; k reports each sampled token's log-probability and the k most likely.
             Log-probabilities are of the model's own distribution: after penalties and bias would surprise

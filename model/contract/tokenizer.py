@@ -48,11 +48,10 @@ class Tokenizer:
         ranks: token bytes -> id: ids from 0 without gaps, and perhaps more behind the control tokens.
 
     Attributes:
-        num_ranks: of the first kind; the control tokens follow them.
+        num_ranks: how many ids come before the control tokens.
         num_tokens: one more than the largest id that has a token.
-        num_rows_needed: of the embedding: ids of text and of the control tokens that chats are made of are below it.
+        num_rows_needed: the fewest rows of an embedding that holds all text and the control tokens of chats.
         longest_token_bytes: length of the longest token, names of special ones included.
-        endoftext_id: id of `<|endoftext|>`, likewise `im_start_id` and `im_end_id`.
     """
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
@@ -69,7 +68,7 @@ class Tokenizer:
         self._bytes: list[bytes] = [b""] * self.num_tokens
         for token, token_id in ranks.items():
             self._bytes[token_id] = token
-        self._texts: dict[int, str | None] = {}  # of those that were asked for
+        self._texts: dict[int, str | None] = {}  # filled as they are asked for
         self._encoding = tiktoken.Encoding(
             "qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self._special_ids
         )
@@ -102,8 +101,8 @@ class Tokenizer:
         """Encodes text in which the names of special tokens stand for the tokens (trusted text only).
 
         Args:
-            text: to encode.
-            names: of those that do; other names are ordinary text. None is all.
+            text: what a template has written.
+            names: the special tokens that are recognised; other names are ordinary text. None recognises all.
         """
         allowed = set(self.special_names if names is None else names)
         encode = self._encoding.encode
@@ -138,16 +137,16 @@ class Tokenizer:
             return text
 
     def token_name(self, token_id: int) -> str:
-        """How the token is shown to people: its text (U+FFFD for partial characters) or a control token's name."""
+        """Shows the token to people: its text (U+FFFD for partial characters) or a control token's name."""
         return self._special_names.get(token_id) or self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def decode(self, token_ids: Sequence[int], *, show_special_tokens: bool = False, errors: str = "replace") -> str:
         """Joins the tokens' bytes and reads them as UTF-8.
 
         Args:
-            token_ids: ids, also of control tokens and padding rows.
+            token_ids: may hold control tokens and padding rows.
             show_special_tokens: write control tokens by name instead of dropping them.
-            errors: what becomes of broken characters, as in `bytes.decode`; "replace" makes them U+FFFD.
+            errors: treatment of broken characters, as in `bytes.decode`; "replace" makes them U+FFFD.
 
         Raises:
             UnicodeDecodeError: there is a broken character, and errors is "strict".
@@ -160,7 +159,7 @@ class Tokenizer:
 
 
 def _clean(text: str) -> str:
-    """NFC as the published tokenizer does; lone surrogates (possible in JSON input) become U+FFFD."""
+    """Normalises to NFC as the published tokenizer does; lone surrogates (possible in JSON) become U+FFFD."""
     if text.isascii():
         return text
     try:
@@ -175,7 +174,7 @@ def _clean(text: str) -> str:
 
 @functools.cache
 def _marks() -> frozenset[str]:
-    """The characters whose order normalisation sorts."""
+    """Returns the characters whose order normalisation sorts."""
     # A few letters fall apart into marks only, so it is the decomposed form that counts.
     return frozenset(
         character
@@ -186,7 +185,7 @@ def _marks() -> frozenset[str]:
 
 @functools.cache
 def _marks_run() -> re.Pattern[str]:
-    """Matches runs of marks, of any noteworthy length."""
+    """Returns a pattern of noteworthy runs of marks."""
     return re.compile(f"[{''.join(sorted(_marks()))}]{{16,}}")
 
 
@@ -198,7 +197,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def _cut(text: str, run: re.Pattern[str], max_run: int) -> list[str]:
-    """Cuts every run above `max_run` into parts of it; its last part stays together with what follows."""
+    """Cuts runs into parts of at most `max_run`; the last part of a run stays together with what follows."""
     cuts = [0]
     for match in run.finditer(text):
         cuts.extend(range(match.start() + max_run, match.end(), max_run))

@@ -1,8 +1,8 @@
-"""Notices when a loop that everybody shares is kept by one thing, and says where.
+"""Warns when one thing blocks a loop that all requests share, and says where.
 
-A legal request may cost its sender, never the others: what a request can make long has a budget and is done elsewhere.
-This is how it comes out when something was forgotten. A thread looks at the loop from outside, because a loop that
-stands still cannot say so. It knows threads and clocks, not what the loop does.
+A legal request may cost its sender, never the others: what a request can make long has a budget and runs elsewhere.
+The watchdog shows where that was forgotten. A thread looks at the loop from outside, because a blocked loop cannot say
+so itself. It knows threads and clocks, not what the loop does.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _NOWHERE = "a place that nobody saw"
 
 
 class Watchdog:
-    """Watches one thread. All but `start`'s own thread is called from it.
+    """Watches one thread, which makes all calls.
 
-    A time is counted as blocked only as far as the process was computing in it: on a machine that does something else
-    every loop stands still now and then.
+    Blocked time counts only as far as the process was computing: on a busy machine every loop stands still now and
+    then.
 
     Args:
-        name: of the loop, for the warning.
+        name: what the warning calls the loop.
         limit_s: the longest that one thing may take.
         for_whom: returns the id of the request being served; called from another thread.
 
     Attributes:
         longest_s: the longest time blocked so far.
-        num_blocked: how often it was longer than the limit.
+        num_blocked: how often the limit was passed.
     """
 
     def __init__(self, name: str, limit_s: float, for_whom: Callable[[], str] = lambda: _NOBODY) -> None:
@@ -53,26 +53,26 @@ class Watchdog:
         self.num_blocked = 0
 
     def start(self) -> None:
-        """Starts to look, so that warnings can say where."""
+        """Starts the thread that finds out where the loop is."""
         self._thread_id = threading.get_ident()
         threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Looks no more."""
+        """Ends that thread."""
         self._stopped.set()
 
     def begin(self, allowed_s: float = 0.0) -> None:
-        """One thing begins.
+        """Marks where one thing begins.
 
         Args:
-            allowed_s: so much of it is waiting, or meant to take long.
+            allowed_s: time that it may take beyond the limit, because it waits or is meant to take long.
         """
         self._seen = Counter()
         self._cpu_s = time.process_time()
         self._due = time.monotonic() + allowed_s + self._limit_s
 
     def end(self) -> None:
-        """It has ended; nothing is being done until the next one begins."""
+        """Marks where it ends, and warns if it took too long."""
         if self._due is None:
             return
         late_s = time.monotonic() - self._due + self._limit_s
@@ -87,7 +87,7 @@ class Watchdog:
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """For what is meant to take long: neither its time nor its CPU time counts."""
+        """Leaves out what runs within: neither its time nor its CPU time counts."""
         if self._due is None:
             yield
             return
@@ -108,7 +108,7 @@ class Watchdog:
 
 
 def describe(frame: FrameType | None) -> str:
-    """Says where a thread is: in the innermost function of ours, and in what that calls."""
+    """Says where a thread is: our innermost function, and the function of others that it calls."""
     innermost = frame
     while frame is not None and not frame.f_code.co_filename.startswith(_ROOT):
         frame = frame.f_back

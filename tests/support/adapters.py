@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from model.adapters.reader import read_adapter
 from model.backends.base import GPTQTensors
 from model.contract.config import ModelConfig
-from model.contract.files.adapter_tensors import linear_shapes
+from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.quantization.gptq import dequantize
 

@@ -6,14 +6,8 @@ in one tensor, and what things are called.
 
 from __future__ import annotations
 
-# Of a block: a linear of the published layout, and its parts in the other, which lie one behind the other in its rows.
-LINEARS = {
-    "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn.c_proj": ("self_attn.o_proj",),
-    "mlp.w1": ("mlp.up_proj",),
-    "mlp.w2": ("mlp.gate_proj",),
-    "mlp.c_proj": ("mlp.down_proj",),
-}
+from model.contract.files.linears import QWEN2_LINEARS
+
 NORMS = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
 # The only linear that has a bias in either.
 BIASED = "attn.c_attn"
@@ -39,7 +33,7 @@ def qwen2_targets(published: str) -> list[str]:
     """
     parts = [
         part.rsplit(".", 1)[-1]
-        for name, parts in LINEARS.items()
+        for name, parts in QWEN2_LINEARS.items()
         for part in parts
         if published in (name, name.rsplit(".", 1)[-1], part.rsplit(".", 1)[-1])
     ]

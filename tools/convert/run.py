@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from model.contract.errors import CheckpointError
+from model.contract.files.linears import QWEN2_LINEARS
 from model.contract.files.vocabulary import VOCABULARY_FILE, read_vocabulary
 from model.contract.files.weight_files import find_weight_files
 from model.contract.tokenizer import Tokenizer
@@ -105,7 +106,7 @@ def qwen2_tensors(published: Tensors) -> Tensors:
             if not bool(tensor.any()):
                 continue
             raise CheckpointError(f"tensor {name!r} is not zero, and transformers' Qwen2 has no such bias")
-        parts = names.LINEARS[linear]
+        parts = QWEN2_LINEARS[linear]
         for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
             found[f"{block}{part}.{rest[0]}"] = rows
     return found
@@ -148,7 +149,7 @@ def _groups_of_qwen2(weights: TensorSource, source: Qwen2Source) -> Iterator[Ten
     for layer in range(source.num_layers):
         ours, theirs = names.published_block(layer), names.qwen2_block(layer)
         tensors = {f"{ours}{norm}.weight": read(f"{theirs}{name}.weight") for norm, name in names.NORMS.items()}
-        for linear, parts in names.LINEARS.items():
+        for linear, parts in QWEN2_LINEARS.items():
             for kind in ("weight", "bias") if linear == names.BIASED else ("weight",):
                 tensors[f"{ours}{linear}.{kind}"] = torch.cat([read(f"{theirs}{part}.{kind}") for part in parts])
         yield tensors

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from model.backends import find_device
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
-from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.json_file import read_json
+from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer

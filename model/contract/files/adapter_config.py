@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.errors import AdapterError, CheckpointError
-from model.contract.files.json_file import read_json
+from model.contract.files.json_file import MAX_CONFIG_BYTES, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
-_MAX_CONFIG_BYTES = 1 << 20
 
-# What of an adapter may be trained as low-rank factors, by the last part of its name: the published spelling, and that
-# of the same weights in transformers' Qwen2 layout.
+# Modules that may have low-rank factors, by the last part of their names in the published spelling and in transformers'
+# Qwen2 layout.
 TARGETS = ("c_attn", "c_proj", "w1", "w2", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# What may be trained whole, and what it is called in the published spelling.
+# Modules that may be trained whole, and their names in the published spelling.
 SAVED_MODULES = {"wte": "transformer.wte", "embed_tokens": "transformer.wte", "lm_head": "lm_head"}
 
 # Initialisations that subtract from the base what they put into the adapter: it fits that base alone. peft can convert
 # them when it saves, and then writes another value here.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Kinds of adapters that compute something else, with what says so.
+# Keys of adapters that compute something else, and what those are called.
 _REFUSED = {
     "use_dora": "DoRA (use_dora)",
     "lora_bias": "biases of its own (lora_bias)",
@@ -47,6 +46,8 @@ _REFUSED = {
 # Other models whose weights may have the very shapes of ours: a Qwen1.5 of 1.8B has those of the first generation.
 _OTHER_MODELS = re.compile(r"[\w.-]+/(?P<name>Qwen(?:1\.5|[2-9]|-VL|-Audio)[\w.-]*)")
 
+# Each module is looked for among all names.
+_MAX_NAMES = 2048
 # Patterns of peft are regular expressions, and Python's take exponential time on some of them: those are refused.
 _MAX_PATTERNS = 16
 _MAX_PATTERN_CHARS = 200
@@ -62,15 +63,15 @@ class AdapterConfig:
     """The numbers of an adapter.
 
     Attributes:
-        path: of the file, for messages.
-        rank: of the factors, where no pattern says otherwise.
+        path: the file, for messages.
+        rank: the factors' rank, where no pattern says otherwise.
         alpha: the product of the factors is multiplied by alpha / rank.
-        use_rslora: by alpha / sqrt(rank) instead.
-        rank_pattern: other ranks, by a pattern of the modules' names.
-        alpha_pattern: other alphas, likewise.
-        targets: last parts of the names of what was trained; None where the file has a pattern in their place.
-        saved_modules: what was trained whole, in the published spelling.
-        base_name: what the adapter was trained on, as its trainer called it.
+        use_rslora: the product is multiplied by alpha / sqrt(rank) instead.
+        rank_pattern: other ranks, by patterns of module names.
+        alpha_pattern: other alphas, by patterns of module names.
+        targets: last parts of the names of trained modules; None where the file has a pattern in their place.
+        saved_modules: modules that were trained whole, in the published spelling.
+        base_name: the base model, as the trainer called it.
     """
 
     path: Path
@@ -94,10 +95,8 @@ class AdapterConfig:
         path = folder / ADAPTER_CONFIG
         if not path.is_file():
             raise AdapterError(f"{folder}: holds no {ADAPTER_CONFIG}: not an adapter as peft saves it{_below(folder)}")
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise AdapterError(f"{path}: is larger than {_MAX_CONFIG_BYTES:,} bytes; no adapter's is")
         try:
-            raw = read_json(path)
+            raw = read_json(path, MAX_CONFIG_BYTES)
         except CheckpointError as error:
             raise AdapterError(str(error)) from error
         _refuse_other_kinds(raw, path)
@@ -108,7 +107,7 @@ class AdapterConfig:
             path=path,
             rank=int(_number(raw.get("r"), "r", path, whole=True)),
             alpha=_number(raw.get("lora_alpha", 8), "lora_alpha", path),
-            use_rslora=bool(raw.get("use_rslora", False)),
+            use_rslora=_flag(raw, "use_rslora", path),
             rank_pattern=_pattern(raw, "rank_pattern", path, whole=True),
             alpha_pattern=_pattern(raw, "alpha_pattern", path),
             targets=_targets(raw.get("target_modules"), path),
@@ -118,7 +117,7 @@ class AdapterConfig:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank that any of its factors may have."""
+        """The largest rank of any of its factors."""
         return max([self.rank, *(int(rank) for rank in self.rank_pattern.values())])
 
     def rank_of(self, module: str) -> int:
@@ -126,7 +125,7 @@ class AdapterConfig:
         return int(_matching(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str) -> float:
-        """Returns what the product of a module's factors is multiplied by."""
+        """Returns the number that multiplies the product of a module's factors."""
         rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -160,6 +159,13 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
             raise AdapterError(f"{path}: {key} is not supported; plain LoRA and use_rslora are")
 
 
+def _flag(raw: dict[str, Any], key: str, path: Path) -> bool:
+    value = raw.get(key)
+    if not isinstance(value, bool | None):
+        raise AdapterError(f"{path}: {key} must be true or false, not {value!r}")
+    return bool(value)
+
+
 def _number(value: object, what: str, path: Path, *, whole: bool = False) -> float:
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e6:
@@ -172,6 +178,8 @@ def _pattern(raw: dict[str, Any], key: str, path: Path, *, whole: bool = False) 
     found = raw.get(key) or {}
     if not isinstance(found, dict):
         raise AdapterError(f"{path}: {key} must map names to numbers")
+    if len(found) > _MAX_NAMES:
+        raise AdapterError(f"{path}: {key} has {len(found):,} entries; no model has so many modules")
     expressions = [pattern for pattern in found if not _LITERAL.fullmatch(pattern)]
     if len(expressions) > _MAX_PATTERNS:
         raise AdapterError(f"{path}: {key} has more than {_MAX_PATTERNS} regular expressions; give the names")
@@ -186,7 +194,7 @@ def _pattern(raw: dict[str, Any], key: str, path: Path, *, whole: bool = False) 
 
 
 def _may_take_long(pattern: str) -> bool:
-    """Whether there are too many ways to read a name by a regular expression: the product of all its choices."""
+    """Whether a regular expression may read a name in too many ways."""
     num_quantifiers = sum(pattern.replace("*?", "*").replace("+?", "+").count(sign) for sign in "*+?{")
     return (
         len(pattern) > _MAX_PATTERN_CHARS
@@ -198,7 +206,7 @@ def _may_take_long(pattern: str) -> bool:
 
 
 def _matching(pattern: Mapping[str, float], module: str, otherwise: float) -> float:
-    """The number of the first pattern that is the module's name, or what follows a dot in it; as peft looks it up."""
+    """Looks a module up as peft does: the first pattern that is its name, or what follows a dot in it, counts."""
     for key, number in pattern.items():
         if _LITERAL.fullmatch(key):
             name = key.replace("\\", "")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from model.contract.config import ModelConfig
 from model.contract.errors import AdapterError
 from model.contract.files.adapter_config import SAVED_MODULES, AdapterConfig
+from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 
-# What peft and those who train with it put in front of names.
+# Prefixes of names by peft and the libraries that train with it.
 _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module\.|_orig_mod\.|module\.)*(?:base_model\.model\.)?")
 _FACTOR = re.compile(
     r"(?P<module>(?:transformer\.h|model\.layers)\.(?P<layer>\d{1,4})\.(?P<part>(?:attn|self_attn|mlp)\.\w+))"
@@ -25,31 +25,9 @@ _SAVED = re.compile(r"(?:transformer\.|model\.)?(?P<module>wte|embed_tokens|lm_h
 # Copies of the base's own weights, which some ways of saving leave in the file.
 _ORIGINAL = re.compile(r"\.(?:original_module|base_layer)\.")
 
-# Of a layer's outputs, equal parts that may be trained apart: queries, keys and values.
-NUM_PARTS = {"attn.c_attn": 3}
-
-# Within a layer: what peft's name stands for, and which of c_attn's three row blocks it is.
-_PLACES = {
-    "attn.c_attn": ("attn.c_attn", None),
-    "attn.c_proj": ("attn.c_proj", None),
-    "mlp.w1": ("mlp.w1", None),
-    "mlp.w2": ("mlp.w2", None),
-    "mlp.c_proj": ("mlp.c_proj", None),
-    "self_attn.q_proj": ("attn.c_attn", 0),
-    "self_attn.k_proj": ("attn.c_attn", 1),
-    "self_attn.v_proj": ("attn.c_attn", 2),
-    "self_attn.o_proj": ("attn.c_proj", None),
-    "mlp.gate_proj": ("mlp.w2", None),
-    "mlp.up_proj": ("mlp.w1", None),
-    "mlp.down_proj": ("mlp.c_proj", None),
-}
-
-
-class LinearShape(NamedTuple):
-    """Inputs and outputs of a linear layer."""
-
-    num_inputs: int
-    num_outputs: int
+# An adapter's name within a block -> the layer that it means, and which part of its outputs (None is all).
+_PLACES: dict[str, tuple[str, int | None]] = {name: (name, None) for name in QWEN2_LINEARS}
+_PLACES |= {part: (name, index) for name, parts in QWEN2_LINEARS.items() for index, part in enumerate(parts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +35,12 @@ class AdapterTensor:
     """What one tensor of an adapter is.
 
     Attributes:
-        stored_name: in the file.
-        module: of the model, as its own checkpoints call it: "transformer.h.0.attn.c_attn", "lm_head".
-        stored_module: what the adapter calls that, or the part of it that this is.
+        stored_name: its name in the file.
+        module: its layer, as published checkpoints call it: "transformer.h.0.attn.c_attn", "lm_head".
+        stored_module: the layer, or the part of it, as the adapter calls it.
         factor: "A" [rank, inputs], "B" [outputs, rank], or "" for a whole weight.
-        first_output: where in the module's outputs those of this part begin.
-        shape: that it must have.
+        first_output: where the part begins in the layer's outputs.
+        shape: the shape that it must have.
     """
 
     stored_name: str
@@ -73,26 +51,11 @@ class AdapterTensor:
     shape: tuple[int, ...]
 
 
-def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
-    """Returns the shapes of the linear layers of a block, by name within it."""
-    hidden, inner = config.hidden_size, config.intermediate_size // 2
-    return {
-        "attn.c_attn": LinearShape(hidden, 3 * hidden),
-        "attn.c_proj": LinearShape(hidden, hidden),
-        "mlp.w1": LinearShape(hidden, inner),
-        "mlp.w2": LinearShape(hidden, inner),
-        "mlp.c_proj": LinearShape(inner, hidden),
-    }
-
-
 def identify(name: str, adapter: AdapterConfig, model: ModelConfig) -> AdapterTensor | None:
-    """Says what a tensor of an adapter's file is, by its name.
-
-    Returns:
-        None for a copy of one of the base's own weights.
+    """Says what a tensor of an adapter's file is, by its name; None for a copy of one of the base's own weights.
 
     Raises:
-        AdapterError: nothing that this server can apply, or of a layer that the model has not.
+        AdapterError: this server cannot apply it, or the model has no such layer.
     """
     bare = name[_WRAPPERS.match(name).end() :]  # type: ignore[union-attr]  # it matches nothing at the least
     saved = _SAVED.fullmatch(bare)
@@ -111,24 +74,22 @@ def identify(name: str, adapter: AdapterConfig, model: ModelConfig) -> AdapterTe
             f"{adapter.path.parent}: tensor {name!r} is of layer {layer}, but the model has {model.num_layers} layers;"
             f" {_other_base(adapter)}"
         )
-    within, block = _PLACES[found["part"]]
+    within, part = _PLACES[found["part"]]
     num_inputs, num_outputs = linear_shapes(model)[within]
     first_output = 0
-    if block is not None:
-        num_outputs //= NUM_PARTS[within]
-        first_output = block * num_outputs
+    if part is not None:
+        num_outputs //= len(QWEN2_LINEARS[within])
+        first_output = part * num_outputs
     rank = adapter.rank_of(found["module"])
     shape = (rank, num_inputs) if found["factor"] == "A" else (num_outputs, rank)
-    return AdapterTensor(
-        name, f"transformer.h.{layer}.{within}", found["module"], found["factor"], first_output, shape
-    )
+    return AdapterTensor(name, f"transformer.h.{layer}.{within}", found["module"], found["factor"], first_output, shape)
 
 
 def check_shape(tensor: AdapterTensor, shape: tuple[int, ...], adapter: AdapterConfig) -> None:
     """Refuses a tensor of another shape.
 
     Raises:
-        AdapterError: saying what it should be.
+        AdapterError: says what it should be.
     """
     if shape != tensor.shape:
         rank_axis = 0 if tensor.factor == "A" else 1

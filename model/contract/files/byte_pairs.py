@@ -15,7 +15,7 @@ _NO_RANK = 1 << 62
 
 
 def _alphabet() -> dict[int, str]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for the code points from 256 on."""
+    """Lists GPT-2's letters for bytes: printable ones are themselves, the others the code points from 256 on."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + n) for n, byte in enumerate(others)}
@@ -40,13 +40,13 @@ def from_letters(text: str) -> bytes:
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes is joined of, in the order of ranks; none for one never joined."""
+    """Lists the pairs that tokens of several bytes are joined of, in the order of ranks."""
     pairs = (_last_pair(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1)
     return [pair for pair in pairs if pair is not None]
 
 
 def never_joined(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """The tokens of several bytes that no merge makes: only whole words are looked up as these."""
+    """Lists the tokens of several bytes that no merge makes: they are found only as whole words."""
     made = {left + right for left, right in merges}
     return [token for token in ranks if len(token) > 1 and token not in made]
 

@@ -1,4 +1,4 @@
-"""Looks at a folder before anything in it is missed: what people name that is no checkpoint has a sentence of its own.
+"""Recognises what people name in place of a checkpoint: each kind has a sentence of its own.
 
 Pure: names and the first bytes of files are looked at, never a tensor.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.contract.errors import CheckpointError
-from model.contract.files.json_file import read_json
+from model.contract.files.json_file import MAX_CONFIG_BYTES, read_json
 from model.contract.gguf.file import is_gguf, is_later_shard
 
 MODEL_TYPE = "qwen"
@@ -19,7 +19,7 @@ _WEB_PAGE = (b"<!doctype html", b"<html")
 _NUM_FIRST_BYTES = 64
 _FETCHED = ("*.safetensors", "*.bin", "*.tiktoken", "*.json")
 _ADAPTER = "adapter_config.json"
-# model_type of later generations, and what those call themselves; the first one's is "qwen".
+# model_type of later generations, and what those call themselves.
 _GENERATIONS = {"qwen2": "Qwen1.5, Qwen2 or Qwen2.5", "qwen3": "Qwen3"}
 
 
@@ -38,7 +38,7 @@ def require_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is empty; a checkpoint has config.json, qwen.tiktoken and its weights")
     _refuse_stand_ins(folder)
     if "config.json" in names:
-        raw = read_json(folder / "config.json")
+        raw = read_json(folder / "config.json", MAX_CONFIG_BYTES)
         model_type = raw.get("model_type")
         if CONVERTED_KEY in raw and model_type == "qwen2":
             raise CheckpointError(
@@ -70,7 +70,7 @@ def gguf_in(folder: Path) -> Path:
 
 
 def _gguf_files(folder: Path) -> list[Path]:
-    """The models in GGUF that lie in a folder; of several files of one, the first."""
+    """Lists the GGUF models of a folder; of a model's several files the first."""
     try:
         files = sorted(path for path in folder.iterdir() if is_gguf(path) and path.is_file())
     except OSError:
@@ -79,12 +79,12 @@ def _gguf_files(folder: Path) -> list[Path]:
 
 
 def describe_file(path: Path) -> str:
-    """Says what a file is that was named in the place of a folder."""
+    """Says that a file was named in place of a folder."""
     return f"{path}: is a file; give the checkpoint's folder, or a GGUF file"
 
 
 def describe_model_type(model_type: object) -> str:
-    """Says what a config's model_type stands for, and that it is not served."""
+    """Says which model a config's model_type stands for, and that it is not served."""
     ours = f"this server runs first-generation Qwen checkpoints only (model_type {MODEL_TYPE!r})"
     if isinstance(model_type, str) and model_type.startswith("qwen"):
         known = next((name for start, name in _GENERATIONS.items() if model_type.startswith(start)), "later Qwen")
@@ -93,7 +93,7 @@ def describe_model_type(model_type: object) -> str:
 
 
 def _refuse_stand_ins(folder: Path) -> None:
-    """Refuses what came in the place of a file."""
+    """Refuses pointers, web pages and devices in place of files."""
     for path in sorted(path for pattern in _FETCHED for path in folder.glob(pattern)):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"{path}: is no regular file, but something that may never answer when read")
@@ -111,7 +111,7 @@ def _refuse_stand_ins(folder: Path) -> None:
 
 
 def _describe_adapter(path: Path) -> str:
-    config = read_json(path)
+    config = read_json(path, MAX_CONFIG_BYTES)
     base = config.get("base_model_name_or_path") or "a model that it does not name"
     kind = f" ({config['peft_type']})" if config.get("peft_type") else ""
     return (

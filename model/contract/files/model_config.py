@@ -46,9 +46,7 @@ _OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}
 _DTYPE_FLAGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def read_model_config(
-    folder: str | Path, stored_rows: Callable[[Path], int | None] = rows_of_embedding
-) -> ModelConfig:
+def read_model_config(folder: str | Path, stored_rows: Callable[[Path], int | None] = rows_of_embedding) -> ModelConfig:
     """Reads the numbers of a checkpoint.
 
     Args:

@@ -24,7 +24,7 @@ def read_quantization(raw: Any, path: Path) -> QuantizationConfig | None:
 
     Args:
         raw: `quantization_config` of config.json; None looks for a file of its own.
-        path: that config.json.
+        path: the config.json, which messages name.
 
     Returns:
         None where they are numbers, of whatever dtype.

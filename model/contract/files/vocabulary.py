@@ -167,6 +167,6 @@ def _read_line(line: bytes, place: str) -> tuple[bytes, int]:
 
 
 def first_gap(ranks: dict[bytes, int]) -> int:
-    """The smallest id from 0 on that has no rank."""
+    """Returns the smallest id from 0 on that has no rank."""
     ids = set(ranks.values())
     return next(i for i in range(len(ids) + 1) if i not in ids)

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights: the ones transformers would read, in its order.
+"""Finds the files that hold a folder's weights: the ones transformers would read, in its order.
 
 Pure: names, indices and headers are looked at, never a tensor.
 """
@@ -56,7 +56,7 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 
 def _deepspeed_states(folder: Path) -> Path | None:
-    """Returns the file of the model's states that DeepSpeed saved, in the folder or in the step that `latest` names.
+    """Returns the file of model states that DeepSpeed saved, in the folder or in the step that `latest` names.
 
     Raises:
         CheckpointError: they are partitions, which only DeepSpeed's own script puts together.

@@ -34,11 +34,12 @@ _PUBLISHED = {
 }
 _BASE_NAME = re.compile(r"(?i)qwen[-_ ]?(1[._]8|7|14|72)b")
 
+
 def gguf_config(path: Path) -> tuple[dict[str, Any], list[str], GGUFFile]:
     """Reads what would stand in config.json.
 
     Returns:
-        it, in today's spelling; remarks about what the file does not say; and what was read.
+        the keys of config.json, in today's spelling; remarks about what the file does not say; and the file.
 
     Raises:
         CheckpointError: the file cannot be read, is of another architecture, or is no whole model.
@@ -95,7 +96,7 @@ def _refuse_scaled_positions(file: GGUFFile) -> None:
 
 
 def _dtype_flag(file: GGUFFile) -> str:
-    """The flag of config.json for what the weights were; bfloat16, as published, where they are quantised."""
+    """Returns config.json's flag for the dtype of the weights; "bf16", as published, where they are quantised."""
     if file.metadata.get(DTYPE) in ("bf16", "fp16", "fp32"):
         return str(file.metadata[DTYPE])
     kinds = {tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) == 2}
@@ -105,7 +106,7 @@ def _dtype_flag(file: GGUFFile) -> str:
 
 
 def _lengths(file: GGUFFile, raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The trained length, NTK and LogN, and what to tell about where they come from."""
+    """Finds the trained length, NTK and LogN, and a remark on where they come from."""
     metadata = file.metadata
     context = raw["max_position_embeddings"]
     if not isinstance(context, int) or context <= 0:

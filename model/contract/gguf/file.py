@@ -6,6 +6,7 @@ and places, then their data. Every count and length is compared with what is lef
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
@@ -19,7 +20,7 @@ from model.contract.gguf.types import TENSOR_TYPES, TensorType
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 
-# Of values of a fixed size, by the number of their type.
+# number of a type -> struct's code for its values, which all have one size
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
@@ -40,9 +41,7 @@ class GGUFTensor(NamedTuple):
 
     Attributes:
         shape: rows first, as torch has it (the file has it the other way round).
-        kind: of its numbers.
-        offset: from the file's beginning, in bytes.
-        num_bytes: of its data.
+        offset: bytes from the beginning of the file.
     """
 
     shape: tuple[int, ...]
@@ -54,12 +53,12 @@ class GGUFTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """What one model's file says, or its several files together.
+    """What the file of a model says, or its several files together.
 
     Attributes:
-        path: of the (first) file.
-        metadata: by key. Arrays are left out, but for those that were asked for.
-        tensors: by their names in the file.
+        path: the (first) file.
+        metadata: values by key; arrays only where they were asked for.
+        tensors: places by GGUF's names.
     """
 
     path: Path
@@ -68,18 +67,18 @@ class GGUFFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is that of a GGUF file, by its name."""
+    """Whether a path names a GGUF file."""
     return path.suffix.lower() == SUFFIX
 
 
 def is_later_shard(path: Path) -> bool:
-    """Whether it is one of a model's several files, and not the first."""
+    """Whether a path names one of a model's several files, and not the first."""
     match = _SHARD.fullmatch(path.stem)
     return match is not None and int(match[2]) > 1
 
 
 def shards(path: Path) -> list[Path]:
-    """Lists the files of a model of which one is named; a single file stands for itself.
+    """Lists all files of the model that a file belongs to.
 
     Raises:
         CheckpointError: one of them is missing.
@@ -91,7 +90,7 @@ def shards(path: Path) -> list[Path]:
     if int(match[2]) > count:
         return [path]
     paths = []
-    for number in range(1, count + 1):  # in vain counts end at the first file that is missing
+    for number in range(1, count + 1):  # a false count ends at the first file that is missing
         shard = path.with_name(f"{stem}-{number:05}-of-{count:05}{path.suffix}")
         if not shard.is_file():
             raise CheckpointError(f"{shard}: no such file; {path.name} is one of {count}: is the download complete?")
@@ -100,11 +99,11 @@ def shards(path: Path) -> list[Path]:
 
 
 def read_gguf(path: Path, arrays: frozenset[str] = frozenset()) -> GGUFFile:
-    """Reads a model's metadata and the places of its tensors, all its files' together.
+    """Reads a model's metadata and the places of its tensors, from all its files.
 
     Args:
-        path: of the file, or of any of several.
-        arrays: keys of the arrays that are wanted; texts come as bytes.
+        path: the file, or any of several.
+        arrays: keys of the arrays that are wanted; their texts come as bytes.
 
     Raises:
         CheckpointError: a file is missing, truncated, corrupt, or of a version or byte order that is not read.
@@ -139,7 +138,7 @@ def _read_one(path: Path, arrays: frozenset[str]) -> GGUFFile:
 
 
 class _Reader:
-    """Walks through a file's front."""
+    """Walks through the front of a file, up to the tensors' data."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
@@ -162,8 +161,9 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._text(_MAX_NAME_BYTES)
-            kind = self._number("I")
-            value = self._value(kind, key, wanted=key in arrays)
+            if key in metadata:
+                raise CheckpointError(f"{self._path}: has the key {key!r} twice: it is corrupt")
+            value = self._value(self._number("I"), key, wanted=key in arrays)
             if value is not None:
                 metadata[key] = value
         places = self._places(num_tensors)
@@ -171,7 +171,7 @@ class _Reader:
         return GGUFFile(self._path, metadata, tensors)
 
     def _tensors(self, places: dict[str, tuple[tuple[int, ...], int, int]], alignment: Any) -> dict[str, GGUFTensor]:
-        if not isinstance(alignment, int) or isinstance(alignment, bool) or not 1 <= alignment <= 1 << 20:
+        if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
             raise CheckpointError(f"{self._path}: general.alignment is {alignment!r}")
         begin = -(-self._at // alignment) * alignment
         tensors = {}
@@ -186,9 +186,7 @@ class _Reader:
                 raise CheckpointError(
                     f"{self._path}: tensor {name!r} has rows of {shape[-1]}, which are no whole blocks of {kind.name}"
                 )
-            size = kind.block_bytes
-            for length in (*shape[:-1], shape[-1] // kind.block_size):
-                size *= length
+            size = math.prod(shape) // kind.block_size * kind.block_bytes
             start = begin + offset
             if offset % alignment or start + size > len(self._data):
                 raise CheckpointError(
@@ -199,7 +197,7 @@ class _Reader:
         return tensors
 
     def _places(self, num_tensors: int) -> dict[str, tuple[tuple[int, ...], int, int]]:
-        """Shape, number of the type and offset of each tensor."""
+        """Reads each tensor's shape, number of its type, and offset."""
         places: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(num_tensors):
             name = self._text(_MAX_NAME_BYTES)
@@ -215,7 +213,7 @@ class _Reader:
         return places
 
     def _value(self, kind: int, key: str, *, wanted: bool) -> Any:
-        """A key's value; None for an array that nobody wants."""
+        """Reads the value of a key; None for an array that is not wanted."""
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind == _STRING:
@@ -278,7 +276,7 @@ class _Reader:
         return self._take(num_bytes)
 
     def _note(self, num_bytes: int, num_elements: int = 0) -> None:
-        """Counts what is about to be kept or looked at."""
+        """Counts what is about to be kept or looked at against the limits."""
         self._num_kept_bytes += num_bytes
         self._num_elements += num_elements
         if self._num_kept_bytes > _MAX_KEPT_BYTES or self._num_elements > _MAX_ELEMENTS:

@@ -1,4 +1,4 @@
-"""What the tensors of a GGUF file may be made of: each type's name, and how many bytes a block of its numbers takes."""
+"""The types of numbers that GGUF files hold: names, sizes of blocks, and how our kernels keep them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ class TensorType(NamedTuple):
 
     Attributes:
         name: as llama.cpp writes it.
-        block_size: numbers of a block; a row holds whole blocks.
-        block_bytes: of one.
-        kept_bits: of a value as our kernels keep it (with a scale a group); 0 where it is expanded.
-        group_size: numbers that share a scale.
+        block_size: numbers in a block; a row holds whole blocks.
+        kept_bits: bits of a value as our kernels keep it; 0 where it is expanded.
+        group_size: values that share a scale as they are kept.
         has_offsets: whether a group has an offset beside its scale.
     """
 
@@ -25,7 +24,7 @@ class TensorType(NamedTuple):
     has_offsets: bool = False
 
 
-# By the number that stands in the file.
+# The key is the number that stands in the file.
 TENSOR_TYPES = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),

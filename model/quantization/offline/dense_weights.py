@@ -12,8 +12,8 @@ from model.architectures.qwen import is_saved_buffer
 from model.backends.base import GPTQTensors, LinearKernel
 from model.backends.torch_backend import TorchBackend
 from model.contract.errors import CheckpointError
-from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.checkpoint_folder import gguf_in
+from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.files.weight_files import EMBEDDING
 from model.contract.gguf.file import is_gguf

@@ -11,9 +11,9 @@ import torch
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
-from model.contract.files.adapter_tensors import linear_shapes
 from model.contract.files.byte_pairs import letters, merges_of
 from model.contract.files.json_file import read_json
+from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.files.vocabulary import read_vocabulary
 from model.contract.files.weight_files import EMBEDDING

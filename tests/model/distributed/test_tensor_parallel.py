@@ -17,7 +17,7 @@ from model.adapters.low_rank import LowRankUpdate
 from model.backends.base import StepContext
 from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig, LoadAdapter
-from model.contract.files.adapter_tensors import NUM_PARTS, linear_shapes
+from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
@@ -282,7 +282,7 @@ def test_a_rank_s_part_of_an_adapter_is_reckoned(four_heads: Path) -> None:
     config = read_model_config(four_heads)
     num_held = 0
     for name, (num_inputs, num_outputs) in linear_shapes(config).items():
-        num_parts = NUM_PARTS.get(name, 1)
+        num_parts = len(QWEN2_LINEARS[name])
         shard = column_parallel(num_inputs, (num_outputs // num_parts,) * num_parts, 0, 4)
         if name.endswith("c_proj"):
             shard = row_parallel(num_inputs, num_outputs, 0, 4)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from model.contract.errors import CheckpointError, ConfigError
+from model.contract.files.linears import QWEN2_LINEARS
 from model.contract.files.vocabulary import read_vocabulary
 from model.contract.tokenizer import Tokenizer
 from model.quantization.offline import checkpoint_writer
@@ -22,7 +23,7 @@ from prompts import chatml, segments
 from prompts.messages import Message
 from tests.support.engine_driver import LoadedModel
 from tests.tools.tuning.checkpoints import DEMO, FOLDERS, GOLDEN, TEXTS, converted, real_ranks, theirs, with_vocabulary
-from tools.convert.names import LINEARS, qwen2_targets
+from tools.convert.names import qwen2_targets
 from tools.convert.run import main
 from tools.convert.tokenizer_files import read_tokenizer_files, tokenizer_config, tokenizer_json
 
@@ -266,4 +267,4 @@ def test_published_names_of_linears() -> None:
     assert qwen2_targets("c_proj") == ["o_proj", "down_proj"]
     assert qwen2_targets("w1") == ["up_proj"] and qwen2_targets("v_proj") == ["v_proj"]
     assert qwen2_targets("mlp.c_proj") == ["down_proj"] and qwen2_targets("wte") == []
-    assert sum(len(qwen2_targets(name)) for name in LINEARS) == 7
+    assert sum(len(qwen2_targets(name)) for name in QWEN2_LINEARS) == 7
