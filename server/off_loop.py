@@ -1,8 +1,8 @@
 """Runs work whose size a request chooses on threads, so that it does not block the event loop for all others.
 
-What belongs to a small request is done at once, which is faster than a thread. The rest waits for one of two pools, so
-that very large requests keep only each other waiting. In both, what came first is finished first: pieces of one request
-do not wait behind the first pieces of those after it.
+Work for a small request is done at once, which is faster than a thread. The rest waits for one of two pools, so that
+very large requests keep only each other waiting. In both, callers take turns, and later pieces of a request go before
+the first pieces of the caller's next one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from server.gates.callers import Caller, caller_var
 from server.gates.request_context import body_bytes_var
 
 # Up to here all of a request's work takes a millisecond or two.
@@ -23,37 +24,50 @@ SMALL_BYTES = 8192
 # From here on it may be a second.
 HUGE_BYTES = 1 << 18
 _NUM_LARGE_THREADS = 2
+# So many callers' turns are remembered before those that have passed are dropped.
+_MAX_TURNS = 1024
 
 T = TypeVar("T")
+# A time that advances with the turns that are taken, and a number for those of the same time.
+Turn = tuple[float, int]
 
-# Numbers requests in the order in which they first wanted something done.
-_number_var: ContextVar[int | None] = ContextVar("off_loop_number", default=None)
 
+class FairPool:
+    """Threads for which callers take turns: one who asks for much waits for those who ask for little, not they for it.
 
-class _Pool:
-    """Threads that take the work of whoever came first.
-
-    Args:
-        num_threads: there are.
-        name: of them.
+    This is start-time fair queueing: a caller's next turn is 1/weight after the last one, and no earlier than the turn
+    that was taken last.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self.executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._lock = threading.Lock()
-        self._due: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
-        self._pieces = itertools.count()
+        self._due: list[tuple[Turn, int, Future[Any], Callable[[], Any]]] = []
+        self._numbers = itertools.count()
+        self._now = 0.0
+        self._next_turns: dict[Caller, float] = {}
 
-    def submit(self, number: int, work: Callable[[], T]) -> Future[T]:
+    def next_turn(self, caller: Caller) -> Turn:
+        """Returns the turn of a caller's next request."""
+        with self._lock:
+            start = max(self._now, self._next_turns.get(caller, 0.0))
+            if len(self._next_turns) >= _MAX_TURNS:
+                self._next_turns = {other: time for other, time in self._next_turns.items() if time > self._now}
+            self._next_turns[caller] = start + 1 / caller.weight
+            return start, next(self._numbers)
+
+    def submit(self, turn: Turn, work: Callable[[], T]) -> Future[T]:
+        """Has a thread do some work when it is its turn; cancelled before that, it is not done."""
         future: Future[T] = Future()
         with self._lock:
-            heapq.heappush(self._due, (number, next(self._pieces), future, work))
-        self.executor.submit(self._do_next)
+            heapq.heappush(self._due, (turn, next(self._numbers), future, work))
+        self._executor.submit(self._do_next)
         return future
 
     def _do_next(self) -> None:
         with self._lock:
-            _, _, future, work = heapq.heappop(self._due)
+            (start, _), _, future, work = heapq.heappop(self._due)
+            self._now = max(self._now, start)
         if not future.set_running_or_notify_cancel():
             return  # its client has left
         try:
@@ -61,32 +75,35 @@ class _Pool:
         except BaseException as error:
             future.set_exception(error)
 
+    def close(self) -> None:
+        """Begins nothing more."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+# The turn of the request being served, in the pool that its size chooses.
+_turn_var: ContextVar[Turn | None] = ContextVar("off_loop_turn", default=None)
+
 
 class OffLoop:
     """Runs work off the event loop where it may be long."""
 
     def __init__(self) -> None:
-        self._large = _Pool(_NUM_LARGE_THREADS, "large")
-        self._huge = _Pool(1, "huge")
-        self._numbers = itertools.count()
+        self._large = FairPool(_NUM_LARGE_THREADS, "large")
+        self._huge = FairPool(1, "huge")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Returns what comes of some work for the request being served.
-
-        Args:
-            work: touches nothing that others change.
-        """
+        """Returns the result of work for the request being served; it must not touch what others change."""
         num_bytes = body_bytes_var.get()
         if num_bytes <= SMALL_BYTES:
             return work()
-        number = _number_var.get()
-        if number is None:
-            number = next(self._numbers)
-            _number_var.set(number)
         pool = self._huge if num_bytes > HUGE_BYTES else self._large
-        return await asyncio.wrap_future(pool.submit(number, work))
+        turn = _turn_var.get()
+        if turn is None:
+            turn = pool.next_turn(caller_var.get())
+            _turn_var.set(turn)
+        return await asyncio.wrap_future(pool.submit(turn, work))
 
     def close(self) -> None:
         """Begins nothing more."""
-        for pool in (self._large, self._huge):
-            pool.executor.shutdown(wait=False, cancel_futures=True)
+        self._large.close()
+        self._huge.close()

@@ -6,6 +6,7 @@ The engine's shares, the queue, rate limits and the prefix cache all go by the s
 from __future__ import annotations
 
 import ipaddress
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from starlette.datastructures import Headers
@@ -40,6 +41,8 @@ class Caller(NamedTuple):
 
 
 NOBODY = Caller("")
+# Who sent the request being served, for work that is shared out fairly far below its route.
+caller_var: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 
 
 class Waiting(NamedTuple):

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
 from server.gates.admission import Admission
-from server.gates.callers import Network, find_caller
+from server.gates.callers import Network, caller_var, find_caller
 from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
 from server.telemetry.metrics import Metrics
@@ -93,6 +93,7 @@ class GateMiddleware:
             self._metrics.count_rejected(error.code or "")
             raise
         scope.setdefault("state", {})["caller"] = caller
+        caller_var.set(caller)
         if is_work:
             declared = Headers(scope=scope).get("content-length", "")
             num_bytes = int(declared[:19]) if declared.isdecimal() else 0

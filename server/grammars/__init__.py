@@ -1,1 +1,1 @@
-"""Grammars of replies, tried before the engine is handed one."""
+"""Grammars of replies, compiled on trial before the engine is given one."""

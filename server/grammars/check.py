@@ -1,6 +1,6 @@
 """Refuses grammars that cannot be used before their requests are accepted.
 
-The engine compiles grammars again. Each is tried here first, once, in a process that can be ended (worker.py), so that
+The engine compiles grammars again. Each is tried here first, once, in a process that can be killed (worker.py), so that
 a hostile schema costs its sender a 400 and nobody else a step.
 """
 
@@ -18,53 +18,56 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.grammar_compiler import ACCOUNT_S
 from model.contract.tokenizer import Tokenizer
 from server.engine.process import child_environment
-from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict, send_ranks
+from server.gates.callers import NOBODY, caller_var
+from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict
+from server.off_loop import FairPool
 from server.run_module import module_command
 
 logger = logging.getLogger(__name__)
 
 _MAX_REMEMBERED = 4096
-# Trials at once: enough that a few hostile grammars do not keep honest ones waiting.
+# Trials at a time: enough that a few hostile grammars do not keep honest ones waiting.
 _NUM_THREADS = 8
 # How long a request may wait for its turn and its trial together.
 _PATIENCE_S = 15.0
 _START_TIMEOUT_S = 60.0
-# A worker that runs forks at once; one that does not was stopped, or hangs.
+# A worker that has started forks at once; one that does not was stopped, or hangs.
 _FORK_TIMEOUT_S = 3.0
 _BUSY = "Too many schemas are being compiled; please try again later."
 TOO_COMPLEX: Verdict = ("it is too complex; simplify it", 0.0)
 
 
 class GrammarChecker:
-    """Tries each grammar once; what came of it is remembered."""
+    """Tries each grammar once, and remembers the verdict."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._worker = GrammarWorker(tokenizer)
-        self._executor = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
+        self._pool = FairPool(_NUM_THREADS, "grammar")
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
 
     def start(self) -> None:
-        """Starts the worker already, so that the first grammar does not wait for it. Returns at once."""
-        self._executor.submit(self._worker.start)
+        """Has the worker start, so that the first grammar does not wait for that; returns at once."""
+        self._pool.submit(self._pool.next_turn(NOBODY), self._worker.start)
 
     def close(self) -> None:
         """Ends the worker."""
         self._worker.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def check(self, grammars: Mapping[str, str], *, param: str, num_choices: int = 1) -> None:
         """Returns if the grammars can be used.
 
         Args:
-            grammars: in llguidance's Lark dialect; each with what it is called in messages.
-            param: the field they came from.
-            num_choices: of the request; each follows the grammar on its own.
+            grammars: in llguidance's Lark dialect, each with its name in error messages.
+            param: the request's field that they came from.
+            num_choices: choices of the request, each of which follows the grammar on its own.
 
         Raises:
             InvalidRequestError: one is malformed, impossible, or takes too long.
@@ -78,50 +81,43 @@ class GrammarChecker:
                 raise InvalidRequestError(f"{grammars[grammar]} cannot be enforced: {reason}", param=param)
 
     async def verdicts(self, grammars: Sequence[str]) -> list[Verdict]:
-        """Returns what is wrong with each grammar, and what it costs; `TOO_COMPLEX` where trying took too long.
+        """Returns the verdict on each grammar; `TOO_COMPLEX` where the trial took too long.
 
         Raises:
             EngineUnavailableError: too many grammars are being tried out.
         """
-        digests = {_digest(grammar): grammar for grammar in grammars}
+        digests = [hashlib.sha256(grammar.encode()).digest() for grammar in grammars]
         known = {digest: self._verdicts[digest] for digest in digests if digest in self._verdicts}
-        unknown = [digest for digest in digests if digest not in known]
+        unknown = {digest: grammar for digest, grammar in zip(digests, grammars, strict=True) if digest not in known}
         if unknown:
-            verdicts = await self._try_out([digests[digest] for digest in unknown])
-            known |= dict(zip(unknown, verdicts, strict=True))
+            known |= zip(unknown, await self._try_out([*unknown.values()]), strict=True)
         for digest, verdict in known.items():
-            if verdict != TOO_COMPLEX:  # it may only have been a busy moment
+            if verdict != TOO_COMPLEX:  # the machine may only have been busy
                 self._verdicts[digest] = verdict
                 self._verdicts.move_to_end(digest)
         while len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
-        return [known[_digest(grammar)] for grammar in grammars]
+        return [known[digest] for digest in digests]
 
     async def _try_out(self, grammars: list[str]) -> list[Verdict]:
-        loop = asyncio.get_running_loop()
+        trial = self._pool.submit(self._pool.next_turn(caller_var.get()), lambda: self._worker.judge(grammars))
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                verdicts = await loop.run_in_executor(self._executor, self._worker.judge, grammars)
+                verdicts = await asyncio.wrap_future(trial)
         except TimeoutError:
             raise EngineUnavailableError(_BUSY) from None
-        if verdicts is None:
-            return [TOO_COMPLEX] * len(grammars)
-        return verdicts
-
-
-def _digest(grammar: str) -> bytes:
-    return hashlib.sha256(grammar.encode()).digest()
+        return [TOO_COMPLEX] * len(grammars) if verdicts is None else verdicts
 
 
 class GrammarWorker:
-    """The process that tries grammars out; started when needed, and again if it dies. Any thread may use it."""
+    """The process that tries grammars; started when needed, and again if it dies. Any thread may use it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._running: socket.socket | None = None  # that of a process which has answered
+        self._running: socket.socket | None = None  # the `_control` of a process that has answered once
         self._closed = False
 
     def start(self) -> None:
@@ -136,10 +132,10 @@ class GrammarWorker:
             self._end()
 
     def judge(self, grammars: list[str]) -> list[Verdict] | None:
-        """Tries grammars out.
+        """Tries grammars.
 
         Returns:
-            The verdict on each; None instead of a list if they took too much work, or too much memory.
+            The verdict on each; None instead of a list if they took too much time or memory.
 
         Raises:
             EngineUnavailableError: the process cannot be started.
@@ -157,7 +153,7 @@ class GrammarWorker:
                         self._running = control
                         return _ask(ours, grammars)
             with self._lock:
-                if control is self._control:  # else somebody else has started another one meanwhile
+                if control is self._control:  # else another thread has started another process meanwhile
                     logger.warning("the process that tries schemas out does not answer; starting another one")
                     self._end()
         raise EngineUnavailableError("Schemas cannot be compiled now; please try again later.")
@@ -169,16 +165,19 @@ class GrammarWorker:
             return self._control
         control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 module_command("server.grammars.worker", "--fd", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 env=child_environment(os.environ),
                 start_new_session=True,  # Ctrl-C is for the server, which closes the socket
             )
-        self._control = control
-        logger.debug("grammar worker %d started", self._process.pid)
-        send_ranks(control, self._tokenizer)
+        self._process, self._control = process, control
+        logger.debug("grammar worker %d started", process.pid)
+        tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(msgspec.msgpack.encode(tokens))
         return control
 
     def _end(self) -> None:
@@ -192,7 +191,11 @@ class GrammarWorker:
 
 
 def _ask(trial: socket.socket, grammars: list[str]) -> list[Verdict] | None:
-    """Sends grammars to a child that has started; its silence is None, unless the machine had no time for it."""
+    """Sends grammars to a child that has started, and returns its verdicts, or None where it was killed.
+
+    Raises:
+        EngineUnavailableError: the machine was too busy to run it.
+    """
     started = time.monotonic()
     trial.settimeout(WAIT_LIMIT_S + 1)
     try:

@@ -1,4 +1,4 @@
-"""What a reply is held to, as one grammar for the engine: the schemas of tools, the format of answers."""
+"""The grammar that the engine holds a reply to, of the schemas of tools and the format of answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from server.off_loop import OffLoop
 
 
 class ReplyGrammars:
-    """Writes the grammars of replies, and has them tried out.
-
-    Args:
-        grammars: tries them out.
-        off_loop: does what takes long with large ones.
-        tool_format: writes those of replies that may call tools.
-    """
+    """Writes the grammars of replies, and has them tried."""
 
     def __init__(self, grammars: GrammarChecker, off_loop: OffLoop, tool_format: ToolFormat) -> None:
         self._grammars = grammars
@@ -36,12 +30,12 @@ class ReplyGrammars:
 
         Args:
             calling: the tools, and the choice among them.
-            prompt: the reply is to.
-            answer: what answers must look like.
-            num_choices: of the request; each follows the grammar on its own.
+            prompt: the prompt that is replied to.
+            answer: the format of answers; None is free text.
+            num_choices: choices of the request, each of which follows the grammar on its own.
 
         Raises:
-            InvalidRequestError: something of it cannot be enforced.
+            InvalidRequestError: a schema, a format or their combination cannot be enforced.
             EngineUnavailableError: too many grammars are being tried out.
         """
         if not prompt.can_call:
@@ -54,13 +48,12 @@ class ReplyGrammars:
         answer = await self._enforced_format(answer)
         param = calling.param
         enforced = await self._enforced_inputs(calling)
-        inputs = enforced
-        if isinstance(calling.choice, Named):
-            inputs = tuple(entry for entry in inputs if entry[0] == calling.choice.name)
+        named = calling.choice.name if isinstance(calling.choice, Named) else None
+        inputs = tuple(entry for entry in enforced if named in (None, entry[0]))
 
         def write() -> tuple[str, dict[str, str]]:
             whole = self._tool_format.grammar(inputs, prompt, answer=None if answer is None else answer.rule)
-            # Each schema on its own first: in the whole, what is wrong with one would only show deep in a reply.
+            # Each schema is tried on its own too: in the whole grammar, its faults would show only deep in a reply.
             return whole, {
                 arguments_grammar(tool_input): f"The schema of {name!r} in '{param}'" for name, tool_input in enforced
             }
@@ -70,16 +63,7 @@ class ReplyGrammars:
         return grammar
 
     async def of_answer(self, answer: AnswerFormat | None, num_choices: int) -> str | None:
-        """Returns the grammar of a reply that is nothing but an answer; None is free text.
-
-        Args:
-            answer: what it must look like.
-            num_choices: of the request; each follows the grammar on its own.
-
-        Raises:
-            InvalidRequestError: something of it cannot be enforced.
-            EngineUnavailableError: too many grammars are being tried out.
-        """
+        """Like `of_chat`, for a reply that cannot call tools."""
         answer = await self._enforced_format(answer)
         if answer is None:
             return None
@@ -88,7 +72,7 @@ class ReplyGrammars:
         return grammar
 
     async def _enforced_inputs(self, calling: FunctionCalling) -> tuple[tuple[str, ToolInput], ...]:
-        """Returns of the tools' schemas what can be enforced; all of those that are strict."""
+        """Returns the part of each tool's schema that can be enforced, by the tool's name."""
         schemas = {
             tool.name: EnforcedSchema(tool.input_place, tool.input, is_strict=tool.is_strict, name=tool.name)
             for tool in calling.tools
@@ -98,7 +82,7 @@ class ReplyGrammars:
         return tuple((t.name, schemas[t.name].schema if t.name in schemas else t.input) for t in calling.tools)
 
     async def _enforced_format(self, answer: AnswerFormat | None) -> AnswerFormat | None:
-        """Returns a format as it is enforced; the whole of its schema is."""
+        """Returns a format whose schema, if it has one, was made ready to be enforced."""
         if answer is None or answer.schema is None:
             return answer
         enforced = EnforcedSchema(answer.place, answer.schema)
