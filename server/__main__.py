@@ -16,7 +16,8 @@ from model.contract.errors import StartupError
 from server.cli.command_line import SHELLS, Parser, command_names, completion
 from server.cli.published_flags import names_checkpoint, translate
 from server.hubs.download import add_hub_arguments
-from server.settings import SECRETS, Settings, TokensOrContext, flag_name, is_repeatable, variable_name
+from server.setting_types import TokensOrContext
+from server.settings import SECRETS, Settings, flag_name, is_repeatable, variable_name
 from server.settings_sources import load_settings, requested_log_format
 from server.telemetry.logs import json_line
 from tools.batch import arguments as batch_arguments
@@ -34,14 +35,7 @@ from tools.quantize import options as quantize_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: without the program's name; None takes the process's.
-
-    Returns:
-        The exit status.
-    """
+    """Runs the command line `argv` (by default the process's) and returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     translation = translate(words)
     if translation is not None:
@@ -68,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads, `head` perhaps, has read enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -79,8 +73,8 @@ class _Tool(NamedTuple):
     Attributes:
         help: one line.
         options: module with DESCRIPTION and `add_arguments`.
-        run: "module:function" that takes what is parsed and returns the exit status; imported when it is asked for.
-        has_hub: it takes a checkpoint, which may have to be fetched.
+        run: "module:function", imported when the command runs; it takes the arguments and returns the exit status.
+        has_hub: its checkpoint may be a hub id; `--hub` and `--revision` are added.
     """
 
     help: str
@@ -89,7 +83,6 @@ class _Tool(NamedTuple):
     has_hub: bool = False
 
     def __call__(self, arguments: argparse.Namespace) -> int:
-        """Runs it."""
         module, _, function = self.run.partition(":")
         return int(getattr(importlib.import_module(module), function)(arguments))
 
@@ -191,10 +184,9 @@ def _add_tools(subparsers: Any, tools: Mapping[str, _Tool]) -> None:
 
 
 class _ShowVersion(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """`--version`; argparse's own would look the version up at every start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Prints it and ends."""
         from server.version import server_version
 
         print(f"qwen-server {server_version()}")
@@ -220,7 +212,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _metavar(annotation: Any) -> str:
-    """Shows the choices of a setting, or what kind of value it takes."""
+    """Returns the choices of a setting, or the kind of its value."""
     choices = get_args(annotation)
     if get_origin(annotation) is Literal:
         return "{" + ",".join(choices) + "}"
@@ -237,7 +229,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         settings = load_settings(flags, os.environ, config_file)
         flags.clear()
-        for name in SECRETS:  # children and whoever dumps the environment need not know them
+        for name in SECRETS:  # child processes and dumps of the environment must not show them
             os.environ.pop(variable_name(name), None)
         _serve_beside_engine(settings)
     except StartupError as error:
@@ -249,7 +241,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _serve_beside_engine(settings: Settings) -> None:
-    """Serves; the engine's process and this one import what they need at the same time."""
+    """Starts the engine's process before this one imports the rest: both take seconds, at the same time."""
     from server.engine.process import EngineProcess, allow_many_descriptors, open_standard_files
 
     open_standard_files()

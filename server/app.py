@@ -1,4 +1,4 @@
-"""Builds the web application out of its parts; holds no state of its own."""
+"""Builds the web application out of its parts; this module holds no state."""
 
 from __future__ import annotations
 
@@ -68,15 +68,12 @@ def create_app(
     """Returns the application; its lifespan starts and stops the engine.
 
     Args:
-        settings: validated.
-        tokenizer: of the checkpoint.
-        defaults: of the checkpoint.
         engine: not started yet.
-        credentials: who may use the API; by default those that the settings name.
+        credentials: who may use the API; by default whom the settings name.
     """
     credentials = settings.credentials() if credentials is None else credentials
     tracer = None if settings.otel_endpoint is None else Tracer(settings.otel_endpoint)
-    generating = FastAPI(openapi_url=None)  # what the lines of batches are asked, with no gate in front
+    generating = FastAPI(openapi_url=None)  # answers the lines of batches, which have passed the gates
     services = _services(settings, credentials, tokenizer, defaults, engine, generating)
     app = FastAPI(
         title="qwen-server",
@@ -184,7 +181,7 @@ def _lifespan(services: Services, tracer: Tracer | None) -> Callable[[FastAPI], 
 
 
 def _put_gates_before(app: FastAPI, services: Services, work: WorkRoutes, tracer: Tracer | None) -> None:
-    """The last one added is the outermost."""
+    """Adds the middlewares; the last one is the outermost."""
     settings, metrics = services.settings, services.metrics
     app.add_middleware(
         BodyLimitMiddleware,

@@ -1,6 +1,6 @@
 """Files that settings come from: the configuration, and callers' keys.
 
-What is wrong with one is told without quoting it: any line may be the one that holds a key.
+Errors name the place and do not quote it: any line may hold a key.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import yaml
 
 from model.contract.errors import ConfigError
 
-# What PyYAML's complaints quote: a character or the name of a token may be shown, a piece of the file may not.
+# A quotation in an error of PyYAML: a character or the name of a token may be shown, a piece of the file may not.
 _QUOTED_TEXT = re.compile(r""" ['"](?!(.|\\.|\\x..|<[a-z ]+>)['"]).*['"]""")
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Returns the settings of a file, TOML where its name ends so, else YAML.
+    """Returns the settings of a file: TOML where its name ends in .toml, else YAML.
 
     Raises:
-        ConfigError: it cannot be read or is not valid, at a place that is named.
+        ConfigError: it cannot be read or is not valid; the message names the place.
     """
     is_toml = path.suffix == ".toml"
     try:
@@ -47,7 +47,7 @@ def _complaint(error: Exception) -> str:
             place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
             problem = _QUOTED_TEXT.sub("", error.problem or "")
             return f"{place}{problem} (values with special characters need quotes)"
-        case tomllib.TOMLDecodeError():  # which names characters, keys of settings and places
+        case tomllib.TOMLDecodeError():  # it quotes single characters and keys of settings only
             return str(error)
         case UnicodeDecodeError():
             return f"byte {error.start} is not UTF-8"
@@ -57,15 +57,15 @@ def _complaint(error: Exception) -> str:
 
 
 def read_key_file(path: Path) -> tuple[str, ...]:
-    """Returns callers' keys, one a line.
+    """Returns the keys of a file with one key a line.
 
     Raises:
-        ConfigError: it cannot be read, or holds none.
+        ConfigError: it cannot be read, or holds no key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        # Not the path: it may be a key, given by mistake.
+        # The path is not shown: it may be a key, given by mistake.
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(
             f"--api-key-file: cannot read the key file ({reason}); it takes the path of a file with one key a line"

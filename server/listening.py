@@ -1,4 +1,4 @@
-"""Opens the ports before anything else: one that is in use is a clear line, not a model loaded in vain."""
+"""Opens the ports before the model is loaded, so that a port in use is told at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import socket
 
 from model.contract.errors import ConfigError
 
-# Whatever the machine's resolver makes of the name: clients and browsers try both.
+# Both, whatever the machine's resolver says: clients and browsers try both.
 _LOCALHOST = ("127.0.0.1", "::1")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-# Of a family that this machine does not have.
-_NO_FAMILY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+# The machine has no such address, or no such address family.
+_NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _MAX_TRIES = 8
 
 
@@ -21,19 +21,19 @@ def open_listeners(host: str, port: int, *, send_timeout_s: float) -> list[socke
     """Binds every address of a host, all to the same port.
 
     Args:
-        host: a name or an address; `localhost` is both families, where the machine has them.
+        host: a name or an address; `localhost` is IPv4 and IPv6, where the machine has both.
         port: 0 lets the system choose.
         send_timeout_s: how long a client may leave its reply unread.
 
     Raises:
-        ConfigError: it cannot be listened on; one line that says what to change.
+        ConfigError: nothing can listen there; the message says what to change.
     """
     addresses = _resolve(host, port)
     for tries_left in reversed(range(_MAX_TRIES)):
         try:
             return _bind_all(addresses, port, send_timeout_s)
         except OSError as error:
-            # The port that the system chose for one family may be taken in the other.
+            # The port that the system chose for one address may be in use on the other.
             if port == 0 and error.errno == errno.EADDRINUSE and tries_left:
                 continue
             raise ConfigError(f"cannot listen on {host}:{port}: {_advice(error, host)}") from error
@@ -67,7 +67,7 @@ def _bind_all(addresses: list[tuple[socket.AddressFamily, str]], port: int, time
             try:
                 listener = _bind(family, address, port, timeout_s, only_v6=len(addresses) > 1)
             except OSError as error:
-                if error.errno not in _NO_FAMILY:
+                if error.errno not in _NO_ADDRESS:
                     raise
                 missing = error
                 continue
@@ -86,11 +86,11 @@ def _bind(family: socket.AddressFamily, address: str, port: int, timeout_s: floa
         if family == socket.AF_INET6 and only_v6:  # the other family has a socket of its own
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Inherited by connections: the kernel ends those on which nothing moves, also once we are done with them.
-            # It counts from the client's last read, HttpProtocol from when the kernel's own buffer is full.
+            # Connections inherit it: the kernel ends those whose client acknowledges nothing, also when the server has
+            # closed them. It counts from the client's last read, HttpProtocol from when the kernel's buffer is full.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * timeout_s))
         listener.bind((address, port))
-        listener.listen()  # or another server could bind it too until the event loop runs
+        listener.listen()  # until then, another server could bind it too
     except BaseException:
         listener.close()
         raise
@@ -102,7 +102,7 @@ def _advice(error: OSError, host: str) -> str:
     if error.errno == errno.EADDRINUSE:
         by_make = ", as in `make serve PORT=8001`" if "MAKELEVEL" in os.environ else ""
         return f"{reason}; choose another --port{by_make}"
-    if error.errno in _NO_FAMILY:
+    if error.errno in _NO_ADDRESS:
         return f"{host} is not an address of this machine; --host takes one that is, or 0.0.0.0 for all"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{reason}; ports below 1024 need rights: choose a higher --port"
@@ -110,22 +110,12 @@ def _advice(error: OSError, host: str) -> str:
 
 
 def addresses_of(listeners: list[socket.socket], scheme: str) -> list[str]:
-    """Returns where they listen, as URLs.
-
-    Args:
-        listeners: bound.
-        scheme: http or https.
-    """
+    """Returns the URL of each listener; `scheme` is http or https."""
     return [_url(scheme, *listener.getsockname()[:2]) for listener in listeners]
 
 
 def address_to_open(listeners: list[socket.socket], scheme: str) -> str:
-    """Returns the URL at which somebody on this machine reaches the first of them.
-
-    Args:
-        listeners: bound.
-        scheme: http or https.
-    """
+    """Returns a URL of the first listener for users of this machine; `scheme` is http or https."""
     host, port = listeners[0].getsockname()[:2]
     return _url(scheme, _ANY_ADDRESS.get(host, host), port)
 

@@ -25,16 +25,16 @@ _QUIET = {"enable_access_log": False}  # the server writes a line a request itse
 
 
 def build(arguments: Mapping[str, Any]) -> serve.Application:
-    """Returns the application that `serve run` and configuration files start.
+    """Returns the application that `serve run` and Ray Serve's configuration files start.
 
     Args:
         arguments: settings of the server and options of the cluster, by name.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: an argument cannot be used.
     """
     options, settings = read_arguments(arguments, os.environ)
-    settings.credentials()  # a key file that cannot be read is told of here, not by each replica
+    settings.credentials()  # a key file that cannot be read is an error here, not in each replica
     how = deployment_options(options, settings)
     board = serve.deployment(name="metrics", num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config=_QUIET)(
         MetricsBoard

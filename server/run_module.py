@@ -1,8 +1,8 @@
 """How this project starts a Python process of its own: `python -P run_module.py MODULE ...`, never `python -m MODULE`.
 
-`-m` puts the working folder first on the import path: in a folder that holds a `torch.py`, a checkpoint downloaded from
-anywhere, that file would be executed; in a project with a `model.py` nothing would start. With `-P` only what is
-installed can be imported, and the packages beside this one, which need not be installed to run from a checkout.
+`-m` puts the working folder first on the import path. In a checkpoint's folder that came with a `torch.py`, that file
+would be executed; in a project with a `model.py` nothing would start. With `-P`, installed packages can be imported and
+those beside this file, so that a checkout runs without being installed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,7 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def module_command(module: str, *arguments: str, python: str = sys.executable) -> list[str]:
-    """Returns the command line of a new process.
-
-    Args:
-        module: what it runs, as after `python -m`.
-        arguments: for the module.
-        python: another interpreter than this one.
-    """
+    """Returns the command line of a process that runs `module` with `arguments`."""
     return [python, "-P", os.path.abspath(__file__), module, *arguments]
 
 

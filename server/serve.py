@@ -1,8 +1,8 @@
 """`qwen-server serve`: from settings to a listening server, and its orderly end.
 
-A first SIGTERM drains: /ready says 503 while new requests are still served, until balancers have noticed; then those
-are refused, and running ones finish. Ctrl-C, behind which no balancer stands, refuses at once. A second signal ends the
-process now.
+A first SIGTERM drains: /ready says 503 while new requests are still served, until load balancers have noticed; then new
+ones are refused, and running ones finish. Ctrl-C refuses new ones at once: whoever presses it has no balancer in front.
+A second signal ends the process now.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from server.version import server_version
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75  # longer than the pools of usual clients and proxies keep idle connections
-_LAST_WORDS_S = 2  # for streams that were cut to send their error
+_LAST_WORDS_S = 2  # for streams that were ended to send their error
 _POLL_S = 0.05
 
 
@@ -53,11 +53,9 @@ class DrainingServer(uvicorn.Server):
     """uvicorn, but a signal first sends callers elsewhere and lets running requests finish.
 
     Args:
-        config: of uvicorn.
-        engine: that is told.
-        admission: knows of whom to wait for.
-        drain_delay_s: for which /ready says 503 and requests are still served, after SIGTERM.
-        shutdown_timeout_s: the longest wait after that.
+        admission: counts the requests to wait for.
+        drain_delay_s: after SIGTERM, how long /ready says 503 while new requests are still served.
+        shutdown_timeout_s: after that, the longest wait for running requests.
     """
 
     def __init__(
@@ -78,14 +76,14 @@ class DrainingServer(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remembers the loop, for the signal handler that is installed next."""
+        """Serves on the sockets; keeps the loop for the signal handler that uvicorn installs."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes a signal: the first drains, the second ends what runs, further ones hurry the engine's end.
+        """Takes a signal: the first drains, further ones end what runs and the engine.
 
-        None sets uvicorn's `force_exit`: the application would not be told of the end, and its task die noisily.
+        uvicorn's `force_exit` is never set: the application's lifespan would not be shut down.
         """
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._drain_or_end, 0.0 if sig == signal.SIGINT else self._drain_delay_s)
@@ -104,7 +102,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def _drain(self, delay_s: float) -> None:
-        if delay_s and self._engine.state is EngineState.READY:  # else nobody sends requests here
+        if delay_s and self._engine.state is EngineState.READY:  # else balancers send nothing here
             logger.info("draining: /ready says 503, new requests are served for %g s more (--drain-delay-s)", delay_s)
             self._engine.leave()
             await self.wait_for_balancers(delay_s)
@@ -120,11 +118,11 @@ class DrainingServer(uvicorn.Server):
         self._end("The server is shutting down and could not finish this request in time.")
 
     async def wait_for_balancers(self, delay_s: float) -> None:
-        """Returns when they should have noticed."""
+        """Waits until load balancers should have noticed that /ready says 503."""
         await asyncio.sleep(delay_s)
 
     def exit_now(self) -> None:
-        """Ends the server without draining: its engine is gone for good."""
+        """Ends the server without draining, because its engine is gone for good."""
         self.should_exit = True
 
 
@@ -132,7 +130,7 @@ def serve(settings: Settings, engine_process: EngineProcess) -> None:
     """Serves until told to stop.
 
     Args:
-        engine_process: the engine's, which was started already.
+        engine_process: started already.
 
     Raises:
         StartupError: the server cannot start or its engine cannot be kept alive; the message is one line.
@@ -183,10 +181,10 @@ def serve(settings: Settings, engine_process: EngineProcess) -> None:
 
 
 def find_adapters(settings: Settings) -> list[ServedAdapter]:
-    """Finds the adapters to be served from the start.
+    """Finds the adapters of `--lora`.
 
     Raises:
-        StartupError: one is not there, is none, or has the name of the model.
+        StartupError: a folder is not there, is not an adapter, or has the name of the model.
     """
     if settings.allow_lora_updates and settings.lora_root is None:
         logger.warning("--allow-lora-updates without --lora-root: requests may load adapters from any folder here")
@@ -195,7 +193,7 @@ def find_adapters(settings: Settings) -> list[ServedAdapter]:
         if name in settings.served_names:
             raise ConfigError(f"--lora {name}: the model itself is served under this name")
         folder = resolve_adapter(source, settings.hub)
-        AdapterConfig.from_folder(folder)  # what is wrong with it is told before the model is loaded
+        AdapterConfig.from_folder(folder)  # errors are told before the model is loaded
         found.append(ServedAdapter(name, source, folder))
     return found
 
@@ -208,17 +206,17 @@ def draining_server(
     credentials: Credentials | None = None,
     tls: Tls | None = None,
 ) -> DrainingServer:
-    """Returns a server that is to be run on a socket that is bound.
+    """Returns a server, to be run on bound sockets.
 
     Args:
         engine: not started yet; the server starts and stops it.
-        credentials: who may use the API; by default those that the settings name.
+        credentials: who may use the API; by default whom the settings name.
         tls: certificate and key, or None for plain HTTP.
     """
     # Streams end when they are finished or the drain is over, not because a signal came.
     AppStatus.enable_automatic_graceful_drain = False
     app = create_app(settings, tokenizer, defaults, engine, credentials)
-    app.state.services.store.open()  # what cannot be used stops the start, in one line
+    app.state.services.store.open()  # a file that cannot be used stops the start, in one line
     return DrainingServer(
         uvicorn.Config(
             app,
@@ -226,7 +224,7 @@ def draining_server(
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # callers.py reads them, of proxies that are trusted
+            proxy_headers=False,  # callers.py reads those of trusted proxies
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_LAST_WORDS_S,
             lifespan="on",
@@ -241,14 +239,14 @@ def draining_server(
 
 
 def inspect_checkpoint(checkpoint: Path, settings: Settings) -> Tokenizer:
-    """Reads config and vocabulary, and logs what is odd in them and, in one line, what `qwen-server memory` would say.
+    """Reads config and vocabulary; logs what is odd in them, and the summary of `qwen-server memory` in one line.
 
-    How many blocks of the KV cache there are the engine tells when it is ready.
+    The engine logs the number of KV cache blocks when it is ready.
 
     Raises:
         CheckpointError: one of them cannot be used; a vocabulary with more tokens than the embedding has rows would
             only fail in the middle of a reply.
-        ConfigError: it cannot be split over the devices that were asked for.
+        ConfigError: the model cannot be split over the devices that were asked for.
     """
     config = read_model_config(checkpoint).with_windows(settings.attention_window)
     for remark in config.remarks:

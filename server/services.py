@@ -1,4 +1,4 @@
-"""What the routes of one app share, in one typed container instead of globals."""
+"""The objects that the routes of one app share, in one typed container instead of globals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# In the error for a model that does not exist.
+# Names in the error for a model that does not exist.
 _MAX_NAMES_TOLD = 20
 Sent = TypeVar("Sent", bound=RequestBody)
 
@@ -51,22 +51,12 @@ class Services:
     """Everything a route may need.
 
     Attributes:
-        settings: of the HTTP side, without secrets.
-        credentials: who may use the API.
-        converter: understands requests.
-        engine: generates.
-        admission: decides who may wait for it.
-        limiter: counts what each key asks for.
-        metrics: counts.
-        store: keeps what outlives a request.
-        uploads: files that are coming in.
-        batches: that are not over.
+        settings: without secrets.
         runs: replies that go on without their clients.
-        unknown_fields: told of each request, for the log.
-        responses: makes responses.
-        background: makes those that nobody waits for.
+        unknown_fields: logs fields of requests that no API has.
+        background: makes the responses that nobody waits for.
         created: Unix time of the start, for /v1/models.
-        web_files: of the chat page, by name.
+        web_files: files of the chat page, by name.
     """
 
     settings: Settings
@@ -88,20 +78,19 @@ class Services:
     web_files: Mapping[str, WebFile] = field(default_factory=load_web_files)
 
     def __post_init__(self) -> None:
-        """Makes what is made of the others."""
         self.responses = ResponseMaker(self)
         self.background = Background(self, self.responses)
 
     @property
     def off_loop(self) -> OffLoop:
-        """Where large requests are worked on."""
+        """The threads for work on large requests."""
         return self.converter.encoder.off_loop
 
     def resolve_model(self, name: str | None) -> str:
-        """Returns the name replies carry.
+        """Returns the model's name as replies carry it; `name` is the request's.
 
         Raises:
-            ApiError: 404, no such model, naming those there are.
+            ApiError: 404, there is no such model; the message names those there are.
         """
         names = self.settings.served_names
         if name is None:
@@ -118,12 +107,7 @@ class Services:
         )
 
     async def read(self, body: Sent, reader: Callable[[Sent], T]) -> T:
-        """Returns a request in neutral form.
-
-        Args:
-            body: as it came over the wire.
-            reader: of its API; what it raises is raised.
-        """
+        """Returns a request in neutral form, as `reader` makes it from its API's wire object."""
         neutral = await self.off_loop.run(lambda: reader(body))
         self.unknown_fields.note(body)
         return neutral
@@ -131,22 +115,22 @@ class Services:
     async def generate(
         self, http: Request, model: str, convert: Callable[[], Coroutine[Any, Any, GenerationRequest]]
     ) -> Generation:
-        """Waits until a request is understood and hands it to the engine.
+        """Converts a request and hands it to the engine.
 
         Args:
-            http: it came by; its body has been read.
-            model: of `resolve_model`.
-            convert: what is to be generated; given up if the client leaves.
+            http: the HTTP request, whose body has been read.
+            model: name that `resolve_model` returned.
+            convert: makes the request of ids; cancelled if the client leaves.
 
         Returns:
-            What must be closed in the end, whatever happens.
+            The generation, which the caller must close in the end.
 
         Raises:
             EngineUnavailableError: the engine would not serve it now.
             ApiError: too much waits already, or the client has left.
         """
         caller = caller_of(http.scope)
-        is_background = bool(http.scope["state"].get("is_background"))  # who lets these in counts them
+        is_background = bool(http.scope["state"].get("is_background"))  # batches and background responses count theirs
         with nullcontext() if is_background else self.admission.reserve(caller):
             request = await while_connected(http.receive, convert())
             self._log_prompts(request)
@@ -180,16 +164,16 @@ class Services:
         )
 
     def _cache_salt(self, caller: Caller, salt: str) -> str:
-        """Says with whom cached prompt starts are shared: who finds one, or finds none, learns what others sent."""
+        """Returns the salt of cached prompt starts: callers who share them can find out what the others sent."""
         owner = caller.name if caller.has_key and not self.settings.share_prefix_cache else ""
         return f"{owner}:{salt}" if owner or salt else ""
 
     async def prepare(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
-        """Does for a request what generating ones need too, in a place of the queue like theirs.
+        """Returns the result of work like a generating request's (reading, encoding), counted in the queue like theirs.
 
         Args:
-            http: it came by; its body has been read.
-            work: given up if the client leaves.
+            http: the HTTP request, whose body has been read.
+            work: cancelled if the client leaves.
 
         Raises:
             EngineUnavailableError: the engine would not serve it now.

@@ -1,20 +1,18 @@
 """The single list of settings.
 
 Each field is the flag `--its-name`, the variable `QWEN_SERVER_ITS_NAME` and the key `its_name` of a configuration file.
-The HTTP side reads the object itself; what the engine shares of it stands in `EngineConfig` under the same names.
+The HTTP side reads the object itself; those that the engine needs stand in `EngineConfig` too, mostly under that name.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, get_origin
+from typing import Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from model.contract.attention_windows import windows_of
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
 from server.config_file import read_key_file
@@ -22,85 +20,25 @@ from server.gates.credentials import Credentials
 from server.hubs.demo import DEMO
 from server.hubs.download import Hub
 from server.hubs.resolve import served_names
-from server.sizes import parse_size
+from server.setting_types import (
+    ANY_NAME,
+    Adapters,
+    CacheDtype,
+    Dtype,
+    Keys,
+    Networks,
+    Size,
+    Texts,
+    TokensOrContext,
+    Windows,
+)
 from server.tls import Tls, tls_from_files
 
 ENV_PREFIX = "QWEN_SERVER_"
-ANY_NAME = "*"
-_MAX_NAME_CHARS = 256
-_DEFAULT_MAX_LORAS = 8
 SECRETS = ("api_key", "api_auth", "ssl_keyfile_password")
+_DEFAULT_MAX_LORAS = 8
 _MEMORY_STORE_BYTES = 256 << 20
 _FILE_STORE_BYTES = 16 << 30
-
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-
-
-def _one_or_more(value: object) -> object:
-    """A variable or a file may hold a single value, or none; in a variable commas separate several."""
-    if value is None:
-        return ()
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _no_blank(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Whoever gives a key means the server to be closed: a variable that was never filled must not open it."""
-    keys = tuple(key.strip() for key in keys)
-    if not keys or not all(keys):
-        raise ValueError("is given, but holds no key; leave it out to let everybody in")
-    return keys
-
-
-def _tokens_or_context(value: object) -> object:
-    if value == "context" or value is None:
-        return value
-    if isinstance(value, bool) or not str(value).isdecimal() or not int(str(value)):
-        raise ValueError("should be a number of tokens, or context")
-    return int(str(value))
-
-
-def _windows(value: object) -> object:
-    """Of a flag or variable `2048` or `512,1024,0`; a file may have a number or a list."""
-    if value is None:
-        return None
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    try:
-        return windows_of([int(part) if isinstance(part, str) else part for part in parts], len(parts)) or (0,)
-    except ValueError as error:
-        raise ValueError("should be a number of tokens, or one a layer with commas between them; 0 is all") from error
-
-
-Windows = Annotated[tuple[int, ...] | None, BeforeValidator(_windows)]
-TokensOrContext = Annotated[int | Literal["context"], BeforeValidator(_tokens_or_context)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
-Keys = Annotated[Texts, AfterValidator(_no_blank)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_one_or_more)]
-
-
-def _named_once(adapters: tuple[str, ...]) -> tuple[str, ...]:
-    names = [adapter.partition("=")[0] for adapter in adapters]
-    for adapter, name in zip(adapters, names, strict=True):
-        check_adapter_name(name)
-        if not adapter.partition("=")[2].strip():
-            raise ValueError(f"should be NAME=PATH, not {adapter[:100]!r}")
-        if names.count(name) > 1:
-            raise ValueError(f"names {name!r} twice")
-    return adapters
-
-
-Adapters = Annotated[Texts, AfterValidator(_named_once)]
-
-
-def check_adapter_name(name: str) -> None:
-    """Refuses what cannot be a `model`.
-
-    Raises:
-        ValueError: it is blank, too long or has characters that nobody types.
-    """
-    if not 0 < len(name) <= _MAX_NAME_CHARS or not name.isprintable() or name != name.strip() or name == ANY_NAME:
-        raise ValueError(f"should name an adapter by 1 to {_MAX_NAME_CHARS} printable characters, not {name[:100]!r}")
 
 
 class Settings(BaseModel):
@@ -272,7 +210,7 @@ class Settings(BaseModel):
 
     @cached_property
     def served_names(self) -> tuple[str, ...]:
-        """What a request's `model` may be; the first is the one that replies carry if it names none."""
+        """Names that a request's `model` may have; replies to requests that name none carry the first."""
         return served_names(self.model, tuple(name for name in self.served_model_name if name != ANY_NAME))
 
     @property
@@ -285,7 +223,7 @@ class Settings(BaseModel):
         """How many adapters may be loaded at a time.
 
         Raises:
-            ConfigError: there are more from the start.
+            ConfigError: `--lora` names more than `--max-loras`.
         """
         if self.max_loras is None:
             return max(len(self.lora), _DEFAULT_MAX_LORAS if self.allow_lora_updates else 0)
@@ -295,20 +233,16 @@ class Settings(BaseModel):
 
     @property
     def store_bytes(self) -> int:
-        """The most that is stored."""
+        """Most bytes that are stored."""
         return self.max_store_bytes or (_MEMORY_STORE_BYTES if self.store is None else _FILE_STORE_BYTES)
 
     @property
     def accepts_any_name(self) -> bool:
-        """Whether `model` may also be anything else."""
+        """Whether a request's `model` may be any name."""
         return ANY_NAME in self.served_model_name
 
     def engine_config(self, checkpoint: Path) -> EngineConfig:
-        """Returns what the engine process is told.
-
-        Args:
-            checkpoint: the folder `model` stands for.
-        """
+        """Returns the settings of the engine process, which loads the folder `checkpoint`."""
         alike = type(self).model_fields.keys() & EngineConfig.__struct_fields__
         return EngineConfig(
             checkpoint_path=str(checkpoint),
@@ -341,7 +275,7 @@ class Settings(BaseModel):
         return tls_from_files(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
 
     def without_secrets(self) -> Settings:
-        """A copy to keep while the server runs, when what lets callers in is known by its hashes."""
+        """Returns a copy to keep while the server runs, which needs only hashes of keys (`Credentials`)."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in SECRETS})
 
 
@@ -352,8 +286,7 @@ def flag_name(field: str) -> str:
 
 def is_repeatable(field: str) -> bool:
     """Whether the flag of a setting may be given several times."""
-    annotation = Settings.model_fields[field].annotation
-    return get_origin(annotation) is tuple
+    return get_origin(Settings.model_fields[field].annotation) is tuple
 
 
 def variable_name(field: str) -> str:
@@ -365,7 +298,7 @@ def shown(name: str, value: object) -> str:
     """Returns a setting's value as it may be printed and logged."""
     if name in SECRETS and value:
         return f"({len(value)} hidden)" if isinstance(value, tuple) else "(hidden)"
-    if name == "otel_endpoint" and value:  # the user, and what is asked for, may be what lets in
+    if name == "otel_endpoint" and value:  # its user and query may hold a password or a key
         return re.sub(r"(?s)\?.*", "?***", re.sub(r"(?s)^(\w+://)?.*@", r"\1***@", str(value)))
     if value is None or value == ():
         return "-"

@@ -1,4 +1,4 @@
-"""The one reader of flags, environment and configuration file; a flag beats a variable beats the file."""
+"""Reads settings from flags, environment and configuration file; a flag beats a variable beats the file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from server.settings import ENV_PREFIX, SECRETS, Settings, flag_name, shown, var
 
 CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
 _SERVICE_LINK = re.compile(r"QWEN_SERVER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*)")
-# What is given for these may be a secret by mistake.
+# Their values may be secrets, given by mistake.
 _SECRET_FILES = ("api_key_file", "ssl_keyfile")
 _LOG_FORMAT_KEYS = ("log_format", "log-format")
-# Of pydantic, where text was expected.
+# pydantic's error types where text was expected.
 _WRONG_KINDS = frozenset({"string_type", "tuple_type", "path_type"})
 
 
@@ -28,12 +28,12 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_f
     """Merges the sources and validates the result.
 
     Args:
-        flags: only those given, by field name.
+        flags: those given on the command line, by field name.
         environ: the process environment.
-        config_file: of `--config`; the variable QWEN_SERVER_CONFIG stands in for it.
+        config_file: argument of `--config`; by default the variable QWEN_SERVER_CONFIG names the file.
 
     Raises:
-        ConfigError: an unknown key, a bad value or a missing one, naming where it came from.
+        ConfigError: a key is unknown, or a value is bad or missing; the message names its source.
     """
     return trace_settings(flags, environ, config_file)[0]
 
@@ -41,16 +41,7 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_f
 def trace_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
 ) -> tuple[Settings, dict[str, str]]:
-    """Like `load_settings`; also tells where each setting that is not a default came from.
-
-    Args:
-        flags: as for `load_settings`.
-        environ: as for `load_settings`.
-        config_file: as for `load_settings`.
-
-    Raises:
-        ConfigError: as `load_settings`.
-    """
+    """Like `load_settings`; also returns the source of each setting that is not a default."""
     known = Settings.model_fields.keys()
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -77,13 +68,7 @@ def trace_settings(
 def requested_log_format(
     flags: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
 ) -> object:
-    """Returns what `log_format` is set to, also where settings are wrong: for the line that says so.
-
-    Args:
-        flags: as for `load_settings`.
-        environ: as for `load_settings`.
-        config_file: as for `load_settings`.
-    """
+    """Returns the value given for `log_format`, for the line that says which other setting is wrong."""
     path = config_file or environ.get(CONFIG_VARIABLE)
     file: Mapping[str, Any] = {}
     if path:
@@ -114,7 +99,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     name = str(first["loc"][0])
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if first["type"] in _WRONG_KINDS:  # as of a file: all that variables and flags hold is text
+    if first["type"] in _WRONG_KINDS:  # from a file: variables and flags are always text
         message = "must be text; put it in quotes, for the file's syntax makes a number, a date or the like of it"
     if name not in (*SECRETS, *_SECRET_FILES):
         value = first["input"]

@@ -1,4 +1,4 @@
-"""HTTPS: certificate and key, tried out before anything is loaded."""
+"""HTTPS: certificate and key, tried out before the model is loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from model.contract.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files that uvicorn reads.
+    """Certificate and key.
 
     Attributes:
         certfile: certificate chain, PEM.
         keyfile: private key; None where the chain's file holds it.
-        password: of the private key.
+        password: decrypts the private key.
     """
 
     certfile: Path
@@ -26,7 +26,7 @@ class Tls:
     password: str | None = field(default=None, repr=False)
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """Arguments of uvicorn.Config."""
+        """Returns arguments of uvicorn.Config."""
         return {
             "ssl_certfile": str(self.certfile),
             "ssl_keyfile": None if self.keyfile is None else str(self.keyfile),
@@ -35,15 +35,10 @@ class Tls:
 
 
 def tls_from_files(certfile: Path | None, keyfile: Path | None, password: str | None) -> Tls | None:
-    """Checks that the files can be used.
-
-    Args:
-        certfile: certificate chain; None is plain HTTP.
-        keyfile: private key.
-        password: of the private key.
+    """Checks that the files can be used; without a certificate returns None, which is plain HTTP.
 
     Raises:
-        ConfigError: a file is missing or no PEM, key and certificate do not belong together, or the password is wrong.
+        ConfigError: a file is missing or not PEM, key and certificate do not belong together, or the password is wrong.
     """
     if certfile is None:
         if keyfile is not None or password is not None:
@@ -51,11 +46,11 @@ def tls_from_files(certfile: Path | None, keyfile: Path | None, password: str | 
         return None
     if not certfile.is_file():
         raise ConfigError(f"{certfile}: no such certificate file")
-    if keyfile is not None and not os.path.isfile(keyfile):  # unlike Path's, for texts of any length
-        # Its name is not told: it may be the key, given by mistake.
+    if keyfile is not None and not os.path.isfile(keyfile):  # Path.is_file raises for very long texts
+        # Its name is not shown: it may be the key, given by mistake.
         raise ConfigError("--ssl-keyfile: no such key file; it takes the path of one in PEM")
     try:
-        # A callback, for without one OpenSSL would ask on the terminal.
+        # The password is a callback: without one OpenSSL would ask on the terminal.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, lambda: password or "")
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or "not PEM, or the wrong password"

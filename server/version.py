@@ -1,6 +1,6 @@
 """Which server this is: its version, and the commit that it was made from.
 
-A build writes both down in build.json. In a checkout that file tells of the last installation at best, so git is asked.
+A build writes both into build.json. In a checkout that file is as old as the last installation, so git is asked.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _GIT_TIMEOUT_S = 5
 
 
 class Version(NamedTuple):
-    """What `/version` says.
+    """Answer of `/version`.
 
     Attributes:
-        version: as pip knows it.
-        commit: its first digits, with -dirty after them where the source was changed since; None if nobody knows.
+        version: pip's.
+        commit: first digits of the commit, with -dirty behind them where the source was changed since; None: unknown.
     """
 
     version: str
@@ -37,16 +37,12 @@ class Version(NamedTuple):
 
 @functools.cache
 def server_version() -> Version:
-    """Returns what runs here."""
+    """Returns the version of this server."""
     return read_version(_FOLDER)
 
 
 def read_version(folder: Path) -> Version:
-    """Returns what a `server` package was made from.
-
-    Args:
-        folder: of the package.
-    """
+    """Returns the version of the `server` package in a folder."""
     try:
         built = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         version, commit = str(built["version"]), str(built["commit"])

@@ -14,7 +14,7 @@ from model.contract.files.adapter_config import ADAPTER_CONFIG
 from server.engine.adapters import ServedAdapter
 from server.hubs.resolve import resolve_adapter
 from server.services import Services, ServicesDep
-from server.settings import check_adapter_name
+from server.setting_types import check_adapter_name
 from server.wire.errors import ApiError
 from server.wire.json_body import JsonBodyRoute
 from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE
