@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Scope
 
-# Of a scope; the rest are objects of the server that made it.
+# The keys of a scope that are sent; the others hold objects of the server that made it.
 _SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers")
 _ADDRESSES = ("client", "server")
+# So much of a reply may be unread before the app has to wait; uvicorn's limit is of this order.
+_MAX_UNREAD_BYTES = 256 << 10
 
 
 def to_send(scope: Scope) -> dict[str, Any]:
@@ -20,22 +22,28 @@ def to_send(scope: Scope) -> dict[str, Any]:
     return sent | {name: tuple(scope[name]) for name in _ADDRESSES if scope.get(name)}
 
 
-async def run_asgi(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
-    """Runs an app for one request.
+async def run_asgi(
+    app: ASGIApp, scope: dict[str, Any], body: bytes, *, send_timeout_s: float
+) -> AsyncIterator[list[Message]]:
+    """Runs an app for one request. While its messages are not taken, it has to wait, as behind a slow client.
 
     Args:
-        app: to run.
-        scope: of `to_send`.
-        body: whole.
+        scope: what `to_send` returned.
+        body: the whole body.
+        send_timeout_s: how long a reply may be left unread.
 
     Yields:
-        Messages that the app sent since the last time. When nobody takes them any more, the app is told that the
+        Messages that the app has sent since the last time. When nobody takes them any more, the app is told that the
         client has left.
+
+    Raises:
+        TimeoutError: the reply was left unread for too long, and has ended early.
     """
     has_left = asyncio.Event()
-    news = asyncio.Event()
-    sent: list[Message] = []
+    news, has_room = asyncio.Event(), asyncio.Event()
+    unread: list[Message] = []
     bodies = [{"type": "http.request", "body": body, "more_body": False}]
+    num_unread_bytes, is_slow = 0, False
 
     async def receive() -> Message:
         if bodies:
@@ -44,25 +52,36 @@ async def run_asgi(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncIte
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        nonlocal num_unread_bytes, is_slow
+        if has_left.is_set():
+            return
+        unread.append(message)
+        num_unread_bytes += len(message.get("body", b""))
         news.set()
+        if num_unread_bytes > _MAX_UNREAD_BYTES:
+            has_room.clear()
+            try:
+                await asyncio.wait_for(has_room.wait(), send_timeout_s)
+            except TimeoutError:
+                is_slow = True
+                has_left.set()
 
-    running = asyncio.create_task(_run(app, {**scope, "state": {}}, receive, send))
+    running = asyncio.ensure_future(app({**scope, "state": {}}, receive, send))
     running.add_done_callback(lambda _: news.set())
     try:
-        while not running.done() or sent:
+        while not running.done() or unread:
             await news.wait()
             news.clear()
-            if sent:
-                messages, sent[:] = list(sent), []
+            if unread:
+                messages, unread[:], num_unread_bytes = list(unread), [], 0
+                has_room.set()
                 yield messages
         await running  # a failure of the app is one here too
+        if is_slow:
+            raise TimeoutError(f"nobody has read the reply for {send_timeout_s:g} s")
     finally:
         has_left.set()
+        has_room.set()
         if not running.done():
             await asyncio.wait([running], timeout=5.0)
             running.cancel()
-
-
-async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What stands before replicas that are chosen by their cache: it reads a body, passes it on and streams the answer."""
+"""The process before replicas that are chosen by their cache: it reads a body, passes it on and streams the reply."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Front:
 
     Args:
         replicas: the deployment of servers.
-        max_body_bytes: the largest body; a front holds each whole, also a file's, and so many bytes together as a
-            server does. It knows no keys: of these bytes an address may have half.
-        trusted_proxies: whose `X-Forwarded-For` is believed.
+        max_body_bytes: largest body. A front holds bodies whole, also files, and all together no more than a server
+            does. It knows no keys: one address may have half of that.
+        trusted_proxies: networks of proxies whose `X-Forwarded-For` is believed.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Front:
         self._trusted_proxies = trusted_proxies
         metrics = Metrics("front", EngineStats, lambda: 0)  # nobody reads them
         self._limited = BodyLimitMiddleware(self._serve_http, max_body_bytes, metrics, max_upload_bytes=None)
-        self._shaped = AnthropicErrorMiddleware(self._limited)  # of what is refused here
+        self._shaped = AnthropicErrorMiddleware(self._limited)  # for the front's own refusals
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Ray asks for what it is to serve."""
+        """Returns the ASGI app; Ray asks for it."""
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:  # uvicorn takes a method for an older ASGI
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:  # uvicorn takes a method for ASGI 2
             await self._serve(scope, receive, send)
 
         return app
@@ -70,7 +70,7 @@ class Front:
                 for message in messages:
                     has_begun = True
                     await send(message)
-        except BaseException as error:  # also when the client has left: Ray cancels us
+        except BaseException as error:  # Ray cancels this when the client has left
             answer.cancel()
             if has_begun or not isinstance(error, Exception):
                 raise
@@ -80,7 +80,7 @@ class Front:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Reads a body; None, the client has left."""
+    """Returns the whole body; None if the client has left."""
     body = bytearray()
     while True:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Metrics of all replicas in one answer: each tells its own every few seconds, and any of them answers for all."""
+"""Metrics of all replicas in one answer: each reports its own every few seconds, and any of them answers for all."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _TIMEOUT_S = 5.0
 
 
 class MetricsBoard:
-    """Remembers what each replica told last. A deployment of one replica, which Ray replaces when it is lost."""
+    """Holds each replica's last report. A deployment of one replica, which Ray replaces when it is lost."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[float, str]] = {}
 
     def tell(self, replica: str, text: str) -> None:
-        """Takes a replica's metrics in Prometheus's text format."""
+        """Takes a replica's metrics, in Prometheus's text format."""
         self._told[replica] = (time.monotonic(), text)
 
     def forget(self, replica: str) -> None:
-        """Takes note that a replica has ended."""
+        """Drops a replica that has ended."""
         self._told.pop(replica, None)
 
     def all(self) -> dict[str, str]:
-        """Returns the metrics of the replicas there are."""
+        """Returns the metrics of each replica that has reported of late."""
         oldest = time.monotonic() - _FORGET_AFTER_S
         self._told = {name: entry for name, entry in self._told.items() if entry[0] > oldest}
         return {name: text for name, (_, text) in self._told.items()}
@@ -59,11 +59,7 @@ class _Merged(Collector):
 
 
 def merge(texts: Mapping[str, str]) -> bytes:
-    """Returns the metrics of several servers as one text, each sample with the label `replica`.
-
-    Args:
-        texts: each server's, by its name, in Prometheus's text format.
-    """
+    """Returns the metrics of several servers, by their names, as one text: each sample gets the label `replica`."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Merged(texts))
     return generate_latest(registry)
@@ -73,9 +69,8 @@ class MetricsRoute:
     """Answers /metrics for all replicas; everything else goes to the app of this one.
 
     Args:
-        app: of this replica.
-        board: the deployment of a MetricsBoard.
-        replica: the name of this one.
+        board: deployment of the `MetricsBoard`.
+        replica: name of this replica.
     """
 
     def __init__(self, app: Any, board: Any, replica: str) -> None:
@@ -92,7 +87,7 @@ class MetricsRoute:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 texts = await self._board.all.remote()
-        except Exception as error:  # the board is being replaced: this replica's are better than none
+        except Exception as error:  # the board is being replaced; this replica's metrics are better than none
             logger.warning("metrics of the other replicas are not at hand: %s", error)
             texts = {}
         texts[self._replica] = self._own.render().decode()
@@ -100,7 +95,7 @@ class MetricsRoute:
 
     @asynccontextmanager
     async def reporting(self) -> AsyncIterator[None]:
-        """Tells this replica's metrics while it lasts."""
+        """Reports this replica's metrics while the context lasts."""
         task = asyncio.create_task(self._report(), name="metrics report")
         try:
             yield

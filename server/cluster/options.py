@@ -1,4 +1,4 @@
-"""What `build` is told: how many replicas there are and where they run; all else are settings of the server."""
+"""Arguments of `build`: how many replicas there are and where they run; all others are settings of the server."""
 
 from __future__ import annotations
 
@@ -43,20 +43,16 @@ class ClusterOptions(BaseModel):
             raise ValueError("max_replicas must be at least num_replicas")
         return self
 
-    def is_scaled(self) -> bool:
-        """Whether there may ever be more than one replica."""
-        return max(self.num_replicas, self.max_replicas or 0) > 1
-
 
 def read_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[ClusterOptions, Settings]:
-    """Tells options from settings and checks both, before anything is started.
+    """Separates options from settings and checks both, before anything is started.
 
     Args:
-        arguments: of `serve run`, where all values are text, or of a configuration file.
-        environ: of the process that builds the application; its QWEN_SERVER_ variables count.
+        arguments: those of `serve run`, where all values are text, or of a configuration file.
+        environ: environment of the process that builds the application, for its QWEN_SERVER_ variables.
 
     Raises:
-        ConfigError: an unknown name or a bad value, in one line.
+        ConfigError: a name is unknown or a value bad; one line.
     """
     given = {name.replace("-", "_"): value for name, value in arguments.items()}
     own = {name: given.pop(name) for name in ClusterOptions.model_fields if name in given}
@@ -67,24 +63,19 @@ def read_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> 
         where = f"{first['loc'][0]}: " if first["loc"] else ""
         raise ConfigError(where + str(first["msg"]).removeprefix("Value error, ")) from error
     config_file = given.pop("config", None)
-    # Ray's proxy stands before it, which listens where Ray is told to.
+    # Ray's proxy receives requests under any host name, and listens where Ray is told to.
     settings = load_settings({"host": "0.0.0.0", **given}, environ, config_file)
-    if options.is_scaled():
-        _refuse_what_one_replica_alone_would_do(settings)
+    if settings.allow_lora_updates and max(options.num_replicas, options.max_replicas or 0) > 1:
+        raise ConfigError("allow_lora_updates would load an adapter on one of the replicas only; name them with lora")
     return options, settings
 
 
-def _refuse_what_one_replica_alone_would_do(settings: Settings) -> None:
-    if getattr(settings, "allow_lora_updates", False):
-        raise ConfigError("allow_lora_updates would load an adapter on one of the replicas only; name them with lora")
-
-
 def deployment_options(options: ClusterOptions, settings: Settings) -> dict[str, Any]:
-    """Returns what Ray Serve is told of the deployment of servers."""
-    num_ranks = getattr(settings, "tensor_parallel_size", 1) * getattr(settings, "pipeline_parallel_size", 1)
+    """Returns Ray Serve's options for the deployment of servers."""
     num_gpus = options.num_gpus
     if num_gpus is None:
-        num_gpus = 0 if settings.device == "cpu" else num_ranks if _has_gpus() else 0
+        num_ranks = settings.tensor_parallel_size * settings.pipeline_parallel_size
+        num_gpus = num_ranks if settings.device != "cpu" and _has_gpus() else 0
     scaling: dict[str, Any]
     if options.max_replicas is None:
         scaling = {"num_replicas": options.num_replicas}
@@ -101,10 +92,10 @@ def deployment_options(options: ClusterOptions, settings: Settings) -> dict[str,
     return {
         **scaling,
         "ray_actor_options": {"num_cpus": options.num_cpus},
-        # One bundle lies on one machine: the ranks of a replica speak over its links.
+        # One bundle is on one machine, whose links the ranks of a replica use.
         "placement_group_bundles": [{"CPU": options.num_cpus, **({"GPU": num_gpus} if num_gpus else {})}],
         "placement_group_strategy": "STRICT_PACK",
-        # The server has a queue of its own, shared fairly; Ray's is only for what it would refuse.
+        # The server has a queue of its own, shared fairly; Ray's is only for requests that it would refuse.
         "max_ongoing_requests": settings.max_num_seqs + settings.max_queue_requests,
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s + _DRAIN_MARGIN_S,
         "graceful_shutdown_wait_loop_s": 1.0,

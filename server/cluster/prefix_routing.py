@@ -1,8 +1,8 @@
-"""By what conversations find the replica that has their start in its cache.
+"""How conversations find the replica that has their start in its cache.
 
-A conversation's start, all up to its first question, names an order of the replicas (rendezvous hashing): every front
-agrees on it without asking anybody, all turns of a conversation go to the same replica, and when one is added or lost
-only its own share moves.
+The start of a conversation, up to its first question, determines an order of the replicas (rendezvous hashing): all
+fronts agree on it without asking anybody, all turns of a conversation go to the same replica, and when a replica is
+added or lost only its own share moves.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import hashlib
 import json
 from typing import Any
 
-# Of texts: enough to tell conversations apart, little enough to be hashed beside others' streams.
+# Enough to tell conversations apart, and little enough to be hashed beside others' streams.
 _MAX_START_CHARS = 4096
 # Larger bodies are not parsed here; their first bytes stand for them.
 _MAX_PARSED_BYTES = 256 << 10
 
 
 def routing_key(body: bytes) -> str:
-    """Returns what stands for the start of a request's prompt: equal for all turns of a conversation.
+    """Returns a hash of the start of a request's prompt, which is the same for all turns of a conversation.
 
     Args:
-        body: of a request to any of the generating routes.
+        body: body of a request to any generating route.
     """
     start: object = None
     if len(body) <= _MAX_PARSED_BYTES:
@@ -34,7 +34,7 @@ def routing_key(body: bytes) -> str:
 
 
 def _start(request: Any) -> object:
-    """The prompt up to its first question, whichever API it is of; None where it has none."""
+    """Returns a request's prompt up to its first question, in any API; None where it has no prompt."""
     if not isinstance(request, dict):
         return None
     head = [request.get("system"), request.get("instructions")]

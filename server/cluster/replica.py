@@ -36,11 +36,12 @@ class Replica:
     """Serves while Ray wants it to; Ray replaces it once `check_health` fails.
 
     Args:
-        board: collects the metrics of all replicas.
+        board: deployment of the `MetricsBoard` of all replicas.
     """
 
     def __init__(self, settings: Settings, board: DeploymentHandle[Any]) -> None:
         configure_logging(settings.log_level, settings.log_format)
+        self._send_timeout_s = settings.send_timeout_s
         self._fatal: list[str] = []
         checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
         self._engine = EngineClient(
@@ -59,7 +60,7 @@ class Replica:
     def _until_ready(
         self, lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]
     ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[Any]]:
-        """Lets the start end when requests can be served: Ray sends them from then on."""
+        """Returns a lifespan that has begun when requests can be served: Ray sends them from then on."""
 
         @asynccontextmanager
         async def waiting(app: FastAPI) -> AsyncIterator[Any]:
@@ -73,11 +74,11 @@ class Replica:
         return waiting
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """Ray asks for what it is to serve."""
+        """Returns the ASGI app; Ray asks for it."""
         return self._served
 
     def check_health(self) -> None:
-        """Ray calls it now and then.
+        """Ray calls this every few seconds.
 
         Raises:
             RuntimeError: the engine cannot be brought back; Ray starts another replica.
@@ -87,7 +88,7 @@ class Replica:
 
 
 class RoutedReplica(Replica):
-    """One that fronts send requests to: an application has one ingress in Ray Serve, so it starts its app itself."""
+    """A replica behind fronts, which are the application's ingress in Ray Serve; so it starts its app itself."""
 
     async def __init__(self, settings: Settings, board: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         super().__init__(settings, board)
@@ -95,19 +96,10 @@ class RoutedReplica(Replica):
         await self._lifespan.__aenter__()
 
     async def __del__(self) -> None:
-        """Ray's last word to a replica whose requests have ended."""
+        """Ray calls this last, when the replica's requests have ended."""
         await self._lifespan.__aexit__(None, None, None)
 
     async def asgi(self, scope: dict[str, Any], body: bytes, *, key: str | None) -> AsyncIterator[list[Message]]:
-        """Serves a request that a front sends here.
-
-        Args:
-            scope: of ASGI, but for what cannot be sent.
-            body: whole.
-            key: what it was routed by.
-
-        Yields:
-            What the app sent since the last time.
-        """
-        async for messages in run_asgi(self._served, scope, body):
+        """Serves a request that a front sends here, as `run_asgi`; Ray's router reads the argument `key`."""
+        async for messages in run_asgi(self._served, scope, body, send_timeout_s=self._send_timeout_s):
             yield messages

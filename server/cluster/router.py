@@ -6,7 +6,7 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, R
 
 from server.cluster.prefix_routing import rank
 
-# A replica may have so many requests more than the one that has the least; then it is passed over.
+# A replica that has so many requests more than the one with the fewest comes last.
 _MAX_AHEAD = 8
 
 

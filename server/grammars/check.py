@@ -19,14 +19,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.grammar_compiler import ACCOUNT_S
 from model.contract.tokenizer import Tokenizer
 from server.engine.process import child_environment
 from server.gates.callers import NOBODY, caller_var
-from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict
+from server.grammars.worker import STARTED, WAIT_LIMIT_S, Verdict, pack_ranks
 from server.off_loop import FairPool
 from server.run_module import module_command
 
@@ -174,10 +172,9 @@ class GrammarWorker:
             )
         self._process, self._control = process, control
         logger.debug("grammar worker %d started", process.pid)
-        tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.num_tokens)]
         assert process.stdin is not None
         with process.stdin:
-            process.stdin.write(msgspec.msgpack.encode(tokens))
+            process.stdin.write(pack_ranks(self._tokenizer))
         return control
 
     def _end(self) -> None:

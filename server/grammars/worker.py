@@ -53,9 +53,7 @@ def main() -> None:
     control = socket.socket(fileno=parser.parse_args().fd)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies
     with contextlib.suppress(OSError, msgspec.DecodeError):  # the server has ended
-        tokens = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=list[bytes])
-        # Control tokens have no text.
-        tokenizer = Tokenizer({token: rank for rank, token in enumerate(tokens) if token})
+        tokenizer = Tokenizer(unpack_ranks(sys.stdin.buffer.read()))
         ll_tokenizer = make_ll_tokenizer(tokenizer, tokenizer.num_tokens)
         while True:
             _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
@@ -65,6 +63,17 @@ def main() -> None:
                 if os.fork() == 0:
                     control.close()
                     _run_trial(trial, ll_tokenizer, tokenizer)
+
+
+def pack_ranks(tokenizer: Tokenizer) -> bytes:
+    """Returns a vocabulary as a worker expects it."""
+    return msgspec.msgpack.encode([tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)])
+
+
+def unpack_ranks(packed: bytes) -> dict[bytes, int]:
+    """Returns the ranks of a vocabulary that `pack_ranks` packed."""
+    tokens = msgspec.msgpack.decode(packed, type=list[bytes])
+    return {token: rank for rank, token in enumerate(tokens) if token}  # control tokens have no text
 
 
 def _run_trial(trial: socket.socket, ll_tokenizer: LLTokenizer, tokenizer: Tokenizer) -> NoReturn:
