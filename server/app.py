@@ -44,7 +44,7 @@ from server.services import Services
 from server.settings import Settings
 from server.store.store import Store
 from server.telemetry.loop_watch import EventLoopWatchdog, LoopCollector
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import EngineReadings, Metrics
 from server.telemetry.tracing import Tracer, TracingMiddleware
 from server.version import server_version
 from server.wire.anthropic_errors import AnthropicErrorMiddleware
@@ -106,14 +106,14 @@ def _services(
     engine: EngineClient,
     generating: FastAPI,
 ) -> Services:
-    metrics = Metrics(
-        settings.served_names[0],
-        lambda: engine.stats,
-        lambda: engine.num_restarts,
-        lambda: engine.cache_config,
-        engine.adapters_in_use,
-        settings.max_adapters,
+    readings = EngineReadings(
+        stats=lambda: engine.stats,
+        num_restarts=lambda: engine.num_restarts,
+        cache_config=lambda: engine.cache_config,
+        adapters=engine.adapters_in_use,
+        max_loras=settings.max_adapters,
     )
+    metrics = Metrics(settings.served_names[0], readings)
     engine.on_step(metrics.observe_step)
     converter = Converter(
         PromptEncoder(tokenizer, defaults, settings.chat_format, guards_results=settings.guard_tool_results),

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import EngineReady, EngineStats
+from model.contract.messages import EngineReady
 from server.engine.client import EngineClient
 from server.settings import ENV_PREFIX, Settings
 from server.settings_sources import load_settings
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import EngineReadings, Metrics
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess
 
@@ -144,7 +144,7 @@ def exposed() -> dict[str, set[str]]:
     """Names and labels of everything a server exposes."""
     engine = EngineClient(EngineConfig(checkpoint_path="x"))
     engine._supervisor.ready = EngineReady(1, 1, 1, 16, 1, 1, "float32", "cpu", 0.1)
-    metrics = Metrics("m", EngineStats, lambda: 1, lambda: engine.cache_config, max_loras=1)
+    metrics = Metrics("m", EngineReadings(cache_config=lambda: engine.cache_config, max_loras=1))
     metrics.count_rejected("c")
     metrics.of("m").count_finished("stop")
     metrics.observe_http("GET", "/", 200, 0.1)

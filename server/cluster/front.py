@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
-from model.contract.messages import EngineStats
 from server.cluster.asgi import to_send
 from server.cluster.prefix_routing import routing_key
 from server.gates.body_limits import BodyLimitMiddleware
@@ -39,7 +38,7 @@ class Front:
     ) -> None:
         self._replicas = replicas.options(stream=True, method_name="asgi")
         self._trusted_proxies = trusted_proxies
-        metrics = Metrics("front", EngineStats, lambda: 0)  # nobody reads them
+        metrics = Metrics("front")  # nobody reads them
         self._limited = BodyLimitMiddleware(self._serve_http, max_body_bytes, metrics, max_upload_bytes=None)
         self._shaped = AnthropicErrorMiddleware(self._limited)  # for the front's own refusals
 

@@ -1,1 +1,1 @@
-"""What the server tells of itself: lines of the log, numbers for Prometheus, spans."""
+"""What the server reports: lines of the log, metrics for Prometheus, OpenTelemetry spans."""

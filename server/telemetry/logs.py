@@ -51,7 +51,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _shown(value: Any) -> str:
-    """A prompt must not pass for lines of the log, nor command the terminal that shows it."""
+    """Escapes a value: a prompt must not look like lines of the log, nor control the terminal that shows it."""
     text = str(value)
     return text if text.isprintable() else repr(text)
 
@@ -62,15 +62,14 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def json_line(message: str) -> str:
-    """Returns a line for the JSON log of a server that ends, or never came to log."""
+    """Returns a line of the JSON log, for a server that fails before logging is set up."""
     return JsonFormatter().format(logging.makeLogRecord({"name": "server", "levelname": "CRITICAL", "msg": message}))
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Sends the lines of the whole process to stderr.
+    """Sends the log of the whole process to stderr.
 
-    Whoever reads JSON gets nothing else: what Python itself would write there, warnings and the traceback of an end
-    that nobody foresaw, becomes lines too.
+    With JSON nothing else goes there: Python's own warnings, and the traceback of an unexpected end, become lines too.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())

@@ -1,4 +1,4 @@
-"""Watches the event loop, and tells Prometheus how long it and the engine's loop were kept by one thing."""
+"""Watches the event loop, and tells Prometheus for how long one task or step blocked it or the engine's loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from model.contract.messages import EngineStats
 from model.contract.watchdog import Watchdog
 from server.gates.request_context import NO_REQUEST, request_id_var
 
-# What takes longer is felt in every stream.
+# Whatever blocks the loop for longer is felt in every stream.
 MAX_BLOCKED_S = 0.25
 _BEAT_S = 0.05
 
 
 class EventLoopWatchdog(Watchdog):
-    """Watches an event loop: the one that runs where it is used as a context."""
+    """Watches the event loop in which its context is entered."""
 
     def __init__(self) -> None:
         super().__init__("the event loop", MAX_BLOCKED_S, self._current_request)
@@ -48,25 +48,20 @@ class EventLoopWatchdog(Watchdog):
         task = asyncio.current_task(self._loop)
         if task is None:
             return NO_REQUEST
-        # Its context says it, from Python 3.12 on; before that its name does, where we made it.
+        # From Python 3.12 on its context holds the id; before that its name does, where `name_task` set it.
         context: Mapping[Any, Any] = getattr(task, "get_context", dict)()
         return str(context.get(request_id_var, task.get_name()))
 
 
 class LoopCollector(Collector):
-    """The longest times, when asked.
-
-    Args:
-        watchdog: of the event loop.
-        read_stats: of the engine.
-    """
+    """Collects how often and for how long the event loop and the engine's loop were blocked."""
 
     def __init__(self, watchdog: Watchdog, read_stats: Callable[[], EngineStats]) -> None:
         self._watchdog = watchdog
         self._read_stats = read_stats
 
     def collect(self) -> Iterator[Metric]:
-        """Yields both loops' figures."""
+        """Yields the metrics of both loops."""
         stats = self._read_stats()
         longest = GaugeMetricFamily(
             "qwen:loop_blocked_seconds_max", "Longest time that one thing kept a loop.", labels=["loop"]

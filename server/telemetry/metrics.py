@@ -1,9 +1,10 @@
-"""Numbers for Prometheus, under the names vLLM made common, in a registry of each app's own."""
+"""Numbers for Prometheus, under vLLM's names, in a registry of each app's own."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,38 +19,45 @@ _TOTALS = [name for name in EngineStats.__struct_fields__ if name.endswith("_tot
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
+@dataclass(frozen=True, slots=True)
+class EngineReadings:
+    """What is told of the engine, read whenever Prometheus asks.
+
+    Attributes:
+        stats: state after the last step.
+        num_restarts: engine processes started after one died.
+        cache_config: labels of `vllm:cache_config_info`; none before an engine was ready.
+        adapters: names of those with running requests, and of those whose requests all wait.
+        max_loras: most adapters; with 0 `vllm:lora_requests_info` is left out.
+    """
+
+    stats: Callable[[], EngineStats] = EngineStats
+    num_restarts: Callable[[], int] = lambda: 0
+    cache_config: Callable[[], Mapping[str, str]] = dict
+    adapters: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
+    max_loras: int = 0
+
+
 class _EngineCollector(Collector):
     """Reads the engine's state when asked; totals go on counting over an engine's restarts."""
 
-    def __init__(
-        self,
-        model_name: str,
-        read_stats: Callable[[], EngineStats],
-        read_restarts: Callable[[], int],
-        read_cache_config: Callable[[], Mapping[str, str]],
-        read_adapters: Callable[[], tuple[Sequence[str], Sequence[str]]],
-        max_loras: int,
-    ) -> None:
+    def __init__(self, model_name: str, engine: EngineReadings) -> None:
         self._model_name = model_name
-        self._read_stats = read_stats
-        self._read_restarts = read_restarts
-        self._read_cache_config = read_cache_config
-        self._read_adapters = read_adapters
-        self._max_loras = max_loras
+        self._engine = engine
         self._before_restart = EngineStats()
         self._last = EngineStats()
 
     def observe(self, stats: EngineStats) -> None:
-        """Takes the state after a step; a total that fell tells of a new engine."""
+        """Takes the state after a step; a total that fell shows that the engine is a new one."""
         if stats.num_steps_total < self._last.num_steps_total:
             self._before_restart = _sum_totals(self._before_restart, self._last)
         self._last = stats
 
     def collect(self) -> Iterator[Metric]:
         """Yields the engine's metrics."""
-        now = self._read_stats()
+        now = self._engine.stats()
         totals = _sum_totals(self._before_restart, self._last)
-        used = now.num_blocks - now.num_free_blocks  # cached blocks count as free: they can be taken at once
+        used = now.num_blocks - now.num_free_blocks  # cached blocks are free: they can be taken at once
         gauges = (
             ("vllm:num_requests_running", "Sequences being computed.", now.num_running),
             ("vllm:num_requests_waiting", "Sequences waiting for their turn.", now.num_waiting),
@@ -62,21 +70,21 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric([self._model_name], value)
             yield gauge
-        cache_config = self._read_cache_config()
+        cache_config = self._engine.cache_config()
         if cache_config:
             info = GaugeMetricFamily(
                 "vllm:cache_config_info", "The KV cache, in labels.", labels=["model_name", *cache_config]
             )
             info.add_metric([self._model_name, *cache_config.values()], 1)
             yield info
-        if self._max_loras:  # routers send requests where their adapter is in use
-            running, waiting = map(",".join, self._read_adapters())
+        if self._engine.max_loras:  # routers send requests where their adapter is in use
+            running, waiting = map(",".join, self._engine.adapters())
             info = GaugeMetricFamily(
                 "vllm:lora_requests_info",
                 "When this was read, Unix time; in labels, the adapters of requests.",
                 labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
             )
-            info.add_metric([str(self._max_loras), running, waiting], time.time())
+            info.add_metric([str(self._engine.max_loras), running, waiting], time.time())
             yield info
         counters = (
             ("vllm:num_preemptions", "Sequences put back to wait.", totals.num_preemptions_total),
@@ -86,7 +94,7 @@ class _EngineCollector(Collector):
             ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", totals.num_draft_tokens_total),
             ("vllm:spec_decode_num_accepted_tokens", "Tokens guessed right.", totals.num_accepted_tokens_total),
             ("qwen:engine_steps", "Steps of the loop.", totals.num_steps_total),
-            ("qwen:engine_restarts", "Engine processes started after one died.", self._read_restarts()),
+            ("qwen:engine_restarts", "Engine processes started after one died.", self._engine.num_restarts()),
         )
         for name, help_text, value in counters:
             counter = CounterMetricFamily(name, help_text, labels=["model_name"])
@@ -102,27 +110,13 @@ class Metrics:
     """All metrics of one app.
 
     Args:
-        model_name: the label of the model.
-        read_stats: the engine's state now.
-        read_restarts: how often it was restarted.
-        read_cache_config: the labels of `vllm:cache_config_info`; none while no engine has been ready.
-        read_adapters: names of those whose requests run, and of those whose requests all wait.
-        max_loras: how many there may be; with none `vllm:lora_requests_info` is left out.
+        model_name: value of the label.
+        engine: reads the engine's state.
     """
 
-    def __init__(
-        self,
-        model_name: str,
-        read_stats: Callable[[], EngineStats],
-        read_restarts: Callable[[], int],
-        read_cache_config: Callable[[], Mapping[str, str]] = dict,
-        read_adapters: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ()),
-        max_loras: int = 0,
-    ) -> None:
+    def __init__(self, model_name: str, engine: EngineReadings = EngineReadings()) -> None:  # immutable
         self.registry = CollectorRegistry()
-        self._engine = _EngineCollector(
-            model_name, read_stats, read_restarts, read_cache_config, read_adapters, max_loras
-        )
+        self._engine = _EngineCollector(model_name, engine)
         self.registry.register(self._engine)
         build = server_version()
         Info("qwen:build", "What runs here.", registry=self.registry).info(
@@ -157,7 +151,7 @@ class Metrics:
         )
 
     def of(self, model_name: str) -> RequestMetrics:
-        """Returns what counts the requests of the model, or of one of its adapters."""
+        """Returns the metrics of the requests of the model, or of one of its adapters."""
         found = self._of_model.get(model_name)
         if found is None:
             found = self._of_model[model_name] = RequestMetrics(self._families, model_name)
@@ -180,5 +174,5 @@ class Metrics:
         self._http_duration.labels(method, handler).observe(duration_s)
 
     def render(self) -> bytes:
-        """Returns the text Prometheus scrapes."""
+        """Returns the text that Prometheus scrapes."""
         return generate_latest(self.registry)

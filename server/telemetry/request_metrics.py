@@ -1,4 +1,4 @@
-"""What Prometheus is told of requests: under vLLM's names, by the model or adapter that served them."""
+"""Metrics of requests, under vLLM's names, labelled with the model or adapter that served them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 class TokenCounts:
-    """What is counted for each token of a model's replies: on the event loop alone, so without the library's locks.
+    """Counts of a model's tokens. They change with every token, on the event loop alone, so without locks.
 
     Attributes:
-        count: tokens.
-        nums_latencies: between tokens, those in each bucket, not those in the buckets below it.
-        latency_sum_s: of all of them.
-        created: when counting began, as `time.time()`.
+        nums_latencies: latencies between tokens in each bucket, without those of the buckets below it.
+        latency_sum_s: sum of these latencies.
+        created: Unix time at which counting began.
     """
 
     __slots__ = ("count", "created", "latency_sum_s", "nums_latencies")
@@ -50,19 +49,19 @@ class TokenCounts:
         self.created = time.time()
 
     def observe_latency(self, elapsed_s: float, num_tokens: int) -> None:
-        """Takes the time that some tokens of a choice took, at least one."""
+        """Takes the time that some tokens of a choice took; `num_tokens` is at least 1."""
         self.nums_latencies[bisect_left(_INTER_TOKEN_BUCKETS_S, elapsed_s / num_tokens)] += num_tokens
         self.latency_sum_s += elapsed_s
 
 
 class _TokenCollector(Collector):
-    """Tells Prometheus of tokens when asked."""
+    """Collects `TokenCounts`."""
 
     def __init__(self) -> None:
         self.of_model: dict[str, TokenCounts] = {}
 
     def collect(self) -> Iterator[Metric]:
-        """Yields their number, and the times between them."""
+        """Yields the number of tokens, and the times between them."""
         tokens = CounterMetricFamily("vllm:generation_tokens", "Tokens generated for clients.", labels=["model_name"])
         name = "vllm:inter_token_latency_seconds"
         latency = HistogramMetricFamily(name, "Between tokens of a choice.", labels=["model_name"])
@@ -77,7 +76,7 @@ class _TokenCollector(Collector):
 
 
 class RequestFamilies:
-    """The metrics before it is said whose requests they are of."""
+    """The metrics of all models, without the values of their label."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
@@ -95,12 +94,7 @@ class RequestFamilies:
 
 
 class RequestMetrics:
-    """The metrics of the requests of one model or adapter.
-
-    Args:
-        families: of the app.
-        model_name: its name.
-    """
+    """The metrics of the requests of one model or adapter."""
 
     def __init__(self, families: RequestFamilies, model_name: str) -> None:
         def histogram(name: str) -> Histogram:
@@ -122,11 +116,10 @@ class RequestMetrics:
         self._max_tokens = histogram("vllm:request_params_max_tokens")
 
     def observe_prompt(self, num_prompt_tokens: int, max_tokens: int, nums_generated: Sequence[int]) -> None:
-        """Takes the figures of a prompt whose choices have ended.
+        """Takes a prompt whose choices have ended.
 
         Args:
-            num_prompt_tokens: its length.
-            max_tokens: the most that a choice was allowed.
+            max_tokens: most tokens that a choice was allowed.
             nums_generated: tokens of each choice.
         """
         self._prompt_length.observe(num_prompt_tokens)

@@ -1,7 +1,7 @@
 """OpenTelemetry traces: one span a request, sent to a collector in the background. Off unless a collector is named.
 
-The libraries are the extra `otel` and are imported only here, when they are wanted. What a span tells is what the
-request's log line tells: never a prompt.
+The libraries are the extra `otel` and are imported only here, when a collector is named. A span has the figures of the
+request's log line, and never a prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _SERVICE = "qwen-server"
 _LAST_SPANS_S = 2.0
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
-# Names of the figures in the semantic conventions, where they have one.
+# Names that figures have in OpenTelemetry's semantic conventions.
 _NAMES = {
     "reason": "gen_ai.response.finish_reasons",
     "prompt_tokens": "gen_ai.usage.input_tokens",
@@ -30,10 +30,10 @@ _NAMES = {
 
 
 def require_tracing() -> None:
-    """Finds out whether traces can be sent.
+    """Returns if OpenTelemetry is installed.
 
     Raises:
-        ConfigError: the extra is not installed.
+        ConfigError: it is not.
     """
     for module in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
         try:
@@ -48,7 +48,7 @@ class Tracer:
     """Makes spans and sends them.
 
     Args:
-        endpoint: of an OTLP/HTTP collector; without a path, /v1/traces is meant.
+        endpoint: URL of an OTLP/HTTP collector; without a path, /v1/traces is added.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -63,7 +63,7 @@ class Tracer:
         # A provider of our own, not the process-wide one: an app holds no global state.
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": _SERVICE}),
-            shutdown_on_exit=False,  # `close` ends it, and does not wait for long
+            shutdown_on_exit=False,  # `close` ends it, without waiting for long
         )
         self._exporter: Any = OTLPSpanExporter(endpoint=url)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
@@ -83,13 +83,13 @@ class Tracer:
         )
 
     def end(self, span: Any, scope: Scope, status: int, figures: dict[str, object]) -> None:
-        """Ends it with what is known of the request.
+        """Ends the span of a request.
 
         Args:
-            span: of `start`.
-            scope: of the request, routed.
-            status: of the reply; 0 if there was none.
-            figures: of the generation's log line.
+            span: the one that `start` returned.
+            scope: the scope with its route.
+            status: HTTP status; 0 if there was no reply.
+            figures: those of the generation's log line.
         """
         from opentelemetry.trace import StatusCode
 
@@ -106,7 +106,7 @@ class Tracer:
         span.end()
 
     def close(self) -> None:
-        """Sends what is left; a collector that is dead or slow holds up the server's end for two seconds at most."""
+        """Sends the spans that are left; a dead or slow collector delays the server's end by two seconds at most."""
         ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(_LAST_SPANS_S)
@@ -116,11 +116,7 @@ class Tracer:
 
 
 class TracingMiddleware:
-    """Wraps each request but the machines' own in a span that ends with the last byte of the reply.
-
-    Args:
-        tracer: makes the spans.
-    """
+    """Gives each request a span that ends with the last byte of the reply; probes and scrapes get none."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from model.contract.messages import EngineStats
 from server.__main__ import build_parser
 from server.cluster.options import read_arguments
 from server.settings import Settings
@@ -63,7 +62,7 @@ def test_it_scales_by_metrics_that_there_are() -> None:
     text = (FOLDER / "autoscaling.yaml").read_text()
     (series,) = re.findall(r'__name__=~"([^"]+)"', text)
     (old, new) = re.findall(r'matches: "([^"]+)", as: "([^"]+)"', text)[0]
-    shown = set(re.findall(r"^# TYPE (\S+)", Metrics("m", EngineStats, lambda: 0).render().decode(), re.M))
+    shown = set(re.findall(r"^# TYPE (\S+)", Metrics("m").render().decode(), re.M))
     exported = {re.sub(old, new.replace("$1", r"\1"), name) for name in shown if re.fullmatch(series, name)}
     metrics = BY_NAME["autoscaling.yaml:HorizontalPodAutoscaler"]["spec"]["metrics"]
     asked = {metric["pods"]["metric"]["name"] for metric in metrics}

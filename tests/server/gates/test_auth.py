@@ -6,7 +6,6 @@ import base64
 
 import pytest
 
-from model.contract.messages import EngineStats
 from server.gates.credentials import Credentials
 from server.gates.gate import GateMiddleware, WorkRoutes
 from server.gates.rate_limits import RateLimiter
@@ -92,7 +91,7 @@ async def test_only_named_routes_are_open(path: str, status: int) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    metrics = Metrics("m", EngineStats, lambda: 0)
+    metrics = Metrics("m")
     scope = {"type": "http", "path": path, "headers": [], "method": "GET"}
     gate = GateMiddleware(
         app,

@@ -24,7 +24,7 @@ from server.gates.callers import NOBODY, Caller
 from server.gates.middleware import RequestContextMiddleware
 from server.gates.request_context import request_id_var, route_path
 from server.settings import Settings
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import EngineReadings, Metrics
 from server.wire.errors import ApiError
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -78,7 +78,7 @@ async def echo_size(scope: Scope, receive: Receive, send: Send) -> None:
 )
 async def test_body_limit(pieces: list[bytes], length: str | None, status: int) -> None:
     headers = {} if length is None else {"content_length": length}
-    metrics = Metrics("m", EngineStats, lambda: 0)
+    metrics = Metrics("m")
     got, reply_headers, body = await call(BodyLimitMiddleware(echo_size, 10, metrics), *pieces, **headers)
     assert got == status
     counted = 'qwen:requests_rejected_total{code="request_too_large",model_name="m"} 1.0' in metrics.render().decode()
@@ -105,7 +105,7 @@ async def test_a_reply_to_a_large_body_comes_after_it(declared: bool, expect: bo
 
     headers = [(b"expect", b"100-continue")] * expect + [(b"content-length", b"24")] * declared
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": headers}
-    await BodyLimitMiddleware(echo_size, 20, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
+    await BodyLimitMiddleware(echo_size, 20, Metrics("m"))(scope, receive, send)
     first = 0 if declared and expect else 4
     assert events.index("http.response.start") == first
     assert events.count("received") == 4
@@ -124,7 +124,7 @@ async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.Mon
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
-    await BodyLimitMiddleware(echo_size, 10, Metrics("m", EngineStats, lambda: 0))(scope, receive, send)
+    await BodyLimitMiddleware(echo_size, 10, Metrics("m"))(scope, receive, send)
     assert sent[0]["status"] == 408
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
@@ -141,7 +141,7 @@ async def test_large_bodies_share_a_budget_and_nobody_has_all_of_it() -> None:
         await echo_size(scope, receive, send)
 
     largest = 128 << 10
-    middleware = BodyLimitMiddleware(hold, largest, Metrics("m", EngineStats, lambda: 0))
+    middleware = BodyLimitMiddleware(hold, largest, Metrics("m"))
 
     def send_body(name: str, num_bytes: int) -> asyncio.Task[Answer]:
         pieces = [b"x" * (num_bytes // 2), b"x" * (num_bytes - num_bytes // 2)]
@@ -178,7 +178,7 @@ async def test_an_unexpected_failure_is_a_plain_500(caplog: pytest.LogCaptureFix
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("the secret reason")
 
-    metrics = Metrics("m", EngineStats, lambda: 0)
+    metrics = Metrics("m")
     with caplog.at_level(logging.ERROR):
         status, headers, body = await call(RequestContextMiddleware(broken, metrics, bool), x_request_id="mine")
     assert (status, headers["x-request-id"]) == (500, "mine")
@@ -199,7 +199,7 @@ async def test_each_request_has_its_own_id() -> None:
     async def read_id() -> str:
         return request_id_var.get()
 
-    middleware = RequestContextMiddleware(app, Metrics("m", EngineStats, lambda: 0), bool)
+    middleware = RequestContextMiddleware(app, Metrics("m"), bool)
     replies = await asyncio.gather(*(call(middleware, b"", x_request_id=f"id-{i}") for i in range(5)))
     assert sorted(seen) == [headers["x-request-id"] for _, headers, _ in replies] == [f"id-{i}" for i in range(5)]
 
@@ -240,7 +240,7 @@ async def test_what_is_refused_on_its_way_has_its_route(
 
 def test_totals_go_on_over_a_restart() -> None:
     stats: dict[str, Any] = {"now": EngineStats()}
-    metrics = Metrics("m", lambda: stats["now"], lambda: 1)
+    metrics = Metrics("m", EngineReadings(lambda: stats["now"], lambda: 1))
 
     def step(**values: int) -> None:
         stats["now"] = EngineStats(**values)

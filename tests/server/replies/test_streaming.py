@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from model.contract.errors import EngineUnavailableError
-from model.contract.messages import EngineStats, SequenceOutput
+from model.contract.messages import SequenceOutput
 from model.contract.sampling_params import SamplingParams
 from prompts.stop import StopStrings
 from server.conversion.generation_request import GenerationRequest
@@ -44,7 +44,7 @@ class Script:
         self.aborted: list[int] = []
         self.batches = batches
         self.handle = RequestHandle("test", range(request.num_choices), lambda _, ids: self.aborted.extend(ids))
-        self.metrics = Metrics("test", EngineStats, lambda: 0)
+        self.metrics = Metrics("test")
         of_model = self.metrics.of("test")
         self.generation = Generation(request, self.handle, TOKENIZER, of_model, arrived=time.monotonic() - 60)
 
