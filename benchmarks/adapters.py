@@ -11,11 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
-import random
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +19,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.decode import CACHE, random_folder
+from benchmarks.checkpoints import CACHE, random_folder
+from benchmarks.engine_requests import decode_step_s, greedy_request, random_prompts
+from benchmarks.figures import circumstances, print_figures
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
 from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
-from model.contract.messages import AddRequest
-from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
-from server.version import server_version
 
 _IDLE_RANK = 8
 
@@ -58,25 +53,11 @@ def random_adapter(base: Path, rank: int) -> Path:
 
 
 def measure(engine: Engine, adapter_ids: Sequence[int], num_tokens: int, next_id: int) -> float:
-    """Seconds a decode step takes with a sequence for each of the adapters (0: none): the median, prefill left out."""
-    generator = random.Random(0)
-    vocab_size = engine.ready.vocab_size
-    for i, adapter_id in enumerate(adapter_ids):
-        prompt = [generator.randrange(vocab_size) for _ in range(2)]
-        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-        engine.add_request(
-            AddRequest(
-                seq_ids=(next_id + i,), request_id="bench", prompt_ids=prompt, sampling=sampling, adapter_id=adapter_id
-            )
-        )
-    steps = []
-    while engine.has_work():
-        started = time.perf_counter()
-        outputs = engine.step().outputs
-        elapsed = time.perf_counter() - started
-        if len(outputs) == len(adapter_ids):
-            steps.append(elapsed)
-    return statistics.median(steps[1:-1])
+    """Returns the median seconds of a decode step with one sequence for each adapter id (0: no adapter)."""
+    prompts = random_prompts(engine, len(adapter_ids), 2)
+    for seq_id, (prompt, adapter_id) in enumerate(zip(prompts, adapter_ids, strict=True), next_id):
+        engine.add_request(greedy_request(seq_id, prompt, num_tokens, adapter_id))
+    return decode_step_s(engine, len(adapter_ids))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,9 +106,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "shape": arguments.shape,
         "rank": arguments.rank,
         "adapter_bytes": num_bytes,
-        "commit": server_version().commit,
-        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
+        **circumstances(),
         "plain_ms": statistics.median(times) * 1e3,
         "ratio": {name: round(statistics.median(found), 3) for name, found in ratios.items()},
         "ratios": {name: [round(ratio, 3) for ratio in found] for name, found in ratios.items()},
@@ -147,10 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    text = json.dumps(run(arguments), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_figures(run(arguments), arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.soak.server import soak_server
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
@@ -78,23 +77,6 @@ def time_engine(model: str, num_lines: int, flags: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-@contextlib.contextmanager
-def serving(model: str, folder: Path, flags: Sequence[str]) -> Iterator[str]:
-    """The address of a server that is ready."""
-    log = folder / "log"
-    store = ("--store", str(folder / "store.db"))
-    command = module_command("server", "serve", model, "--port", "0", "--drain-delay-s", "0", *store, *flags)
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-        try:
-            while not (found := re.search(r"ready: chat at (http://\S+?)/ in", log.read_text())):
-                if process.poll() is not None:
-                    raise RuntimeError(log.read_text())
-                time.sleep(_POLL_S)
-            yield found[1]
-        finally:
-            process.terminate()
-
-
 def time_batch(url: str, num_lines: int) -> float:
     """Returns the seconds from a batch's creation to its end."""
     lines = [
@@ -145,8 +127,10 @@ def main() -> None:
             timeout=_TIMEOUT_S,
         )  # fmt: skip
         engine_s = float(done.stdout.splitlines()[-1])
-        with tempfile.TemporaryDirectory() as folder, serving(arguments.model, Path(folder), flags) as url:
-            batch_s = time_batch(url, arguments.num_lines)
+        with tempfile.TemporaryDirectory() as name:
+            store = ("--store", str(Path(name) / "store.db"))
+            with soak_server(arguments.model, Path(name) / "log", *store, *flags) as server:
+                batch_s = time_batch(server.url.geturl(), arguments.num_lines)
         ratios.append(batch_s / engine_s)
         print(f"engine alone {engine_s:.1f} s, batch {batch_s:.1f} s, ratio {ratios[-1]:.2f}", flush=True)
     print(f"median ratio {statistics.median(ratios):.2f}")

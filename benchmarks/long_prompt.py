@@ -9,23 +9,17 @@ running. The three take turns in one engine; medians are reported.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.decode import random_folder
+from benchmarks.checkpoints import random_folder
+from benchmarks.engine_requests import greedy_request, random_prompts
+from benchmarks.figures import circumstances, print_figures
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest
-from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
-from server.version import server_version
 
 _CHAT, _PROMPT = 0, 1
 
@@ -77,11 +71,8 @@ class Bench:
         return figures | {"longest_gap_s": max(gaps)} if gaps else figures
 
     def _add(self, seq_id: int, prompt_len: int, max_tokens: int) -> None:
-        generator = random.Random(seq_id)
-        prompt = [generator.randrange(256) for _ in range(prompt_len)]
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        request = AddRequest(seq_ids=(seq_id,), request_id="bench", prompt_ids=prompt, sampling=sampling)
-        self._engine.add_request(request)
+        (prompt,) = random_prompts(self._engine, 1, prompt_len, seed=seq_id)
+        self._engine.add_request(greedy_request(seq_id, prompt, max_tokens))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -110,9 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "shape": arguments.shape,
         "prompt_len": arguments.prompt_len,
-        "commit": server_version().commit,
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
+        **circumstances(),
         "medians": medians,
         "prompt_s_to_alone": price,
         "rounds": rounds,
@@ -128,10 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measure so often, in turns; medians are reported")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    text = json.dumps(run(arguments), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_figures(run(arguments), arguments.json)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.roofline import Load, kv_bytes_per_token
-from benchmarks.roofline_model import SHAPES, make_engine
+from benchmarks.roofline.measure import Load, kv_bytes_per_token
+from benchmarks.roofline.random_model import SHAPES, make_engine
 
 # Of one A100 with transformers and auto-gptq, GB (2048 in, 8192 out).
 PUBLISHED_GB = {

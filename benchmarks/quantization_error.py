@@ -11,19 +11,16 @@ instead of texts' vocabulary: its own prompts are run.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 import torch.nn.functional as F
 
+from benchmarks.soak.server import soak_server
 from model.architectures import make_model
 from model.backends.torch_backend import TorchBackend
 from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
@@ -38,7 +35,6 @@ from tools.quantize.options import QuantizeOptions
 from tools.quantize.run import quantize
 
 _BLOCK_SIZE = 16
-_PORT = 18431
 
 
 class Variant:
@@ -104,35 +100,18 @@ def compare(original: list[torch.Tensor], variant: Variant, prompts: list[list[i
     }
 
 
-@contextlib.contextmanager
-def serving(folder: Path, at_load: str) -> Iterator[str]:
-    """A server of a variant; yields its address."""
-    flags = ["--quantization", at_load, "--dtype", "float32", "--port", str(_PORT), "--kv-cache-memory", "256MiB"]
-    command = module_command("server", "serve", str(folder), *flags, "--log-level", "error")
-    process = subprocess.Popen(command)
-    try:
-        url = f"http://127.0.0.1:{_PORT}"
-        for _ in range(600):
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit(f"the server of {folder} has ended")
-            time.sleep(0.5)
-        yield f"{url}/v1"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def ask_suites(folder: Path, at_load: str, suites: list[Path], limit: int | None) -> dict[str, Any]:
     """Each suite's figures, as `qwen-server eval` writes them."""
     results: dict[str, Any] = {}
-    with serving(folder, at_load) as url, tempfile.TemporaryDirectory() as scratch:
+    flags = ["--quantization", at_load, "--dtype", "float32", "--kv-cache-memory", "256MiB"]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        soak_server(str(folder), Path(scratch) / "log", *flags) as server,
+    ):
         for suite in suites:
             kind = "tools" if "tools" in suite.stem else "chat"
             out = Path(scratch) / "figures.json"
-            words = ["eval", kind, "--base-url", url, "--suite", str(suite), "--json", str(out)]
+            words = ["eval", kind, "--base-url", server.url.geturl(), "--suite", str(suite), "--json", str(out)]
             words += [] if limit is None else ["--limit", str(limit)]
             subprocess.run(module_command("server", *words), check=True, stdout=subprocess.DEVNULL)
             figures = json.loads(out.read_text(encoding="utf-8"))

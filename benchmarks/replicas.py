@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
+import contextlib
 import socket
 import statistics
-import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from server.run_module import module_command
+from benchmarks.figures import circumstances
+from benchmarks.soak.server import soak_server
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,22 +60,49 @@ async def _load(url: str, clients: int, requests: int, max_tokens: int) -> tuple
         return requests * max_tokens / (time.perf_counter() - begin), statistics.median(firsts)
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def _wait(url: str) -> None:
     for _ in range(600):
-        try:
+        with contextlib.suppress(httpx.HTTPError):
             if httpx.get(url + "/ready", timeout=5, trust_env=False).status_code == 200:
                 return
-        except httpx.HTTPError:
-            pass
         time.sleep(0.1)
     raise SystemExit(f"{url} did not become ready")
+
+
+def _start_ray() -> str:
+    """Starts Ray and its HTTP proxy; returns the address."""
+    import ray
+    from ray import serve
+
+    environment = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    ray.init(include_dashboard=False, logging_level="error", num_cpus=8, runtime_env={"env_vars": environment})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"port": port})
+    return f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _serving(arguments: argparse.Namespace, ray_url: str, changes: dict[str, Any] | None) -> Iterator[str]:
+    """Yields the address of a plain server, or of one on Ray Serve with these settings."""
+    model = str(Path(arguments.model).resolve())
+    if changes is None:
+        flags = ["--threads", str(arguments.threads), "--kv-cache-memory", "256MiB"]
+        with tempfile.TemporaryDirectory() as folder, soak_server(model, Path(folder) / "log", *flags) as server:
+            yield server.url.geturl()
+        return
+    from ray import serve
+
+    from server.ray_app import build
+
+    settings = {"model": model, "threads": arguments.threads, "kv_cache_memory": "256MiB", "num_cpus": 0.5}
+    serve.run(build({**settings, "log_level": "warning", **changes}), name="qwen")
+    try:
+        _wait(ray_url)
+        yield ray_url
+    finally:
+        serve.delete("qwen")
 
 
 def main() -> None:
@@ -87,22 +115,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    import ray
-    from ray import serve
-
-    from server.ray_app import build
-
-    environment = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init(include_dashboard=False, logging_level="error", num_cpus=8, runtime_env={"env_vars": environment})
-    port = _free_port()
-    serve.start(http_options={"port": port})
-    settings: dict[str, Any] = {
-        "model": str(Path(arguments.model).resolve()),
-        "threads": arguments.threads,
-        "kv_cache_memory": "256MiB",
-        "num_cpus": 0.5,
-        "log_level": "warning",
-    }
+    ray_url = _start_ray()
     ways: dict[str, dict[str, Any] | None] = {
         "the server alone": None,
         "1 replica": {"num_replicas": 1},
@@ -112,38 +125,17 @@ def main() -> None:
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):
         for name, changes in ways.items():
-            process = None
-            if changes is None:
-                own = _free_port()
-                flags = ["--threads", str(arguments.threads), "--kv-cache-memory", "256MiB", "--log-level", "warning"]
-                command = module_command("server", "serve", settings["model"], "--port", str(own), *flags)
-                process = subprocess.Popen(command, cwd=ROOT)
-                url = f"http://127.0.0.1:{own}"
-            else:
-                serve.run(build({**settings, **changes}), name="qwen")
-                url = f"http://127.0.0.1:{port}"
-            try:
-                _wait(url)
+            with _serving(arguments, ray_url, changes) as url:
                 asyncio.run(_load(url, arguments.clients, arguments.clients * 2, arguments.max_tokens))
                 load = _load(url, arguments.clients, arguments.requests, arguments.max_tokens)
                 seen[name].append(asyncio.run(load))
-            finally:
-                if process is None:
-                    serve.delete("qwen")
-                else:
-                    process.terminate()
-                    process.wait()
     alone = statistics.median(rate for rate, _ in seen["the server alone"])
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.clients} streams at a time"
-    )
+    print(f"{circumstances()}, {arguments.clients} streams at a time")
     print("| | tokens/s | over the server alone | first token, ms |\n|---|---|---|---|")
     for name, figures in seen.items():
         rate = statistics.median(figure[0] for figure in figures)
         first = statistics.median(figure[1] for figure in figures)
         print(f"| {name} | {rate:.0f} | {rate / alone:.2f} | {first * 1000:.0f} |")
-    serve.shutdown()
-    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.decode import random_folder
+from benchmarks.checkpoints import random_folder
+from benchmarks.engine_requests import greedy_request
+from benchmarks.figures import circumstances, print_figures
+from benchmarks.peers.llama_process import LlamaPeer
+from benchmarks.peers.llama_process import add_arguments as add_llama_arguments
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.contract.tokenizer import Tokenizer
 from model.loop.engine import Engine
@@ -35,8 +37,6 @@ from model.sampling.sampling_row import SamplingRow
 from model.scheduling.sequence import Sequence
 from model.scheduling.speculation import RowCosts, Speculator
 from server.hubs.demo import DEMO, demo_folder
-from server.run_module import module_command
-from server.version import server_version
 
 TEXTS = Path(__file__).parent / "texts" / "speculation.json"
 # Lengths of llama.cpp's lookup: its default, and what its documentation advises for a CPU.
@@ -71,10 +71,7 @@ class ToldEngine:
         engine._speculator = engine._scheduler._speculator = self._speculator if guesses else None
         self._reply = reply
         self._num_requests += 1
-        sampling = SamplingParams(max_tokens=len(reply), temperature=0.0, ignore_eos=True)
-        engine.add_request(
-            AddRequest(seq_ids=(self._num_requests,), request_id="bench", prompt_ids=prompt, sampling=sampling)
-        )
+        engine.add_request(greedy_request(self._num_requests, prompt, len(reply)))
         while not (tokens := [token for output in engine.step().outputs for token in output.token_ids]):
             pass
         started = time.perf_counter()
@@ -84,25 +81,6 @@ class ToldEngine:
         elapsed = time.perf_counter() - started
         assert tokens == reply
         return (len(reply) - num_first) / elapsed
-
-
-def llama_peer(arguments: argparse.Namespace) -> Callable[[list[int], list[int], int], float]:
-    """Starts llama.cpp in a process of its own; returns what measures a reply there."""
-    folder = random_folder(arguments.shape.partition("-")[0])
-    command = module_command("benchmarks.llama_lookup_peer", str(folder), python=arguments.llama_python)
-    command += ["--quantization", arguments.llama_quantization]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def measure(prompt: list[int], reply: list[int], num_guessed: int) -> float:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"prompt": prompt, "reply": reply, "num_guessed": num_guessed}) + "\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith("{"):
-                return float(json.loads(line)["tokens_per_s"])
-        raise SystemExit("the llama.cpp process has ended")
-
-    return measure
 
 
 def load_texts(max_tokens: int) -> list[dict[str, Any]]:
@@ -148,21 +126,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     speculator = told.engine._speculator
     if speculator is None:
         raise SystemExit("nothing is guessed on this device")
-    sources: dict[str, Callable[[list[int], list[int]], float]] = {
-        "plain": lambda prompt, reply: told.rate(prompt, reply, guesses=False),
-        "guessing": lambda prompt, reply: told.rate(prompt, reply, guesses=True),
+    sources: dict[str, Callable[..., float]] = {
+        "plain": partial(told.rate, guesses=False),
+        "guessing": partial(told.rate, guesses=True),
     }
     if arguments.llama_python:
-        peer = llama_peer(arguments)
+        peer = LlamaPeer(arguments)
         for name, num_guessed in LOOKUPS.items():
-            sources[name] = lambda prompt, reply, number=num_guessed: peer(prompt, reply, number)  # type: ignore[misc]
+            sources[name] = partial(peer.ask, do="reply", num_guessed=num_guessed)
     rows = []
     for text in load_texts(arguments.max_tokens):
         prompt, reply = text["prompt"], text["reply"]
         rates: dict[str, list[float]] = {name: [] for name in sources}
         for number in range(arguments.rounds):
             for name, measure in sources.items():
-                rates[name].append(measure(prompt, reply))
+                rates[name].append(measure(prompt=prompt, reply=reply))
             latest = {name: round(values[-1], 1) for name, values in rates.items()}
             print(f"{text['name']}, round {number}, tokens/s: {latest}", flush=True)
         ratios = {
@@ -176,9 +154,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     stats = told.engine.step().stats
     return {
         "shape": arguments.shape,
-        "commit": server_version().commit,
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
+        **circumstances(),
         "row_costs": told.engine._runner.row_costs,
         "share_accepted": speculator.num_accepted_tokens_total / max(1, speculator.num_draft_tokens_total),
         "num_steps": stats.num_steps_total,
@@ -192,8 +168,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(random_checkpoint.SHAPES), default="1.8b-int4")
     parser.add_argument("--max-tokens", type=int, default=450, help="of a reply")
     parser.add_argument("--rounds", type=int, default=5, help="measure so often, in turns; medians are reported")
-    parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
-    parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="q4_0")
+    add_llama_arguments(parser, "q4_0")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--simulate", type=float, nargs="+", metavar="MS", help="only count steps and guesses")
     arguments = parser.parse_args()
@@ -203,10 +178,7 @@ def main() -> None:
     figures = run(arguments)
     for row in figures["texts"]:
         print(row["text"], {name: round(ratio, 2) for name, ratio in row["ratio"].items()})
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_figures(figures, arguments.json)
 
 
 if __name__ == "__main__":

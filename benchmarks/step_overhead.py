@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.engine_requests import greedy_request
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest, encode
-from model.contract.sampling_params import SamplingParams
+from model.contract.messages import encode
 from model.loop.engine import Engine
 
 
@@ -52,10 +52,8 @@ def measure(num_rows: int, num_steps: int, *, speculation: str) -> float:
         )
         engine = Engine(config)
     engine._runner.worker.model = NoModel(shape.vocab_size)  # type: ignore[assignment]
-    sampling = SamplingParams(max_tokens=num_steps + 100, temperature=0.0, ignore_eos=True)
     for seq_id in range(num_rows):
-        prompt = [seq_id % 256, *range(20)]
-        engine.add_request(AddRequest(seq_ids=(seq_id,), request_id="bench", prompt_ids=prompt, sampling=sampling))
+        engine.add_request(greedy_request(seq_id, [seq_id % 256, *range(20)], num_steps + 100))
     best = float("inf")
     for _ in range(num_steps):
         started = time.perf_counter()

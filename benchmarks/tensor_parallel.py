@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.engine_requests import greedy_request
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest, EngineFailed, EngineReady, FromEngine, Shutdown, decode_from_engine
-from model.contract.sampling_params import SamplingParams
+from model.contract.messages import EngineFailed, EngineReady, FromEngine, Shutdown, decode_from_engine
 from model.loop.connection import Connection
 from server.run_module import module_command
 
@@ -99,10 +99,7 @@ class EngineOfRanks:
         started = time.perf_counter()
         for seq_id in ids:
             prompt = [33 + (seq_id * 31 + i * 7) % 200 for i in range(prompt_len)]
-            sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-            self._connection.send(
-                AddRequest(seq_ids=(seq_id,), request_id=str(seq_id), prompt_ids=prompt, sampling=sampling)
-            )
+            self._connection.send(greedy_request(seq_id, prompt, num_tokens))
         first_s, all_begun, num_later, unbegun, running = 0.0, 0.0, 0, set(ids), set(ids)
         before = self._processor_s()
         while running:

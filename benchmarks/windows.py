@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.engine_requests import greedy_request, timed_steps
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest
-from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
 
 _NUM_DECODED = 20
@@ -50,20 +49,15 @@ class Contestant:
 
     def turn(self) -> None:
         """Computes the prompt once, and decodes."""
-        sampling = SamplingParams(max_tokens=_NUM_DECODED, temperature=0.0, ignore_eos=True)
-        self._engine.add_request(
-            AddRequest(
-                seq_ids=(next(self._ids),), request_id="windows", prompt_ids=self._prompt, sampling=sampling
-            )
-        )
-        started = time.process_time()
+        self._engine.add_request(greedy_request(next(self._ids), self._prompt, _NUM_DECODED))
+        prefill_s = 0.0
         steps: list[float] = []
-        while self._engine.has_work():
-            begun = time.process_time()
-            if self._engine.step().outputs:
-                steps.append(time.process_time() - begun)
-                if len(steps) == 1:
-                    self.prefill_s.append(time.process_time() - started)
+        for seconds, outputs in timed_steps(self._engine, time.process_time):
+            if not steps:
+                prefill_s += seconds
+            if outputs:
+                steps.append(seconds)
+        self.prefill_s.append(prefill_s)
         self.step_s.append(statistics.median(steps[1:]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from xml.etree import ElementTree
 
-from benchmarks.context_plot import draw
+from benchmarks.context.plot import draw
 
 
 def test_points_of_both_and_of_one_alone() -> None:

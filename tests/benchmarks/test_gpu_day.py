@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_day, gpu_table
-from benchmarks.gpu_day import Part, run_day
+from benchmarks.gpu_day import day, table
+from benchmarks.gpu_day.__main__ import main
+from benchmarks.gpu_day.day import Part, run_day
 from server.run_module import module_command
 
 
@@ -20,15 +21,15 @@ def python(code: str) -> list[str]:
 def test_a_small_day(tmp_path: Path) -> None:
     """Every kind of part, and the table that is made of it."""
     results = tmp_path / "RESULTS.md"
-    results.write_text(f"before\n{gpu_table.BEGIN}\nold\n{gpu_table.END}\nafter\n")
+    results.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     arguments = ["--small", "--device", "cpu", "--folder", str(tmp_path / "day"), "--results", str(results)]
-    assert gpu_day.main([*arguments, "--minutes", "5"]) == 0
+    assert main([*arguments, "--minutes", "5"]) == 0
     text = results.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     for row in ("| memory | done |", "| tiny sampled | 1 |", "| tiny sampled | 2 |"):
         assert row in text
     again = text
-    assert gpu_day.main([*arguments, "--minutes", "0"]) == 0  # all is done: nothing is begun
+    assert main([*arguments, "--minutes", "0"]) == 0  # all is done: nothing is begun
     assert results.read_text() == again
 
 
@@ -38,11 +39,11 @@ def test_the_part_over_http(tmp_path: Path) -> None:
         "http",
         120,
         module_command(
-            "benchmarks.gpu_http", "--device", "cpu", "--json", "{json}", "--concurrency", "2", "--max-tokens", "4"
+            "benchmarks.gpu_day.http", "--device", "cpu", "--json", "{json}", "--concurrency", "2", "--max-tokens", "4"
         ),
     )
     assert run_day([part], tmp_path, 5.0, None) == 0
-    text = gpu_table.table(tmp_path)
+    text = table.table(tmp_path)
     assert "| streams over HTTP" in text
     assert "\n| 2 | " in text
 
@@ -71,15 +72,15 @@ def test_the_table_tells_what_tests_said(tmp_path: Path) -> None:
     part = {"name": "x", "status": 1, "seconds": 67.3, "output": said, "figures": None}
     for name in ("tests", "agreement"):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
-    text = gpu_table.table(tmp_path)
+    text = table.table(tmp_path)
     assert "| tests | status 1, 2 failed, 340 passed, 60 skipped | 67.3 |" in text
     assert "- bf16: top-1 agreement 0.9811" in text
 
 
 def test_the_real_parts_name_what_exists() -> None:
-    for part in gpu_day.parts("cuda", is_small=False):
+    for part in day.parts("cuda", is_small=False):
         tests = [word for word in part.command if word.startswith("tests/")]
-        assert all((gpu_day.ROOT / test.split("::")[0]).exists() for test in tests)
+        assert all((day.ROOT / test.split("::")[0]).exists() for test in tests)
         for test in tests:
             file, _, name = test.partition("::")
-            assert not name or f"def {name}(" in (gpu_day.ROOT / file).read_text()
+            assert not name or f"def {name}(" in (day.ROOT / file).read_text()

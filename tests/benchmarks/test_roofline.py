@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import roofline
-from benchmarks.device_limits import matmul_flops_per_s
-from benchmarks.roofline_model import SHAPES, make_engine
+from benchmarks.roofline.__main__ import parse, run
+from benchmarks.roofline.device_limits import matmul_flops_per_s
+from benchmarks.roofline.measure import Load, block_flops_per_token, kv_bytes_per_token
+from benchmarks.roofline.random_model import SHAPES, make_engine
+from benchmarks.roofline.report import draw, table
 
 SMALL = [
     "--shapes", "tiny", "--device", "cpu", "--dtype", "float32", "--batch-sizes", "1", "3", "--prompt-len", "9",
@@ -20,7 +22,7 @@ SMALL = [
 
 
 def test_a_tiny_run(tmp_path: Path) -> None:
-    figures = roofline.run(roofline.parse(SMALL))
+    figures = run(parse(SMALL))
     assert json.loads(json.dumps(figures)) == figures
     (shape,) = figures["shapes"]
     assert [row["batch_size"] for row in shape["decode"]] == [1, 3]
@@ -33,26 +35,26 @@ def test_a_tiny_run(tmp_path: Path) -> None:
     for row in shape["decode"]:
         assert row["tokens_per_s"] == pytest.approx(row["batch_size"] / row["ms_per_step"] * 1e3)
         assert 0 < row["share_of_limit"]
-    text = roofline.table(figures)
+    text = table(figures)
     assert text.count("| tiny |") == 3
-    roofline.draw(figures, tmp_path / "figure.png")
+    draw(figures, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_published_sizes() -> None:
     """Parameters of each shape, from the operations of a token: twice all but the embedding."""
-    billions = {name: roofline.block_flops_per_token(shape) / 2e9 for name, shape in SHAPES.items()}
+    billions = {name: block_flops_per_token(shape) / 2e9 for name, shape in SHAPES.items()}
     assert billions["1.8b"] == pytest.approx(1.5, abs=0.1)
     assert billions["7b"] == pytest.approx(7.1, abs=0.1)
     assert billions["14b"] == pytest.approx(13.4, abs=0.1)
     assert billions["72b-int4"] == pytest.approx(71.0, abs=0.3)
-    assert roofline.kv_bytes_per_token(SHAPES["7b"], 2) == 512 << 10
+    assert kv_bytes_per_token(SHAPES["7b"], 2) == 512 << 10
 
 
 def test_quantised_weights_without_a_checkpoint() -> None:
     shape = dataclasses.replace(SHAPES["tiny"], quantized_bits=4)
     engine = make_engine(shape, device="cpu", dtype="float32", max_model_len=64, kv_cache_memory_bytes=1 << 20)
-    load = roofline.Load(engine, shape.vocab_size)
+    load = Load(engine, shape.vocab_size)
     load.add(1, 5, 3)
     load.drain()
     assert not engine.has_work()

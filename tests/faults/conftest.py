@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak_server import SoakServer, soak_server
+from benchmarks.soak.server import SoakServer, soak_server
 from tests.conftest import SMALL
 
 StartServer = Callable[..., SoakServer]

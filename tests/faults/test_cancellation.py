@@ -15,8 +15,8 @@ import httpx
 import pytest
 from llguidance import LLMatcher
 
-from benchmarks.soak_client import SoakClient
-from benchmarks.soak_server import SoakServer
+from benchmarks.soak.client import SoakClient
+from benchmarks.soak.server import SoakServer
 from demo.random_checkpoint import Shape, write
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.soak_hostile import attacks, launch
+from benchmarks.soak.hostile import attacks, launch
 from tests.support.server_process import ServerProcess
 
 ATTACKS = attacks(ord("Y"))

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.soak_client import SoakClient
+from benchmarks.soak.client import SoakClient
 from tests.faults.conftest import StartServer
 
 HI = [{"role": "user", "content": "hi"}]

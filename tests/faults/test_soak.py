@@ -1,15 +1,15 @@
-"""The soak of benchmarks/soak.py, a few seconds of each part; the long ones are marked slow."""
+"""The soak of benchmarks/soak, a few seconds of each part; the long ones are marked slow."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.soak import broken_promises
-from benchmarks.soak_faults import kill_rounds, overload
-from benchmarks.soak_malformed import malformed
-from benchmarks.soak_memory import soak
-from benchmarks.soak_server import SoakServer
-from benchmarks.soak_tenants import flags, tenants
+from benchmarks.soak.faults import kill_rounds, overload
+from benchmarks.soak.malformed import malformed
+from benchmarks.soak.memory import soak
+from benchmarks.soak.promises import broken_promises
+from benchmarks.soak.server import SoakServer
+from benchmarks.soak.tenants import flags, tenants
 from tests.faults.conftest import StartServer
 
 # A busy machine says little about latencies: they are measured by the soak itself, on a quiet one.

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import random
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.context_plot import draw
-from benchmarks.decode import LlamaPeer, random_folder
+from benchmarks.checkpoints import random_folder
+from benchmarks.context.plot import draw
+from benchmarks.engine_requests import greedy_request, random_prompts, timed_steps
+from benchmarks.figures import circumstances, print_figures
+from benchmarks.peers.llama_process import LlamaPeer
+from benchmarks.peers.llama_process import add_arguments as add_llama_arguments
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
-from model.contract.messages import AddRequest
-from model.contract.sampling_params import SamplingParams
 from model.loop.engine import Engine
-from server.version import server_version
 
 _BATCH = 512
 
@@ -50,9 +47,7 @@ class OneSequence:
                 max_num_batched_tokens=_BATCH,
             )
         )
-        generator = random.Random(0)
-        vocab_size = self.engine.ready.vocab_size
-        self._ids = [generator.randrange(vocab_size) for _ in range(longest)]
+        (self._ids,) = random_prompts(self.engine, 1, longest)
         self._next_ids = itertools.count(1)
         self._spent, self._num_cached = 0.0, 0
 
@@ -72,17 +67,11 @@ class OneSequence:
         return statistics.median(self._steps(length, num_tokens + 1)[1:])
 
     def _steps(self, length: int, num_tokens: int) -> list[float]:
-        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-        ids = self._ids[:length]
-        self.engine.add_request(
-            AddRequest(seq_ids=(next(self._next_ids),), request_id="context", prompt_ids=ids, sampling=sampling)
-        )
+        self.engine.add_request(greedy_request(next(self._next_ids), self._ids[:length], num_tokens))
         steps = []
-        while self.engine.has_work():
-            started = time.perf_counter()
-            outputs = self.engine.step().outputs
+        for seconds, outputs in timed_steps(self.engine):
             for output in outputs:
-                steps.append(time.perf_counter() - started)
+                steps.append(seconds)
                 if output.num_cached_tokens is not None:
                     self._num_cached = output.num_cached_tokens
         return steps
@@ -121,9 +110,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "lm_head_dtype": arguments.lm_head_dtype,
         "kv_cache_dtype": arguments.kv_cache_dtype,
         "peer": arguments.llama_quantization,
-        "commit": server_version().commit,
-        "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "load_average": os.getloadavg()[0],
+        **circumstances(),
         "rows": rows,
     }
 
@@ -138,16 +125,12 @@ def main() -> None:
     parser.add_argument("--kv-cache-memory", type=int, default=4096, help="MiB")
     parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto", help="the peer's is q8_0 then")
     parser.add_argument("--lm-head-dtype", choices=["auto", "int8"], default="auto")
-    parser.add_argument("--llama-python", help="a Python with llama-cpp-python and gguf: measure llama.cpp too")
-    parser.add_argument("--llama-quantization", choices=["bf16", "q4_0", "q8_0"], default="q4_0")
+    add_llama_arguments(parser, "q4_0")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them, as SVG")
     arguments = parser.parse_args()
     figures = run(arguments)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_figures(figures, arguments.json)
     if arguments.plot:
         arguments.plot.write_text(draw(figures))
 

@@ -2,7 +2,7 @@
 
 What a request asks for may take long; what counts here is how long the others wait meanwhile: the longest gap of the
 stream, the longest wait for /health, and how often the server itself says that something kept a loop. The attacker is
-a process of its own (`python -m benchmarks.soak_hostile URL KIND PATIENCE_S [TOKEN]`), so that its work is not the
+a process of its own (`python -m benchmarks.soak.hostile URL KIND PATIENCE_S [TOKEN]`), so that its work is not the
 watchers'.
 """
 
@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
-from benchmarks.soak_server import SoakServer
+from benchmarks.soak.server import SoakServer
 from tools.bench.http import Connection, Disconnected, ProtocolError, request_bytes
 
 Figures = dict[str, Any]

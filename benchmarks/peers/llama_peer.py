@@ -1,8 +1,8 @@
-"""llama.cpp on the same weights, as a peer; runs in a Python of its own that has llama-cpp-python, gguf and numpy.
+"""llama.cpp as a peer on the same weights; runs in a Python of its own that has llama-cpp-python, gguf and numpy.
 
-`python -m benchmarks.llama_peer FOLDER` converts a checkpoint to GGUF once (BF16, no vocabulary), loads it, and for
-each request that it reads from its input, a line of JSON that names a method of `Peer`, prints one line of JSON with
-the figure. So a benchmark can measure the two in turns, with both loaded. Nothing of the engine is imported here.
+`python -m benchmarks.peers.llama_peer FOLDER` converts a checkpoint to GGUF once (BF16, no vocabulary) and loads it.
+For each line of JSON on its input, which names a method of `Peer`, it prints a line of JSON with the figure. So a
+benchmark can measure both engines in turns, with both loaded. Nothing of our engine is imported here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 BATCH = 512
 
@@ -156,12 +157,18 @@ class Context:
         next_ids = [0] * num_sequences
         for step in range(num_tokens):
             started = time.perf_counter()
-            self._run([(next_ids[i], first + step, i) for i in range(num_sequences)], all_logits=True)
-            for i in range(num_sequences):
-                logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, i), (self.vocab_size,))
-                next_ids[i] = int(logits.argmax())
+            self._run([(next_ids[i], first + step, i) for i in range(num_sequences)], num_sequences)
+            next_ids = [self._likeliest(i) for i in range(num_sequences)]
             steps.append(time.perf_counter() - started)
         return sorted(steps)[len(steps) // 2]
+
+    def feed(self, token_ids: list[int], first: int, num_rows: int) -> None:
+        """Computes given tokens of the first sequence from position `first`, and samples greedily in the last rows."""
+        for low in range(0, len(token_ids), BATCH):
+            part = token_ids[low : low + BATCH]
+            self._run([(token_id, first + low + i, 0) for i, token_id in enumerate(part)], num_rows)
+        for i in range(num_rows):
+            self._likeliest(i - num_rows)
 
     def forget(self, first: int) -> None:
         """Drops the tokens of the first sequence from a position on."""
@@ -173,13 +180,17 @@ class Context:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
 
-    def _run(self, entries: list[tuple[int, int, int]], *, all_logits: bool = False) -> None:
+    def _likeliest(self, row: int) -> int:
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, row), (self.vocab_size,))
+        return int(logits.argmax())
+
+    def _run(self, entries: list[tuple[int, int, int]], num_logits: int = 1) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
         for i, (token_id, position, sequence) in enumerate(entries):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token_id, position, 1
             batch.seq_id[i][0] = sequence
-            batch.logits[i] = all_logits or i == len(entries) - 1
+            batch.logits[i] = i >= len(entries) - num_logits
         if llama_cpp.llama_decode(self._context, batch):
             raise SystemExit("llama_decode failed")
 
@@ -225,6 +236,34 @@ class Peer:
         seconds = self._long.decode(1, self._length, num_tokens)
         self._long.forget(self._length)
         return seconds
+
+    def reply(self, prompt: list[int], reply: list[int], num_guessed: int) -> float:
+        """Returns the tokens per second of a given reply after its first token.
+
+        Args:
+            num_guessed: tokens that llama.cpp's prompt lookup guesses ahead; 0 turns it off.
+        """
+        context = Context(self._model, len(prompt) + len(reply) + 32, 1, self._kv)
+        context.feed(prompt, 0, 1)
+        lookup = LlamaPromptLookupDecoding(num_pred_tokens=num_guessed) if num_guessed else None
+        num_done = 1
+        started = time.perf_counter()
+        while num_done < len(reply):
+            guesses: list[int] = []
+            if lookup is not None:
+                known = np.array(prompt + reply[:num_done], dtype=np.intc)
+                guesses = [int(token_id) for token_id in lookup(known)][: len(reply) - num_done - 1]
+            position = len(prompt) + num_done - 1
+            context.feed([reply[num_done - 1], *guesses], position, 1 + len(guesses))
+            num_right = 0
+            while num_right < len(guesses) and guesses[num_right] == reply[num_done + num_right]:
+                num_right += 1
+            if num_right < len(guesses):
+                context.forget(position + 1 + num_right)
+            num_done += num_right + 1
+        elapsed = time.perf_counter() - started
+        context.close()
+        return (len(reply) - 1) / elapsed
 
 
 def main() -> None:

@@ -1,27 +1,19 @@
-"""Everything that only a GPU can show, in one command: `python -m benchmarks.gpu_day --minutes 25`.
-
-Parts run one after another, what finds the worst first: does it work, is it right, how fast is it. Each is a process
-with a limit of its own; what it said and measured is written before the next begins, so that a day that ends early
-keeps what it had, and the same command goes on where the last one stopped (`--again` begins anew). After each part the
-table between the markers of RESULTS.md is made again from the figures.
-"""
+"""The parts of a GPU day, and how they are run."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import gpu_table
+from benchmarks.gpu_day import table
 from server.run_module import module_command
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _TAIL_CHARACTERS = 6000
 
 
@@ -75,8 +67,8 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
         roofline("roofline", 180, "--shapes", "1.8b", "7b", "7b-int4", "--batch-sizes", "1", "4", "16", "64", *short),
         roofline("roofline-sampled", 90, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "1", "64", "--top-p", "0.8"),
         Part("memory", 180, module_command("benchmarks.peak_memory", *decode)),
-        Part("http", 120, module_command("benchmarks.gpu_http", *decode)),
-        Part("http-1.8b", 150, module_command("benchmarks.gpu_http", *decode, "--shape", "1.8b")),
+        Part("http", 120, module_command("benchmarks.gpu_day.http", *decode)),
+        Part("http-1.8b", 150, module_command("benchmarks.gpu_day.http", *decode, "--shape", "1.8b")),
         roofline("roofline-14b", 120, "--shapes", "14b", "14b-int4", "--batch-sizes", "1", "4", "16", "64", *short),
         roofline("roofline-72b", 150, "--shapes", "72b-int4", "--batch-sizes", "1", "4", "16", *short),
         roofline("roofline-256", 150, "--shapes", "1.8b", "7b-int4", "--batch-sizes", "256", *short),
@@ -135,36 +127,9 @@ def run_day(all_parts: Sequence[Part], folder: Path, minutes: float, results: Pa
                 continue
             run_part(part, folder, min(part.limit_s, left_s))
             if results is not None:
-                gpu_table.write(folder, results)
+                table.write(folder, results)
         result = json.loads(file.read_text())
         word = {0: "done", None: "out of time"}.get(result["status"], f"failed with status {result['status']}")
         print(f"{part.name}: {word}, {result['seconds']} s", flush=True)
         num_missing += result["status"] != 0
     return num_missing
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its status is 0 when every part did."""
-    parser = argparse.ArgumentParser(description="Everything that only a GPU can show.")
-    parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing that would end later")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "benchmarks" / ".cache" / "gpu_day", help="of all figures"
-    )
-    parser.add_argument("--again", action="store_true", help="forget what earlier runs have done")
-    parser.add_argument("--parts", nargs="+", help="only these, in this order (default: all)")
-    parser.add_argument("--small", action="store_true", help="tiny shapes: see the command work, on a CPU too")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="whose table is made")
-    options = parser.parse_args(arguments)
-    if options.again:
-        for file in options.folder.glob("*.json"):
-            file.unlink()
-    all_parts = {part.name: part for part in parts(options.device, is_small=options.small)}
-    if unknown := set(options.parts or ()) - all_parts.keys():
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(all_parts)}")
-    chosen = [all_parts[name] for name in options.parts or all_parts]
-    return run_day(chosen, options.folder, options.minutes, options.results) and 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.soak_server import SoakServer
+from benchmarks.soak.server import SoakServer
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 # A request that is complete is answered (or its connection closed) by then; what is not, waits in vain.

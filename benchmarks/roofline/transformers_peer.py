@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.device_limits import synchronize
+from benchmarks.roofline.device_limits import synchronize
 from demo.random_checkpoint import Shape
 
 

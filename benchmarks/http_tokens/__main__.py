@@ -23,6 +23,7 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.figures import circumstances, print_figures
 from demo import random_checkpoint
 from model.contract.engine_config import EngineConfig
 from model.contract.tokenizer import Tokenizer
@@ -32,7 +33,6 @@ from server.engine.supervisor import EngineState
 from server.run_module import module_command
 from server.serve import draining_server
 from server.settings import Settings
-from server.version import server_version
 
 
 async def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
@@ -59,7 +59,7 @@ async def measure(arguments: argparse.Namespace, checkpoint: Path) -> list[float
     """Returns microseconds a token, one figure a round."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    engine = EngineClient(EngineConfig(checkpoint_path=str(checkpoint)), module="benchmarks.token_fountain")
+    engine = EngineClient(EngineConfig(checkpoint_path=str(checkpoint)), module="benchmarks.http_tokens.token_fountain")
     server = draining_server(
         Settings(model="m", chat_format="chatml", log_level="warning"),
         Tokenizer.from_folder(checkpoint),
@@ -107,9 +107,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as uvicorn runs the server
             figures = runner.run(measure(arguments, checkpoint))
     return {
-        "commit": server_version().commit,
+        **circumstances(),
         "python": sys.version.split()[0],
-        "cores": os.cpu_count(),
         "streams": arguments.streams,
         "tokens": arguments.tokens,
         "us_per_token": statistics.median(figures),
@@ -130,10 +129,7 @@ def main() -> None:
     if arguments.client is not None:
         asyncio.run(read_streams(arguments.client, arguments.streams, arguments.tokens))
         return
-    text = json.dumps(run(arguments), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_figures(run(arguments), arguments.json)
 
 
 if __name__ == "__main__":

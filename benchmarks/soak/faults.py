@@ -7,8 +7,8 @@ import random
 import time
 from typing import Any
 
-from benchmarks.soak_client import Ending, SoakClient
-from benchmarks.soak_server import SoakServer
+from benchmarks.soak.client import Ending, SoakClient
+from benchmarks.soak.server import SoakServer
 from tools.bench.report import percentile
 
 Figures = dict[str, Any]

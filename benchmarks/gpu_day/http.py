@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.decode import random_folder
-from benchmarks.soak_server import soak_server
+from benchmarks.checkpoints import random_folder
+from benchmarks.soak.server import soak_server
 from demo import random_checkpoint
 from server.run_module import module_command
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 
 
 def main() -> int:

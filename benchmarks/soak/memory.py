@@ -7,8 +7,8 @@ import random
 import time
 from typing import Any
 
-from benchmarks.soak_client import CHAT_PATH, Ending, SoakClient
-from benchmarks.soak_server import Footprint, SoakServer
+from benchmarks.soak.client import CHAT_PATH, Ending, SoakClient
+from benchmarks.soak.server import Footprint, SoakServer
 
 _TOOL = {
     "type": "function",

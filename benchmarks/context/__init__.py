@@ -1,0 +1,1 @@
+"""Speed of one sequence by the length of its context."""

@@ -1,0 +1,1 @@
+"""CPU time of the HTTP process for a streamed token."""

@@ -1,0 +1,1 @@
+"""Other engines that benchmarks compare with."""

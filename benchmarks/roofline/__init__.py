@@ -1,0 +1,1 @@
+"""Decode and prefill speed beside what the device can do."""

@@ -1,0 +1,1 @@
+"""Ill-treats a server and checks what it promises."""
