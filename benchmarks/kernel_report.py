@@ -213,15 +213,17 @@ def _compile(launch: Launch, arch: int) -> Any:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for index, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
+    for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments, strict=False)):
+        name = parameter.name
+        is_special = isinstance(value, int) and not parameter.do_not_specialize
+        if value is None or (is_special and value == 1):
             signature[name], constants[name] = "constexpr", value  # as a launch would specialise it
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[name] = "i32" if value < 1 << 31 else "i64"
-            if value % 16 == 0:
+            if is_special and value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"

@@ -57,7 +57,8 @@ def _load_scales(scales_ptr, first_input, in_features, out_features, columns, is
     return tl.load(scales_ptr + group * out_features + columns, mask=is_column, other=0.0)
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # a batch size seen for the first time must not wait for a compiler
+# A batch size seen for the first time must not wait for a compiler.
+@triton.jit(do_not_specialize=["num_rows", "steps_per_split"])
 def tile_kernel(
     x_ptr,
     words_ptr,

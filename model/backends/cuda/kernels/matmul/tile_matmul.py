@@ -18,7 +18,7 @@ _BLOCK_OUTPUTS = 64
 _BLOCK_INPUTS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _tile_matmul_kernel(
     x_ptr,
     weight_ptr,
