@@ -9,9 +9,10 @@ Pure. The formulas, with H hidden_size, I intermediate_size, L layers, V vocabul
   layers have windows, of the last tokens in the largest one and those of two steps.
 - activations of a step with T tokens, R of which get a next token: T*(2*H + 1.5*I)*b at the widest place (the MLP:
   residual, normed input, both halves, their product), and R*V*4*2 for logits and what sampling makes of them.
-- a LoRA adapter of rank r: r*(9*H + 1.5*I) numbers a layer (A and B of all five linears), times L and b; of several
-  ranks each has its part of the factor that lies along what is split, and all of the other. What an adapter trained
-  whole (wte, lm_head: V*H numbers each) comes on top.
+- a LoRA adapter of rank r on a GPU, which takes ranks in sixteens: r*(11*H + 1.5*I) numbers a layer (A and B of all
+  five linears, and of c_attn an A for each of queries, keys and values), times L and b; of several ranks each has its
+  part of the factor that lies along what is split, and all of the other. On a CPU an adapter that was trained on c_attn
+  as a whole has one A there: 9*H. What an adapter trained whole (wte, lm_head: V*H numbers each) comes on top.
 - what the device's runtime itself takes (a CUDA context and its libraries) is not in these figures.
 """
 
@@ -27,13 +28,14 @@ from model.contract.config import (
     QuantizationConfig,
     require_can_quantize,
 )
-from model.contract.files.linears import linear_shapes
+from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 from model.contract.parallel import layers_of_stages, require_divisible
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPE_BYTES = {**DTYPE_BYTES, "int8": 1}
 _SCALE_BYTES = 4  # of a head of a token in an int8 cache
 _GPTQ_GROUP = 128
+_RANKS_AT_ONCE = 16  # of an adapter's factors on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +198,16 @@ class MemoryPlan:
         )
 
     def adapter_bytes(self, rank: int) -> int:
-        """See `adapter_bytes`, in the activations' dtype."""
-        layers = max(num_layers for _, num_layers in self._stages)
-        return adapter_bytes(self.config, rank, DTYPE_BYTES[self.dtype], self.num_ranks, layers)
+        """Of a LoRA adapter that may have factors of this rank for all linears of the blocks, on a GPU."""
+        num_factors = 0
+        for name, (num_inputs, num_outputs) in linear_shapes(self.config).items():
+            if name.endswith("c_proj"):  # row-parallel
+                num_factors += num_inputs // self.num_ranks + num_outputs
+            else:
+                num_factors += len(QWEN2_LINEARS[name]) * num_inputs + num_outputs // self.num_ranks
+        num_layers = max(num_layers for _, num_layers in self._stages)
+        held_rank = -(-rank // _RANKS_AT_ONCE) * _RANKS_AT_ONCE
+        return held_rank * num_factors * num_layers * DTYPE_BYTES[self.dtype]
 
     def summary(self) -> str:
         """Describes the plan in one line for the log."""
@@ -247,23 +256,3 @@ def plan_memory(
         num_ranks=num_ranks,
         num_stages=num_stages,
     )
-
-
-def adapter_bytes(
-    config: ModelConfig, rank: int, dtype_bytes: int, num_ranks: int = 1, num_layers: int | None = None
-) -> int:
-    """Reckons the bytes of a LoRA adapter that has factors for all linears of the blocks.
-
-    Args:
-        rank: the factors' rank.
-        dtype_bytes: bytes of a number.
-        num_ranks: ranks that share each layer; the bytes are for one of them.
-        num_layers: layers of the largest stage; None is all.
-    """
-    num_factors = 0
-    for name, (num_inputs, num_outputs) in linear_shapes(config).items():
-        if name.endswith("c_proj"):  # row-parallel
-            num_factors += num_inputs // num_ranks + num_outputs
-        else:
-            num_factors += num_inputs + num_outputs // num_ranks
-    return rank * num_factors * (num_layers or config.num_layers) * dtype_bytes

@@ -287,7 +287,7 @@ def test_a_rank_s_part_of_an_adapter_is_reckoned(four_heads: Path) -> None:
         if name.endswith("c_proj"):
             shard = row_parallel(num_inputs, num_outputs, 0, 4)
         assert shard is not None
-        parts = LowRankUpdate(0, torch.zeros(8, num_inputs), torch.zeros(num_outputs, 8), 1.0).on(shard)
-        num_held += parts[0].a.numel() + sum(part.b.numel() for part in parts)
+        parts = LowRankUpdate(0, torch.zeros(16, num_inputs), torch.zeros(num_outputs, 16), 1.0).on(shard)
+        num_held += num_parts * parts[0].a.numel() + sum(part.b.numel() for part in parts)
     plan = plan_memory(config, dtype="float32", num_ranks=4)
-    assert plan.adapter_bytes(8) == num_held * config.num_layers * 4
+    assert plan.adapter_bytes(16) == num_held * config.num_layers * 4

@@ -8,8 +8,11 @@ from model.adapters.low_rank import LowRankUpdate
 from model.backends.cuda.low_rank import CudaLowRankTable, plan_adapter_table
 from model.backends.cuda.operations import Operations
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
+from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
+from model.contract.memory_plan import plan_memory
 from model.distributed.shard import column_parallel
 from model.execution.forward_batch import SequenceSpan
+from tests.model.backends.test_torch_backend import CONFIG
 
 HIDDEN = 48
 CPU = torch.device("cpu")
@@ -63,3 +66,14 @@ def test_parts_that_were_trained_apart_stay_apart_on_a_rank(device: torch.device
 
 def test_steps_without_adapters_have_no_table(device: torch.device) -> None:
     assert plan_adapter_table([SequenceSpan([0], 0, 1.0, [], 1)], device) is None
+
+
+def test_a_slot_takes_what_the_memory_plan_says(device: torch.device) -> None:
+    """Queries, keys and values have factors of their own, whether an adapter does or not; ranks come in sixteens."""
+    plan, num_bytes = plan_memory(CONFIG, dtype="bfloat16"), 0
+    for name, (num_inputs, num_outputs) in linear_shapes(CONFIG).items():
+        sizes = (num_inputs, num_outputs, 1, 20, len(QWEN2_LINEARS[name]))
+        table = CudaLowRankTable(Operations(device), *sizes, torch.bfloat16, device)
+        update = LowRankUpdate(0, torch.zeros(20, num_inputs), torch.zeros(num_outputs, 20), 1.0)
+        num_bytes += table.prepare([update])[1]
+    assert num_bytes * CONFIG.num_layers == plan.adapter_bytes(20)
