@@ -223,6 +223,10 @@ class Backend(Protocol):
         """
         ...
 
+    def step_table_bytes(self, config: ModelConfig, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
+        """Bytes of what is kept for all steps beside weights and cache, and grows with the longest sequence."""
+        ...
+
     def release_memory(self) -> None:
         """Gives back what is kept for reuse; called after running out of memory."""
         ...

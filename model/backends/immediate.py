@@ -21,6 +21,10 @@ class ImmediateSteps:
         """See `Backend`. The cache takes a part of what is free; steps have the rest."""
         return 0
 
+    def step_table_bytes(self, config: ModelConfig, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
+        """See `Backend`. A step makes what it needs."""
+        return 0
+
     def release_memory(self) -> None:
         """See `Backend`. Nothing is kept."""
 

@@ -152,6 +152,7 @@ def step_bytes(
         return 0
     # An id and a number for each token that a sequence with penalties may have.
     num_bytes += config.max_num_seqs * max_model_len * 12
+    num_bytes += backend.step_table_bytes(loaded.config, config.max_num_seqs, max_model_len, config.block_size)
     if config.cuda_graphs:
         # Recorded steps keep their logits; what they compute in between they share, but with no other step.
         num_recorded = min(limits.max_num_batched_tokens, MAX_RECORDED_TOKENS)

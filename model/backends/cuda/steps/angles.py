@@ -16,8 +16,8 @@ class Angles(NamedTuple):
     """Angles of all positions for every alpha that a prompt may have.
 
     Attributes:
-        rows: of each alpha in the tables.
-        tables: on the device.
+        rows: the row of each alpha in the tables.
+        tables: angles and query factors, on the device.
     """
 
     rows: dict[float, int]
@@ -26,12 +26,7 @@ class Angles(NamedTuple):
     @classmethod
     def make(cls, config: ModelConfig, max_model_len: int, device: torch.device) -> Angles:
         """Computes them on the CPU as `ForwardBatch.build` does, so they are the same to the digit."""
-        lengths = {1, max_model_len}
-        length = config.seq_length
-        while length < max_model_len:
-            lengths.add(length + 1)
-            length *= 2
-        alphas = sorted({config.rope_alpha(n) for n in lengths})
+        alphas = _alphas(config, max_model_len)
         positions = torch.arange(max_model_len, dtype=torch.int64)
         pairs = [
             cos_sin(positions.to(torch.float32)[:, None] * inverse_frequencies(config, alpha)[None])
@@ -43,3 +38,18 @@ class Angles(NamedTuple):
             query_scale(positions, config).to(device),
         )
         return cls({alpha: row for row, alpha in enumerate(alphas)}, tables)
+
+
+def angle_table_bytes(config: ModelConfig, max_model_len: int) -> int:
+    """Bytes of the tables of `Angles.make`: 17 MB an alpha at 32,768 positions of 128 rotated dimensions."""
+    return 4 * max_model_len * (len(_alphas(config, max_model_len)) * config.rotary_dim + 1)
+
+
+def _alphas(config: ModelConfig, max_model_len: int) -> list[float]:
+    """What `ModelConfig.rope_alpha` is for some length, ascending."""
+    lengths = {1, max_model_len}
+    length = config.seq_length
+    while length < max_model_len:
+        lengths.add(length + 1)
+        length *= 2
+    return sorted({config.rope_alpha(n) for n in lengths})

@@ -13,11 +13,12 @@ from model.backends.cuda.low_rank import plan_adapter_table
 from model.backends.cuda.notes import Notes
 from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operations
 from model.backends.cuda.self_check.check import noted_fault
-from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.angles import Angles, angle_table_bytes
 from model.backends.cuda.steps.batch_builder import BatchBuilder
 from model.backends.cuda.steps.decode_graphs import CapturedDecodes
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.cuda.steps.recording import NoRecorder, Recorder, out_of_step
+from model.contract.config import ModelConfig
 from model.distributed.ranks import OutOfStepError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class RecordedSteps:
     _is_fixed: bool
     _recorder: Recorder | None = None
     _angles: Angles | None = None
+
+    def step_table_bytes(self, config: ModelConfig, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
+        """See `Backend`. Rotary angles, and block tables of decode steps, of those with adapters and of all others."""
+        block_table_bytes = 4 * max_num_seqs * -(-max_model_len // block_size)
+        return angle_table_bytes(config, max_model_len) + 3 * block_table_bytes
 
     def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> CapturedDecodes | None:
         """See `Backend`."""

@@ -21,7 +21,7 @@ from model.backends.cuda.kernels.launch import recorded
 from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
 from model.backends.cuda.operations import KERNELS
 from model.backends.cuda.steps import recording
-from model.backends.cuda.steps.angles import Angles
+from model.backends.cuda.steps.angles import Angles, angle_table_bytes
 from model.backends.cuda.steps.attention_plan import make_plan
 from model.backends.cuda.steps.batch_builder import BatchBuilder
 from model.backends.cuda.steps.decode_graphs import CapturedDecodes
@@ -134,6 +134,7 @@ def test_angles_are_those_of_a_batch() -> None:
     alphas = {CONFIG.rope_alpha(n) for n in range(1, 101)}
     assert set(rows) == alphas
     assert len(alphas) > 2
+    assert angle_table_bytes(CONFIG, 100) == sum(table.nbytes for table in tables)
     positions = torch.arange(100)
     assert torch.equal(tables.query_scale, query_scale(positions, CONFIG))
     for alpha, row in rows.items():
@@ -384,7 +385,8 @@ def test_memory_for_steps_is_set_aside(tiny_checkpoint: Path, monkeypatch: pytes
     history_bytes = 2 * 20 * (8 + 4)
     block_bytes = kv_cache_block_bytes(worker.model_config, 4, torch.float32)
     assert worker.cache.num_blocks == 2 * 5, "more could never be used"
-    free = 300_000 + history_bytes + 7 * block_bytes + 5
+    table_bytes = angle_table_bytes(worker.model_config, 20) + 3 * 2 * 5 * 4  # block tables of three kinds of steps
+    free = 300_000 + history_bytes + table_bytes + 7 * block_bytes + 5
     monkeypatch.setattr(CudaBackend, "available_memory_bytes", lambda self, share: free)
     assert Worker(config).cache.num_blocks == 7
     recorded = msgspec.structs.replace(config, cuda_graphs=True)
