@@ -1,4 +1,4 @@
-"""The layers of a model that has adapters: its own, with what the rows' adapters add or put in their place."""
+"""The layers of a model with adapters: its own, to which the rows' adapters add or which they replace."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from model.execution.forward_batch import ForwardBatch
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer with the low-rank factors of adapters.
-
-    Args:
-        base: the layer as loaded.
-        table: of the factors.
-    """
+    """A linear layer with a table of the adapters' low-rank factors."""
 
     def __init__(self, base: nn.Module, table: LowRankTable) -> None:
         super().__init__()
@@ -27,7 +22,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def kernel(self) -> LinearKernel | None:
-        """Of the layer below, for rows without adapters."""
+        """The base layer's kernel, for rows without adapters."""
         return getattr(self.base, "kernel", None)
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
@@ -37,11 +32,11 @@ class AdaptedLinear(nn.Module):
 
 
 class AdaptedEmbedding(nn.Module):
-    """An embedding in whose place some adapters have one of their own.
+    """An embedding that some adapters replace by their own.
 
     Args:
-        base: the layer as loaded.
-        own: rows by token id, [vocab_size, hidden_size], by the adapter's slot; may change between steps.
+        base: the model's embedding.
+        own: slot of an adapter -> its embedding [vocab_size, hidden_size]; may change between steps.
     """
 
     def __init__(self, base: nn.Module, own: Mapping[int, torch.Tensor]) -> None:

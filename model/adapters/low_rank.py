@@ -1,4 +1,4 @@
-"""What an adapter adds to the outputs of one linear layer."""
+"""The low-rank factors that adapters add to linear layers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from model.distributed.shard import LinearShard
 
 
 class LowRankUpdate(NamedTuple):
-    """An addition to some rows of a weight: `weight[first : first + n] += scaling * B @ A`.
+    """An addition to some rows of a weight: `weight[first_output : first_output + n] += scaling * B @ A`.
 
     Attributes:
-        first_output: of those it adds to.
         a: [rank, K], as stored.
         b: [n, rank], as stored.
-        scaling: of the product.
     """
 
     first_output: int
@@ -35,9 +33,9 @@ class LowRankUpdate(NamedTuple):
         return self.b.float() * self.scaling
 
     def on(self, shard: LinearShard) -> list[LowRankUpdate]:
-        """The rank's part of it, counted from the rank's first output: B is cut as outputs are, A as inputs.
+        """Returns a rank's part, counted from the rank's first output: B is cut as outputs are, A as inputs.
 
-        Of a row-parallel layer every rank adds a partial sum, as its weight does.
+        In a row-parallel layer every rank adds a partial sum, as its weight does.
         """
         a = self.a[:, slice(*shard.inputs)]
         parts: list[LowRankUpdate] = []
@@ -51,16 +49,12 @@ class LowRankUpdate(NamedTuple):
         return parts
 
     def delta(self) -> torch.Tensor:
-        """Returns what it adds to the weight's rows: [n, K] float32."""
+        """Returns the product that is added to the weight's rows, [n, K] float32."""
         return self.scaled_b() @ self.a.float()
 
 
 def fold(updates: Sequence[LowRankUpdate], num_outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes one pair of factors of several updates of a layer, the ranks side by side.
-
-    Args:
-        updates: of one layer, at least one.
-        num_outputs: of the layer.
+    """Joins several updates of a layer (at least one) into one pair of factors, the ranks side by side.
 
     Returns:
         A [R, K] and scaling * B [num_outputs, R], both float32; B is zero where an update does not reach.

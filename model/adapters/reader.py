@@ -1,7 +1,7 @@
 """Reads an adapter's tensors: low-rank factors and whole weights, checked against the model they are for.
 
-Strict, as the reader of checkpoints is, and with no pickle but through torch's weights-only reader. What is read are
-views of the file; whoever takes them converts and keeps what it needs.
+Strict, as the reader of checkpoints is; pickles are read only through torch's weights-only reader. The tensors are
+views of the file: callers convert and keep what they need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.execution.checkpoint import iterate_tensors
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Of a file beside its numbers: names, offsets, and what pickles have of them.
+# Bytes of a file besides its numbers: names, offsets, pickles of them.
 _MAX_OVERHEAD_BYTES = 16 << 20
 
 
@@ -32,10 +32,9 @@ class Adapter:
     """An adapter's weights.
 
     Attributes:
-        config: its numbers.
-        updates: by the linear layer's name ("transformer.h.0.attn.c_attn"); several where its outputs were trained
-            apart.
-        saved: weights that take the place of the model's, by module ("transformer.wte", "lm_head").
+        updates: a linear layer's name ("transformer.h.0.attn.c_attn") -> its updates; several where parts of its
+            outputs were trained apart.
+        saved: a module ("transformer.wte", "lm_head") -> the weight that replaces the model's.
     """
 
     config: AdapterConfig
@@ -53,12 +52,12 @@ def read_adapter(folder: Path, model: ModelConfig, max_rank: int | None = None) 
     """Reads the adapter in a folder.
 
     Args:
-        folder: with `adapter_config.json` and `adapter_model.safetensors` or `.bin`.
-        model: what it is to be applied to.
+        folder: holds `adapter_config.json` and `adapter_model.safetensors` or `.bin`.
+        model: the numbers of the model that it is for.
         max_rank: the largest rank its factors may have; None is no limit.
 
     Raises:
-        AdapterError: something is missing, malformed, of another model, not a number or not supported; one sentence.
+        AdapterError: something is missing, malformed, made for another model, not a number or not supported.
     """
     config = AdapterConfig.from_folder(folder)
     if max_rank is not None and config.max_rank > max_rank:
@@ -121,7 +120,8 @@ def _refuse_no_numbers(tensor: AdapterTensor, data: torch.Tensor, path: Path) ->
 
 def _updates(factors: dict[str, _Factors], config: AdapterConfig, path: Path) -> dict[str, list[LowRankUpdate]]:
     updates: dict[str, list[LowRankUpdate]] = {}
-    for stored, (tensor, found) in ((name, (f.tensor, f.found)) for name, f in factors.items()):
+    for stored, each in factors.items():
+        tensor, found = each.tensor, each.found
         for factor in ("A", "B"):
             if factor not in found:
                 raise AdapterError(f"{path}: lora_{factor} of {stored!r} is missing; is the file complete?")

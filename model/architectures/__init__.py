@@ -1,4 +1,4 @@
-"""One file an architecture, and the registry of them by the class that checkpoints name."""
+"""One file an architecture, and their registry by the class that checkpoints name."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ def make_model(
     A class that is not registered is a fork's of the published one: no other architecture has such a `config.json`.
 
     Args:
-        config: the checkpoint's numbers.
         make_linear: makes the linears of its blocks.
-        backend: does the device work.
-        dtype: of activations and unquantised weights.
-        ranks: that share it; this one has its part.
-        layers: of this one's stage; None is all.
+        dtype: dtype of activations and unquantised weights.
+        ranks: this rank's line to those that share the model.
+        layers: the layers of this rank's stage; None is all.
     """
     make = ARCHITECTURES.get(config.architecture, ARCHITECTURES[PUBLISHED_CLASS])
     return make(config, make_linear, backend, dtype, ranks, layers)

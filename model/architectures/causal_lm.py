@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever its architecture."""
+"""The interface of a model, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class CausalLM(nn.Module):
             cache: keys and values of everything before them; theirs are added.
 
         Returns:
-            the final hidden states [T, hidden_size] of all new tokens, normalised; on other stages than the last
-            those that were sent on.
+            [T, hidden_size]: the normalised final hidden states of all new tokens; before the last stage the states
+            that were sent on.
         """
         raise NotImplementedError
 
     def quantize_head(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
-        """Has the output layer's weight packed while it is loaded; to be called before."""
+        """Has the output layer's weight packed while it is loaded; call it before the load."""
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

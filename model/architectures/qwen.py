@@ -80,7 +80,7 @@ class QWenMLP(nn.Module):
 
     @cached_property
     def _gated(self) -> LinearKernel | None:
-        """What is before `c_proj`, in one call: for rows without adapters."""
+        """Computes everything before `c_proj` in one call, for rows without adapters."""
         gate, up = (getattr(layer, "kernel", None) for layer in (self.w2, self.w1))
         return None if gate is None or up is None else self._backend.gated_linear(gate, up)
 
@@ -116,7 +116,7 @@ class QWenBlock(nn.Module):
             x: [T, hidden] float32, may be overwritten.
             delta: [T, hidden], still to be added to x, or None.
             batch: the step.
-            plan: of its attention.
+            plan: what `Backend.plan_attention` returned for the step.
 
         Returns:
             x and what is still to be added to it.
@@ -130,7 +130,7 @@ class QWenBlock(nn.Module):
 
 
 class QWenModel(nn.Module):
-    """Embedding, blocks and the final norm: of them, what is a stage's."""
+    """Embedding, blocks and the final norm, as far as this stage has them."""
 
     def __init__(
         self,
@@ -161,9 +161,9 @@ class QWenLMHeadModel(CausalLM):
         config: its numbers.
         make_linear: makes the five linears of each block; `lm_head` stays as it is unless `quantize_head` is called.
         backend: does the device work.
-        dtype: of activations and unquantised weights.
-        ranks: that share it: heads, columns of the MLP, and rows of the vocabulary.
-        layers: that it has, of those of the checkpoint; None is all.
+        dtype: dtype of activations and unquantised weights.
+        ranks: the ranks that share heads, columns of the MLP, and rows of the vocabulary.
+        layers: the checkpoint's layers that this stage has; None is all.
     """
 
     def __init__(
@@ -186,9 +186,7 @@ class QWenLMHeadModel(CausalLM):
                 backend=backend,
                 dtype=dtype,
                 wide_results=True,
-                shard=column_parallel(
-                    config.hidden_size, (config.vocab_size,), ranks.place.rank, ranks.place.size
-                ),
+                shard=column_parallel(config.hidden_size, (config.vocab_size,), ranks.place.rank, ranks.place.size),
             )
         self._config = config
         self._ranks = ranks
@@ -200,7 +198,7 @@ class QWenLMHeadModel(CausalLM):
         return None if is_elsewhere or is_saved_buffer(checkpoint_name) else checkpoint_name
 
     def _is_elsewhere(self, name: str) -> bool:
-        """Whether a tensor is of another stage."""
+        """Whether a tensor belongs to another stage."""
         place = self._ranks.place
         if name.startswith("transformer.wte."):
             return not place.is_first_stage

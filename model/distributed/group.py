@@ -19,14 +19,14 @@ class GroupRanks:
     """Ranks over process groups of torch.distributed: NCCL on CUDA devices, gloo on a CPU.
 
     On a CPU a row's result must depend on that row alone, so sums are made in the order of ranks: gloo's own sums
-    begin at another rank for each stretch of the tensor. Of two numbers there is only one sum.
+    begin at another rank for each stretch of the tensor. Two numbers have only one sum.
 
     Args:
         world: a process group of all processes of the model, or a backend of one.
-        group: the same of the ranks of this stage.
-        place: of this process.
-        device: where tensors are.
-        tell: brings a step to the other ranks; for the leader.
+        group: the same for the ranks of this stage.
+        place: this process's place.
+        device: the device of all tensors.
+        tell: brings a step to the other ranks; the leader needs it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How the ranks of one model exchange tensors.
+"""Exchange of tensors between the ranks of a model.
 
 All ranks of a stage make the same calls in the same order; what they need to know for that, the leader has told them
 before a step. Nothing here depends on a clock, or on what one rank alone knows.
@@ -19,16 +19,12 @@ class OutOfStepError(Exception):
 
 
 class Ranks(Protocol):
-    """One rank's line to the others.
-
-    Attributes:
-        place: its own.
-    """
+    """One rank's line to the others."""
 
     place: Placement
 
     def tell(self, step: RankStep) -> None:
-        """Tells the other ranks to take part in a step; for the leader."""
+        """Tells the other ranks to take part in a step; only the leader calls it."""
         ...
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,31 +32,28 @@ class Ranks(Protocol):
         ...
 
     def gather(self, x: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Joins the columns of a stage's ranks, cut by `share_of`: [T, num_columns] for the first of them.
-
-        Others get something else.
-        """
+        """Joins the columns of a stage's ranks, cut by `share_of`; only the first rank gets [T, num_columns]."""
         ...
 
     def share(self, x: torch.Tensor) -> None:
-        """Writes the x of a stage's first rank into that of the others."""
+        """Overwrites x with that of the stage's first rank."""
         ...
 
     def send(self, x: torch.Tensor) -> None:
-        """Begins to bring x [T, N] float32 to the next stage; it must not be written to any more."""
+        """Begins to send x [T, N] float32 to the next stage; the caller must not write to it any more."""
         ...
 
     def receive(self, num_rows: int, num_columns: int) -> torch.Tensor:
-        """Returns what the stage before has sent, [num_rows, num_columns] float32, in the order in which it did."""
+        """Returns the next tensor that the stage before has sent, [num_rows, num_columns] float32."""
         ...
 
     def numbers(self, number: int) -> list[int]:
-        """Returns every process's number, in their order, over all stages."""
+        """Exchanges a number: returns that of every process, in the order of processes, over all stages."""
         ...
 
 
 class OneRank:
-    """A model on one rank: there is nobody to ask."""
+    """A model on one rank: there is no other to exchange with."""
 
     place = Placement()
 

@@ -1,12 +1,12 @@
-"""Which part of each weight a rank has.
+"""The part of each weight that a rank has.
 
 A linear of N outputs and K inputs is split in one of two ways. Column-parallel: a rank has some of the outputs, all
 inputs; what follows works on its outputs alone. Row-parallel: it has some of the inputs and all outputs, and its
 results are partial sums, which the architecture adds up over the ranks.
 
-Whoever keeps a weight in another form (quantised, an adapter's factors) cuts it by the same `LinearShard`: what lies
-along outputs by `output_cut`, what lies along inputs by `input_cut`. What a row-parallel layer adds to its results must
-be a partial sum as well, or be added by one rank alone (`keeps_bias`).
+Other forms of a weight (quantised, an adapter's factors) are cut by the same `LinearShard`: dimensions of outputs by
+`output_cut`, dimensions of inputs by `input_cut`. Anything added to the results of a row-parallel layer must be a
+partial sum as well, or be added by one rank alone (`keeps_bias`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Cut(NamedTuple):
     """The part of a stored tensor that a rank reads.
 
     Attributes:
-        dim: which dimension is cut.
+        dim: the dimension that is cut.
         size: its length in the file.
-        ranges: what is kept of it, in this order.
+        ranges: the parts that are kept, in this order.
     """
 
     dim: int
@@ -37,16 +37,16 @@ class Cut(NamedTuple):
     ranges: tuple[Range, ...]
 
     def stored_shape(self, shape: torch.Size) -> torch.Size:
-        """The shape in the file, given that of the rank's part."""
+        """Returns the shape in the file, given that of the rank's part."""
         return torch.Size([*shape[: self.dim], self.size, *shape[self.dim + 1 :]])
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rank's part: a view of a tensor where it is one range."""
+        """Returns the rank's part: a view of the tensor where it is one range."""
         parts = [tensor.narrow(self.dim, low, high - low) for low, high in self.ranges]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
     def in_words(self, per_word: int) -> Cut:
-        """The same cut where `per_word` neighbours are packed into one.
+        """Returns the same cut of a tensor that packs `per_word` neighbours into one.
 
         Raises:
             ValueError: a range does not begin or end between two words.
@@ -59,15 +59,7 @@ class Cut(NamedTuple):
 
 
 class LinearShard(NamedTuple):
-    """A rank's part of a linear.
-
-    Attributes:
-        in_features: of the whole layer.
-        out_features: of the whole layer.
-        outputs: which outputs the rank has.
-        inputs: which inputs it has.
-        rank: whose part this is.
-    """
+    """A rank's part of a linear, which has `in_features` and `out_features` as a whole."""
 
     in_features: int
     out_features: int
@@ -77,12 +69,12 @@ class LinearShard(NamedTuple):
 
     @property
     def num_inputs(self) -> int:
-        """Of the rank's part."""
+        """Inputs of the rank's part."""
         return self.inputs[1] - self.inputs[0]
 
     @property
     def num_outputs(self) -> int:
-        """Of the rank's part."""
+        """Outputs of the rank's part."""
         return sum(high - low for low, high in self.outputs)
 
     @property
@@ -92,15 +84,15 @@ class LinearShard(NamedTuple):
 
     @property
     def keeps_bias(self) -> bool:
-        """Whether the rank adds the bias, its part of it or all; of partial sums only one may have it."""
+        """Whether the rank adds the bias, its part or all of it; only one partial sum may have it."""
         return self.rank == 0 or not self.is_row_parallel
 
     def output_cut(self, dim: int) -> Cut | None:
-        """How a tensor with the outputs along `dim` is cut; None where it is whole."""
+        """Returns how a tensor with the outputs along `dim` is cut; None where it stays whole."""
         return None if self.is_row_parallel else Cut(dim, self.out_features, self.outputs)
 
     def input_cut(self, dim: int) -> Cut | None:
-        """How a tensor with the inputs along `dim` is cut; None where it is whole."""
+        """Returns how a tensor with the inputs along `dim` is cut; None where it stays whole."""
         return Cut(dim, self.in_features, (self.inputs,)) if self.is_row_parallel else None
 
 
@@ -110,8 +102,8 @@ def column_parallel(in_features: int, parts: tuple[int, ...], rank: int, size: i
     Args:
         in_features: K.
         parts: lengths of the stretches of outputs of which each rank has its share, such as queries, keys and values.
-        rank: whose part is wanted.
-        size: how many ranks there are; None is returned for one.
+        rank: the rank whose part is returned.
+        size: number of ranks; None is returned for one.
     """
     if size == 1:
         return None

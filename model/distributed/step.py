@@ -1,4 +1,4 @@
-"""A step as the leader tells it to the other ranks: plain data, all that they need to do their part."""
+"""A step as the leader tells it to the other ranks: plain data, everything that they need to do their part."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from model.execution.forward_batch import SequenceSpan
 
 
 class RankStep(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What every rank computes together. Sampling, grammars and requests are the leader's alone.
+    """The computation that all ranks share. Sampling, grammars and requests are the leader's alone.
 
     Attributes:
         spans: the sequences' new tokens, in row order.
-        sources: for each, where its token is among those that the step before sampled, else -1.
-        is_replayed: whether the recorded decode steps run it.
-        passes: rows of hidden states, of those that `spans` want logits for, that go through the output layer
-            together; none when the step is replayed.
+        sources: for each span the place of its token among those that the step before sampled, else -1.
+        is_replayed: whether recorded decode steps run it.
+        passes: groups of rows that want logits and go through the output layer together; empty for a replayed step.
     """
 
     spans: list[SequenceSpan]

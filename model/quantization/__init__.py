@@ -1,4 +1,4 @@
-"""Which linear layers a checkpoint is built of: chosen once, before anything is loaded."""
+"""Chooses the linear layers that a checkpoint is built of, once, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from model.quantization.gptq import GPTQLinear, check_supported
 def linear_maker(
     config: ModelConfig, backend: Backend, dtype: torch.dtype, at_load: str = NO_QUANTIZATION
 ) -> MakeLinear:
-    """Returns what makes the linears of a checkpoint's blocks.
+    """Returns the function that makes the linears of a checkpoint's blocks.
 
     Args:
         backend: keeps the weights and multiplies.
-        dtype: of the activations.
+        dtype: the activations' dtype.
         at_load: how to quantise weights while they are loaded; see `model.contract.config.QUANTIZED_BITS`.
 
     Raises:
@@ -33,25 +33,14 @@ def linear_maker(
     quantize = None if at_load == NO_QUANTIZATION else functools.partial(quantize_at_load, mode=at_load)
     quantization = config.quantization
     if quantization is None:
-
-        def make_linear(
-            in_features: int, out_features: int, *, bias: bool, shard: LinearShard | None = None
-        ) -> Linear:
-            return Linear(
-                in_features, out_features, bias=bias, backend=backend, dtype=dtype, quantize=quantize, shard=shard
-            )
-
-        return make_linear
+        return functools.partial(Linear, backend=backend, dtype=dtype, quantize=quantize)
     check_supported(quantization)
-
     kind = AWQLinear if quantization.quant_method == "awq" else GPTQLinear
 
     def make_quantized_linear(
         in_features: int, out_features: int, *, bias: bool, shard: LinearShard | None = None
     ) -> GPTQLinear:
         # Whether the unquantised layer has a bias says nothing: quantised ones store one, often of zeros.
-        return kind(
-            in_features, out_features, quantization=quantization, backend=backend, dtype=dtype, shard=shard
-        )
+        return kind(in_features, out_features, quantization=quantization, backend=backend, dtype=dtype, shard=shard)
 
     return make_quantized_linear

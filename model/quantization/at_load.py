@@ -1,4 +1,4 @@
-"""Quantising weights as they are loaded: nothing is calibrated, each matrix is packed as soon as it is there.
+"""Quantises weights as they are loaded: nothing is calibrated, each matrix is packed as soon as it is read.
 
 - int8: symmetric, a scale for each group of inputs or for a whole output, whichever is nearer to the weights.
 - int4: groups of 64 or 128 inputs, with an offset or without, whichever is nearer; ends of a group may be cut off where
@@ -39,13 +39,13 @@ NF4_GROUP = 64
 _INT8_GROUPS = (128, 64, 32)
 _INT4_GROUPS = (64, 128)
 
-# Of a group's reach, tried in turn: outliers may cost less than a coarser step for all others.
+# Shares of a group's range, tried in turn: cutting off outliers may cost less than a coarser step for all others.
 _REACHES = (1.0, 0.95, 0.9, 0.85)
 _TRIED_OUTPUTS = 256
 # Numbers quantised at a time: some ten float32 of them are in memory while they are.
 _NUMBERS_PER_PASS = 4 << 20
 
-# From float32 groups [R, G, size] to values [R, G, size] uint8, scales [R, G] and offsets [R, G] or None.
+# Values [R, G, size] uint8, scales [R, G] and offsets [R, G] or None, made of float32 groups [R, G, size].
 _Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 _Quantizer = Callable[[torch.Tensor], _Quantized]
 
@@ -58,7 +58,7 @@ def quantize_at_load(weight: torch.Tensor, mode: str) -> GroupedWeight | None:
         mode: a key of `model.contract.config.QUANTIZED_BITS`.
 
     Returns:
-        it; None where its inputs do not fall into groups, so that it stays as it is.
+        None where its inputs do not fall into groups, so that it stays as it is.
     """
     num_inputs = weight.shape[1]
     if mode == "nf4":
@@ -83,7 +83,7 @@ def quantize_at_load(weight: torch.Tensor, mode: str) -> GroupedWeight | None:
 
 
 def _error(weight: torch.Tensor, size: int, quantizer: _Quantizer, *, bits: int, zero: int) -> float:
-    """The squared error on some outputs from all over the matrix."""
+    """Returns the squared error on some outputs from all over the matrix."""
     rows = weight[:: max(1, len(weight) // _TRIED_OUTPUTS)]
     tried = _apply(rows, size, quantizer, bits=bits, zero=zero)
     expanded = expand_rows(tried.values, tried.scales, tried.offsets, zero, None)
@@ -115,7 +115,7 @@ def _int8(groups: torch.Tensor) -> _Quantized:
 
 
 def _int4_symmetric(groups: torch.Tensor) -> _Quantized:
-    """The number of largest magnitude becomes the lowest of the 16 levels: its side has one more than the other."""
+    """Makes the number of largest magnitude the lowest of the 16 levels: its side has one more than the other."""
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best = _Best(groups)
     for reach in _REACHES:
@@ -138,7 +138,7 @@ def _int4_asymmetric(groups: torch.Tensor) -> _Quantized:
 
 
 class _Best:
-    """Of several ways to quantise a group the one with the smallest error, for each group."""
+    """Keeps for each group the way to quantise it with the smallest error."""
 
     def __init__(self, groups: torch.Tensor) -> None:
         self._groups = groups
@@ -171,5 +171,5 @@ def _nf4(groups: torch.Tensor) -> _Quantized:
 
 
 def _inverse(scales: torch.Tensor) -> torch.Tensor:
-    """One over each scale; 0 for a group of nothing but zeros."""
+    """Returns one over each scale; 0 for a group of nothing but zeros."""
     return torch.where(scales == 0, 0.0, 1 / scales)

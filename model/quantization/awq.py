@@ -1,8 +1,8 @@
 """AWQ linears in AutoAWQ's "gemm" layout, read exactly.
 
-The numbers are GPTQ's (integers of 4 bits, a zero and a scale a group), dealt out otherwise: words run along the
-outputs, and a word's nibbles hold its eight columns in the order that AutoAWQ's kernel unpacks them. So a layer deals
-them out anew once it is loaded, and is a GPTQ layer from then on.
+The numbers are GPTQ's (integers of 4 bits, a zero and a scale a group), packed otherwise: words run along the outputs,
+and a word's nibbles hold its eight columns in the order that AutoAWQ's kernel unpacks them. So a layer repacks them
+once it is loaded, and is a GPTQ layer from then on.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.backends.base import Backend
-from model.contract.config import QuantizationConfig
-from model.distributed.shard import LinearShard
 from model.quantization.gptq import GPTQLinear
-from model.quantization.packing import WORD_BITS, pack_rows
+from model.quantization.packing import pack_rows
 
 _BITS = 4
 # Which of a word's eight columns each of its nibbles holds, the lowest first.
 _COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
-# Dealt out at a time: a value takes four bytes while it is.
+# Repacked at a time: a value takes four bytes meanwhile.
 _ROWS_PER_PASS = 1024
 
 
@@ -27,44 +24,12 @@ class AWQLinear(GPTQLinear):
     """A quantised linear layer; see `GPTQLinear` for what it computes.
 
     `qweight` is [K, N / 8], `qzeros` [G, N / 8] with zeros as they are, `scales` [G, N].
-
-    Args:
-        in_features: K.
-        out_features: N.
-        quantization: group size.
-        backend: keeps the weight and multiplies.
-        dtype: of the activations.
-        shard: the part of it that this rank has; None is all.
-
-    Raises:
-        CheckpointError: the shape, or the rank's part of it, does not divide into words.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        quantization: QuantizationConfig,
-        backend: Backend,
-        dtype: torch.dtype,
-        shard: LinearShard | None = None,
-    ) -> None:
-        super().__init__(
-            in_features, out_features, quantization=quantization, backend=backend, dtype=dtype, shard=shard
-        )
-        if shard is not None:
-            in_features, out_features = shard.num_inputs, shard.num_outputs
-            self.cuts["qweight"] = shard.input_cut(0) or self.cuts["qzeros"]
-        words = torch.empty(in_features, out_features * _BITS // WORD_BITS, dtype=torch.int32, device="meta")
-        self.qweight = nn.Parameter(words, requires_grad=False)
+    packs_outputs = True
 
     def finish_loading(self) -> int:
-        """Deals the integers out as GPTQ does, and goes on as there.
-
-        Returns:
-            Bytes of what is kept.
-        """
+        """Repacks the integers as GPTQ does, and goes on as there."""
         qweight, qzeros = self.qweight, self.qzeros
         assert qweight is not None and qzeros is not None
         parts = [

@@ -1,7 +1,7 @@
 """Tensors of GGUF files: small integers with a scale and perhaps an offset a group, exactly as the file means them.
 
-Each type's layout is that of ggml's blocks; what they stand for equals the package gguf's `dequantize` to the bit.
-Types without such a form are expanded, by that package.
+Layouts are those of ggml's blocks, and the numbers equal the package gguf's `dequantize` to the bit. Types without
+such a form are expanded by that package.
 """
 
 from __future__ import annotations
@@ -36,13 +36,11 @@ class _Decoded(NamedTuple):
     offsets: torch.Tensor | None = None
 
 
-def iterate_gguf(
-    path: Path, is_wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, torch.Tensor | GroupedWeight]]:
+def iterate_gguf(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor | GroupedWeight]]:
     """Yields a model's tensors under the names of a checkpoint, those of one layer next to each other.
 
     Args:
-        is_wanted: whether a tensor is to be decoded, by its name; of others come the bytes.
+        is_wanted: tells by its name whether a tensor is decoded; others come as bytes.
 
     Raises:
         CheckpointError: a file cannot be read, or a tensor is of a type that needs the package gguf.
@@ -57,11 +55,7 @@ def _load_order(name: str) -> tuple[str, ...]:
 
 
 def read_tensor(name: str, tensor: GGUFTensor) -> torch.Tensor | GroupedWeight:
-    """Reads one tensor: as numbers, or as a grouped weight where its type has that form.
-
-    Args:
-        name: for messages.
-        tensor: where it lies.
+    """Reads one tensor: as numbers, or as a grouped weight where its type has that form; messages name it.
 
     Raises:
         CheckpointError: it cannot be read, or its type needs the package gguf.
@@ -78,7 +72,7 @@ def read_tensor(name: str, tensor: GGUFTensor) -> torch.Tensor | GroupedWeight:
 
 
 def _map(tensor: GGUFTensor) -> torch.Tensor:
-    """The tensor's bytes; they are a view of the file, whose pages go when the view does."""
+    """Returns the tensor's bytes: a view of the file, whose pages go when the view does."""
     start = tensor.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     try:
         with tensor.path.open("rb") as file:
@@ -126,17 +120,17 @@ def _decode(raw: torch.Tensor, tensor: GGUFTensor) -> GroupedWeight:
 
 
 def _halves(data: torch.Tensor) -> torch.Tensor:
-    """float16 numbers [R, B, 2 n] bytes as [R, B, n] float32."""
+    """Reads [R, B, 2 n] bytes of float16 numbers as [R, B, n] float32."""
     return data.contiguous().view(torch.float16).float()
 
 
 def _nibbles(data: torch.Tensor) -> torch.Tensor:
-    """[..., n] bytes as [..., 2 n] values: the low halves of all, then the high ones."""
+    """Splits [..., n] bytes into [..., 2 n] values: the low halves of all, then the high ones."""
     return torch.cat((data & 15, data >> 4), -1)
 
 
 def _planes(data: torch.Tensor, run: int, bits: int) -> torch.Tensor:
-    """Values of so many bits in runs of bytes: [R, B, n] to [R, B, n * 8 / bits], all first ones of a run, then on."""
+    """Splits [R, B, n] bytes into [R, B, n * 8 / bits] values: of each run of bytes the lowest bits of all, then on."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
     runs = data.reshape(*data.shape[:2], -1, 1, run)
     return (runs >> shifts & ((1 << bits) - 1)).flatten(2)
@@ -151,7 +145,7 @@ def _q4_1(blocks: torch.Tensor) -> _Decoded:
 
 
 def _fifth_bits(data: torch.Tensor) -> torch.Tensor:
-    """[R, B, 4] bytes as the fifth bits of 32 values, each at its place."""
+    """Reads [R, B, 4] bytes as the fifth bits of 32 values, each at its place."""
     return ((data[..., None] >> torch.arange(8, dtype=torch.uint8) & 1) << 4).flatten(2)
 
 
@@ -184,7 +178,7 @@ def _q3_k(blocks: torch.Tensor) -> _Decoded:
 
 
 def _k_steps(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and offsets of Q4_K and Q5_K: [R, B, 8] each."""
+    """Reads the scales and offsets of Q4_K and Q5_K: [R, B, 8] each."""
     d, minimum = _halves(blocks[..., :2]), _halves(blocks[..., 2:4])
     first, second, third = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     steps = torch.cat((first & 63, (third & 15) | (first >> 2 & 48)), -1)

@@ -18,6 +18,7 @@ from model.execution.forward_batch import ForwardBatch
 from model.quantization.packing import WORD_BITS, unpack_rows
 
 SUPPORTED_BITS = (4, 8)
+_INPUTS_PER_PASS = 1024
 
 
 def check_supported(quantization: QuantizationConfig) -> None:
@@ -47,8 +48,8 @@ class GPTQLinear(nn.Module):
         out_features: N.
         quantization: bits and group size.
         backend: keeps the weight and multiplies.
-        dtype: of the activations.
-        shard: the part of it that this rank has; None is all. Groups may lie across its ends, in any order.
+        dtype: the activations' dtype.
+        shard: the part of the layer that this rank has; None is all. Groups may lie across its ends, in any order.
 
     Raises:
         CheckpointError: the shape, or the rank's part of it, does not divide into words.
@@ -58,6 +59,8 @@ class GPTQLinear(nn.Module):
     optional_tensors = frozenset({"g_idx", "bias"})
     # float16 in the published files; other tools write others, and rounding them would change the weights.
     stored_dtype_tensors = frozenset({"scales"})
+    # Whether the words of `qweight` run along the outputs, as those of `qzeros` do.
+    packs_outputs = False
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class GPTQLinear(nn.Module):
         self.cuts: dict[str, Cut | None] = {}
         self._first_input = 0
         if shard is not None:
-            self.cuts = _cuts(shard, per_word)
+            self.cuts = _cuts(shard, per_word, packs_outputs=self.packs_outputs)
             self._first_input = shard.inputs[0]
             in_features, out_features = shard.num_inputs, shard.num_outputs
         self._bits = quantization.bits
@@ -91,7 +94,10 @@ class GPTQLinear(nn.Module):
         self._backend = backend
         self._dtype = dtype
         self.kernel: LinearKernel | None = None
-        self.qweight = _placeholder(in_features // per_word, out_features, dtype=torch.int32)
+        if self.packs_outputs:
+            self.qweight = _placeholder(in_features, out_features // per_word, dtype=torch.int32)
+        else:
+            self.qweight = _placeholder(in_features // per_word, out_features, dtype=torch.int32)
         self.qzeros = _placeholder(num_groups, out_features // per_word, dtype=torch.int32)
         self.scales = _placeholder(num_groups, out_features, dtype=torch.float16)
         self.g_idx = _placeholder(in_features, dtype=torch.int32)
@@ -101,7 +107,7 @@ class GPTQLinear(nn.Module):
         """Hands the loaded tensors to the backend and lets go of them.
 
         Returns:
-            Bytes of what is kept in their place.
+            Bytes that the backend keeps in their place.
 
         Raises:
             CheckpointError: `g_idx` names a group that does not exist.
@@ -140,13 +146,15 @@ class GPTQLinear(nn.Module):
         return self.kernel(x)
 
 
-def _cuts(shard: LinearShard, per_word: int) -> dict[str, Cut | None]:
-    """How the stored tensors of a layer are cut."""
+def _cuts(shard: LinearShard, per_word: int, *, packs_outputs: bool) -> dict[str, Cut | None]:
+    """Returns how the stored tensors of a layer are cut."""
     rows, columns = shard.input_cut(0), shard.output_cut(1)
     try:
+        row_words = None if rows is None else rows.in_words(per_word)
+        column_words = None if columns is None else columns.in_words(per_word)
         return {
-            "qweight": columns if rows is None else rows.in_words(per_word),
-            "qzeros": None if columns is None else columns.in_words(per_word),
+            "qweight": rows or column_words if packs_outputs else row_words or columns,
+            "qzeros": column_words,
             "scales": columns,
             "g_idx": rows,
             "bias": shard.output_cut(0),
@@ -160,15 +168,7 @@ def _cuts(shard: LinearShard, per_word: int) -> dict[str, Cut | None]:
 
 
 def dequantize(stored: GPTQTensors, dtype: torch.dtype) -> torch.Tensor:
-    """The weight a GPTQ layer stands for; products in float32, rounded once.
-
-    Args:
-        stored: the layer.
-        dtype: of the result.
-
-    Returns:
-        [N, K], contiguous.
-    """
+    """Returns the weight that a GPTQ layer stands for: [N, K], contiguous; products in float32, rounded once."""
     values = unpack_rows(stored.qweight, stored.bits)
     zeros = unpack_rows(stored.qzeros.t().contiguous(), stored.bits).t() + stored.zero_offset
     num_inputs, num_outputs = values.shape
@@ -180,9 +180,6 @@ def dequantize(stored: GPTQTensors, dtype: torch.dtype) -> torch.Tensor:
         group = stored.groups[rows]
         weight[:, rows] = ((values[rows] - zeros[group]).float() * scales[group]).t().to(dtype)
     return weight
-
-
-_INPUTS_PER_PASS = 1024
 
 
 def _placeholder(*shape: int, dtype: torch.dtype) -> nn.Parameter | None:

@@ -1,4 +1,4 @@
-"""What a grouped weight stands for, and its rows as an embedding reads them."""
+"""Expands, cuts and moves grouped weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import torch
 from model.backends.base import GroupedWeight
 from model.distributed.shard import Cut
 
-# Of float32 products at a time.
+# float32 products at a time
 _NUMBERS_PER_PASS = 16 << 20
 
 
 def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight as numbers: products and sums in float32, rounded once.
-
-    Args:
-        weight: grouped.
-        dtype: of the result.
-
-    Returns:
-        [N, K], contiguous.
-    """
+    """Returns the weight as numbers: [N, K], contiguous; products and sums in float32, rounded once."""
     num_outputs, num_inputs = weight.values.shape
     out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=weight.values.device)
     rows = max(1, _NUMBERS_PER_PASS // num_inputs)
@@ -38,18 +30,7 @@ def expand_rows(
     zero: int,
     codes: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Expands some rows of a weight.
-
-    Args:
-        values: [R, K] uint8.
-        scales: [R, G] float32.
-        offsets: [R, G] float32 or None.
-        zero: see `GroupedWeight`.
-        codes: see `GroupedWeight`.
-
-    Returns:
-        [R, K] float32.
-    """
+    """Expands some rows of a weight to [R, K] float32; for the arguments see `GroupedWeight`."""
     num_rows, num_groups = scales.shape
     levels = values.float().sub_(zero) if codes is None else codes[values.long()]
     levels = levels.view(num_rows, num_groups, -1).mul_(scales[..., None])
@@ -59,15 +40,7 @@ def expand_rows(
 
 
 def part_of(weight: GroupedWeight, cut: Cut) -> GroupedWeight | None:
-    """The part of a weight that a rank has.
-
-    Args:
-        weight: whole.
-        cut: along its outputs (0) or its inputs (1).
-
-    Returns:
-        it; None where the cut goes through a group.
-    """
+    """Returns a rank's part of a weight, cut along outputs (0) or inputs (1); None where the cut splits a group."""
     values, scales, offsets = weight.values, weight.scales, weight.offsets
     try:
         of_groups = cut if cut.dim == 0 else cut.in_words(weight.group_size)
@@ -79,7 +52,7 @@ def part_of(weight: GroupedWeight, cut: Cut) -> GroupedWeight | None:
 
 
 def moved(weight: GroupedWeight, device: torch.device) -> GroupedWeight:
-    """The same weight on a device."""
+    """Returns the same weight on a device."""
     if weight.values.device == device:
         return weight
     return weight._replace(

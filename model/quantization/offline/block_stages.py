@@ -1,7 +1,7 @@
-"""A block of the architecture taken stage by stage, so that each linear can be replaced before the next one is fed.
+"""Runs a block of the architecture stage by stage, so that each linear can be replaced before the next one is fed.
 
-The arithmetic is that of architectures/qwen.py on the same backend (a test holds the two together); what differs is
-that all calibration samples pass a stage before the next stage begins, and that the linears are plain matrices.
+The arithmetic is that of architectures/qwen.py on the same backend (a test compares the two). It differs in that all
+calibration samples pass a stage before the next stage begins, and that the linears are plain matrices.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ Quantize = Callable[[str, Hessian], None]
 
 
 class CalibrationRun:
-    """All samples on their way through the model, one block at a time.
+    """Takes all samples through the model, one block at a time, in float32.
 
     Args:
         samples: [num_samples, sample_length] int64 token ids; no longer than the trained length.
-        embedding: [vocab_size, hidden_size], the input of the first block.
-        device: of the computation; float32.
+        embedding: [vocab_size, hidden_size].
 
     Attributes:
         hidden: [num_samples, sample_length, hidden_size] float32, the inputs of the next block.
@@ -64,7 +63,7 @@ class CalibrationRun:
         """Takes the samples through one block.
 
         Args:
-            weights: of the block, by name within it ("attn.c_attn.weight"), float32 on the device.
+            weights: the block's tensors, by name within it ("attn.c_attn.weight"), float32 on the device.
             quantize: called with a linear's name and its inputs' Hessian; may replace its weight in `weights`, and
                 what comes later sees the outputs of the new one.
         """
@@ -80,7 +79,7 @@ class CalibrationRun:
                     sample += self._linear(names[0], self._inputs(names[0], sample, weights), weights)
 
     def _inputs(self, name: str, sample: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """What a linear is fed: [sample_length, K]. `sample` is the residual before its half of the block."""
+        """Returns a linear's inputs, [sample_length, K]; `sample` is the residual before its half of the block."""
         norm = weights["ln_1.weight" if name.startswith("attn") else "ln_2.weight"]
         x = self._backend.rms_norm(sample, norm, self._config.layer_norm_epsilon)
         if name == "attn.c_proj":

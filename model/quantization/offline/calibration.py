@@ -1,4 +1,4 @@
-"""From text to the token ids a checkpoint is calibrated with: pieces of equal length out of one long row."""
+"""Makes the token ids that a checkpoint is calibrated with: pieces of equal length out of one long row of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.contract.errors import ConfigError
 from model.contract.tokenizer import Tokenizer
 from model.quantization.offline.calibration_text import Message, conversations
 
-# Text is tokenised until there is this many times what is needed, so that pieces can be chosen.
+# Text is tokenised until there are this many times the tokens needed, so that pieces can be chosen.
 _CHOICE = 2
 # As the published fine-tuning script writes them; the other names are those of ShareGPT's files.
 _DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -30,8 +30,8 @@ def calibration_samples(
         path: plain text, JSONL (`.jsonl`) or a JSON list (`.json`) of entries with `text`, `messages`, or
             `conversations` as the published fine-tuning script has them; None takes the built-in text.
         num_samples: the most pieces.
-        sample_length: tokens of each.
-        seed: of the choice.
+        sample_length: tokens in a piece.
+        seed: decides which pieces are chosen.
 
     Returns:
         [pieces, sample_length] int64, at least one piece.
@@ -92,7 +92,7 @@ def _from_file(tokenizer: Tokenizer, path: Path) -> Iterator[list[int]]:
 
 
 def _listed(text: str) -> list[Any] | None:
-    """The entries of a JSON file; None where it is not one JSON value, but perhaps one a line."""
+    """Reads the entries of a JSON file; None where it is not one JSON value, but perhaps one a line."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

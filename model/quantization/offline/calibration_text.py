@@ -89,12 +89,11 @@ def _record(rng: random.Random) -> str:
 
 
 def conversations(seed: int) -> Iterator[list[Message]]:
-    """Conversations without end, as (role, text); the same for the same seed."""
+    """Yields conversations without end, as (role, text); the same for the same seed."""
     rng = random.Random(f"calibration/{seed}")
     while True:
         is_chinese = rng.random() < 0.4
-        system = "You are a helpful assistant."
-        turns: list[Message] = [("system", system)]
+        turns: list[Message] = [("system", "You are a helpful assistant.")]
         for _ in range(rng.randint(1, 3)):
             turns += _exchange(rng, is_chinese)
         yield turns

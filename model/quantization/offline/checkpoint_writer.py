@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder that is whole or not there: shards into a folder beside it, renamed at the end."""
+"""Writes a checkpoint folder whole or not at all: shards go into a folder beside it, which is renamed at the end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from model.contract.errors import ConfigError
 
-_MAX_SHARD_BYTES = 512 << 20  # also what waits in memory to be written, twice: safetensors copies it
+_MAX_SHARD_BYTES = 512 << 20  # waits in memory until it is written, twice: safetensors copies it
 _METADATA = {"format": "pt"}
 LICENCES = ("LICENSE*", "NOTICE*")
-OTHER_FILES = ("*.tiktoken", "*.json", "*.py", *LICENCES)  # vocabulary, generation settings, what the files came with
+OTHER_FILES = ("*.tiktoken", "*.json", "*.py", *LICENCES)  # vocabulary, settings, published code
 _NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json")
 
 
@@ -28,7 +28,7 @@ def check_target(target: Path, needed_bytes: int) -> None:
 
     Args:
         target: the folder to make; an empty one may stand there.
-        needed_bytes: of everything that will be written.
+        needed_bytes: size of everything that will be written.
 
     Raises:
         ConfigError: something is there, or the disk has too little space.
@@ -80,7 +80,7 @@ class CheckpointWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes tensors; they are kept until a shard is full."""
+        """Takes tensors; they wait until a shard is full."""
         self._waiting |= tensors
         if sum(tensor.nbytes for tensor in self._waiting.values()) >= _MAX_SHARD_BYTES:
             self._flush()
@@ -94,7 +94,7 @@ class CheckpointWriter:
         (self._folder / name).write_text(text, encoding="utf-8")
 
     def copy(self, source: Path, patterns: Iterable[str] = OTHER_FILES) -> None:
-        """Copies files of another checkpoint, but no weights and no config."""
+        """Copies a checkpoint's files except weights and config."""
         for pattern in patterns:
             for path in source.glob(pattern):
                 if path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):

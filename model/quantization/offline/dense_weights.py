@@ -1,4 +1,4 @@
-"""A published checkpoint's weights as plain tensors, a block at a time, whatever form the file keeps them in."""
+"""Reads a published checkpoint's weights as plain tensors, a block at a time, whatever form the file keeps them in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DenseWeights:
     """The tensors of a checkpoint under their published names.
 
     Attributes:
-        dtype: that its embedding is stored in.
+        dtype: the dtype of its embedding.
 
     Raises:
         CheckpointError: it is no checkpoint of ours, or holds a tensor that none has.
@@ -48,14 +48,14 @@ class DenseWeights:
 
     @property
     def is_expanded(self) -> bool:
-        """Whether its linears are kept in another form; they come as float32 then, unrounded."""
+        """Whether its linears are quantised; they come as float32 then, unrounded."""
         return self.config.quantization is not None
 
     def groups(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields all tensors by their full names, the embedding first, then block after block.
 
-        They may be views of a file. Of the biases that quantised checkpoints store everywhere only c_attn's come, and
-        those that are not zero.
+        They may be views of a file. Quantised checkpoints store biases everywhere: only c_attn's come, and any that is
+        not zero.
 
         Raises:
             CheckpointError: one is missing or misshapen, or holds infinities or NaN.
@@ -84,7 +84,7 @@ class DenseWeights:
         return tensors
 
     def _fill(self, layer: nn.Module, prefix: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Reads the tensors of a linear and lets it make of them what it stands for."""
+        """Reads the tensors of a linear; returns the weight and bias that they stand for."""
         parameters = dict(layer.named_parameters())
         optional: frozenset[str] = getattr(layer, "optional_tensors", frozenset())
         names = [name for name in parameters if name not in optional or f"{prefix}.{name}" in self._source]
@@ -111,7 +111,7 @@ class DenseWeights:
         return tensors
 
     def _refuse_unexpected(self) -> None:
-        """Refuses tensors that would be left out."""
+        """Refuses a checkpoint with tensors that would be left out."""
         known = {EMBEDDING, *LAST}
         for layer in range(self.config.num_layers):
             known |= {f"transformer.h.{layer}.{name}" for name in NORMS}
@@ -128,14 +128,14 @@ class DenseWeights:
 
 
 class _Keeper(TorchBackend):
-    """Keeps the weight that a linear would multiply by."""
+    """A backend that keeps the weight of the linear loaded last."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"), own_kernels=False)
         self._kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns what the linear loaded last stands for: [N, K], and its bias [N] if it has one."""
+        """Returns the weight of the linear loaded last, [N, K], and its bias [N] if it has one."""
         return self._kept.pop()
 
     def prepare_linear(

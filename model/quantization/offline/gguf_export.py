@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file: its metadata in llama.cpp's keys, its vocabulary in GPT-2's alphabet, its weights."""
+"""Writes a checkpoint as one GGUF file: metadata in llama.cpp's keys, the vocabulary in GPT-2's letters, weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from model.quantization.offline.tensor_source import TensorSource
 
 logger = logging.getLogger(__name__)
 
-# The types that are written, and what the head has: it is read once a token, and its error shows in every reply.
+# A type of weights -> the type of the head: it is read once a token, and its error shows in every reply.
 HEAD_TYPES = {"bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q8_0"}
 _FILE_TYPES = {"bf16": 32, "q8_0": 7, "q4_0": 2}  # llama.cpp's numbers for them
 
@@ -46,7 +46,7 @@ def export_gguf(source: Path, target: Path, weight_type: str, on_tensor: Callabl
         source: folder of an unquantised checkpoint.
         target: must not exist.
         weight_type: a key of `HEAD_TYPES`.
-        on_tensor: called with the name of each tensor that is written, and how many there are.
+        on_tensor: called with the name of each tensor that is written, and the number of all.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is quantised.
@@ -83,7 +83,7 @@ def _plan(weights: TensorSource, name: str, shape: tuple[int, ...], wanted: str)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a checkpoint."""
+    """Lists the shapes of all tensors of a checkpoint."""
     hidden = config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -25,9 +26,9 @@ class Planned(NamedTuple):
     """A tensor to be written.
 
     Attributes:
-        name: in the file.
+        name: GGUF's name of it.
         shape: rows first.
-        kind: its type's name.
+        kind: the name of its type, see `TENSOR_TYPES`.
         read: returns its numbers.
     """
 
@@ -38,12 +39,9 @@ class Planned(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of its data."""
+        """Bytes of its data."""
         kind = TENSOR_TYPES[TYPE_NUMBERS[self.kind]]
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count // kind.block_size * kind.block_bytes
+        return math.prod(self.shape) // kind.block_size * kind.block_bytes
 
 
 def write_gguf(
@@ -55,8 +53,8 @@ def write_gguf(
         target: must not exist.
         metadata: texts, truth values, integers (unsigned of 32 bits), floats (of 32 bits), and lists of texts (bytes)
             or of integers.
-        tensors: in the order of the file.
-        on_tensor: called with the name of each that is written.
+        tensors: written in this order.
+        on_tensor: called with the name of each tensor that is written.
 
     Raises:
         ConfigError: it cannot be written there.
@@ -124,7 +122,7 @@ def _blocks(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _q8_0(rows: torch.Tensor) -> torch.Tensor:
-    """Blocks as llama.cpp makes them: a float16 scale of the largest magnitude over 127, and int8 values."""
+    """Makes blocks as llama.cpp does: a float16 scale of the largest magnitude over 127, and int8 values."""
     blocks = _blocks(rows)
     scales = blocks.abs().amax(1, keepdim=True) / 127
     inverse = torch.where(scales == 0, 0.0, 1 / scales)
@@ -135,7 +133,7 @@ def _q8_0(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _q4_0(rows: torch.Tensor) -> torch.Tensor:
-    """Blocks as llama.cpp makes them: the number of largest magnitude becomes the lowest of the 16 levels."""
+    """Makes blocks as llama.cpp does: the number of largest magnitude becomes the lowest of the 16 levels."""
     blocks = _blocks(rows)
     largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
     scales = largest / -8

@@ -13,7 +13,7 @@ def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None
     """Refuses a linear whose weights do not fill whole words.
 
     Raises:
-        CheckpointError: naming it.
+        CheckpointError: names it.
     """
     per_word = WORD_BITS // bits
     if num_inputs % per_word or num_outputs % per_word:
@@ -24,11 +24,10 @@ def check_shape(name: str, num_inputs: int, num_outputs: int, bits: int) -> None
 
 
 def pack_linear(linear: QuantizedLinear, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The tensors of a layer by their last name: qweight, qzeros, scales, g_idx and bias, on the CPU.
+    """Returns the tensors of a layer, on the CPU: qweight, qzeros, scales, g_idx and bias.
 
     Args:
-        linear: quantised.
-        bias: [N], or None: the layout stores zeros then.
+        bias: [N]; None is stored as zeros.
     """
     num_groups, num_outputs = linear.scales.shape
     # Zeros are stored minus one.

@@ -1,4 +1,4 @@
-"""GPTQ for one linear: integers whose products with real inputs stay near the original's.
+"""GPTQ for one linear: finds integers whose products with real inputs stay near the original's.
 
 After Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022,
 arXiv:2210.17323), algorithm 1: weights are rounded input by input, and the error of each is passed on to the inputs not
@@ -28,29 +28,27 @@ class QuantizedLinear:
     Attributes:
         values: [K, N] uint8, from 0 to 2 ** bits - 1.
         scales: [G, N] float16.
-        zero: the integer that stands for 0, the same everywhere.
         g_idx: [K] int32, the group of each input.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
-    zero: int
     g_idx: torch.Tensor
     bits: int
 
+    @property
+    def zero(self) -> int:
+        """The integer that stands for 0."""
+        return 1 << (self.bits - 1)
+
     def dequantized(self) -> torch.Tensor:
-        """The weight it stands for, [N, K] float32."""
+        """Returns the weight that it stands for, [N, K] float32."""
         scales = self.scales.float()[self.g_idx.long()]
         return ((self.values.float() - self.zero) * scales).t().contiguous()
 
 
 class Hessian:
-    """Collects what the inputs of a linear look like: the mean of x * x^T.
-
-    Args:
-        num_inputs: K.
-        device: where it is kept; K * K float32.
-    """
+    """Collects the mean of x * x^T over the inputs of a linear: [K, K] float32 on the device."""
 
     def __init__(self, num_inputs: int, device: torch.device) -> None:
         self.matrix = torch.zeros(num_inputs, num_inputs, dtype=torch.float32, device=device)
@@ -65,7 +63,7 @@ class Hessian:
 
 
 def output_error(weight: torch.Tensor, other: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Mean squared error of the outputs when `other` stands in for `weight`, as a share of their mean square.
+    """Returns the mean squared error of the outputs with `other` for `weight`, as a share of their mean square.
 
     Args:
         weight: [N, K].
@@ -89,7 +87,7 @@ def quantize_linear(
             rounding to the nearest.
         bits: 4 or 8.
         group_size: inputs that share a scale; -1 is all.
-        act_order: most important inputs first; groups then follow that order.
+        act_order: quantise the most important inputs first; groups then follow that order.
         damp: share of the diagonal's mean that is added to it.
 
     Raises:
@@ -115,11 +113,11 @@ def quantize_linear(
     g_idx[order] = (torch.arange(num_inputs, device=weight.device) // group_size).to(torch.int32)
     in_order = torch.empty_like(values)
     in_order[order] = values
-    return QuantizedLinear(in_order, scales, 1 << (bits - 1), g_idx, bits)
+    return QuantizedLinear(in_order, scales, g_idx, bits)
 
 
 def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse; more damping where rounding made it indefinite."""
+    """Returns the upper Cholesky factor of the damped Hessian's inverse; damps more where it is indefinite."""
     mean = float(hessian.diagonal().mean())
     while True:
         damped = hessian.clone()
@@ -138,7 +136,7 @@ def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
 def _round_in_turn(
     rows: torch.Tensor, factor: torch.Tensor, bits: int, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds input by input; `rows` [K, N] is used up.
+    """Rounds input by input; overwrites `rows` [K, N].
 
     Returns:
         values [K, N] uint8 and scales [G, N] float16, G counted in the order of `rows`.
@@ -172,7 +170,7 @@ def _round_in_turn(
 
 
 def _choose_scale(group: torch.Tensor, bits: int) -> torch.Tensor:
-    """The scale of each output for a group of inputs [g, N] with the least squared rounding error; [N] float16."""
+    """Finds each output's scale for a group of inputs [g, N] with the least squared rounding error; [N] float16."""
     zero, top = 1 << (bits - 1), (1 << bits) - 1
     widest = group.abs().amax(0) * 2 / top
     widest = torch.where(widest > 0, widest, torch.ones_like(widest))

@@ -19,7 +19,7 @@ class TensorSource:
     """The weights of a folder.
 
     Args:
-        is_quantized: its linears are packed integers.
+        is_quantized: tensors may be packed integers.
 
     Raises:
         CheckpointError: there are no weights, or a file is broken.
@@ -37,7 +37,7 @@ class TensorSource:
 
     @property
     def names(self) -> Collection[str]:
-        """Of all tensors."""
+        """The names of all tensors."""
         return self._file_of.keys()
 
     def __contains__(self, name: str) -> bool:
@@ -48,8 +48,7 @@ class TensorSource:
         """Reads tensors in their stored dtype; they may be views of the file, whose pages go when they do.
 
         Args:
-            names: of the tensors.
-            allow_integers: some of them may be whole numbers.
+            allow_integers: accept tensors of whole numbers.
 
         Raises:
             CheckpointError: one is missing, or holds infinities or NaN.
@@ -70,7 +69,7 @@ class TensorSource:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether nothing is infinite or NaN; one pass without a copy: such values stay in any sum."""
+    """Whether no value is infinite or NaN; one pass without a copy, for such values stay in any sum."""
     return bool(tensor.sum(dtype=torch.float32).isfinite())
 
 
