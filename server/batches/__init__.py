@@ -1,1 +1,1 @@
-"""Work by the file: a request a line, done behind the live ones."""
+"""Files with a request a line, done after the requests of clients that wait."""

@@ -1,4 +1,4 @@
-"""A batch that is not over yet: what the store has of it, and the changes that carry it on."""
+"""A batch that is not over: its stored object, and the changes that carry it on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.store.records import Append, Change, Delete, Put, StoredObject
 from server.wire.shapes.files import BatchRequest, window_seconds
 
 BATCH = "batch"
-# Of output and error files while they are written.
+# The kind of output and error files while they are written.
 _RESULTS = "batch_results"
 TERMINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 _REASONS = {
@@ -25,7 +25,7 @@ _REASONS = {
 
 
 class _Reply(msgspec.Struct):
-    """What is counted of a reply. The rest, megabytes where scores were asked for, is passed over and not made."""
+    """The fields of a reply that are counted. The decoder skips the rest, which may be megabytes of logprobs."""
 
     model: str | None = None
     usage: dict[str, Any] | None = None
@@ -41,11 +41,11 @@ class Batch:
         stored: its object.
 
     Attributes:
-        owner: whose it is.
-        wire: as clients see it.
-        output_id: of the file of what succeeded.
-        error_id: of the file of what did not.
-        expires_after_s: of these files, or None.
+        owner: key of the caller (`Caller.owner`).
+        wire: the batch as clients see it.
+        output_id: file of the replies.
+        error_id: file of the errors.
+        expires_after_s: how long these files are kept; None is for good.
     """
 
     def __init__(self, stored: StoredObject) -> None:
@@ -57,7 +57,7 @@ class Batch:
 
     @classmethod
     def from_request(cls, request: BatchRequest, owner: str) -> Batch:
-        """Returns a new one."""
+        """Returns a new batch."""
         now = int(time.time())
         times = "in_progress finalizing completed failed expired cancelling cancelled".split()
         wire: dict[str, Any] = {
@@ -87,39 +87,39 @@ class Batch:
 
     @property
     def id(self) -> str:
-        """Of the batch."""
+        """The batch's id."""
         return str(self.wire["id"])
 
     @property
     def status(self) -> str:
-        """As clients see it."""
+        """The batch's status."""
         return str(self.wire["status"])
 
     @property
     def counts(self) -> dict[str, int]:
-        """Lines in all, and those that have a result."""
+        """Numbers of lines: total, completed, failed."""
         counts: dict[str, int] = self.wire["request_counts"]
         return counts
 
     def put(self) -> Put:
-        """Stores it as it is now."""
+        """Returns the change that stores the batch as it is now."""
         body = {
             "wire": copy.deepcopy(self.wire),
             "output_id": self.output_id,
             "error_id": self.error_id,
             "expires_after_s": self.expires_after_s,
         }
-        is_over = self.status in TERMINAL  # nobody can delete one, so it must not take room for good
+        is_over = self.status in TERMINAL  # clients cannot delete batches, so they must not take room for good
         return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body, expendable=is_over))
 
     def enter(self, status: str) -> Put:
-        """Goes on to a status."""
+        """Changes the status."""
         self.wire["status"] = status
         self.wire[f"{status}_at"] = int(time.time())
         return self.put()
 
     def begin(self, num_lines: int) -> Sequence[Change]:
-        """Its lines are good: they are going to be done."""
+        """Changes the status when all lines were found good."""
         self.counts["total"] = num_lines
         results = [
             Put(StoredObject(id=id, kind=_RESULTS, owner=self.owner, body={})) for id in (self.output_id, self.error_id)
@@ -127,12 +127,12 @@ class Batch:
         return [*results, self.enter("in_progress")]
 
     def fail(self, errors: list[dict[str, Any]]) -> Put:
-        """Its lines, or one of them, cannot be done."""
+        """Ends the batch, because lines cannot be done."""
         self.wire["errors"] = {"object": "list", "data": errors}
         return self.enter("failed")
 
     def result(self, number: int, custom_id: str, status: int, request_id: str, reply: bytes) -> Sequence[Change]:
-        """A line has been answered, well or not."""
+        """Adds the answer to a line, a reply or an error."""
         response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(reply)}
         is_good = status == 200
         if is_good:
@@ -147,19 +147,18 @@ class Batch:
         self.wire["usage"] = _sum(self.wire["usage"], _usage_of(told.usage or {}))
 
     def give_up(self, numbers: Sequence[int], custom_ids: Sequence[str], code: str) -> Sequence[Change]:
-        """Lines will not be done."""
+        """Adds errors for lines that will not be done."""
         self.counts["failed"] += len(numbers)
         error = {"code": code, "message": _REASONS[code]}
         texts = [_result_line(custom_id, None, error) for custom_id in custom_ids]
         return [Append(self.error_id, CONTENT, texts, [str(number) for number in numbers]), self.put()]
 
     def end(self, status: str, output: tuple[int, int], errors: tuple[int, int]) -> Sequence[Change]:
-        """It is over; what was written becomes files.
+        """Ends the batch; its results become files.
 
         Args:
-            status: the last one.
-            output: lines and bytes of the output.
-            errors: the same of the error file.
+            output: lines and bytes of the output file.
+            errors: lines and bytes of the error file.
         """
         changes: list[Change] = []
         for name, id, (num_lines, num_bytes) in (
@@ -178,7 +177,7 @@ class Batch:
 
 
 def _usage_of(usage: dict[str, Any]) -> dict[str, Any]:
-    """Returns the tokens of a reply in a batch's words, whichever API it is of."""
+    """Returns a reply's usage under a batch's names, whichever API it is of."""
     num_in = usage.get("input_tokens", usage.get("prompt_tokens", 0))
     num_out = usage.get("output_tokens", usage.get("completion_tokens", 0))
     details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}

@@ -1,6 +1,6 @@
-"""Asks the server itself what a line asks: the routes answer it as they would over the wire, without the gates.
+"""Sends the requests of lines to the server's own routes, which answer as over the wire.
 
-Where there is no wire, no queue refuses it and no key is checked; its caller has been let in with the batch.
+They pass no gates: no key is checked and no queue refuses them, for their caller has been let in with the batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _ENGINE_POLL_S = 0.2
 
 
 class LineClient:
-    """Asks what lines ask, of the last of some engines where they die of it.
+    """Sends lines' requests until they are answered; one that engines die of is tried on MAX_ATTEMPTS engines.
 
     Args:
-        app: with the generating routes.
-        engine: that does them in the end.
+        app: has the generating routes.
     """
 
     def __init__(self, app: FastAPI, engine: EngineClient) -> None:
@@ -36,13 +35,7 @@ class LineClient:
         self._engine = engine
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
-        """Returns status and body of the answer, which is never that the engine is not there now.
-
-        Args:
-            path: of a generating route.
-            body: JSON.
-            caller: whose request it is.
-        """
+        """Returns status and body of the answer; while the engine is not ready, waits instead of answering 503."""
         num_lost = 0
         while True:
             num_restarts = self._engine.num_restarts
@@ -56,7 +49,7 @@ class LineClient:
                 return status, reply
 
     async def engine_ready(self) -> None:
-        """Returns when the engine takes requests."""
+        """Waits until the engine takes requests."""
         while True:
             try:
                 self._engine.require_open()
@@ -66,14 +59,7 @@ class LineClient:
 
 
 async def ask_once(app: FastAPI, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
-    """Returns status and body of the answer.
-
-    Args:
-        app: with the generating routes.
-        path: of one of them.
-        body: JSON.
-        caller: whose request it is.
-    """
+    """Posts a JSON body and returns status and body of the answer."""
     scope: MutableMapping[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0"},

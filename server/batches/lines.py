@@ -1,4 +1,4 @@
-"""The lines of an input file: read piece by piece, and looked at before the first of them is done."""
+"""The lines of an input file: read piece by piece, and all checked before the first one is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Line(NamedTuple):
     """One request.
 
     Attributes:
-        number: of the line, from 1.
+        number: its place in the file, from 1; blank lines count.
         text: JSON.
     """
 
@@ -33,13 +33,8 @@ class Line(NamedTuple):
 async def read_lines(store: Store, owner: str, file_id: str, max_bytes: int) -> AsyncIterator[list[Line]]:
     """Yields the lines of a file that are not blank, some at a time.
 
-    Args:
-        store: with the file.
-        file_id: of the file.
-        max_bytes: the longest line.
-
     Raises:
-        InvalidRequestError: a line is longer.
+        InvalidRequestError: a line is longer than `max_bytes`.
     """
     number, rest = 0, b""
     async for piece in content_of(store, owner, file_id):
@@ -57,11 +52,11 @@ def _split(text: bytes, number: int) -> tuple[list[Line], int, bytes]:
     """Cuts a piece of a file into lines; one of 1 MiB may have a million of them.
 
     Args:
-        text: the piece, with what was left of the one before.
-        number: of the last line before it.
+        text: the piece, behind the incomplete last line of the piece before.
+        number: number of the last line before it.
 
     Returns:
-        The lines that are complete and not blank, how many are complete, and what is left.
+        The complete lines that are not blank, the number of complete lines, and the incomplete last line.
     """
     *complete, rest = text.split(b"\n")
     if not number and complete:
@@ -77,14 +72,14 @@ def _too_long(number: int, max_bytes: int) -> InvalidRequestError:
 
 
 class LineChecker:
-    """Looks at the lines of a file in their order.
+    """Checks the lines of a file in their order.
 
     Args:
-        endpoint: where all requests must go.
+        endpoint: the `url` that all requests must have.
 
     Attributes:
-        num_lines: looked at.
-        errors: what is wrong, at most MAX_ERRORS of it.
+        num_lines: lines checked.
+        errors: the batch's `errors`, at most MAX_ERRORS.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -94,7 +89,7 @@ class LineChecker:
         self.errors: list[dict[str, Any]] = []
 
     def check(self, lines: Sequence[Line]) -> None:
-        """Takes the next lines."""
+        """Checks the next lines."""
         for line in lines:
             self.num_lines += 1
             problem = self._problem(line.text)
@@ -106,11 +101,11 @@ class LineChecker:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether more lines would change nothing."""
+        """Whether more lines would not change the result."""
         return len(self.errors) >= MAX_ERRORS or self.num_lines > MAX_LINES
 
     def finish(self) -> None:
-        """Takes note that there are no more."""
+        """Notes that there are no more lines."""
         if self.num_lines > MAX_LINES:
             self.errors = []
             self.add("too_many_requests", f"A batch has at most {MAX_LINES} lines; send several.")
@@ -118,7 +113,7 @@ class LineChecker:
             self.add("empty_file", "The file has no lines.")
 
     def add(self, code: str, message: str, line: int | None = None, param: str | None = None) -> None:
-        """Takes note of something that is wrong."""
+        """Adds an error."""
         self.errors.append({"code": code, "line": line, "message": message, "param": param})
 
     def _problem(self, text: bytes) -> tuple[str, str, str | None] | None:
@@ -146,6 +141,6 @@ class LineChecker:
             return "invalid_body", "'stream' and 'background' are not for the requests of a batch.", "body"
         try:
             orjson.dumps(body)
-        except orjson.JSONEncodeError:  # it reads more than it writes
+        except orjson.JSONEncodeError:  # orjson reads deeper JSON than it writes
             return "invalid_body", "'body' is nested too deeply.", "body"
         return None

@@ -1,22 +1,20 @@
-"""How many lines of whom are in the engine at a time: callers with batches share them by weight."""
+"""How many lines of each caller are in the engine at a time: callers with batches share the slots by weight."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from server.gates.callers import Caller
 
-# Of the lines in the engine together, unless one alone is longer.
+# All lines in the engine together, unless one alone is longer.
 _MAX_BYTES = 32 << 20
 
 
 class Slots:
-    """Places for lines.
-
-    Args:
-        num_slots: of all callers together.
-    """
+    """Places for `num_slots` lines of all callers together."""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
@@ -25,28 +23,28 @@ class Slots:
         self._callers = Counter[Caller]()
         self._changed = asyncio.Condition()
 
-    async def enter(self, caller: Caller) -> None:
-        """Takes note that a caller has lines to do."""
-        async with self._changed:
-            self._callers[caller] += 1
-
-    async def leave(self, caller: Caller) -> None:
-        """Takes note that it has no more."""
-        async with self._changed:
-            self._callers[caller] -= 1
-            if not self._callers[caller]:
-                del self._callers[caller]
-            self._changed.notify_all()
+    @asynccontextmanager
+    async def sharing(self, caller: Caller) -> AsyncIterator[None]:
+        """Gives a caller a share of the slots for as long as the context lasts."""
+        self._callers[caller] += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._callers[caller] -= 1
+                if not self._callers[caller]:
+                    del self._callers[caller]
+                self._changed.notify_all()
 
     async def take(self, caller: Caller, num_bytes: int) -> None:
-        """Waits for a place for a line of a caller who has entered."""
+        """Waits for a slot for a line of a caller who has a share."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._has_room(caller, num_bytes))
             self._held[caller] += 1
             self._num_bytes += num_bytes
 
     async def give_back(self, caller: Caller, num_bytes: int) -> None:
-        """Frees the place."""
+        """Frees a slot."""
         async with self._changed:
             self._held[caller] -= 1
             self._num_bytes -= num_bytes
@@ -56,6 +54,6 @@ class Slots:
 
     def _has_room(self, caller: Caller, num_bytes: int) -> bool:
         num_held = self._held.total()
-        part = max(1, self._num_slots * caller.weight // sum(other.weight for other in self._callers))
+        share = max(1, self._num_slots * caller.weight // sum(other.weight for other in self._callers))
         is_small_enough = not num_held or self._num_bytes + num_bytes <= _MAX_BYTES
-        return num_held < self._num_slots and self._held[caller] < part and is_small_enough
+        return num_held < self._num_slots and self._held[caller] < share and is_small_enough

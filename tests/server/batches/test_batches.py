@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -22,14 +23,15 @@ from pydantic import ValidationError
 
 from server.batches import lines as batch_lines
 from server.batches.batch import Batch
+from server.batches.job import BatchJob, CallerLane
 from server.batches.lines import Line, LineChecker, read_lines
-from server.batches.runner import BatchRunner, _Lane
+from server.batches.runner import BatchRunner
 from server.batches.slots import Slots
 from server.files.stored_files import CONTENT, file_object
 from server.gates.callers import Caller
 from server.gates.credentials import Credentials
 from server.store.errors import StoreFullError
-from server.store.records import Append, Put
+from server.store.records import Append, Put, StoredObject
 from server.store.store import Store
 from server.wire.shapes.files import BatchRequest, window_seconds
 from tests.support.light_server import LightServer, light_server
@@ -244,7 +246,7 @@ def test_what_is_over_gives_way() -> None:
 
 
 async def test_a_result_that_waits_for_room_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.batches.runner._RETRY_STORE_S", 0.0)
+    monkeypatch.setattr("server.batches.job._RETRY_STORE_S", 0.0)
 
     class Full:
         has_room = False
@@ -257,18 +259,17 @@ async def test_a_result_that_waits_for_room_holds_no_slot(monkeypatch: pytest.Mo
         return 200, b"{}"
 
     store: Any = Full()
-    engine: Any = None
-    runner = BatchRunner(store, FastAPI(), engine, Credentials(), num_slots=1, max_line_bytes=99)
-    monkeypatch.setattr(runner._client, "ask", ask)
+    client: Any = SimpleNamespace(ask=ask)
+    slots = Slots(1)
     wishes: Json = {"input_file_id": "f", "endpoint": COMPLETION, "completion_window": "24h"}
     batch = Batch.from_request(BatchRequest.model_validate(wishes), "")
-    lane, ann, bob = _Lane(), Caller("ann"), Caller("bob")
-    async with asyncio.timeout(5):
-        for caller in (ann, bob):
-            await runner._slots.enter(caller)
-        await runner._slots.take(ann, len(GOOD))
-        doing = asyncio.create_task(runner._do_line(batch, Line(1, GOOD), ann, lane))
-        await runner._slots.take(bob, 1)
+    ann, bob = Caller("ann"), Caller("bob")
+    lane = CallerLane(caller=ann)
+    job = BatchJob(batch, lane, store, client, slots, max_line_bytes=99)
+    async with asyncio.timeout(5), slots.sharing(ann), slots.sharing(bob):
+        await slots.take(ann, len(GOOD))
+        doing = asyncio.create_task(job._do_line(Line(1, GOOD)))
+        await slots.take(bob, 1)
         assert not lane.has_room.is_set(), "no more lines are begun"
         store.has_room = True
         await doing
@@ -326,7 +327,7 @@ async def test_an_input_that_is_deleted_ends_the_batch(demo_checkpoint: Path, tm
 
 
 async def test_results_wait_for_room(demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.batches.runner._RETRY_STORE_S", 0.0)
+    monkeypatch.setattr("server.batches.job._RETRY_STORE_S", 0.0)
     async with serving(demo_checkpoint, tmp_path) as (server, client):
         store = server.services.store
         write, num_refused = store.write, 0
@@ -353,22 +354,37 @@ async def test_an_engine_that_dies_of_a_line_does_not_stop_the_batch(demo_checkp
 async def test_callers_share_the_slots_by_weight() -> None:
     ann, bob = Caller("ann", 3), Caller("bob", 1)
     slots = Slots(8)
-    await slots.enter(ann)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5), AsyncExitStack() as anns:
+        await anns.enter_async_context(slots.sharing(ann))
         for _ in range(8):
             await slots.take(ann, 1)
-        await slots.enter(bob)
-        takers = [asyncio.create_task(slots.take(caller, 1)) for caller in (ann, bob, bob, bob)]
-        for _ in range(2):
+        async with slots.sharing(bob):
+            takers = [asyncio.create_task(slots.take(caller, 1)) for caller in (ann, bob, bob, bob)]
+            for _ in range(2):
+                await slots.give_back(ann, 1)
+            await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(9):
+                await asyncio.sleep(0)
+            assert [taker.done() for taker in takers] == [False, True, True, False], "6 for ann, 2 for bob"
+            takers[0].cancel()
+            await anns.aclose()
             await slots.give_back(ann, 1)
-        await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
-        for _ in range(9):
-            await asyncio.sleep(0)
-        assert [taker.done() for taker in takers] == [False, True, True, False], "6 for ann, 2 for bob"
-        takers[0].cancel()
-        await slots.leave(ann)
-        await slots.give_back(ann, 1)
-        await takers[3]
+            await takers[3]
+
+
+async def test_a_damaged_batch_does_not_stop_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    store, engine = Store(), cast(Any, None)
+    store.start()
+    try:
+        parts = {"output_id": "o", "error_id": "e", "expires_after_s": None}
+        for number, body in enumerate(({}, {"wire": None, **parts}, {"wire": {}, **parts}, {"wire": [1], **parts})):
+            await store.write(Put(StoredObject(id=f"batch_{number}", kind="batch", owner="", body=body)))
+        runner = BatchRunner(store, FastAPI(), engine, Credentials(), num_slots=1, max_line_bytes=99)
+        await runner.start()
+        assert caplog.text.count("is damaged in the store, and is left alone") == 4
+        assert not runner._tasks
+    finally:
+        store.close()
 
 
 SERVE = """
