@@ -1,1 +1,1 @@
-"""Generations that go on without their clients: what they have written so far can be read again, from any event on."""
+"""Generations that go on without their clients: their events can be read again, from any one on."""

@@ -1,4 +1,4 @@
-"""The events of a reply, kept so that a lost connection can go on where it was."""
+"""The events of a reply, kept so that a client can go on reading where its connection was lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from server.wire.errors import ApiError
 
-# Sent together to one who is behind.
+# Most events that are sent together to a reader who is behind.
 _MAX_EVENTS_TOGETHER = 256
 _END = b"\n\n"
 
@@ -17,20 +17,20 @@ class EventLog:
     """Events, numbered from 0, while they are written and after.
 
     Args:
-        take: asks for room for so many bytes more. Where there is none, nothing is kept: half a reply is of no use.
+        take: asks for room for so many bytes more. Where there is none, all events are dropped: a part is of no use.
         shows_numbers: give each event its number as the `id` that browsers send back.
 
     Attributes:
-        num_bytes: kept.
-        is_over: no more will come.
+        num_bytes: bytes of the events that are kept.
+        is_over: no more events will come.
     """
 
     def __init__(self, take: Callable[[EventLog, int], bool], *, shows_numbers: bool = False) -> None:
         self._take = take
         self._shows_numbers = shows_numbers
         self._events: list[bytes] = []
-        self._place = 0  # of the next event, behind the end unless it is written again
-        self._num_events = 0  # also where they are not kept
+        self._place = 0  # number of the next event that is written, which may be a repetition
+        self._num_events = 0  # written, also where they are not kept
         self._news: set[asyncio.Future[None]] = set()
         self.num_bytes = 0
         self._num_readers = 0
@@ -40,19 +40,19 @@ class EventLog:
 
     @property
     def events(self) -> list[bytes]:
-        """All there are; none where they became too many."""
+        """All events; none where they became too many."""
         return self._events
 
     @property
     def idle_s(self) -> float:
-        """How long nobody has followed it."""
+        """Seconds since the last reader left; 0 while there is one."""
         return 0.0 if self._num_readers else time.monotonic() - self._left_at
 
     def write(self, data: bytes) -> None:
-        """Takes events.
+        """Adds events, or compares those that are repeated after `rewind`.
 
         Raises:
-            RepeatedOtherwiseError: what is written again is not what was there.
+            RepeatedOtherwiseError: a repeated event differs from the first one.
         """
         for event in data.split(_END)[:-1]:
             self._write(event + _END)
@@ -74,15 +74,15 @@ class EventLog:
                 self._is_dropped, self._events, self.num_bytes = True, [], 0
 
     def rewind(self) -> None:
-        """Has what follows written over what is there, which it must equal."""
+        """Takes the next events for repetitions of the first ones."""
         self._place = 0
 
     def forward(self) -> None:
-        """Has what follows written at the end, whatever was written again before."""
+        """Takes the next events for new ones, however many were repeated."""
         self._place = max(self._place, self._num_events)
 
     def end(self) -> None:
-        """Says that no more will come."""
+        """Notes that no more events will come."""
         self.is_over = True
         self._wake()
 
@@ -93,21 +93,20 @@ class EventLog:
                 future.set_result(None)
 
     def require_kept(self) -> None:
-        """Returns if it can be followed, which is asked before a reply begins.
+        """Returns if the events are kept; asked before a reply begins that reads them.
 
         Raises:
-            ApiError: its events are not kept any more.
+            ApiError: they are not kept any more.
         """
         if self._is_dropped:
             raise events_are_gone()
 
     async def follow(self, start: int, failure: Callable[[ApiError, int], bytes]) -> AsyncGenerator[bytes, None]:
-        """Yields events from one on, until the last.
+        """Yields events until the last one.
 
         Args:
-            start: number of the first.
-            failure: writes the event, with its number, that a follower's stream ends with where the events are not
-                kept any more.
+            start: number of the first event.
+            failure: makes the last event, with its number, of a stream whose events are not kept any more.
         """
         self._num_readers += 1
         try:
@@ -130,11 +129,11 @@ class EventLog:
 
 
 class RepeatedOtherwiseError(Exception):
-    """What was generated again is not what it was."""
+    """A reply that was generated again differs from the first one."""
 
 
 def events_are_gone() -> ApiError:
-    """Says that a stream cannot be taken up."""
+    """Returns the 400 for a stream that cannot be taken up again."""
     return ApiError(
         400,
         "The events of this reply are not kept any more; ask for the reply without 'stream'.",

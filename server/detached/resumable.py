@@ -1,4 +1,4 @@
-"""Chat streams that survive a lost connection: they are written into a log, which their client follows."""
+"""Chat streams that survive a lost connection: they are written into a log, which their client reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# So long a stream waits for its client to come back, and so long its events are kept when it is over.
+# How long a stream goes on without a reader, and how long its events are kept when it is over.
 RESUME_S = 300.0
 
 
@@ -25,7 +25,6 @@ def start_resumable(services: Services, caller: Caller, generation: Generation, 
     """Begins a stream that can be taken up again.
 
     Args:
-        caller: whose it is.
         generation: already submitted; closed when it is over.
         reply: writes the events.
 

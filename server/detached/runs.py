@@ -25,14 +25,10 @@ _RETRY_AFTER_S = 10
 class Run:
     """One reply.
 
-    Args:
-        caller: whose it is.
-        log: of its events.
-
     Attributes:
-        state: what whoever runs it lets others see of it.
+        state: the reply so far, which the code that runs it shows to others.
         is_cancelled: its owner does not want it any more.
-        is_ending: it is over and being kept, which is not interrupted.
+        is_ending: it is over and being stored, which is not interrupted.
     """
 
     def __init__(self, id: str, caller: Caller, log: EventLog) -> None:
@@ -45,17 +41,17 @@ class Run:
         self.task: asyncio.Task[None] | None = None
 
     async def cancel(self) -> None:
-        """Ends it, unless it is about to end by itself, and waits until it has said so."""
+        """Cancels the task, unless it is about to end by itself, and waits for its end."""
         self.is_cancelled = True
         if self.task is not None:
-            await asyncio.sleep(0)  # only what has begun can say that it was cancelled
+            await asyncio.sleep(0)  # a task that has not begun cannot tell that it was cancelled
             if not self.is_ending:
                 self.task.cancel()
             await asyncio.wait([self.task])
 
 
 class Runs:
-    """All of them."""
+    """All replies that go on without their clients."""
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
@@ -64,7 +60,7 @@ class Runs:
         self._num_bytes = 0
 
     def get(self, caller: Caller, id: str) -> Run | None:
-        """Returns a reply of a caller, or None where there is no such one."""
+        """Returns a reply of a caller; None where there is none."""
         run = self._runs.get(id)
         return run if run is not None and run.caller.owner == caller.owner else None
 
@@ -73,7 +69,7 @@ class Runs:
         """Counts a reply of a caller, from before anything is done for it until it is over.
 
         Raises:
-            ApiError: 429, `limit` of them have not ended.
+            ApiError: 429, `limit` of the caller's replies have not ended.
         """
         if self._running[caller] >= limit:
             raise server_overloaded(
@@ -101,11 +97,10 @@ class Runs:
         """Begins a reply.
 
         Args:
-            caller: whose it is.
             work: writes the reply into the run's log.
             inside: holds its `room`, and is closed when it is over.
-            keep_s: so long its events are kept after that.
-            shows_numbers: of `EventLog`.
+            keep_s: how long its events are kept after that.
+            shows_numbers: as for `EventLog`.
         """
         run = Run(id, caller, EventLog(self._take, shows_numbers=shows_numbers))
         self._runs[id] = run
@@ -130,7 +125,7 @@ class Runs:
             timer.cancel()
 
     def _take(self, log: EventLog, num_bytes: int) -> bool:
-        """Makes room for a log to grow, by forgetting what ended first; False says that there is none."""
+        """Makes room for a log to grow, by forgetting replies that ended first; returns whether there is room."""
         while self._num_bytes + num_bytes > MAX_EVENT_BYTES_IN_ALL and self._timers:
             self._forget(next(iter(self._timers)))
         has_room = (

@@ -1,4 +1,4 @@
-"""Reads multipart forms as they come: a file of any size is never in memory as a whole, nor on a disk of its own."""
+"""Reads multipart forms as they come: no file is in memory as a whole, nor in a temporary file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class FormReader:
     """One form with one file.
 
     Args:
-        content_type: the header of the request.
+        content_type: the request's header.
 
     Attributes:
-        fields: the others, by name.
-        filename: of the file; None before it begins.
+        fields: values of the other fields, by name.
+        filename: name of the file; None before it begins.
 
     Raises:
-        ApiError: 400, it is no such form.
+        ApiError: 400, it is not a multipart form.
     """
 
     def __init__(self, content_type: str) -> None:
@@ -61,7 +61,7 @@ class FormReader:
         """Takes the next bytes of the body.
 
         Raises:
-            ApiError: 400, the form is broken or has too much beside the file.
+            ApiError: 400, the form is broken, or its other fields are too many or too long.
         """
         try:
             self._parser.write(data)
@@ -69,7 +69,7 @@ class FormReader:
             raise _broken() from None
 
     def take(self, at_least: int = 0) -> bytes:
-        """Returns what has come of the file since the last call; nothing while it is less than `at_least`."""
+        """Returns the bytes of the file since the last call; nothing while they are less than `at_least`."""
         if len(self._file) < at_least:
             return b""
         data = bytes(self._file)
@@ -77,10 +77,10 @@ class FormReader:
         return data
 
     def finish(self) -> None:
-        """Takes note that the body has ended.
+        """Checks the form when the body has ended.
 
         Raises:
-            ApiError: 400, the form has not, or has no file.
+            ApiError: 400, the form is incomplete or has no file.
         """
         if not self._is_complete:
             raise _broken()
@@ -112,7 +112,7 @@ class FormReader:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._name = _text(options.get(b"name", b""))
-        # Without a name a file is a field to most readers; here `file` is the file, however it is sent.
+        # Most readers take a file without a filename for a text; here the field `file` is always the file.
         self._is_file = self._name == "file"
         if self._is_file:
             if self.filename is not None:

@@ -1,7 +1,7 @@
-"""Files in the store: an object with what is known of each, and its pieces in a list beside it.
+"""Files in the store: an object with the file's metadata, and its pieces in a list.
 
-While a file comes in, or a batch writes it, its object is of another kind, which nobody finds; the last change makes it
-a file.
+While a file comes in, or a batch writes it, its object is of another kind, so that nobody finds it; the last change
+makes it a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RETRY_AFTER_S = 5
 
 
 def new_file_id() -> str:
-    """Returns an id that nobody guesses."""
+    """Returns an id that cannot be guessed."""
     return f"file-{uuid.uuid4().hex}"
 
 
@@ -53,7 +53,7 @@ def file_object(
 
 
 async def content_of(store: Store, owner: str, id: str) -> AsyncIterator[bytes]:
-    """Yields the pieces of a file; fewer than there should be where it is deleted meanwhile."""
+    """Yields the pieces of a file; the last ones are missing where it is deleted meanwhile."""
     after = None
     while entries := await store.entries(owner, id, CONTENT, limit=1024, after=after, max_bytes=PIECE_BYTES):
         after = entries[-1].number
@@ -61,18 +61,14 @@ async def content_of(store: Store, owner: str, id: str) -> AsyncIterator[bytes]:
 
 
 class Uploads:
-    """Files that are coming in.
-
-    Args:
-        store: that takes them.
-    """
+    """Files that are coming in."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open = Counter[Caller]()
 
     async def discard_unfinished(self) -> None:
-        """Removes what was coming in when the server ended."""
+        """Removes files that were coming in when the last server ended."""
         for upload in await self._store.all_of(UPLOAD):
             await self._store.write(Delete(upload.id))
 
@@ -96,20 +92,19 @@ class Uploads:
                 del self._open[caller]
 
     async def begin(self, owner: str) -> str:
-        """Returns the id under which pieces are stored.
+        """Returns the id of a new upload.
 
         Raises:
-            StoreError: they cannot be.
+            StoreError: it could not be stored.
         """
         id = new_file_id()
         await self._store.write(Put(StoredObject(id=id, kind=UPLOAD, owner=owner, body={})))
         return id
 
     async def add(self, id: str, piece: bytes, num_before: int) -> None:
-        """Stores a piece.
+        """Stores the next piece.
 
         Args:
-            piece: of its content.
             num_before: bytes stored so far.
 
         Raises:
@@ -125,5 +120,5 @@ class Uploads:
         await self._store.write(Put(file))
 
     async def discard(self, id: str) -> None:
-        """Removes what came of a file that will not be complete."""
+        """Removes an upload that will not be complete."""
         await self._store.write(Delete(id))

@@ -1,1 +1,1 @@
-"""What outlives a request: files, batches, responses and conversations, in memory or in one SQLite file."""
+"""Objects that outlive a request: files, batches, responses, conversations; in memory or in one SQLite file."""

@@ -1,7 +1,7 @@
-"""Opens the SQLite file of `--store`, and refuses with one sentence what is not one of ours.
+"""Opens the SQLite file of `--store`, and refuses in one sentence any other file.
 
-The file is locked for as long as it is open, so that two servers cannot work on the same batches; the lock ends with
-the process, however that ends.
+The file is locked while it is open, so that two servers cannot work on the same batches; the lock ends with the
+process, however that ends.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _LOCK_TIMEOUT_S = 5.0
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
-    """Returns a connection that any one thread at a time may use; it commits by itself unless told to begin.
+    """Returns a connection, in autocommit mode, that any one thread at a time may use.
 
     Args:
-        path: of the file, which is made where there is none; None keeps everything in memory.
+        path: the file, which is made where there is none; None keeps everything in memory.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: the file cannot be used.
     """
     if path is None:
         connection = _connect(":memory:")
@@ -62,7 +62,7 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
 
 def reason(error: BaseException) -> str:
-    """Says in one sentence why the database did not do something."""
+    """Returns in one sentence why the database failed."""
     if isinstance(error, OSError):
         return f"{error.strerror or error}."
     text = str(error)
@@ -85,7 +85,7 @@ def _require_plain_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # what was said to the model is its owner's
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # only its owner may read what was said to the model
         return
     if not stat.S_ISREG(mode):
         raise ConfigError("it is no plain file; name one, which is made if it does not exist.")
@@ -96,10 +96,10 @@ def _connect(name: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Makes the tables, or finds them as they were made.
+    """Makes the tables, or checks that they are those that would be made.
 
     Raises:
-        ConfigError: the file is something else.
+        ConfigError: the file is another program's, or of a newer format.
         sqlite3.Error: it is broken.
     """
     connection.execute("PRAGMA foreign_keys = ON")

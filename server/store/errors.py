@@ -1,4 +1,4 @@
-"""How the store fails, apart from it so that those who tell clients need not load it."""
+"""The store's errors, apart from it so that code which only reports them need not load it."""
 
 from __future__ import annotations
 

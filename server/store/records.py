@@ -1,7 +1,8 @@
-"""What is stored, and the changes that a transaction is made of.
+"""Stored objects, and the changes that a transaction consists of.
 
-An object is one row of JSON that belongs to whoever made it. Beside it lie lists of bytes, numbered from 0: the pieces
-of a file, the lines of a batch, the events of a stream, the items of a conversation. They go when it goes.
+An object is one row of JSON that belongs to the caller who made it. It has lists of entries of bytes, numbered from 0:
+the pieces of a file, the lines of a batch, the events of a stream, the items of a conversation. They are deleted with
+it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ class StoredObject:
 
     Attributes:
         id: unique in the store.
-        kind: such as "file"; an id is found under its kind only.
-        owner: the name of the key that made it; empty where no key is asked for.
+        kind: such as "file"; an object is found under its kind only.
+        owner: name of the key that made it; empty where no key is asked for.
         body: JSON.
         expires_at: Unix time from which nobody finds it, or None.
-        expendable: it may be dropped, the oldest first, where room is needed.
+        expendable: it may be dropped to make room, the oldest first.
     """
 
     id: str
@@ -33,12 +34,11 @@ class StoredObject:
 
 
 class Entry(NamedTuple):
-    """One of a list.
+    """An entry of a list.
 
     Attributes:
-        number: in its list, from 0; those of deleted ones stay free.
-        name: by which it is found, or empty.
-        data: its bytes.
+        number: place in the list, from 0; deleted entries leave gaps.
+        name: name that it is found by, or empty.
     """
 
     number: int
@@ -48,18 +48,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Stores an object, or in its place what it is now; its lists stay."""
+    """Stores an object, or replaces the one of its id, whose lists stay."""
 
     object: StoredObject
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Adds to the end of a list of an object that is there; where it has gone, to nothing.
+    """Adds entries to the end of an object's list; does nothing where the object is gone.
 
     Attributes:
-        data: of each entry.
-        names: of each, or nothing.
+        names: a name for each entry, or none at all.
     """
 
     id: str
@@ -77,7 +76,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DeleteEntries:
-    """Removes the entries of a name from a list, or with no name all of it."""
+    """Removes the entries of a name from a list, or without a name all entries."""
 
     id: str
     list: str

@@ -1,7 +1,7 @@
-"""How much may be stored, and what goes first where more is to be.
+"""How much may be stored, and what is dropped to make room.
 
-One owner may fill half. What is expendable is dropped, the oldest first: an owner's own where their half is full, else
-that of whoever holds most. Nothing else is ever dropped for room.
+One owner may fill half. Expendable objects are dropped, the oldest first: an owner's own where their half is full, else
+those of the owner who holds most. Nothing else is ever dropped for room.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from collections import Counter
 
 from server.store.errors import StoreFullError
 
-# Of an object or an entry beside its bytes: rows and their indexes.
+# What rows and indexes of an object or an entry take beside its bytes.
 ROW_BYTES = 256
-# Of an object, also where a stranger wrote no number.
+# An object's size, also in a file in which it is no number.
 NUM_BYTES = "CAST(num_bytes AS INTEGER)"
 
 
 class Room:
-    """Counts what each owner holds; used on the store's thread only.
+    """Counts the bytes of each owner; used on the store's thread only.
 
     Args:
-        connection: to the database, whose objects are counted.
-        max_bytes: of all owners together.
+        max_bytes: most bytes of all owners together.
     """
 
     def __init__(self, connection: sqlite3.Connection, max_bytes: int) -> None:
@@ -32,28 +31,27 @@ class Room:
         self._held: Counter[str] = Counter(dict(rows))
 
     def snapshot(self) -> Counter[str]:
-        """Returns what is held now, for `restore`."""
+        """Returns the counts, for `restore`."""
         return self._held.copy()
 
     def restore(self, held: Counter[str]) -> None:
-        """Goes back to it, with changes that were taken back."""
+        """Restores the counts of a snapshot, for changes that are rolled back."""
         self._held = held
 
     @property
     def num_bytes(self) -> int:
-        """Held by all."""
+        """Bytes of all owners."""
         return self._held.total()
 
     def take(self, owner: str, num_bytes: int, *, key: int = 0) -> None:
-        """Takes room that is about to be used, making it where it must be.
+        """Counts bytes that are about to be stored, and drops objects to make room for them.
 
         Args:
-            owner: whose it will be.
-            num_bytes: more than before; negative gives back.
-            key: of the object that grows, which is not dropped for itself.
+            num_bytes: bytes more than before; negative gives back.
+            key: key of the object that grows, which is not dropped for itself.
 
         Raises:
-            StoreFullError: there is none.
+            StoreFullError: there is no room.
         """
         self._held[owner] += num_bytes
         if num_bytes <= 0:

@@ -1,7 +1,7 @@
 """The store as the rest of the server sees it: coroutines in front of one thread that owns the database.
 
-What waits together is committed together, and nobody is answered before that: whatever was acknowledged is on disk.
-Every look-up names the owner, so that nobody's id opens another's object.
+Jobs that wait at the same time are committed together, and answered after the commit: whatever was acknowledged is on
+disk. Every look-up names the owner, so that an id does not give access to another owner's object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.store.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-# So much of a list is read at once: it is all in memory, and others wait meanwhile.
+# Most bytes of a list that are read at once: they are all in memory, and other jobs wait meanwhile.
 MAX_READ_BYTES = 4 << 20
 _MAX_JOBS_TOGETHER = 256
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class _Job(NamedTuple):
-    """Work for the thread: the future is told what comes of it, after the commit."""
+    """Work for the thread; the future gets its result after the commit."""
 
     work: Callable[[Tables], Any]
     future: Future[Any]
@@ -44,8 +44,8 @@ class Store:
     """Objects and their lists; see `records`.
 
     Args:
-        path: of the SQLite file, made where there is none; None keeps everything in memory.
-        max_bytes: the most that may be stored, of which one owner may fill half.
+        path: the SQLite file, made where there is none; None keeps everything in memory.
+        max_bytes: most bytes that are stored, of which one owner may fill half.
     """
 
     def __init__(self, path: Path | None = None, max_bytes: int = 256 << 20) -> None:
@@ -57,10 +57,10 @@ class Store:
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Opens the file, before anything listens; `start` does it else.
+        """Opens the file; `start` does so too, but this can be done before anything listens.
 
         Raises:
-            ConfigError: it cannot be used.
+            ConfigError: the file cannot be used.
         """
         if self._connection is None:
             self._connection = open_database(self._path)
@@ -71,17 +71,17 @@ class Store:
                 raise ConfigError(f"--store {self._path}: {reason(error)}") from error
 
     def start(self) -> None:
-        """Begins to work.
+        """Starts the thread.
 
         Raises:
-            ConfigError: as `open`.
+            ConfigError: the file cannot be used.
         """
         self.open()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Finishes what waits and gives the file back; later calls fail. It may take a moment: not for the loop."""
+        """Finishes the jobs that wait and closes the file; later calls fail. It blocks: not for the event loop."""
         self._jobs.put(None)
         if self._thread is not None:
             self._thread.join()
@@ -89,7 +89,7 @@ class Store:
             self._connection.close()
 
     async def write(self, *changes: Change) -> None:
-        """Makes changes, all or none, and returns when they are durable.
+        """Makes all changes or none, and returns when they are durable.
 
         Raises:
             StoreFullError: there is no room for them.
@@ -98,28 +98,26 @@ class Store:
         await self._do(lambda tables: tables.apply(changes))
 
     async def get(self, owner: str, kind: str, id: str) -> StoredObject | None:
-        """Returns an object of an owner, or None where there is no such one."""
+        """Returns an object of an owner; None where there is none."""
         return await self._do(lambda tables: tables.get(owner, kind, id))
 
     async def page(
         self, owner: str, kind: str, *, limit: int, after: str | None = None, ascending: bool = False
     ) -> list[StoredObject] | None:
-        """Returns objects of an owner in the order they were first stored, the newest first unless `ascending`.
+        """Returns objects of an owner in the order in which they were first stored, the newest first.
 
         Args:
-            owner: whose.
-            kind: of which.
-            limit: the most.
-            after: the id of the one they follow.
+            limit: most objects.
+            after: id of the object that they follow.
             ascending: the oldest first.
 
         Returns:
-            None where there is no object `after`.
+            The objects; None where there is no object `after`.
         """
         return await self._do(lambda tables: tables.page(owner, kind, limit, after, ascending))
 
     async def all_of(self, kind: str) -> list[StoredObject]:
-        """Returns the objects of every owner, the oldest first: for who goes on with them after a start."""
+        """Returns the objects of all owners, the oldest first, to go on with them after a start."""
         return await self._do(lambda tables: tables.all_of(kind))
 
     async def entries(
@@ -136,15 +134,15 @@ class Store:
         """Returns entries of a list in their order; none where the object is not this owner's.
 
         Args:
-            limit: the most.
-            after: the number of the one they follow (or, descending, stand before).
-            ascending: the first one first.
-            max_bytes: reading ends with the entry that exceeds it; ask again for the rest.
+            limit: most entries.
+            after: number of the entry that they follow in that order.
+            ascending: the first entry first, else the last.
+            max_bytes: reading ends with the entry that exceeds this; ask again for the rest.
         """
         return await self._do(lambda tables: tables.entries(owner, id, list, limit, after, ascending, max_bytes))
 
     async def entry(self, owner: str, id: str, list: str, name: str) -> Entry | None:
-        """Returns the first entry of a name, or None."""
+        """Returns the first entry of a name; None where there is none."""
         return await self._do(lambda tables: tables.entry(owner, id, list, name))
 
     async def names(self, owner: str, id: str, list: str) -> list[str]:
@@ -152,7 +150,7 @@ class Store:
         return await self._do(lambda tables: tables.names(owner, id, list))
 
     async def size_of(self, owner: str, id: str, list: str) -> tuple[int, int]:
-        """Returns how many entries a list has, and their bytes together."""
+        """Returns the number of entries of a list, and the sum of their bytes."""
         return await self._do(lambda tables: tables.size_of(owner, id, list))
 
     async def _do(self, work: Callable[[Tables], T]) -> T:
@@ -163,7 +161,7 @@ class Store:
         return await asyncio.wrap_future(future)
 
     def _serve(self) -> None:
-        """What the thread does, until `close`."""
+        """Does jobs on the thread, until `close`."""
         assert self._tables is not None
         while True:
             job = self._jobs.get()
@@ -191,7 +189,7 @@ class Store:
                     job.future.set_exception(StoreError("The store is closed: the server is shutting down."))
 
     def _do_together(self, tables: Tables, jobs: list[_Job]) -> None:
-        """Does jobs in one transaction: one that fails is taken back alone, and a commit that fails fails them all."""
+        """Does jobs in one transaction: one that fails is rolled back alone; if the commit fails, all of them fail."""
         outcomes: list[tuple[Any, Exception | None]] = []
         failure: Exception | None = None
         try:
@@ -215,7 +213,7 @@ class Store:
                 job.future.set_result(result)
 
     def _explain(self, error: Exception) -> Exception:
-        """What those are told whose work was lost."""
+        """Logs an error of the database and returns the one for those whose work was lost."""
         logger.error("the store (%s) failed: %s", self._path or "in memory", reason(error))
         if isinstance(error, MemoryError) or "full" in str(error):
             return StoreFullError("The server has no room to store this: its disk is full.")

@@ -24,12 +24,7 @@ _SWEEP_INTERVAL_S = 60.0
 
 
 class Tables:
-    """The two tables.
-
-    Args:
-        connection: to a database with them.
-        room: counts what is in them.
-    """
+    """The two tables."""
 
     def __init__(self, connection: sqlite3.Connection, room: Room) -> None:
         self._connection = connection
@@ -38,23 +33,22 @@ class Tables:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Makes what is done within durable, or takes it back."""
-        with self._taking_back("BEGIN", "COMMIT", "ROLLBACK"):
+        """Commits what is done within, or rolls it back."""
+        with self._rolling_back("BEGIN", "COMMIT", "ROLLBACK"):
             yield
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Takes back what is done within, where it fails; only where the whole transaction is lost too, raises more.
+        """Rolls back what is done within where it fails.
 
         Raises:
-            sqlite3.Error: the database fails.
-            StoreError: as what is done within.
+            sqlite3.Error: the database fails, and the whole transaction is lost.
         """
-        with self._taking_back("SAVEPOINT job", "RELEASE job", "ROLLBACK TO job; RELEASE job"):
+        with self._rolling_back("SAVEPOINT job", "RELEASE job", "ROLLBACK TO job; RELEASE job"):
             yield
 
     @contextmanager
-    def _taking_back(self, begin: str, end: str, undo: str) -> Iterator[None]:
+    def _rolling_back(self, begin: str, end: str, undo: str) -> Iterator[None]:
         held = self._room.snapshot()
         self._connection.execute(begin)
         try:
@@ -71,7 +65,7 @@ class Tables:
         """Makes changes in their order.
 
         Raises:
-            StoreFullError: there is no room for them.
+            StoreError: an object is somebody else's, or there is no room.
         """
         if time.monotonic() - self._swept_at > _SWEEP_INTERVAL_S:
             self._swept_at = time.monotonic()
@@ -244,7 +238,7 @@ def _object(row: tuple[Any, ...]) -> StoredObject:
 
 
 def _plain(text: str) -> str:
-    """A client's text as SQLite takes it: no lone surrogates."""
+    """Replaces lone surrogates in a client's text, which SQLite does not take."""
     return text.encode("utf-8", errors="replace").decode()
 
 
