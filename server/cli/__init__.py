@@ -1,1 +1,1 @@
-"""The command line: its flags, its mistakes, and the flags people know from elsewhere."""
+"""The command line: its parser and error messages, the flags' table, and flags of other servers."""

@@ -1,4 +1,4 @@
-"""A parser whose complaints are one line that says what was meant, and the completion of its words in a shell."""
+"""A parser whose errors are one line with a suggestion, and scripts by which shells complete its commands and flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 SHELLS = ("bash", "zsh", "fish")
-# What lets zsh take bash's completions.
+# Lets zsh use bash's completions.
 _ZSH = (
     "(( $+functions[compdef] )) || { autoload -U +X compinit && compinit; }\n"
     "autoload -U +X bashcompinit && bashcompinit\n"
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake is answered with one line instead of all flags there are."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parses; unknown words are complained of by the command that does not know them, which knows its flags."""
+        """Parses; the subcommand, which knows its flags, reports unknown words."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             meant = [near for word in unknown if (near := _nearest(word, self._option_string_actions))]
@@ -51,7 +51,7 @@ def command_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 class _Flag(NamedTuple):
-    """What a shell needs to know of an argument; one without names is positional."""
+    """An argument, as a shell's completion sees it; one without names is positional."""
 
     names: tuple[str, ...]
     help: str
@@ -75,12 +75,7 @@ def _flag(action: argparse.Action) -> _Flag:
 
 
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Returns a script that a shell reads at its start to complete the command's words.
-
-    Args:
-        parser: of the whole command.
-        shell: of SHELLS.
-    """
+    """Returns a script that a shell of SHELLS reads at its start to complete the command's words."""
     if shell == "fish":
         return _fish(parser)
     return (_ZSH if shell == "zsh" else "") + _bash(parser)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-# The flag here that takes the value; None for what is not needed.
+# Our flags for theirs that take a value.
 _VALUES = {"-c": "MODEL", "--checkpoint-path": "MODEL", "--server-port": "--port", "--server-name": "--host"}
 _SWITCHES: dict[str, tuple[str, ...]] = {
     "--cpu-only": ("--device", "cpu"),
@@ -21,10 +21,10 @@ _DEFAULT_CHECKPOINT = "Qwen/Qwen-7B-Chat"
 
 
 def translate(words: Sequence[str]) -> str | None:
-    """Returns a sentence with the command line to use, or None where no flag of the published scripts is there.
+    """Returns a sentence with the command line to use; None where no flag is one of the published scripts'.
 
     Args:
-        words: of the command line after `qwen-server`, with or without `serve` in front.
+        words: the command line after `qwen-server`, with or without `serve`.
     """
     rest = list(words[1:] if words[:1] == ["serve"] else words)
     if rest and not rest[0].startswith("-") and not names_checkpoint(rest[0]):
@@ -60,5 +60,5 @@ def translate(words: Sequence[str]) -> str | None:
 
 
 def names_checkpoint(word: str) -> bool:
-    """Whether a word in a command's place is a checkpoint: a folder, a GGUF file, or owner/name."""
+    """Whether a word, where a command would stand, is a checkpoint: a folder, a GGUF file, or owner/name."""
     return "/" in word or word.lower().endswith(".gguf") or Path(word).expanduser().is_dir()

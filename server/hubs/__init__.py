@@ -1,1 +1,1 @@
-"""Where checkpoints and adapters are: folders, hubs, the demo that comes along."""
+"""Where checkpoints and adapters come from: folders, hubs, the demo in this package."""

@@ -1,6 +1,6 @@
-"""The checkpoints that come along, to try the server with before one's own is at hand.
+"""The demo checkpoints, with which the server can be tried without fetching one.
 
-The wheel has the first; the Int4 one is in the repository only.
+The wheel contains the first; the Int4 one is in the repository only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ ABOUT = (
 
 
 def demo_folder(name: str) -> Path | None:
-    """Returns the folder that a name of ours stands for; a folder of the caller's with that name is `./NAME`."""
+    """Returns the folder of a demo checkpoint's name; the user's own folder of that name is `./NAME`."""
     folder = _FOLDERS.get(name)
     return folder if folder is not None and folder.is_dir() else None
 
 
 def demo_name(folder: Path | None) -> str | None:
-    """Returns what a checkpoint of ours is called, whichever way its folder was named.
-
-    Args:
-        folder: with all links followed.
-    """
+    """Returns the name of a demo checkpoint's folder, which must be a resolved path; None for other folders."""
     return next((name for name, ours in _FOLDERS.items() if ours == folder), None)

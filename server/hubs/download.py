@@ -1,4 +1,4 @@
-"""Fetches files of a checkpoint from a hub into that hub's cache: Hugging Face or ModelScope, each by its own library.
+"""Fetches files of a checkpoint from Hugging Face or ModelScope, each by its own library, into that hub's cache.
 
 The libraries are imported when they are needed: they take a third of a second, and a local folder needs neither.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -29,15 +29,14 @@ def download(model: str, patterns: Sequence[str], *, hub: Hub, revision: str | N
 
     Args:
         model: owner/name.
-        patterns: of the files' names; those that are not there are no error.
-        hub: where the id is looked up.
+        patterns: names or glob patterns of files; a pattern without a file is no error.
         revision: branch, tag or commit; None is the hub's main branch.
 
     Raises:
         CheckpointError: it cannot be fetched; one sentence.
         ConfigError: the hub's library is not installed.
     """
-    fetch: Callable[[str, list[str], str | None], Path] = _FETCHERS[hub]
+    fetch = _from_modelscope if hub == "modelscope" else _from_huggingface
     return fetch(model, list(patterns), revision)
 
 
@@ -106,12 +105,6 @@ def _from_modelscope(model: str, patterns: list[str], revision: str | None) -> P
     except Exception as error:  # a network library's own kinds
         raise CheckpointError(f"{model}: cannot fetch it from ModelScope ({_first_line(error)})") from error
     return Path(folder)
-
-
-_FETCHERS: dict[Hub, Callable[[str, list[str], str | None], Path]] = {
-    "huggingface": _from_huggingface,
-    "modelscope": _from_modelscope,
-}
 
 
 def _first_line(error: Exception) -> str:

@@ -21,13 +21,13 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "quantize_config.json",
     "quant_config.json",
-    "adapter_config.json",  # of what cannot be served, to say so
+    "adapter_config.json",  # an adapter is not a checkpoint; it is refused by name
     "*.tiktoken",
 )
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.bin.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-# One GGUF file among those of a repository, which mostly are one model in many sizes.
+# A GGUF file in a repository, which mostly has one model in many sizes.
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/((?:\w[\w.-]*/)*\w[\w.-]*\.gguf)", re.IGNORECASE)
 _LATER_SHARDS = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$", re.IGNORECASE)
 
@@ -36,21 +36,20 @@ def resolve_checkpoint(model: str, hub: Hub = "huggingface", revision: str | Non
     """Returns the folder of a checkpoint, fetching it from a hub if need be.
 
     Args:
-        model: a folder, a GGUF file, or a hub id such as `Qwen/Qwen-1_8B-Chat`, with a GGUF file behind it or not
-            (`owner/name/model-q4_0.gguf`). HF_HUB_OFFLINE=1 keeps to what was fetched before.
-        hub: where an id is looked up.
-        revision: of a hub id: branch, tag or commit.
+        model: a folder, a GGUF file, a hub id such as `Qwen/Qwen-1_8B-Chat`, or a GGUF file of one
+            (`owner/name/model-q4_0.gguf`). With HF_HUB_OFFLINE=1 nothing is fetched that is not in the cache.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
-        ConfigError: a revision of a folder, or a hub whose library is missing.
+        ConfigError: a folder with a revision, or a hub whose library is missing.
     """
     folder = folder_here(model, revision)
     if folder is not None:
         return folder
     if (file := _HUB_FILE.fullmatch(model)) is not None:
         return _gguf_of_hub(file[1], file[2], hub, revision)
-    # Before gigabytes of another model's weights are fetched in vain.
+    # Small files first: weights of a model that cannot be served would be gigabytes in vain.
     require_checkpoint(download(model, _SMALL_FILES, hub=hub, revision=revision))
     folder = download(model, (*_SMALL_FILES, *_SAFETENSORS), hub=hub, revision=revision)
     if not any(folder.glob("*.safetensors")):
@@ -63,7 +62,6 @@ def resolve_adapter(source: str, hub: Hub = "huggingface") -> Path:
 
     Args:
         source: a folder, or a hub id.
-        hub: where an id is looked up.
 
     Raises:
         AdapterError: there is neither, or it cannot be fetched.
@@ -82,17 +80,10 @@ def resolve_adapter(source: str, hub: Hub = "huggingface") -> Path:
 
 
 def describe_checkpoint(model: str, otherwise: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
-    """Returns a folder with a checkpoint's configuration; of a hub id without its weights, unless they are there.
+    """Like `resolve_checkpoint`, but does not fetch the weights.
 
     Args:
-        model: a folder or a hub id.
-        otherwise: what else it could have been, for the error message.
-        hub: as for `resolve_checkpoint`.
-        revision: as for `resolve_checkpoint`.
-
-    Raises:
-        CheckpointError: there is neither such a folder nor such an id, or it cannot be fetched.
-        ConfigError: as for `resolve_checkpoint`.
+        otherwise: end of the error message for a name that is neither a folder nor a hub id.
     """
     folder = folder_here(model, revision, otherwise)
     if folder is None and (file := _HUB_FILE.fullmatch(model)) is not None:
@@ -101,7 +92,7 @@ def describe_checkpoint(model: str, otherwise: str, hub: Hub = "huggingface", re
 
 
 def _gguf_of_hub(model: str, name: str, hub: Hub, revision: str | None) -> Path:
-    """Fetches one file of a repository, and the others of its model where it is one of several."""
+    """Fetches one file of a repository; where a model is in several files, all of them."""
     folder = download(model, (_LATER_SHARDS.sub(r"-*\1", name),), hub=hub, revision=revision)
     path = folder / name
     if not path.is_file():
@@ -110,16 +101,14 @@ def _gguf_of_hub(model: str, name: str, hub: Hub, revision: str | None) -> Path:
 
 
 def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path | None:
-    """Returns the local folder a name means, or None where it is a hub id.
+    """Returns the local folder of a name, or None where it is a hub id.
 
     Args:
-        model: a folder or a hub id.
-        revision: as for `resolve_checkpoint`.
         otherwise: as for `describe_checkpoint`.
 
     Raises:
         CheckpointError: it is neither.
-        ConfigError: as for `resolve_checkpoint`.
+        ConfigError: it is a folder, and a revision is given.
     """
     folder = local_folder(model)
     if folder is None:
@@ -130,12 +119,12 @@ def folder_here(model: str, revision: str | None, otherwise: str = "") -> Path |
 
 
 def local_folder(model: str) -> Path | None:
-    """Returns the folder or GGUF file a name means, with all links followed; None if there is nothing of that name.
+    """Returns the resolved path of a folder or a GGUF file, or None where there is none of that name.
 
-    The names of the demo checkpoints mean those, wherever the command is started.
+    The names of the demo checkpoints stand for those in every working folder.
 
     Raises:
-        CheckpointError: it is a file, or cannot be looked at.
+        CheckpointError: it is another file, or cannot be read.
     """
     if (demo := demo_folder(model)) is not None:
         return demo
@@ -168,17 +157,16 @@ def served_names(model: str, given: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names requests may use, the first being the one replies carry by default.
 
     Args:
-        model: as given on the command line.
-        given: `--served-model-name`, which replaces the automatic names.
+        model: argument of the command line.
+        given: values of `--served-model-name`, which replace the automatic names.
     """
     if given:
         return tuple(dict.fromkeys(given))
     name = model.rstrip("/") or model
     folder = local_folder(name)
-    names: tuple[str, ...]
     if folder is None:
-        names = (name, name.rsplit("/", 1)[-1], "Qwen")
+        own = [name, name.rsplit("/", 1)[-1]]
     else:
-        # Not where it lies: names are told to anybody who asks, in lists, errors and metrics.
-        names = (demo_name(folder) or (folder.stem if is_gguf(folder) else folder.name), "Qwen")
-    return tuple(dict.fromkeys(n for n in names if n))
+        # Without the path: lists, errors and metrics show names to everybody.
+        own = [demo_name(folder) or (folder.stem if is_gguf(folder) else folder.name)]
+    return tuple(dict.fromkeys(n for n in (*own, "Qwen") if n))
