@@ -75,7 +75,7 @@ def waiting_for_a_sister(driver: Driver) -> tuple[int, ...]:
 
 def compiling(driver: Driver) -> tuple[int, ...]:
     never: Future[LLMatcher] = Future()
-    driver.engine._grammar_compiler._compiled["slow"] = never
+    driver.engine._grammars._compiler._compiled["slow"] = never
     driver.add([request((13,), grammar="slow")])
     driver.step()
     assert driver.stats.num_waiting == 1

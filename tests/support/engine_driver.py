@@ -24,6 +24,7 @@ from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.loop.engine import Engine
 from model.quantization import linear_maker
 from model.scheduling.sequence import Sequence
+from tests.support.scheduling_integrity import check_blocks, check_scheduler
 
 
 class LoadedModel:
@@ -126,9 +127,9 @@ class Driver:
     def check_integrity(self) -> None:
         if self.held:
             scheduler = self.engine._scheduler
-            scheduler.block_manager.check_integrity([*scheduler.residents.sequences.values(), *self.held])
+            check_blocks(scheduler.block_manager, [*scheduler.residents.sequences.values(), *self.held])
         else:
-            self.engine._scheduler.check_integrity()
+            check_scheduler(self.engine._scheduler)
 
     @contextmanager
     def fragmented(self) -> Iterator[None]:
@@ -154,8 +155,7 @@ class Driver:
     def assert_forgotten(self) -> None:
         """Nothing is kept of sequences that are gone: what stays a step would stay for ever."""
         engine, history = self.engine, self.engine._runner._sampler._history
-        assert not engine._has_reported_first
-        assert not engine._prompt_logprobs
+        assert not len(engine._outputs)
         assert not engine._adapter_of_seq
         assert engine._speculator is None or not engine._speculator._drafters
         assert not engine._refused

@@ -122,7 +122,7 @@ def test_no_stage_idles_under_load(three_layers: Path) -> None:
         sizes = []
         while engine.has_work():
             driver.step()
-            steps = [[entry.seq_id for entry in step.batch] for step in engine._in_flight]
+            steps = [[entry.seq_id for entry in step.batch] for step in engine._steps.in_flight]
             seq_ids = [seq_id for step in steps for seq_id in step]
             assert len(seq_ids) == len(set(seq_ids))
             sizes.append([len(step) for step in steps])
@@ -137,7 +137,7 @@ def test_a_long_prompt_is_on_all_stages_at_once(three_layers: Path) -> None:
         driver.add([request(0, 1, length=100)])
         for _ in range(4):
             driver.step()
-        assert [step.batch.entries[0].start for step in driver.engine._in_flight] == [32, 48]
+        assert [step.batch.entries[0].start for step in driver.engine._steps.in_flight] == [32, 48]
         driver.finish()
 
 
@@ -146,7 +146,7 @@ def test_who_leaves_while_a_stage_is_busy_with_it_is_forgotten(three_layers: Pat
         driver.add([request(i, repetition_penalty=1.2) for i in range(4)])
         for _ in range(9):
             driver.step()
-        in_flight = [entry.seq_id for step in driver.engine._in_flight for entry in step.batch]
+        in_flight = [entry.seq_id for step in driver.engine._steps.in_flight for entry in step.batch]
         driver.engine.abort(in_flight)
         driver.finish()
 
@@ -246,7 +246,7 @@ def test_an_adapter_may_leave_while_a_stage_is_busy_with_it(three_layers: Path, 
         leaving = msgspec.structs.replace(request(1, length=9, num_prompt_logprobs=1), adapter_id=7)
         driver.add([leaving, request(0)])
         driver.step()
-        assert 1 in {entry.seq_id for step in driver.engine._in_flight for entry in step.batch}
+        assert 1 in {entry.seq_id for step in driver.engine._steps.in_flight for entry in step.batch}
         driver.engine.unload_adapter(7)
         driver.engine.abort([1])
         assert driver.finish()[0].token_ids == expected

@@ -197,7 +197,7 @@ def test_a_grammar_waits_for_each_token_and_others_do_not(
     original = driver.engine._runner.launch
 
     def launch(batch: ScheduledBatch) -> Any:
-        steps.append(({entry.seq_id for entry in batch}, driver.engine._in_flight is not None))
+        steps.append(({entry.seq_id for entry in batch}, driver.engine._steps.in_flight is not None))
         return original(batch)
 
     monkeypatch.setattr(driver.engine._runner, "launch", launch)

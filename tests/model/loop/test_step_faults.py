@@ -51,7 +51,7 @@ def break_steps(driver: Driver, monkeypatch: pytest.MonkeyPatch, fault: Callable
         fault(batch)
         return result
 
-    monkeypatch.setattr(driver.engine._guard, "_execute", broken)
+    monkeypatch.setattr(driver.engine._steps.guard, "_execute", broken)
 
 
 def test_one_sequence_that_breaks_steps_ends_alone(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_out_of_memory_makes_steps_smaller(driver: Driver, monkeypatch: pytest.M
     assert {i: reply.token_ids for i, reply in replies.items()} == {i: r.token_ids for i, r in expected.items()}
     assert 1 < largest <= 5
     driver.run(requests(4, max_tokens=100, ignore_eos=True))
-    assert driver.engine._guard.token_budget == 64, "what was a moment's want is forgotten"
+    assert driver.engine._steps.guard.token_budget == 64, "what was a moment's want is forgotten"
 
 
 def test_a_request_that_never_fits_is_given_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ class SomeMatcher:
 def use_matcher(driver: Driver, name: str, matcher: SomeMatcher) -> None:
     compiled: Future[Any] = Future()
     compiled.set_result(CompiledGrammar(matcher, b"\xff" * 64))  # type: ignore[arg-type]
-    driver.engine._grammar_compiler._compiled[name] = compiled
+    driver.engine._grammars._compiler._compiled[name] = compiled
 
 
 @pytest.mark.parametrize("where", ["copy", "token", "mask", "state", "nothing left"])
