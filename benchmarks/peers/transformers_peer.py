@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from model.contract.files.weight_files import find_weight_files
-from model.execution.checkpoint import iterate_tensors
+from model.execution.tensor_files import iterate_tensors
 
 
 def load_as_qwen2(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:

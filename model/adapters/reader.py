@@ -19,7 +19,7 @@ from model.contract.files.adapter_config import AdapterConfig
 from model.contract.files.adapter_tensors import AdapterTensor, check_shape, identify
 from model.contract.files.linears import linear_shapes
 from model.contract.files.safetensors_header import read_header
-from model.execution.checkpoint import iterate_tensors
+from model.execution.tensor_files import iterate_tensors
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

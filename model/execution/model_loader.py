@@ -24,7 +24,8 @@ from model.contract.memory_plan import plan_memory
 from model.contract.messages import AdapterLoaded
 from model.contract.parallel import Placement, require_divisible, share_of_config
 from model.distributed.ranks import Ranks
-from model.execution.checkpoint import ProgressCallback, load_weights, stored_rows
+from model.execution.checkpoint import ProgressCallback, load_weights
+from model.execution.tensor_files import stored_rows
 from model.quantization import linear_maker
 from model.quantization.at_load import quantize_at_load
 from model.sampling.sampler import Sampler

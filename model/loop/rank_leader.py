@@ -31,7 +31,7 @@ from model.contract.parallel import require_divisible
 from model.distributed.group import GroupRanks
 from model.distributed.ranks import OutOfStepError
 from model.distributed.step import RankStep, decode_step
-from model.execution.checkpoint import stored_rows
+from model.execution.tensor_files import stored_rows
 from model.loop.child_process import die_with_parent
 from model.loop.connection import Connection, ConnectionClosed
 from model.loop.rank_process import SIGN_OF_LIFE_S, join_group, run_rank

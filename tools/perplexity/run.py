@@ -25,9 +25,10 @@ from model.contract.config import NO_QUANTIZATION, ModelConfig
 from model.contract.errors import ConfigError
 from model.contract.files.model_config import read_model_config
 from model.contract.tokenizer import Tokenizer
-from model.execution.checkpoint import load_weights, stored_rows
+from model.execution.checkpoint import load_weights
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
+from model.execution.tensor_files import stored_rows
 from model.quantization import linear_maker
 from model.quantization.offline.calibration import calibration_samples
 from tools.perplexity.options import add_arguments

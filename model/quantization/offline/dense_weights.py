@@ -17,7 +17,7 @@ from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.files.weight_files import EMBEDDING
 from model.contract.gguf.file import is_gguf
-from model.execution.checkpoint import stored_rows
+from model.execution.tensor_files import stored_rows
 from model.quantization import linear_maker
 from model.quantization.offline.tensor_source import TensorSource
 

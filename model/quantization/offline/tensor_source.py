@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from model.contract.errors import CheckpointError
 from model.contract.files.weight_files import find_weight_files
-from model.execution.checkpoint import iterate_tensors, told_by_name
+from model.execution.checkpoint import told_by_name
+from model.execution.tensor_files import iterate_tensors
 
 
 class TensorSource:

@@ -22,7 +22,8 @@ from model.architectures.causal_lm import CausalLM
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.model_config import read_model_config
-from model.execution.checkpoint import iterate_tensors, load_weights, stored_rows
+from model.execution.checkpoint import load_weights
+from model.execution.tensor_files import iterate_tensors, stored_rows
 from model.loop.engine import Engine
 from tests.support.engine_driver import LoadedModel
 from tests.support.paths import ROOT
