@@ -9,7 +9,6 @@ Pure: the standard library, `model.contract.attention_windows` and `model.schedu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from model.contract.attention_windows import num_blocks_kept, num_blocks_passed
 from model.scheduling.sequence import NO_BLOCK, Sequence
@@ -31,11 +30,10 @@ class BlockManager:
     for as much of their prompt as the next step may compute; so one may be longer than the pool.
 
     Args:
-        num_blocks: size of the pool.
-        block_size: tokens in a block.
+        num_blocks: blocks in the pool, each of `block_size` tokens.
         enable_prefix_caching: keep full blocks of ended sequences for prompts that start alike.
         largest_window: how many of the last positions some layer reads; None where one reads all.
-        max_step_tokens: the most that a step computes of a sequence; counts with a window only.
+        max_step_tokens: the most tokens that a step computes of a sequence; only a window makes it count.
         max_steps_ahead: steps that may be launched and not settled when one is planned; likewise.
 
     Attributes:
@@ -67,6 +65,7 @@ class BlockManager:
         self._evictable: OrderedDict[int, None] = OrderedDict()  # in the order in which they fell idle
         self._block_of_key: dict[BlockKey, int] = {}
         self._key_of_block: dict[int, BlockKey] = {}
+        # A node's number is never used again, and ends in its block's: number % num_blocks is where it was.
         self._node_of_block: dict[int, int] = {}
         self._num_nodes = 0
         self._num_evictions = 0
@@ -89,7 +88,7 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def num_missing_blocks(self, seq: Sequence) -> int:
-        """Returns how many blocks a sequence that waits is short of what it comes to hold with the tokens it has."""
+        """Returns how many blocks a waiting sequence lacks to hold the tokens that it has."""
         return self._num_blocks_kept(seq.num_tokens) - len(seq.held_blocks)
 
     def _num_blocks_kept(self, num_tokens: int) -> int:
@@ -136,12 +135,10 @@ class BlockManager:
             if self._ref_counts[block] == 0:
                 del self._evictable[block]
             self._ref_counts[block] += 1
-        for block in reversed(prefix[: seq.num_passed_blocks]):  # idle, but what comes next is found by them
-            if self._ref_counts[block] == 0:
-                self._evictable.move_to_end(block)
         seq.block_table.extend([NO_BLOCK] * seq.num_passed_blocks)
         seq.block_table.extend(prefix[seq.num_passed_blocks :])
         seq.cache_chain.extend(self._node_of_block[block] for block in prefix)
+        self._touch_passed(seq)
         seq.num_computed_tokens = len(prefix) * self.block_size
         # A preempted sequence mostly finds its own blocks again, which would flatter the hit rate.
         if self.enable_prefix_caching and seq.first_scheduled_time_s is None:
@@ -212,16 +209,18 @@ class BlockManager:
                 self._num_nodes += 1
                 self._block_of_key[key] = block
                 self._key_of_block[block] = key
-                self._node_of_block[block] = self._num_nodes
+                self._node_of_block[block] = self._num_nodes * self.num_blocks + block
             chain.append(self._node_of_block[block])
 
     def release_passed(self, seq: Sequence, num_settled_tokens: int) -> None:
         """Takes back the blocks that no layer will read again; call after `commit`, and once followers have theirs.
 
         Args:
-            seq: the sequence.
-            num_settled_tokens: computed in steps that are settled; what is in flight may be shared with followers yet.
+            num_settled_tokens: tokens computed in steps that are settled; those in flight may yet be shared with
+                followers.
         """
+        if self._largest_window is None:
+            return
         num_passed = self._num_passed(min(num_settled_tokens, seq.num_computed_tokens))
         if num_passed > seq.num_passed_blocks:
             passed = slice(seq.num_passed_blocks, num_passed)
@@ -232,10 +231,18 @@ class BlockManager:
     def free(self, seq: Sequence) -> None:
         """Takes all blocks from a sequence; none of it counts as computed any more."""
         self._release(seq.held_blocks)
+        self._touch_passed(seq)
         seq.block_table.clear()
         seq.num_passed_blocks = 0
         seq.cache_chain.clear()
         seq.num_computed_tokens = 0
+
+    def _touch_passed(self, seq: Sequence) -> None:
+        """Has blocks that a window has passed evicted last: they fell idle first, but what follows is found by them."""
+        for node in reversed(seq.cache_chain[: seq.num_passed_blocks]):
+            block = node % self.num_blocks
+            if block in self._evictable and self._node_of_block[block] == node:
+                self._evictable.move_to_end(block)
 
     def _release(self, blocks: list[int]) -> None:
         """Lets blocks of one sequence go, the tail first: so the least recently used end of a chain is its leaf."""
@@ -254,52 +261,3 @@ class BlockManager:
         del self._block_of_key[self._key_of_block.pop(block)]
         del self._node_of_block[block]
         return block
-
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Recomputes everything from the block tables of all living sequences.
-
-        Raises:
-            RuntimeError: something disagrees; the message says what.
-        """
-        sequences = list(sequences)
-        counts = [0] * self.num_blocks
-        for seq in sequences:
-            held = seq.held_blocks
-            require(len(set(held)) == len(held) and NO_BLOCK not in held, f"a block twice in {seq}")
-            # A block more than is read is kept, but not by those who share the start of another.
-            num_passed = self._num_passed(seq.num_computed_tokens + self.block_size)
-            require(seq.num_passed_blocks <= num_passed, f"a block that is read is gone from {seq}")
-            for block in held:
-                counts[block] += 1
-        require(counts == self._ref_counts, "reference counts disagree with the block tables")
-        used = {block for block, count in enumerate(counts) if count}
-        free = set(self._free)
-        require(len(free) == len(self._free), "a block is free twice")
-        evictable, cached = set(self._evictable), self._key_of_block.keys()
-        require(len(used) + self.num_free_blocks == self.num_blocks, "blocks lost or counted twice")
-        require(used | free | evictable == set(range(self.num_blocks)), "block states overlap")
-        require(not free & cached and evictable <= cached, "cached and free blocks mixed up")
-        require({k: b for b, k in self._key_of_block.items()} == self._block_of_key, "cache keys disagree with blocks")
-        require(cached == self._node_of_block.keys(), "cache nodes disagree with blocks")
-        keys = {node_id: self._key_of_block[block] for block, node_id in self._node_of_block.items()}
-        require(len(keys) == len(cached), "a prefix cache node in two blocks")
-        for seq in sequences:
-            self._check_sequence(seq, keys)
-
-    def _check_sequence(self, seq: Sequence, keys: dict[int, BlockKey]) -> None:
-        size = self.block_size
-        require(seq.num_computed_tokens <= min(seq.num_tokens, len(seq.block_table) * size), f"no block for {seq}")
-        require(len(seq.cache_chain) * size <= seq.num_computed_tokens, f"cached before computed: {seq}")
-        parent: Parent = seq.cache_root
-        for index, node_id in enumerate(seq.cache_chain):
-            tokens = tuple(seq.token_ids[index * size : (index + 1) * size])
-            require(keys.get(node_id, (parent, tokens)) == (parent, tokens), f"foreign prefix cache node in {seq}")
-            own = self._node_of_block.get(seq.block_table[index], node_id)
-            require(own == node_id, f"block {index} of {seq} has another's node")
-            parent = node_id
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises RuntimeError unless the condition holds; what an integrity check is made of."""
-    if not condition:
-        raise RuntimeError(f"KV cache blocks are inconsistent: {message}")

@@ -60,13 +60,6 @@ class Caller:
         self.round = 0
         self.last_turn = 0
 
-    def is_consistent(self, sequences: Iterable[Sequence]) -> bool:
-        """Whether its queues are in order and hold its own sequences only; `sequences` are those of all callers."""
-        queues = (self.waiting, self.running)
-        is_sorted = all(queue == sorted(queue, key=_order) for queue in queues)
-        is_own = all(seq.caller == self.name for queue in queues for seq in queue)
-        return is_sorted and is_own and self.num_sequences == sum(seq.caller == self.name for seq in sequences)
-
 
 def split(num_tokens: int, wanted: dict[Caller, int]) -> dict[Caller, int]:
     """Shares tokens so that nobody who gets less than it wants gets less than another, for its weight.

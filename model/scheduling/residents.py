@@ -202,22 +202,3 @@ class Residents:
         """Takes prompt blocks back for a sequence that is to run alone; it fits then, as the scheduler sees to it."""
         is_released = self._release_waiting_prefix(self.callers)
         assert is_released, "a sequence alone does not fit into the KV cache"
-
-    def check_integrity(self) -> None:
-        """Raises RuntimeError unless queues, states and blocks agree with each other."""
-        self._blocks.check_integrity(self.sequences.values())
-        following = [seq for followers in self._followers.values() for seq in followers]
-        running = [seq for caller in self.callers for seq in caller.running]
-        idle = [seq for caller in self.callers for seq in caller.waiting] + following
-        rules = {
-            "each sequence is in one queue": sorted(s.seq_id for s in idle + running) == sorted(self.sequences),
-            "callers' queues": all(caller.is_consistent(self.sequences.values()) for caller in self.callers),
-            "running states": all(seq.status is SequenceStatus.RUNNING for seq in running),
-            "waiting states": all(seq.status is SequenceStatus.WAITING for seq in idle),
-            "leaders live": all(s.leader is not None and s.leader.seq_id in self.sequences for s in following),
-            "followers hold no blocks": not any(seq.block_table for seq in following),
-            "no more run than may": self.num_running == len(running) <= self.callers.max_num_seqs,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise RuntimeError(f"the scheduler is inconsistent, broken: {', '.join(broken)}")

@@ -18,7 +18,7 @@ from collections.abc import Sequence as AlignedList
 from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineStats
 from model.scheduling.block_manager import BlockManager
-from model.scheduling.callers import Caller, split, take_turns
+from model.scheduling.callers import take_turns
 from model.scheduling.prefill_budget import PrefillBudget
 from model.scheduling.residents import Residents
 from model.scheduling.sequence import (
@@ -30,61 +30,11 @@ from model.scheduling.sequence import (
     SequenceUpdate,
 )
 from model.scheduling.speculation import Speculator
+from model.scheduling.step_plan import StepPlan
 
 # The background's part of a step that others take part in, one of so many tokens: about what they would not notice, as
 # a step of few rows takes as long as one of a single row.
 _BACKGROUND_PART = 64
-
-
-class _Plan:
-    """A step as it is planned.
-
-    Attributes:
-        tokens: of each sequence that takes part, running ones before those it admits.
-        growing: those of each caller that have use for more than one token.
-        num_left: tokens not given to anybody yet.
-        bereft: callers who lost a running sequence. It must not come straight back: it would have been for nothing.
-        late: ids of sequences that are left out.
-        is_blocked: nobody is admitted any more, for one whose turn it is does not fit.
-        num_left_background: of `num_left`, what may go to the background.
-        num_admissible: how many more may be admitted.
-    """
-
-    def __init__(
-        self,
-        seqs: list[Sequence],
-        num_left: int,
-        preempted: list[Sequence],
-        late: Collection[int],
-        max_num_background: int,
-        num_admissible: int,
-    ) -> None:
-        self.tokens = dict.fromkeys(seqs, 1)  # one each is safe from those before it
-        self.growing: dict[str, list[Sequence]] = {}
-        for seq in seqs:
-            if seq.num_uncomputed_tokens > 1:
-                self.growing.setdefault(seq.caller, []).append(seq)
-        self.num_left = num_left
-        self.bereft = {seq.caller for seq in preempted}
-        self.late = late
-        self.is_blocked = False
-        self.num_left_background = max_num_background - sum(seq.is_background for seq in seqs)
-        self.num_admissible = num_admissible
-
-    def give(self, seq: Sequence, at_most: int) -> int:
-        """Lets a sequence compute more of its tokens; returns how many more."""
-        planned = self.tokens.get(seq, 0)
-        num_tokens = min(at_most, seq.num_uncomputed_tokens - planned)
-        self.tokens[seq] = planned + num_tokens
-        self.num_left -= num_tokens
-        if seq.is_background:
-            self.num_left_background -= num_tokens
-        return num_tokens
-
-    def lose(self, seq: Sequence) -> None:
-        """Takes note that a sequence was preempted; what it would have computed is not given out again."""
-        self.tokens.pop(seq, None)
-        self.bereft.add(seq.caller)
 
 
 class Scheduler:
@@ -190,12 +140,17 @@ class Scheduler:
         if len(chosen) > max_num_chosen:
             chosen = take_turns(chosen, max_num_chosen)
         num_waiting = len(self.residents.sequences) - self.residents.num_running
-        num_admissible = -(-num_waiting // self._num_parts)
-        plan = _Plan(
-            chosen, self._num_left(chosen, keeps_waiting), preempted, late, max_num_background, num_admissible
+        plan = StepPlan(
+            self.residents,
+            chosen,
+            preempted,
+            late=late,
+            max_num_background=max_num_background,
+            num_admissible=-(-num_waiting // self._num_parts),
+            max_running_per_caller=self.max_running_per_caller,
         )
-        if plan.num_left:
-            self._spend_rest(plan)
+        if plan.wants_more and (num_left := self._num_left(chosen, keeps_waiting)):
+            plan.share(num_left)
         decodes: list[ScheduledSequence] = []
         chunks: list[ScheduledSequence] = []
         for seq, num_tokens in plan.tokens.items():
@@ -318,58 +273,6 @@ class Scheduler:
             return num_left
         return max(0, min(num_left, max_prompt_tokens - (len(chosen) - num_decodes)))
 
-    def _spend_rest(self, plan: _Plan) -> None:
-        """Spends the tokens that decodes leave on prompts: each caller's part on its own, then what somebody left."""
-        plan.is_blocked = not self.residents.callers.can_admit(self.residents.num_running)
-        callers = [
-            caller
-            for caller in self.residents.callers
-            if caller.name in plan.growing or (caller.waiting and not plan.is_blocked)
-        ]
-        if len(callers) < 2:
-            for caller in callers:
-                self._spend(plan, caller, plan.num_left)
-            return
-        first = [caller for caller in callers if not caller.is_background] or callers
-        parts = dict.fromkeys(callers, 0)
-        parts |= split(plan.num_left, {caller: self._wanted(plan, caller) for caller in first})
-        callers = self.residents.callers.in_turn(callers)
-        for caller in callers:
-            self._spend(plan, caller, parts[caller])
-        for caller in callers:
-            self._spend(plan, caller, plan.num_left)
-
-    def _wanted(self, plan: _Plan, caller: Caller) -> int:
-        """Tokens that a caller could still have computed in a step."""
-        num_tokens = 0
-        for queue in (plan.growing.get(caller.name, ()), caller.waiting):
-            for seq in queue:
-                num_tokens += seq.num_uncomputed_tokens - plan.tokens.get(seq, 0)
-                if num_tokens >= plan.num_left:
-                    return plan.num_left
-        return num_tokens
-
-    def _spend(self, plan: _Plan, caller: Caller, num_tokens: int) -> None:
-        """Gives tokens to prompts of one caller: to those under way, then to newly admitted ones."""
-        if caller.is_background:
-            num_tokens = min(num_tokens, plan.num_left_background)
-        growing = plan.growing.setdefault(caller.name, [])
-        for seq in growing:
-            if seq in plan.tokens:
-                num_tokens -= plan.give(seq, num_tokens)
-        while num_tokens > 0 and caller.waiting and not plan.is_blocked and caller.name not in plan.bereft:
-            if self.max_running_per_caller is not None and len(caller.running) >= self.max_running_per_caller:
-                break
-            first = next((seq for seq in caller.waiting if seq.seq_id not in plan.late), None)
-            if first is None:
-                break
-            if plan.num_admissible == 0 or not self.residents.admit(first, plan.lose):
-                plan.is_blocked = True
-                break
-            plan.num_admissible -= 1
-            num_tokens -= plan.give(first, num_tokens)
-            growing.append(first)
-
     def _entry(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
         self._num_turns += 1
         seq.last_turn = self._num_turns
@@ -391,7 +294,7 @@ class Scheduler:
         )
 
     def _with_drafts(
-        self, decodes: list[ScheduledSequence], plan: _Plan, forced: Mapping[int, list[int]]
+        self, decodes: list[ScheduledSequence], plan: StepPlan, forced: Mapping[int, list[int]]
     ) -> list[ScheduledSequence]:
         """Adds guesses to a step of nothing but decodes, as far as they are likely to pay and memory is free."""
         if self._speculator is None or len(decodes) >= self._speculator.max_num_rows:
@@ -439,7 +342,3 @@ class Scheduler:
         if seq.num_uncomputed_tokens == 0:
             return True  # a prompt that is only scored
         return seq.has_unknown_token and self._is_at_limit(seq, seq.num_tokens)
-
-    def check_integrity(self) -> None:
-        """Raises RuntimeError unless queues, states and blocks agree with each other."""
-        self.residents.check_integrity()

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from model.contract.sampling_params import SamplingParams
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.sequence import NO_BLOCK, Sequence
+from tests.support.scheduling_integrity import check_blocks
 
 SAMPLING = SamplingParams(max_tokens=1000)
 PROFILE = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)
@@ -130,10 +131,10 @@ class TestPrefixCache:
         for seq in seqs:
             compute(manager, seq)
         assert not set(seqs[0].block_table) & set(seqs[1].block_table)
-        manager.check_integrity(seqs)
+        check_blocks(manager, seqs)
         manager.free(seqs[1])
         assert manager.num_cached_blocks == 0
-        manager.check_integrity(seqs)
+        check_blocks(manager, seqs)
 
     def test_it_counts_queries_and_hits_of_first_admissions(self) -> None:
         manager = BlockManager(32, 4, enable_prefix_caching=True)
@@ -189,9 +190,9 @@ class TestCapacity:
             assert seq.block_table == leader.block_table[:num_shared]
             assert seq.num_computed_tokens == 4 * num_shared
             assert seq.cache_chain == leader.cache_chain[:num_shared]
-            manager.check_integrity([leader, seq])
+            check_blocks(manager, [leader, seq])
             manager.free(leader)
-            manager.check_integrity([seq])
+            check_blocks(manager, [seq])
             manager.free(seq)
             assert manager.num_free_blocks == 32
 
@@ -255,10 +256,10 @@ def test_check_integrity_notices(damage: Callable[[BlockManager, Sequence], None
     manager = BlockManager(16, 2, enable_prefix_caching=True)
     seq = make_sequence([1, 2, 3, 4, 5])
     compute(manager, seq)
-    manager.check_integrity([seq])
+    check_blocks(manager, [seq])
     damage(manager, seq)
     with pytest.raises(RuntimeError, match="inconsistent"):
-        manager.check_integrity([seq])
+        check_blocks(manager, [seq])
 
 
 def test_a_start_that_is_used_again_outlives_one_that_is_not_where_windows_have_passed_it() -> None:
@@ -277,17 +278,35 @@ def test_a_start_that_is_used_again_outlives_one_that_is_not_where_windows_have_
     assert admit(manager, make_sequence([*cold, 8], 5)) < 24
 
 
+def test_an_idle_start_is_forgotten_from_its_end_where_a_window_has_passed_it() -> None:
+    """While it ran, its first blocks fell idle before its last ones; once it has ended, they are of most use."""
+    manager = BlockManager(20, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=4)
+    prompt = [*range(24), 99]
+    seq = make_sequence(prompt)
+    for num_computed in range(4, 25, 4):
+        assert manager.allocate(seq, num_computed)
+        seq.num_computed_tokens = num_computed
+        manager.commit(seq)
+        manager.release_passed(seq, num_computed)
+        check_blocks(manager, [seq])
+    manager.free(seq)
+    other = make_sequence([3] * 24, 1)
+    assert manager.allocate(other, 24), "8 blocks are free, 12 idle: 4 of them are taken"
+    manager.free(other)
+    assert admit(manager, make_sequence(prompt, 2)) == 16
+
+
 def test_check_integrity_notices_a_block_that_is_given_back_too_early() -> None:
     manager = BlockManager(16, 2, enable_prefix_caching=True, largest_window=4, max_step_tokens=8)
     seq = make_sequence(list(range(12)))
     compute(manager, seq)
     manager.release_passed(seq, seq.num_tokens)
     assert (seq.num_passed_blocks, manager.num_free_blocks) == (3, 13)
-    manager.check_integrity([seq])
+    check_blocks(manager, [seq])
     manager._release(seq.block_table[3:5])
     seq.block_table[3:5], seq.num_passed_blocks = [NO_BLOCK] * 2, 5
     with pytest.raises(RuntimeError, match="a block that is read is gone"):
-        manager.check_integrity([seq])
+        check_blocks(manager, [seq])
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
@@ -364,7 +383,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         if not hasattr(self, "manager"):
             return
-        self.manager.check_integrity(self.live)
+        check_blocks(self.manager, self.live)
         for seq in self.live:
             for index in range(seq.num_computed_tokens // self.manager.block_size):
                 assert self.content[seq.block_table[index]] == self._expected(seq, index)

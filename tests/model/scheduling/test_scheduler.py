@@ -24,6 +24,7 @@ from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import Scheduler
 from model.scheduling.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus, SequenceUpdate
 from model.scheduling.speculation import RowCosts, Speculator
+from tests.support.scheduling_integrity import check_scheduler
 
 EOS = 0
 VOCAB_SIZE = 5
@@ -240,7 +241,7 @@ class FakeEngine:
         """One step; `abort` are ids that go away while it runs."""
         running = {i: seq.num_computed_tokens for i, seq in self.live.items() if seq.status is SequenceStatus.RUNNING}
         batch = self.scheduler.schedule()
-        self.scheduler.check_integrity()
+        check_scheduler(self.scheduler)
         self.check_batch(batch)
         for entry in batch:
             assert entry.start == running.get(entry.seq_id, entry.start), f"{entry.seq_id} was preempted for nothing"
@@ -248,7 +249,7 @@ class FakeEngine:
         sampled = [accepted(entry) if entry.needs_sampling else [] for entry in batch]
         self.abort(abort)
         updates = update(self.scheduler, batch, sampled)
-        self.scheduler.check_integrity()
+        check_scheduler(self.scheduler)
         for seq, token_ids, finish_reason, stop_token_id in updates:
             assert len(seq.block_table) <= self.blocks.num_blocks_for(seq.num_tokens)
             assert not self.unscored.pop(seq.seq_id, None), f"{seq} skipped prompt positions it must score"
@@ -350,7 +351,7 @@ class TestEndings:
         assert not scheduler.schedule({0, 1})
         scheduler.residents._preempt(seqs[0])
         assert [entry.seq_id for entry in scheduler.schedule({0})] == [1, 2]
-        scheduler.check_integrity()
+        check_scheduler(scheduler)
 
 
 class TestRefusals:
@@ -593,7 +594,7 @@ class TestChoices:
         (urgent,) = engine.add([2] * 11, max_tokens=5)
         engine.step()
         assert urgent.status is SequenceStatus.RUNNING
-        engine.scheduler.check_integrity()
+        check_scheduler(engine.scheduler)
         engine.run()
         # Given up, the prompt is computed once more, not three times.
         assert engine.num_computed_tokens == 9 + (11 + 4) + 9 + 2 * 1
@@ -690,7 +691,7 @@ def test_check_integrity_notices() -> None:
     (seq,) = engine.add([1] * 5)
     seq.status = SequenceStatus.RUNNING
     with pytest.raises(RuntimeError, match="waiting states"):
-        engine.scheduler.check_integrity()
+        check_scheduler(engine.scheduler)
 
 
 REQUEST = st.fixed_dictionaries(
@@ -763,7 +764,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         if hasattr(self, "engine"):
-            self.engine.scheduler.check_integrity()
+            check_scheduler(self.engine.scheduler)
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):
