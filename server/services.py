@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.responses import Response
 
 from model.contract.tokenizer import Tokenizer
 from server.batches.runner import BatchRunner
 from server.conversion.converter import Converter
 from server.conversion.generation_request import GenerationRequest
+from server.conversion.neutral_request import ChatRequest, TextRequest
 from server.conversion.readers.unsupported import UnknownFields
 from server.detached.runs import Runs
 from server.engine.client import EngineClient
@@ -23,11 +25,13 @@ from server.files.stored_files import Uploads
 from server.gates.admission import Admission
 from server.gates.callers import Caller, caller_of
 from server.gates.credentials import Credentials
+from server.gates.direct_body import direct_body
 from server.gates.rate_limits import RateLimiter
 from server.gates.request_context import request_id_var
 from server.gates.while_connected import while_connected
 from server.off_loop import OffLoop
 from server.replies.generation import Generation
+from server.replies.streaming import EventsResponse, Reply, stream_events, whole_reply
 from server.responses.background import Background
 from server.responses.maker import ResponseMaker
 from server.routes.web_files import WebFile, load_web_files
@@ -113,22 +117,28 @@ class Services:
         return neutral
 
     async def generate(
-        self, http: Request, model: str, convert: Callable[[], Coroutine[Any, Any, GenerationRequest]]
+        self, http: Request, model: str, read: Callable[[], Coroutine[Any, Any, ChatRequest | TextRequest]]
     ) -> Generation:
         """Converts a request and hands it to the engine.
 
         Args:
             http: the HTTP request, whose body has been read.
             model: name that `resolve_model` returned.
-            convert: makes the request of ids; cancelled if the client leaves.
+            read: returns the request in neutral form; cancelled if the client leaves.
 
         Returns:
             The generation, which the caller must close in the end.
 
         Raises:
+            InvalidRequestError: it cannot be served as asked.
             EngineUnavailableError: the engine would not serve it now.
             ApiError: too much waits already, or the client has left.
         """
+
+        async def convert() -> GenerationRequest:
+            engine = self.engine.require_ready()
+            return await self.converter.convert(await read(), engine)
+
         caller = caller_of(http.scope)
         is_background = bool(http.scope["state"].get("is_background"))  # batches and background responses count theirs
         with nullcontext() if is_background else self.admission.reserve(caller):
@@ -168,6 +178,35 @@ class Services:
         owner = caller.name if caller.has_key and not self.settings.share_prefix_cache else ""
         return f"{owner}:{salt}" if owner or salt else ""
 
+    async def respond(
+        self,
+        http: Request,
+        generation: Generation,
+        reply: Reply,
+        *,
+        stream: bool | None,
+        keep: Callable[[], Awaitable[None]] | None = None,
+    ) -> Response:
+        """Answers a request that generates, and closes its generation.
+
+        Args:
+            http: the HTTP request; its body has been read.
+            reply: how the API writes it.
+            stream: as events; else whole.
+            keep: awaited before the reply ends well.
+        """
+        if stream:
+            return self.events(stream_events(generation, reply, keep, direct_body(http.scope)), close=generation.close)
+        try:
+            body = await while_connected(http.receive, whole_reply(generation, reply, keep))
+            return Response(body, media_type="application/json")
+        finally:
+            generation.close()
+
+    def events(self, events: AsyncGenerator[bytes, None], close: Callable[[], None] = lambda: None) -> EventsResponse:
+        """Answers with events, and pings while there are none; calls `close` however the stream ends."""
+        return EventsResponse(events, ping_interval_s=self.settings.ping_interval_s, close=close)
+
     async def prepare(self, http: Request, work: Coroutine[Any, Any, T]) -> T:
         """Returns the result of work like a generating request's (reading, encoding), counted in the queue like theirs.
 
@@ -192,11 +231,20 @@ class Services:
                 logger.info("prompt", extra={"fields": {"text": text}})
 
 
-def get_services(request: Request) -> Services:
+# Both are coroutines because FastAPI runs plain functions on its threads, for each request.
+
+
+async def get_services(request: Request) -> Services:
     """Returns the container of the app that serves a request."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
+async def get_caller(request: Request) -> Caller:
+    """Returns whose request it is."""
+    return caller_of(request.scope)
+
+
 ServicesDep = Annotated[Services, Depends(get_services)]
+CallerDep = Annotated[Caller, Depends(get_caller)]

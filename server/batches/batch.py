@@ -13,7 +13,7 @@ import orjson
 
 from server.files.stored_files import CONTENT, file_object, new_file_id
 from server.store.records import Append, Change, Delete, Put, StoredObject
-from server.wire.shapes.files import BatchRequest, window_seconds
+from server.wire.shapes.files import BatchError, BatchObject, BatchRequest, BatchUsage, RequestCounts, window_seconds
 
 BATCH = "batch"
 # The kind of output and error files while they are written.
@@ -50,7 +50,7 @@ class Batch:
 
     def __init__(self, stored: StoredObject) -> None:
         self.owner = stored.owner
-        self.wire: dict[str, Any] = {"model": None, "usage": _usage_of({}), **stored.body["wire"]}
+        self.wire = batch_object(stored)
         self.output_id: str = stored.body["output_id"]
         self.error_id: str = stored.body["error_id"]
         self.expires_after_s: int | None = stored.body["expires_after_s"]
@@ -59,8 +59,7 @@ class Batch:
     def from_request(cls, request: BatchRequest, owner: str) -> Batch:
         """Returns a new batch."""
         now = int(time.time())
-        times = "in_progress finalizing completed failed expired cancelling cancelled".split()
-        wire: dict[str, Any] = {
+        wire: BatchObject = {
             "id": f"batch_{uuid.uuid4().hex}",
             "object": "batch",
             "endpoint": request.endpoint,
@@ -72,8 +71,16 @@ class Batch:
             "error_file_id": None,
             "created_at": now,
             "expires_at": now + window_seconds(request.completion_window),
-            **{f"{name}_at": None for name in times},
+            "in_progress_at": None,
+            "finalizing_at": None,
+            "completed_at": None,
+            "failed_at": None,
+            "expired_at": None,
+            "cancelling_at": None,
+            "cancelled_at": None,
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "model": None,
+            "usage": _usage_of({}),
             "metadata": request.metadata,
         }
         expires_after = request.output_expires_after
@@ -88,18 +95,17 @@ class Batch:
     @property
     def id(self) -> str:
         """The batch's id."""
-        return str(self.wire["id"])
+        return self.wire["id"]
 
     @property
     def status(self) -> str:
         """The batch's status."""
-        return str(self.wire["status"])
+        return self.wire["status"]
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> RequestCounts:
         """Numbers of lines: total, completed, failed."""
-        counts: dict[str, int] = self.wire["request_counts"]
-        return counts
+        return self.wire["request_counts"]
 
     def put(self) -> Put:
         """Returns the change that stores the batch as it is now."""
@@ -113,9 +119,9 @@ class Batch:
         return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body, expendable=is_over))
 
     def enter(self, status: str) -> Put:
-        """Changes the status."""
-        self.wire["status"] = status
-        self.wire[f"{status}_at"] = int(time.time())
+        """Goes on to a status."""
+        wire: Any = self.wire  # the status names a key
+        wire |= {"status": status, f"{status}_at": int(time.time())}
         return self.put()
 
     def begin(self, num_lines: int) -> Sequence[Change]:
@@ -126,8 +132,8 @@ class Batch:
         ]
         return [*results, self.enter("in_progress")]
 
-    def fail(self, errors: list[dict[str, Any]]) -> Put:
-        """Ends the batch, because lines cannot be done."""
+    def fail(self, errors: list[BatchError]) -> Put:
+        """Its lines, or one of them, cannot be done."""
         self.wire["errors"] = {"object": "list", "data": errors}
         return self.enter("failed")
 
@@ -160,24 +166,27 @@ class Batch:
             output: lines and bytes of the output file.
             errors: lines and bytes of the error file.
         """
-        changes: list[Change] = []
-        for name, id, (num_lines, num_bytes) in (
-            ("output", self.output_id, output), ("error", self.error_id, errors),
-        ):  # fmt: skip
-            if not num_lines:
-                changes.append(Delete(id))
-                continue
-            self.wire[f"{name}_file_id"] = id
-            file = file_object(
-                id, self.owner, f"{self.id}_{name}.jsonl", "batch_output", num_bytes, self.expires_after_s
-            )
-            changes.append(Put(file))
         self.counts["completed"], self.counts["failed"] = output[0], errors[0]
-        return [*changes, self.enter(status)]
+        self.wire["output_file_id"] = self.output_id if output[0] else None
+        self.wire["error_file_id"] = self.error_id if errors[0] else None
+        files = [self._file(self.output_id, "output", *output), self._file(self.error_id, "error", *errors)]
+        return [*files, self.enter(status)]
+
+    def _file(self, id: str, name: str, num_lines: int, num_bytes: int) -> Change:
+        if not num_lines:
+            return Delete(id)
+        name = f"{self.id}_{name}.jsonl"
+        return Put(file_object(id, self.owner, name, "batch_output", num_bytes, self.expires_after_s))
 
 
-def _usage_of(usage: dict[str, Any]) -> dict[str, Any]:
-    """Returns a reply's usage under a batch's names, whichever API it is of."""
+def batch_object(stored: StoredObject) -> BatchObject:
+    """Returns a stored batch as clients see it; what older versions stored lacks the fields that came since."""
+    wire: BatchObject = {"model": None, "usage": _usage_of({})} | stored.body["wire"]
+    return wire
+
+
+def _usage_of(usage: dict[str, Any]) -> BatchUsage:
+    """Returns the tokens of a reply in a batch's words, whichever API it is of."""
     num_in = usage.get("input_tokens", usage.get("prompt_tokens", 0))
     num_out = usage.get("output_tokens", usage.get("completion_tokens", 0))
     details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
@@ -190,11 +199,10 @@ def _usage_of(usage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _sum(value, other[name]) if isinstance(value, dict) else value + other[name]
-        for name, value in one.items()
-    }
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        return {name: _sum(value, other[name]) for name, value in one.items()}
+    return one + other
 
 
 def _result_line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from model.contract.errors import InvalidRequestError
 from server.files.stored_files import content_of
 from server.store.store import Store
+from server.wire.shapes.files import BatchError
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100
@@ -86,7 +87,7 @@ class LineChecker:
         self._endpoint = endpoint
         self._ids: set[str] = set()
         self.num_lines = 0
-        self.errors: list[dict[str, Any]] = []
+        self.errors: list[BatchError] = []
 
     def check(self, lines: Sequence[Line]) -> None:
         """Checks the next lines."""

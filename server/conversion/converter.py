@@ -25,7 +25,7 @@ from server.conversion.budget import (
 from server.conversion.generation_request import GenerationRequest
 from server.conversion.neutral_request import ChatRequest, ReplyOptions, TextRequest
 from server.conversion.prompt_encoding import PromptEncoder, check_ids, rendered_texts
-from server.conversion.tools import FunctionCalling
+from server.conversion.tools import NO_TOOLS, FunctionCalling
 from server.engine.client import Prompt
 from server.grammars.check import GrammarChecker
 from server.grammars.reply_grammar import ReplyGrammars
@@ -64,6 +64,16 @@ class Converter:
         replies = ReplyGrammars(self.grammars, self.encoder.off_loop, self.encoder.tool_format)
         object.__setattr__(self, "replies", replies)
 
+    async def convert(self, request: ChatRequest | TextRequest, engine: EngineReady) -> GenerationRequest:
+        """Makes a request ready for the engine.
+
+        Raises:
+            InvalidRequestError: it cannot be served as asked.
+        """
+        if isinstance(request, ChatRequest):
+            return await self.chat(request, engine)
+        return await self.completion(request, engine)
+
     async def chat(self, chat: ChatRequest, engine: EngineReady) -> GenerationRequest:
         """Makes a conversation ready for the engine.
 
@@ -101,7 +111,7 @@ class Converter:
             options,
             prompts,
             new_parser=None if prompt.rendered.is_plain else self._new_parser(prompt.rendered.opening, calling),
-            custom_tools=calling.custom_tools,
+            calling=calling,
         )
 
     async def _prediction_ids(self, text: str, max_tokens: int) -> tuple[int, ...]:
@@ -241,7 +251,7 @@ class Converter:
         *,
         echo_texts: Sequence[str] = (),
         new_parser: Callable[[], ReplyParser] | None = None,
-        custom_tools: frozenset[str] = frozenset(),
+        calling: FunctionCalling = NO_TOOLS,
     ) -> GenerationRequest:
         stops = (options.stop,) if isinstance(options.stop, str) and options.stop else tuple(options.stop)
         if not options.ignore_eos:
@@ -260,7 +270,8 @@ class Converter:
             show_special_tokens=not options.skip_special_tokens,
             echo_texts=tuple(echo_texts),
             new_parser=new_parser,
-            custom_tools=custom_tools,
+            custom_tools=calling.custom_tools,
+            text_tools=calling.text_tools,
         )
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from prompts.messages import Message
 from prompts.schemas.schema import whole_grammar
-from server.conversion.tools import FunctionCalling
+from server.conversion.tools import NO_TOOLS, FunctionCalling
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ChatRequest:
     """
 
     messages: Sequence[Message]
-    calling: FunctionCalling = field(default_factory=FunctionCalling)
+    calling: FunctionCalling = NO_TOOLS
     options: ReplyOptions = field(default_factory=ReplyOptions)
     continue_final: bool | None = None
     open_turn: bool = True

@@ -53,6 +53,9 @@ class FunctionCalling:
         return frozenset(tool.name for tool in self.tools if isinstance(tool.input, TextInput))
 
 
+NO_TOOLS = FunctionCalling()
+
+
 def read_function_calling(
     tools: Sequence[Mapping[str, Any]] | None,
     tool_choice: str | Mapping[str, Any] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class Run:
         self.id = id
         self.caller = caller
         self.log = log
-        self.state: dict[str, Any] = {}
+        self.state: Mapping[str, Any] = {}
         self.is_cancelled = False
         self.is_ending = False
         self.task: asyncio.Task[None] | None = None

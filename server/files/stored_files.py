@@ -11,12 +11,12 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from server.gates.callers import Caller
 from server.store.records import Append, Delete, Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError, server_overloaded
+from server.wire.shapes.files import FileObject
 
 FILE = "file"
 UPLOAD = "upload"
@@ -38,7 +38,7 @@ def file_object(
     """Returns the object of a file whose content is stored."""
     created = int(time.time())
     expires_at = None if expires_after_s is None else created + expires_after_s
-    wire: dict[str, Any] = {
+    wire: FileObject = {
         "id": id,
         "object": "file",
         "bytes": num_bytes,
@@ -49,7 +49,7 @@ def file_object(
         "status": "processed",
         "status_details": None,
     }
-    return StoredObject(id=id, kind=FILE, owner=owner, body=wire, expires_at=expires_at)
+    return StoredObject(id=id, kind=FILE, owner=owner, body={**wire}, expires_at=expires_at)
 
 
 async def content_of(store: Store, owner: str, id: str) -> AsyncIterator[bytes]:

@@ -7,27 +7,44 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from model.contract.tokenizer import Tokenizer
 from prompts.reply_events import CallArguments, CallStart, Content
 from server.conversion.generation_request import GenerationRequest
-from server.replies.chunk_reply import ChunkReply, JsonDict
+from server.replies.chunk_reply import ChunkReply
 from server.replies.logprobs import prompt_logprobs, text_logprobs
 from server.replies.output_processor import TOOL_CALLS, ChoiceDelta
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
+from server.wire.shapes.chat import AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.generation import Usage
+
+
+@dataclass(slots=True)
+class _Folded:
+    """What the chunks of one choice have said so far; `calls` holds the message's `tool_calls` or `function_call`."""
+
+    texts: list[str] = field(default_factory=list)
+    calls: Any = field(default_factory=dict)
+    logprobs: JsonList = field(default_factory=JsonList)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: Any = None
+    stop_reason: str | int | None = None
 
 
 class ChatReply(ChunkReply):
     """The reply to one chat request.
 
     Args:
-        request: it answers.
+        request: what this answers.
         model: the name the request asked for.
         tokenizer: names tokens in log-probabilities.
         is_legacy: write a call as `function_call`, not `tool_calls`.
         speaks_functions: the client is of the age of `function_call`, whether or not this request has functions.
-        options: of `ChunkReply`.
+        options: as `ChunkReply` takes them.
     """
 
     _id_prefix = "chatcmpl"
@@ -47,12 +64,10 @@ class ChatReply(ChunkReply):
         self._is_legacy = is_legacy
         self._speaks_functions = speaks_functions
         self._calls_custom = [False] * request.num_choices
-        self._choices = [self._new_choice(index) for index in range(request.num_choices)]
-        self._contents: list[list[str]] = [[] for _ in self._choices]
-        self._logprobs_of = [JsonList() for _ in self._choices]
-        self._of_the_prompt: JsonDict = {}
+        self._choices = [_Folded() for _ in range(request.num_choices)]
+        self._of_the_prompt: Any = {}
 
-    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonObject]:
         """Yields the chunks of one delta: who speaks (once), content, and how it ended."""
         index = delta.index
         if not self._begun[index]:
@@ -86,18 +101,15 @@ class ChatReply(ChunkReply):
                 chunk["choices"][0]["token_ids"] = token_ids
             yield chunk
 
-    def _pieces(self, delta: ChoiceDelta) -> list[JsonDict]:
+    def _pieces(self, delta: ChoiceDelta) -> list[JsonObject]:
         """The `delta` objects of what is new: content, and calls in OpenAI's form."""
-        if delta.events is None:
-            return [{"content": delta.text}] if delta.text else []
-        pieces: list[JsonDict] = []
-        for event in delta.events:
+        pieces: list[JsonObject] = []
+        for event in delta.as_events():
             match event:
-                case Content(text):
-                    if pieces and "content" in pieces[-1]:
-                        pieces[-1]["content"] += text
-                    else:
-                        pieces.append({"content": text})
+                case Content(text) if pieces and "content" in pieces[-1]:
+                    pieces[-1]["content"] += text
+                case Content(text) if text:
+                    pieces.append({"content": text})
                 case CallStart(name):
                     self._calls_custom[delta.index] = name in self._request.custom_tools
                     pieces.append(self._call(delta.index, name, ""))
@@ -105,7 +117,7 @@ class ChatReply(ChunkReply):
                     pieces.append(self._call(delta.index, None, text))
         return pieces
 
-    def _call(self, index: int, name: str | None, text: str) -> JsonDict:
+    def _call(self, index: int, name: str | None, text: str) -> JsonObject:
         """A piece of the call of a choice: its beginning, where there is a name, or more of its arguments."""
         kind, key = ("custom", "input") if self._calls_custom[index] else ("function", "arguments")
         called = {key: text} if name is None else {"name": name, key: text}
@@ -117,79 +129,79 @@ class ChatReply(ChunkReply):
     def _finish_reason(self, reason: str) -> str:
         return "function_call" if reason == TOOL_CALLS and self._is_legacy else reason
 
-    def _text_chunk(self, index: int, text: str) -> JsonDict:
+    def _text_chunk(self, index: int, text: str) -> JsonObject:
         return self._chunk(index, {"content": text})
 
-    def _chunk(self, index: int, delta: JsonDict, finish_reason: str | None = None) -> JsonDict:
+    def _chunk(self, index: int, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
 
-    def _logprobs(self, entries: list[TokenEntry]) -> JsonDict:
+    def _logprobs(self, entries: list[TokenEntry]) -> ChatLogprobs:
         request = self._request
         num_top = request.num_logprobs or 0
         as_ids = request.return_tokens_as_token_ids
         content = text_logprobs(entries, num_top, self._tokenizer, return_tokens_as_token_ids=as_ids)
         return {"content": content, "refusal": None}
 
-    def add_chunk(self, chunk: JsonDict) -> None:
-        """Takes the next chunk of the stream into the reply that is not streamed."""
-        for key in ("prompt_token_ids", "prompt_logprobs"):
-            if key in chunk:
-                self._of_the_prompt[key] = chunk[key]
+    def add_chunk(self, chunk: JsonObject) -> None:
+        """Adds the next chunk of the stream to the reply that is not streamed."""
+        self._of_the_prompt |= {key: chunk[key] for key in ("prompt_token_ids", "prompt_logprobs") if key in chunk}
         piece = chunk["choices"][0]
         choice = self._choices[piece["index"]]
-        delta = piece["delta"]
-        self._contents[piece["index"]].append(delta.get("content", ""))
-        _add_call(choice["message"], delta)
+        choice.texts.append(piece["delta"].get("content", ""))
+        _add_call(choice.calls, piece["delta"])
         if piece["logprobs"] is not None:
-            self._logprobs_of[piece["index"]].extend(piece["logprobs"]["content"])
-        if "token_ids" in piece:
-            choice["token_ids"] += piece["token_ids"]
-        if piece["finish_reason"] is not None:
-            choice["finish_reason"] = piece["finish_reason"]
-            choice["stop_reason"] = piece["stop_reason"]
+            choice.logprobs.extend(piece["logprobs"]["content"])
+        choice.token_ids += piece.get("token_ids", ())
+        choice.finish_reason = piece["finish_reason"]
+        choice.stop_reason = piece.get("stop_reason")
 
-    def result(self, usage: JsonDict) -> JsonDict:
+    def result(self, usage: Usage) -> ChatCompletion:
         """Returns the reply that is not streamed, once all chunks were added."""
-        for choice, content, logprobs in zip(self._choices, self._contents, self._logprobs_of, strict=True):
-            if choice["logprobs"] is not None:
-                choice["logprobs"]["content"] = logprobs.whole()
-            message = choice["message"]
-            text = "".join(content)
-            if self._speaks_functions:
-                # Clients of that age look for both without asking whether they are there.
-                message.setdefault("function_call", None)
-                message["content"] = text
-            else:
-                message["content"] = text or (None if "tool_calls" in message else "")
-        whole = {"object": "chat.completion", "choices": self._choices, "usage": usage}
-        return {**self._head, **whole, **self._of_the_prompt}
+        reply: ChatCompletion = {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            "usage": usage,
+        }
+        reply |= self._of_the_prompt
+        return reply
 
-    def _new_choice(self, index: int) -> JsonDict:
-        choice: JsonDict = {
+    def _choice(self, index: int, folded: _Folded) -> ChatChoice:
+        text = "".join(folded.texts)
+        message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None} | folded.calls
+        if self._speaks_functions:
+            # Clients of that age look for both without asking whether they are there.
+            message.setdefault("function_call", None)
+        elif not text and "tool_calls" in message:
+            message["content"] = None
+        has_logprobs = self._request.num_logprobs is not None
+        choice: ChatChoice = {
             "index": index,
-            "message": {"role": "assistant", "content": "", "refusal": None},
-            "logprobs": None if self._request.num_logprobs is None else {"content": None, "refusal": None},
-            "finish_reason": None,
-            "stop_reason": None,
+            "message": message,
+            "logprobs": {"content": folded.logprobs.whole(), "refusal": None} if has_logprobs else None,
+            "finish_reason": folded.finish_reason,
+            "stop_reason": folded.stop_reason,
         }
         if self._request.return_token_ids:
-            choice["token_ids"] = []
+            choice["token_ids"] = folded.token_ids
         return choice
 
 
-def _add_call(message: JsonDict, delta: JsonDict) -> None:
-    """Adds a piece of a call to the folded message; these models make one call a turn, so it belongs to that one."""
+def _add_call(calls: JsonObject, delta: JsonObject) -> None:
+    """Adds a piece of a call to what was folded; these models make one call a turn, so it belongs to that one."""
     if "function_call" in delta:
         piece = delta["function_call"]
-        called = message.setdefault("function_call", dict.fromkeys(piece, ""))
+        called = calls.setdefault("function_call", dict.fromkeys(piece, ""))
     elif "tool_calls" in delta:
         (call,) = delta["tool_calls"]
         if "id" in call:
             kind = call["type"]
-            message["tool_calls"] = [{"id": call["id"], "type": kind, kind: dict.fromkeys(call[kind], "")}]
-        kind = message["tool_calls"][0]["type"]
-        called, piece = message["tool_calls"][0][kind], call[kind]
+            calls["tool_calls"] = [{"id": call["id"], "type": kind, kind: dict.fromkeys(call[kind], "")}]
+        kind = calls["tool_calls"][0]["type"]
+        called, piece = calls["tool_calls"][0][kind], call[kind]
     else:
         return
     for key, text in piece.items():

@@ -6,30 +6,32 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from model.contract.tokenizer import Tokenizer
 from prompts.reply_events import Content
 from server.conversion.generation_request import GenerationRequest
 from server.replies.generation import TokenUsage
 from server.replies.output_processor import ChoiceDelta
+from server.replies.server_sent_events import DONE_EVENT, data_event
 from server.wire.errors import ApiError, dump_json
-from server.wire.shapes.generation import SamplingFields
-
-JsonDict = dict[str, Any]
-
-DONE_EVENT = b"data: [DONE]\n\n"
+from server.wire.shapes.chat import ChatCompletion
+from server.wire.shapes.completions import Completion
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.generation import SamplingFields, Usage
 
 
 class ChunkReply(ABC):
     """The reply to one request, as chunks.
 
     Args:
-        request: it answers.
+        request: what this answers.
         model: the name the request asked for.
         tokenizer: names tokens in log-probabilities.
         include_usage: end the stream with a chunk of usage.
-        usage_so_far: and let every chunk have it.
+        usage_so_far: and give every other chunk what was used until then.
+
+    Attributes:
+        id: of the reply, and of each of its chunks.
     """
 
     _id_prefix: str
@@ -48,28 +50,21 @@ class ChunkReply(ABC):
         self._tokenizer = tokenizer
         self._include_usage = include_usage
         self._usage_so_far = include_usage and usage_so_far
-        self._head: JsonDict = {
-            "id": f"{self._id_prefix}-{uuid.uuid4().hex}",
-            "object": self._chunk_object,
-            "created": int(time.time()),
-            "model": model,
-        }
+        self.id = f"{self._id_prefix}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self._head = {"id": self.id, "object": self._chunk_object, "created": self._created, "model": model}
         self._begun = [False] * request.num_choices
         tells_more = self._usage_so_far or request.return_token_ids or request.num_logprobs is not None
         self._has_plain_events = not tells_more
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-    @property
-    def id(self) -> str:
-        """Of the reply."""
-        return str(self._head["id"])
-
     @abstractmethod
-    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonObject]:
         """Yields the stream's chunks of one delta."""
 
     @abstractmethod
-    def _text_chunk(self, index: int, text: str) -> JsonDict:
+    def _text_chunk(self, index: int, text: str) -> JsonObject:
         """Returns the chunk of a delta of a choice that is nothing but text."""
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
@@ -77,16 +72,16 @@ class ChunkReply(ABC):
         chunk = self._text_chunk(index, "")
         if self._include_usage:
             chunk["usage"] = None
-        before, _, after = _event(chunk).rpartition(b'""')  # nothing behind the text is empty
+        before, _, after = data_event(chunk).rpartition(b'""')  # nothing behind the text is empty
         self._frames[index] = frame = (before, after)
         return frame
 
     @abstractmethod
-    def add_chunk(self, chunk: JsonDict) -> None:
+    def add_chunk(self, chunk: JsonObject) -> None:
         """Takes the next chunk into the reply that is not streamed."""
 
     @abstractmethod
-    def result(self, usage: JsonDict) -> JsonDict:
+    def result(self, usage: Usage) -> ChatCompletion | Completion:
         """Returns the reply that is not streamed, once all chunks were added."""
 
     def beginning(self) -> bytes:
@@ -102,7 +97,7 @@ class ChunkReply(ABC):
             so_far = usage_object(usage()) if self._usage_so_far else None
             for chunk in chunks:
                 chunk["usage"] = so_far
-        return b"".join(map(_event, chunks))
+        return b"".join(map(data_event, chunks))
 
     def _plain_event(self, delta: ChoiceDelta) -> bytes | None:
         """Returns the event of a delta that is nothing but text, as nearly all are; None of another one."""
@@ -122,7 +117,7 @@ class ChunkReply(ABC):
         """Returns the events after the last delta."""
         if not self._include_usage:
             return DONE_EVENT
-        return _event({**self._head, "choices": [], "usage": usage_object(usage)}) + DONE_EVENT
+        return data_event({**self._head, "choices": [], "usage": usage_object(usage)}) + DONE_EVENT
 
     def failure(self, error: ApiError) -> bytes:
         """Returns the event that a broken stream ends with."""
@@ -141,10 +136,10 @@ class ChunkReply(ABC):
 
 def failure_event(error: ApiError, number: int = 0) -> bytes:
     """Returns the event that a broken stream ends with; chunks have no numbers."""
-    return _event(error.body())
+    return data_event(error.body())
 
 
-def usage_object(usage: TokenUsage) -> JsonDict:
+def usage_object(usage: TokenUsage) -> Usage:
     """Returns the wire object."""
     return {
         "prompt_tokens": usage.num_prompt,
@@ -165,7 +160,3 @@ def usage_options(request: SamplingFields) -> dict[str, bool]:
         "include_usage": options is not None and bool(options.include_usage),
         "usage_so_far": options is not None and bool(options.continuous_usage_stats),
     }
-
-
-def _event(chunk: JsonDict) -> bytes:
-    return b"data: " + dump_json(chunk) + b"\n\n"

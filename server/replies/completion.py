@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from model.contract.messages import TokenLogprob
 from model.contract.tokenizer import Tokenizer
 from server.conversion.generation_request import GenerationRequest
-from server.replies.chunk_reply import ChunkReply, JsonDict
+from server.replies.chunk_reply import ChunkReply
 from server.replies.logprobs import prompt_logprobs
 from server.replies.output_processor import ChoiceDelta
 from server.replies.token_text import TokenEntry
 from server.wire.json_list import JsonList
+from server.wire.shapes.completions import Completion, CompletionChoice, CompletionLogprobs
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.generation import Usage
 
 _Utf8 = codecs.getincrementaldecoder("utf-8")  # a character may come in several tokens
+
+
+@dataclass(slots=True)
+class _Folded:
+    """What the chunks of one choice have said so far."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: dict[str, JsonList] = field(default_factory=lambda: {key: JsonList() for key in _new_logprobs()})
+    token_ids: list[int] = field(default_factory=list)
+    of_the_prompt: Any = field(default_factory=dict)
+    finish_reason: Any = None
+    stop_reason: str | int | None = None
 
 
 class CompletionReply(ChunkReply):
@@ -27,10 +44,9 @@ class CompletionReply(ChunkReply):
         super().__init__(request, model, tokenizer, **options)
         self._num_chars = [0] * request.num_choices
         self._utf8 = [_Utf8(errors="replace") for _ in range(request.num_choices)]
-        self._choices = [self._new_choice(index) for index in range(request.num_choices)]
-        self._texts: list[list[str]] = [[] for _ in self._choices]
+        self._choices = [_Folded() for _ in range(request.num_choices)]
 
-    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
+    def chunks(self, delta: ChoiceDelta) -> Iterator[JsonObject]:
         """Yields the chunk of one delta, if there is anything to tell."""
         request, index = self._request, delta.index
         first = not self._begun[index]
@@ -61,11 +77,11 @@ class CompletionReply(ChunkReply):
             choice["prompt_logprobs"] = prompt_logprobs(ids, scores, request.num_prompt_logprobs, self._tokenizer)
         yield chunk
 
-    def _text_chunk(self, index: int, text: str) -> JsonDict:
+    def _text_chunk(self, index: int, text: str) -> JsonObject:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
         return {**self._head, "choices": [choice]}
 
-    def _add_prompt(self, logprobs: JsonDict, index: int, scores: list[TokenLogprob]) -> None:
+    def _add_prompt(self, logprobs: CompletionLogprobs, index: int, scores: list[TokenLogprob]) -> None:
         """Reports the prompt's tokens; nothing comes before the first, so it has no log-probability."""
         ids = self._request.prompt_of(index).ids
         offset, utf8 = 0, _Utf8(errors="replace")
@@ -79,7 +95,7 @@ class CompletionReply(ChunkReply):
             logprobs["token_logprobs"].append(None if score is None else score.logprob)
             logprobs["top_logprobs"].append(None if score is None else self._top(token_id, score))
 
-    def _add_tokens(self, logprobs: JsonDict, index: int, entries: list[TokenEntry]) -> None:
+    def _add_tokens(self, logprobs: CompletionLogprobs, index: int, entries: list[TokenEntry]) -> None:
         for token_id, shown, score in entries:
             is_whole = shown is None or shown == self._tokenizer.token_bytes(token_id)
             whole = is_whole or self._request.return_tokens_as_token_ids
@@ -105,43 +121,45 @@ class CompletionReply(ChunkReply):
             return _text_or_bytes(token_bytes)
         return self._tokenizer.token_name(token_id) or f"token_id:{token_id}"
 
-    def add_chunk(self, chunk: JsonDict) -> None:
-        """Takes the next chunk of the stream into the reply that is not streamed."""
+    def add_chunk(self, chunk: JsonObject) -> None:
+        """Adds the next chunk of the stream to the reply that is not streamed."""
         piece = chunk["choices"][0]
         choice = self._choices[piece["index"]]
-        self._texts[piece["index"]].append(piece["text"])
+        choice.texts.append(piece["text"])
         for key, values in (piece["logprobs"] or {}).items():
-            choice["logprobs"][key].extend(values)
-        if "token_ids" in piece:
-            choice["token_ids"] += piece["token_ids"]
-        for key in ("prompt_token_ids", "prompt_logprobs"):
-            if key in piece:
-                choice[key] = piece[key]
-        choice["finish_reason"] = piece["finish_reason"]
-        choice["stop_reason"] = piece["stop_reason"]
+            choice.logprobs[key].extend(values)
+        choice.token_ids += piece.get("token_ids", ())
+        choice.of_the_prompt |= {key: piece[key] for key in ("prompt_token_ids", "prompt_logprobs") if key in piece}
+        choice.finish_reason = piece["finish_reason"]
+        choice.stop_reason = piece["stop_reason"]
 
-    def result(self, usage: JsonDict) -> JsonDict:
+    def result(self, usage: Usage) -> Completion:
         """Returns the reply that is not streamed, once all chunks were added."""
-        for choice, text in zip(self._choices, self._texts, strict=True):
-            choice["text"] = "".join(text)
-            if choice["logprobs"] is not None:
-                choice["logprobs"] = {key: values.whole() for key, values in choice["logprobs"].items()}
-        return {**self._head, "choices": self._choices, "usage": usage}
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            "usage": usage,
+        }
 
-    def _new_choice(self, index: int) -> JsonDict:
-        choice: JsonDict = {
+    def _choice(self, index: int, folded: _Folded) -> CompletionChoice:
+        logprobs: Any = {key: values.whole() for key, values in folded.logprobs.items()}
+        choice: CompletionChoice = {
             "index": index,
-            "text": "",
-            "logprobs": None if self._request.num_logprobs is None else {k: JsonList() for k in _new_logprobs()},
-            "finish_reason": None,
-            "stop_reason": None,
+            "text": "".join(folded.texts),
+            "logprobs": None if self._request.num_logprobs is None else logprobs,
+            "finish_reason": folded.finish_reason,
+            "stop_reason": folded.stop_reason,
         }
         if self._request.return_token_ids:
-            choice["token_ids"] = []
+            choice["token_ids"] = folded.token_ids
+        choice |= folded.of_the_prompt
         return choice
 
 
-def _new_logprobs() -> JsonDict:
+def _new_logprobs() -> CompletionLogprobs:
     return {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
 
 

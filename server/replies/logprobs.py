@@ -1,33 +1,25 @@
-"""Log-probabilities of a text's tokens as chats and responses report them."""
+"""Log-probabilities as the APIs report them: of the tokens of a text, and of a prompt's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from model.contract.messages import TokenLogprob
 from model.contract.tokenizer import Tokenizer
 from server.replies.token_text import TokenEntry
-
-JsonDict = dict[str, Any]
+from server.wire.shapes.chat import ChatTokenLogprob
+from server.wire.shapes.generation import PromptLogprob, PromptLogprobs
 
 
 def text_logprobs(
     entries: Sequence[TokenEntry], num_top: int, tokenizer: Tokenizer, *, return_tokens_as_token_ids: bool = False
-) -> list[JsonDict]:
-    """Returns an object for each token that is shown.
-
-    Args:
-        entries: of the text.
-        num_top: alternatives to report.
-        tokenizer: names them.
-        return_tokens_as_token_ids: name tokens by their ids.
-    """
+) -> list[ChatTokenLogprob]:
+    """Returns an object for each token that is shown, with `num_top` alternatives, as chats and responses have it."""
 
     def name(token_id: int) -> str:
         return f"token_id:{token_id}" if return_tokens_as_token_ids else tokenizer.token_name(token_id)
 
-    def report(entry: TokenEntry, shown: bytes) -> JsonDict:
+    def report(entry: TokenEntry, shown: bytes) -> ChatTokenLogprob:
         score = entry.logprob
         whole = return_tokens_as_token_ids or shown == tokenizer.token_bytes(entry.token_id)
         return {
@@ -45,20 +37,17 @@ def text_logprobs(
 
 def prompt_logprobs(
     ids: Sequence[int], scores: Sequence[TokenLogprob], num_top: int, tokenizer: Tokenizer
-) -> list[dict[str, Any] | None]:
-    """Returns an entry for each token of a prompt: the token's own score and the best alternatives, by id.
+) -> PromptLogprobs:
+    """Returns an entry for each token of a prompt, as vLLM does: its own score and `num_top` alternatives, by id.
 
     Args:
-        ids: of the prompt.
-        scores: of each of them but the first, which nothing comes before: its entry is None.
-        num_top: alternatives to report.
-        tokenizer: names them.
+        scores: one for each of `ids` but the first, which nothing comes before: its entry is None.
     """
 
-    def named(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
+    def named(token_id: int, logprob: float, rank: int | None) -> PromptLogprob:
         return {"logprob": logprob, "rank": rank, "decoded_token": tokenizer.token_name(token_id)}
 
-    entries: list[dict[str, Any] | None] = [None]
+    entries: PromptLogprobs = [None]
     for token_id, score in zip(ids[1:], scores, strict=True):
         entry = {str(token_id): named(token_id, score.logprob, score.rank)}
         best = zip(score.top_ids[:num_top], score.top_logprobs[:num_top], strict=True)

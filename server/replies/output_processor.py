@@ -45,6 +45,10 @@ class ChoiceDelta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
+    def as_events(self) -> list[Event]:
+        """Returns what is new as events, whether or not a parser made them; the text of one may be empty."""
+        return [Content(self.text)] if self.events is None else self.events
+
     def extend(self, later: ChoiceDelta) -> None:
         """Appends a later delta of the same choice."""
         self.text += later.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 from model.contract.tokenizer import Tokenizer
 from prompts.reply_events import CallArguments, CallStart, Content
@@ -11,25 +12,22 @@ from server.conversion.generation_request import GenerationRequest
 from server.replies.generation import TokenUsage
 from server.replies.logprobs import text_logprobs
 from server.replies.output_processor import LENGTH, TOOL_CALLS, ChoiceDelta
-from server.replies.response_items import CallItem, JsonDict, MessageItem, item_id
+from server.replies.response_items import CallItem, MessageItem, Status, item_id
+from server.replies.server_sent_events import named_event
 from server.wire.errors import ApiError, dump_json
-from server.wire.shapes.responses import ResponsesRequest
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.responses import ResponseObject, ResponsesRequest, ResponseUsage
 
 # What a response fails with, in the words of its own list of codes.
 _FAILURES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
-def new_response(
-    id: str, request: ResponsesRequest, model: str, *, truncation: str, conversation: str | None = None
-) -> JsonDict:
+def new_response(id: str, request: ResponsesRequest, model: str, *, truncation: str) -> ResponseObject:
     """Returns a response that nothing has been done for.
 
     Args:
-        id: of the response.
-        request: it answers.
         model: the name the request asked for.
-        truncation: where the request names none.
-        conversation: id of the one it belongs to.
+        truncation: what holds where the request says nothing about it.
     """
     text = request.text
     reasoning = request.reasoning or {}
@@ -43,7 +41,7 @@ def new_response(
         "error": None,
         "incomplete_details": None,
         "instructions": request.instructions,
-        "conversation": None if conversation is None else {"id": conversation},
+        "conversation": {"id": request.conversation} if isinstance(request.conversation, str) else request.conversation,
         "max_output_tokens": request.max_output_tokens,
         "max_tool_calls": request.max_tool_calls,
         "metadata": request.metadata or {},
@@ -56,7 +54,7 @@ def new_response(
         "safety_identifier": request.safety_identifier,
         "service_tier": "default",
         "store": request.store is not False,
-        "temperature": request.temperature,
+        "temperature": _or_1(request.temperature),
         "text": {
             "format": (None if text is None else text.format) or {"type": "text"},
             "verbosity": (None if text is None else text.verbosity) or "medium",
@@ -64,20 +62,25 @@ def new_response(
         "tool_choice": request.tool_choice or "auto",
         "tools": request.tools or [],
         "top_logprobs": request.top_logprobs or 0,
-        "top_p": request.top_p,
+        "top_p": _or_1(request.top_p),
         "truncation": request.truncation or truncation,
         "usage": None,
         "user": request.user,
     }
 
 
+def _or_1(value: float | None) -> float:
+    """Returns what a response shows until its request is understood and the checkpoint's defaults are known."""
+    return 1.0 if value is None else value
+
+
 class ResponsesReply:
     """The reply to one request.
 
     Args:
-        request: it answers; None where it never came to that.
+        request: what this answers; None if the request was never understood.
         response: as `new_response` makes it.
-        num_items: that the conversation had before its output.
+        num_items: items of the conversation before the response's output.
         tokenizer: names tokens in log-probabilities.
 
     Attributes:
@@ -85,9 +88,9 @@ class ResponsesReply:
     """
 
     def __init__(
-        self, request: GenerationRequest | None, response: JsonDict, num_items: int, tokenizer: Tokenizer
+        self, request: GenerationRequest | None, response: ResponseObject, num_items: int, tokenizer: Tokenizer
     ) -> None:
-        self.response = dict(response)
+        self.response = response.copy()
         if request is not None:
             sampling = request.prompts[0].sampling
             self.response |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -105,7 +108,7 @@ class ResponsesReply:
 
     @property
     def num_events(self) -> int:
-        """Written so far."""
+        """Events written so far."""
         return self._number
 
     def beginning(self) -> bytes:
@@ -125,9 +128,9 @@ class ResponsesReply:
         """Returns the events of some deltas."""
         return self._start() + self._written(event for delta in deltas for event in self._of_delta(delta))
 
-    def _of_delta(self, delta: ChoiceDelta) -> Iterator[JsonDict]:
-        logprobs = text_logprobs(delta.logprobs or (), self._num_top, self._tokenizer)
-        for event in [Content(delta.text)] if delta.events is None else delta.events:
+    def _of_delta(self, delta: ChoiceDelta) -> Iterator[JsonObject]:
+        logprobs: list[Any] = text_logprobs(delta.logprobs or (), self._num_top, self._tokenizer)
+        for event in delta.as_events():
             match event:
                 case Content(text) if text or logprobs:
                     yield from self._open_message()
@@ -143,13 +146,13 @@ class ResponsesReply:
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
 
-    def _open_message(self) -> Iterator[JsonDict]:
+    def _open_message(self) -> Iterator[JsonObject]:
         if not isinstance(self._item, MessageItem):
             yield from self._close("completed")
             index = len(self.response["output"])
             yield from self._begin(MessageItem(item_id("message", self._hex, self._num_items + index), index))
 
-    def _open_call(self, name: str) -> Iterator[JsonDict]:
+    def _open_call(self, name: str) -> Iterator[JsonObject]:
         yield from self._close("completed")
         index = len(self.response["output"])
         is_custom = name in self._custom_tools
@@ -161,11 +164,11 @@ class ResponsesReply:
             namespace, inner = "", name
         yield from self._begin(CallItem(id, call_id, index, inner, namespace=namespace, is_custom=is_custom))
 
-    def _begin(self, item: MessageItem | CallItem) -> Iterator[JsonDict]:
+    def _begin(self, item: MessageItem | CallItem) -> Iterator[JsonObject]:
         self._item = item
         return item.begin()
 
-    def _close(self, status: str) -> Iterator[JsonDict]:
+    def _close(self, status: Status) -> Iterator[JsonObject]:
         if self._item is not None:
             item, self._item = self._item, None
             yield from item.end(status)
@@ -175,7 +178,7 @@ class ResponsesReply:
         """Ends the response; returns the events before its last one."""
         start = self._start()
         is_cut = self._finish_reason == LENGTH
-        events: list[JsonDict] = []
+        events: list[JsonObject] = []
         if self._item is None and not self.response["output"]:
             events += self._open_message()  # a reply without a text is an empty one
         # A call that the model broke off by itself is none that a client should make.
@@ -201,7 +204,7 @@ class ResponsesReply:
         self._end("cancelled")
         return written
 
-    def _end(self, status: str) -> None:
+    def _end(self, status: Literal["completed", "incomplete", "failed", "cancelled"]) -> None:
         self.response["status"] = status
         self.response["completed_at"] = int(time.time()) if status == "completed" else None
 
@@ -218,7 +221,7 @@ class ResponsesReply:
         return self.fail(error) + self.last()
 
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
-        """Takes deltas into the response that is not streamed."""
+        """Adds deltas to the response that is not streamed."""
         for delta in deltas:
             for _ in self._of_delta(delta):
                 pass
@@ -232,21 +235,21 @@ class ResponsesReply:
     def _state(self, name: str) -> bytes:
         return self._event({"type": name, "response": self.response})
 
-    def _written(self, events: Iterable[JsonDict]) -> bytes:
+    def _written(self, events: Iterable[JsonObject]) -> bytes:
         return b"".join(map(self._event, events))
 
-    def _event(self, event: JsonDict) -> bytes:
+    def _event(self, event: JsonObject) -> bytes:
         number, self._number = self._number, self._number + 1
         return numbered(event, number)
 
 
-def last_event(response: JsonDict) -> JsonDict:
+def last_event(response: ResponseObject) -> JsonObject:
     """Returns the event that ends the stream of a response; one that was cancelled has none of its own."""
     status = "incomplete" if response["status"] == "cancelled" else response["status"]
     return {"type": f"response.{status}", "response": response}
 
 
-def _error_event(error: ApiError) -> JsonDict:
+def _error_event(error: ApiError) -> JsonObject:
     return {"type": "error", "code": error.code, "message": error.message, "param": error.param}
 
 
@@ -255,13 +258,12 @@ def follower_failure(error: ApiError, number: int) -> bytes:
     return numbered(_error_event(error), number)
 
 
-def numbered(event: JsonDict, number: int) -> bytes:
+def numbered(event: JsonObject, number: int) -> bytes:
     """Returns an event as it is sent."""
-    name = str(event["type"]).encode()
-    return b"event: " + name + b"\ndata: " + dump_json({**event, "sequence_number": number}) + b"\n\n"
+    return named_event({**event, "sequence_number": number})
 
 
-def usage_object(usage: TokenUsage) -> JsonDict:
+def usage_object(usage: TokenUsage) -> ResponseUsage:
     """Returns the wire object."""
     return {
         "input_tokens": usage.num_prompt,

@@ -13,13 +13,10 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.gates.direct_body import DirectBody, direct_body
+from server.gates.direct_body import DirectBody
 from server.gates.request_context import name_task, request_id_var
-from server.gates.while_connected import while_connected
 from server.replies.generation import Generation, TokenUsage
 from server.replies.output_processor import ChoiceDelta
 from server.wire.errors import ApiError, as_api_error
@@ -93,10 +90,6 @@ class EventsResponse(EventSourceResponse):
             self._close()  # also if the client left before the first event was asked for
 
 
-async def _nothing() -> None:
-    pass
-
-
 class _EventSink:
     """Writes the events of deltas straight to the client."""
 
@@ -114,7 +107,7 @@ class _EventSink:
 async def stream_events(
     generation: Generation,
     reply: Reply,
-    keep: Callable[[], Awaitable[None]] = _nothing,
+    keep: Callable[[], Awaitable[None]] | None = None,
     body: DirectBody | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Yields the events of a stream, as bytes; what is ready together is yielded together.
@@ -134,7 +127,8 @@ async def stream_events(
             async for deltas in all_deltas:
                 if events := await _off_loop_if_long(deltas, partial(reply.events, deltas, generation.usage)):
                     yield events
-        await keep()
+        if keep is not None:
+            await keep()
         yield reply.ending(generation.usage())
     except Exception as error:
         api_error = as_api_error(error)
@@ -149,36 +143,7 @@ async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) ->
     return await asyncio.to_thread(work) if num_scores > _MANY_SCORES else work()
 
 
-async def respond(
-    request: Request,
-    generation: Generation,
-    reply: Reply,
-    *,
-    stream: bool,
-    ping_interval_s: float,
-    keep: Callable[[], Awaitable[None]] = _nothing,
-) -> Response:
-    """Answers a generating request.
-
-    Args:
-        request: whose body has been read.
-        generation: already submitted.
-        reply: writes it.
-        stream: as events; else whole.
-        ping_interval_s: between comments while a stream is idle; 0 sends none.
-        keep: is waited for before the reply ends well.
-    """
-    if stream:
-        events = stream_events(generation, reply, keep, direct_body(request.scope))
-        return EventsResponse(events, ping_interval_s=ping_interval_s, close=generation.close)
-    try:
-        body = await while_connected(request.receive, whole_reply(generation, reply, keep))
-        return Response(body, media_type="application/json")
-    finally:
-        generation.close()
-
-
-async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] = _nothing) -> bytes:
+async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] | None = None) -> bytes:
     """Waits for the end of a generation and returns its reply, a JSON text.
 
     Args:
@@ -189,5 +154,6 @@ async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], A
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
             await _off_loop_if_long(deltas, partial(reply.add, deltas))
-    await keep()
+    if keep is not None:
+        await keep()
     return reply.whole(generation.usage())

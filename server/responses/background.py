@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from fastapi import Request
 from starlette.types import Message
@@ -31,14 +31,12 @@ from server.responses.stored_responses import append_events, append_items, put_r
 from server.store.errors import StoreError, StoreFullError
 from server.store.records import Change, Delete, Put, StoredObject
 from server.wire.errors import ApiError, as_api_error
-from server.wire.shapes.responses import ResponsesRequest
+from server.wire.shapes.responses import ResponseFailure, ResponseObject, ResponsesRequest
 
 if TYPE_CHECKING:
     from server.services import Services
 
 logger = logging.getLogger(__name__)
-
-JsonDict = dict[str, Any]
 
 RECORD = "response_run"
 _NOT_THE_SAME = ApiError(
@@ -120,7 +118,7 @@ class Background:
             return None
         body = ResponsesRequest.model_validate(record.body["request"])
         items = await self._stored.items(record.owner, response_id)
-        return NewResponse(body, stored.body, caller, items, record.body["num_before"])
+        return NewResponse(body, cast(ResponseObject, stored.body), caller, items, record.body["num_before"])
 
     async def _make(self, run: Run, new: NewResponse, generation: Generation | None) -> None:
         """Makes a response to its end, from the start again where the engine is lost."""
@@ -218,23 +216,23 @@ class Background:
         try:
             await self._keep(run, new, reply)
         except StoreFullError:  # for what it says; that it has ended takes no more than the record did
-            reply.response = run.state = {**reply.response, "output": []}
+            reply.response["output"] = []
             await self._write_at_last([Delete(_record_id(new)), put_response(new.caller.owner, reply.response)])
             run.log.write(reply.last())
         except StoreError:
             self._lost.add(new.id)
             raise
 
-    def as_known(self, response: JsonDict) -> JsonDict:
+    def as_known(self, response: ResponseObject) -> ResponseObject:
         """Returns a kept response, of one whose end could not be kept that it failed; the next start makes it again."""
         if response["id"] not in self._lost or response["status"] not in ("queued", "in_progress"):
             return response
-        error = {"code": "server_error", "message": "The end of this response could not be stored."}
+        error: ResponseFailure = {"code": "server_error", "message": "The end of this response could not be stored."}
         return {**response, "status": "failed", "error": error}
 
 
 def _further(one: ResponsesReply, other: ResponsesReply | None) -> ResponsesReply:
-    """Of two that made the same response, the one that has said more of it."""
+    """Returns the one that has said more, of two replies that made the same response."""
     return one if other is None or other.num_events < one.num_events else other
 
 
@@ -243,7 +241,7 @@ def _record_id(new: NewResponse) -> str:
 
 
 def _record(new: NewResponse) -> Put:
-    """What a start needs to make the response again; its items lie beside it."""
+    """Keeps what a start needs to make the response again; its items lie beside the response."""
     request = new.body.model_dump(mode="json", exclude_none=True, exclude={"input"})
     body = {
         "response_id": new.id,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from server.conversion.generation_request import GenerationRequest
+from server.conversion.neutral_request import ChatRequest
 from server.conversion.readers.responses import new_items, read_responses
 from server.gates.callers import Caller
 from server.replies.generation import Generation
@@ -17,14 +17,13 @@ from server.replies.responses import ResponsesReply
 from server.responses.stored_responses import StoredResponses, append_items, put_response, with_ids
 from server.store.errors import StoreError
 from server.store.records import Change
-from server.wire.shapes.responses import ResponsesRequest
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.responses import ResponseObject, ResponsesRequest
 
 if TYPE_CHECKING:
     from server.services import Services
 
 logger = logging.getLogger(__name__)
-
-JsonDict = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -33,33 +32,28 @@ class NewResponse:
 
     Attributes:
         response: as clients see it before anything is done.
-        caller: whose it is.
-        items: of the conversation, with what was sent now.
-        num_before: of them that were kept before.
+        items: the whole conversation, up to what was sent now.
+        num_before: how many of the items were kept before.
     """
 
     body: ResponsesRequest
-    response: JsonDict
+    response: ResponseObject
     caller: Caller
-    items: Sequence[JsonDict] = ()
+    items: Sequence[JsonObject] = ()
     num_before: int = 0
 
     @property
     def id(self) -> str:
-        """Of the response."""
-        return str(self.response["id"])
+        """The response's id."""
+        return self.response["id"]
 
     @property
     def hex(self) -> str:
-        """What ids of its items begin with."""
+        """The digits of its id, with which the ids of its items begin."""
         return self.id.partition("_")[2]
 
-    def changes(self, response: JsonDict) -> list[Change]:
-        """Returns what keeps a response that is over, in a conversation with its items.
-
-        Args:
-            response: as it is now.
-        """
+    def changes(self, response: ResponseObject) -> list[Change]:
+        """Returns what keeps a response that is over, as it is now, in a conversation with its items."""
         conversation = response["conversation"]
         if conversation is None:
             return [put_response(self.caller.owner, response)]
@@ -75,32 +69,24 @@ class ResponseMaker:
         self.stored = StoredResponses(services.store, services.off_loop)
 
     async def generate(self, http: Request, new: NewResponse) -> Generation:
-        """Reads what the response goes on from, and hands it to the engine.
-
-        Args:
-            http: the request came by.
-            new: takes the items.
+        """Reads what the response goes on from into `new`, and hands it to the engine.
 
         Raises:
             ApiError: something is not kept here, or too much waits.
             InvalidRequestError: it cannot be served as asked.
             EngineUnavailableError: the engine would not serve it now.
         """
-        services = self._services
 
-        async def convert() -> GenerationRequest:
-            engine = services.engine.require_ready()
+        async def read() -> ChatRequest:
             if not new.items:
                 await self._find_items(new)
-            chat = await services.off_loop.run(lambda: read_responses(new.body, new.items))
-            services.unknown_fields.note(new.body)
-            return await services.converter.chat(chat, engine)
+            return await self._services.read(new.body, lambda body: read_responses(body, new.items))
 
-        return await services.generate(http, str(new.response["model"]), convert)
+        return await self._services.generate(http, new.response["model"], read)
 
     async def _find_items(self, new: NewResponse) -> None:
         body, owner = new.body, new.caller.owner
-        before: list[JsonDict] = []
+        before: list[JsonObject] = []
         if body.previous_response_id is not None:
             before = await self.stored.after(owner, body.previous_response_id)
         elif new.response["conversation"] is not None:
@@ -113,7 +99,7 @@ class ResponseMaker:
         new.items = [*before, *with_ids(sent, new.hex, len(before))]
 
     def reply(self, generation: Generation | None, new: NewResponse) -> ResponsesReply:
-        """Returns the writer of the response."""
+        """Returns what writes the response."""
         request = None if generation is None else generation.request
         return ResponsesReply(request, new.response, len(new.items), self._services.tokenizer)
 

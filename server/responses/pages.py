@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import orjson
+
 from server.responses.stored_responses import ITEMS
 from server.store.store import MAX_READ_BYTES, Store
 from server.wire.errors import ApiError, dump_json
+from server.wire.shapes.pages import page_around
 
 
 def page_of(ids: Sequence[str], items: Sequence[bytes], *, has_more: bool) -> bytes:
-    """Returns a page of a list, as OpenAI has them.
-
-    Args:
-        ids: of the items on it.
-        items: the JSON of each.
-        has_more: the list goes on.
-    """
-    first_id, last_id = (ids[0], ids[-1]) if ids else (None, None)
-    end = dump_json({"first_id": first_id, "last_id": last_id, "has_more": has_more})
-    return b'{"object":"list","data":[' + b",".join(items) + b"]," + end[1:]
+    """Returns a page of a list: items, each of them JSON already, with their ids."""
+    return dump_json({**page_around(ids, has_more=has_more), "data": [orjson.Fragment(item) for item in items]})
 
 
 async def read_page(

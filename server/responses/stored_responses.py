@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import orjson
 
@@ -22,8 +22,9 @@ from server.replies.response_items import item_id
 from server.store.records import Append, Change, Delete, Entry, Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError, dump_json
-
-JsonDict = dict[str, Any]
+from server.wire.shapes.conversations import ConversationObject
+from server.wire.shapes.fields import JsonObject
+from server.wire.shapes.responses import ResponseObject
 
 RESPONSE, CONVERSATION = "response", "conversation"
 ITEMS, EVENTS = "items", "events"
@@ -33,21 +34,21 @@ _HEX_CHARS = 32
 MAX_CONVERSATION_BYTES = 8 << 20
 
 
-def put_response(owner: str, response: JsonDict) -> Put:
+def put_response(owner: str, response: ResponseObject) -> Put:
     """Stores a response as it is now; while it is being made in the background it is not dropped for room."""
     is_over = response["status"] not in ("queued", "in_progress")
     stored = StoredObject(
         id=response["id"],
         kind=RESPONSE,
         owner=owner,
-        body=response,
+        body={**response},
         expires_at=time.time() + _KEEP_S,
         expendable=is_over,
     )
     return Put(stored)
 
 
-def append_items(id: str, items: Sequence[JsonDict]) -> Append:
+def append_items(id: str, items: Sequence[Mapping[str, Any]]) -> Append:
     """Adds items to a response or a conversation."""
     return Append(id, ITEMS, [dump_json(item) for item in items], [item["id"] for item in items])
 
@@ -57,7 +58,7 @@ def append_events(id: str, events: Sequence[bytes]) -> Append:
     return Append(id, EVENTS, [zlib.compress(b"".join(events))])
 
 
-def with_ids(items: Sequence[JsonDict], hex: str, first: int) -> list[JsonDict]:
+def with_ids(items: Sequence[JsonObject], hex: str, first: int) -> list[JsonObject]:
     """Gives ids to the items that have none.
 
     Args:
@@ -83,7 +84,7 @@ class StoredResponses:
         self._store = store
         self._off_loop = off_loop
 
-    async def response(self, owner: str, id: str) -> JsonDict:
+    async def response(self, owner: str, id: str) -> ResponseObject:
         """Returns a response as it was stored last.
 
         Raises:
@@ -92,9 +93,9 @@ class StoredResponses:
         stored = await self._store.get(owner, RESPONSE, id)
         if stored is None:
             raise ApiError(404, f"Response with id '{id[:100]}' not found.", code="response_not_found")
-        return stored.body
+        return cast(ResponseObject, stored.body)
 
-    async def conversation(self, owner: str, id: str) -> StoredObject:
+    async def conversation(self, owner: str, id: str) -> ConversationObject:
         """Returns a conversation.
 
         Raises:
@@ -106,9 +107,9 @@ class StoredResponses:
                 404, f"Conversation with id '{id[:100]}' not found.", code="conversation_not_found",
                 param="conversation",
             )  # fmt: skip
-        return stored
+        return cast(ConversationObject, stored.body)
 
-    async def after(self, owner: str, response_id: str) -> list[JsonDict]:
+    async def after(self, owner: str, response_id: str) -> list[JsonObject]:
         """Returns the items of a conversation up to a response's output.
 
         Raises:
@@ -128,7 +129,7 @@ class StoredResponses:
             )
         return [*await self.items(owner, response_id), *stored.body["output"]]
 
-    async def items(self, owner: str, id: str) -> list[JsonDict]:
+    async def items(self, owner: str, id: str) -> list[JsonObject]:
         """Returns all items beside an object; the request they are for counts as large as they are.
 
         Raises:
@@ -149,15 +150,15 @@ class StoredResponses:
         body_bytes_var.set(body_bytes_var.get() + num_bytes)
         return await self._off_loop.run(lambda: [orjson.loads(entry.data) for entry in found])
 
-    async def resolved(self, owner: str, items: Sequence[JsonDict]) -> list[JsonDict]:
+    async def resolved(self, owner: str, items: Sequence[JsonObject]) -> list[JsonObject]:
         """Returns items with those in the place of references that these name.
 
         Raises:
             ApiError: 404, one is not kept.
             InvalidRequestError: those that are named are too long together.
         """
-        named: dict[str, tuple[JsonDict, int]] = {}
-        read: list[JsonDict] = []
+        named: dict[str, tuple[JsonObject, int]] = {}
+        read: list[JsonObject] = []
         num_bytes = 0
         for item in items:
             if item["type"] == REFERENCE:
@@ -174,7 +175,7 @@ class StoredResponses:
         body_bytes_var.set(body_bytes_var.get() + num_bytes)
         return read
 
-    async def _item(self, owner: str, id: str) -> tuple[JsonDict, int]:
+    async def _item(self, owner: str, id: str) -> tuple[JsonObject, int]:
         """Returns an item that is named, and how many bytes of JSON it has."""
         hex = id.partition("_")[2][:_HEX_CHARS]
         response = await self._store.get(owner, RESPONSE, f"resp_{hex}")

@@ -7,11 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from server.conversion.generation_request import GenerationRequest
 from server.conversion.readers.completions import read_completion
 from server.replies.chunk_reply import usage_options
 from server.replies.completion import CompletionReply
-from server.replies.streaming import respond
 from server.services import ServicesDep
 from server.wire import examples
 from server.wire.json_body import JsonBodyRoute
@@ -33,14 +31,6 @@ async def create_completion(
 ) -> Response:
     """Continues one or more prompts, each with one or more choices."""
     model = services.resolve_model(body.model)
-
-    async def convert() -> GenerationRequest:
-        engine = services.engine.require_ready()
-        text = await services.read(body, read_completion)
-        services.unknown_fields.note_written_chatml(body)
-        return await services.converter.completion(text, engine)
-
-    generation = await services.generate(request, model, convert)
+    generation = await services.generate(request, model, lambda: services.read(body, read_completion))
     reply = CompletionReply(generation.request, model, services.tokenizer, **usage_options(body))
-    ping_interval_s = services.settings.ping_interval_s
-    return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)
+    return await services.respond(request, generation, reply, stream=body.stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
@@ -13,8 +13,8 @@ from starlette.responses import Response, StreamingResponse
 
 from server.files.form_reader import FormReader
 from server.files.stored_files import FILE, PIECE_BYTES, content_of, file_object
-from server.gates.callers import caller_of
-from server.services import Services, ServicesDep
+from server.gates.callers import Caller
+from server.services import CallerDep, Services, ServicesDep
 from server.store.errors import StoreError
 from server.store.records import Delete, StoredObject
 from server.wire.errors import ApiError, JsonResponse
@@ -29,9 +29,11 @@ from server.wire.shapes.files import (
     FileList,
     FileObject,
 )
-from server.wire.shapes.pages import page_object
+from server.wire.shapes.pages import page_around
 
-router = APIRouter(tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response)
+router = APIRouter(
+    tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response, responses=STORE_ERRORS
+)
 
 NO_SUCH_FILE = error_reply(404, "No such file")
 MAX_LISTED = 10_000
@@ -59,16 +61,15 @@ _FORM = {
     "/v1/files",
     summary="Store a file",
     openapi_extra={"requestBody": _FORM},
-    responses=success_reply(FileObject) | STORE_ERRORS | error_reply(429, "Too many files are being sent"),
+    responses=success_reply(FileObject) | error_reply(429, "Too many files are being sent"),
 )
-async def upload_file(request: Request, services: ServicesDep) -> Response:
+async def upload_file(request: Request, caller: CallerDep, services: ServicesDep) -> Response:
     """Stores a file; those of purpose `batch` hold a request a line."""
-    caller = caller_of(request.scope)
     form = FormReader(request.headers.get("content-type", ""))
     with services.uploads.reserve(caller):
         id = await services.uploads.begin(caller.owner)
         try:
-            file = await _receive(request, services, form, id)
+            file = await _receive(request, caller, services, form, id)
             await services.uploads.finish(file)
         except BaseException:
             with contextlib.suppress(StoreError):
@@ -77,7 +78,7 @@ async def upload_file(request: Request, services: ServicesDep) -> Response:
     return JsonResponse(file.body)
 
 
-async def _receive(request: Request, services: Services, form: FormReader, id: str) -> StoredObject:
+async def _receive(request: Request, caller: Caller, services: Services, form: FormReader, id: str) -> StoredObject:
     """Stores what comes as it comes; returns the object it is to become.
 
     What is refused is read to its end all the same: a client that is cut off while it sends never reads the reply.
@@ -107,8 +108,7 @@ async def _receive(request: Request, services: Services, form: FormReader, id: s
         raise ApiError(400, f"'purpose': should be one of {', '.join(PURPOSES)}.", param="purpose")
     if not num_bytes:
         raise ApiError(400, "'file': is empty.", param="file")
-    owner = caller_of(request.scope).owner
-    return file_object(id, owner, form.filename or "", purpose, num_bytes, _expiry(form.fields))
+    return file_object(id, caller.owner, form.filename or "", purpose, num_bytes, _expiry(form.fields))
 
 
 def _expiry(fields: Mapping[str, str]) -> int | None:
@@ -127,9 +127,9 @@ def _expiry(fields: Mapping[str, str]) -> int | None:
     return int(seconds or 0)
 
 
-@router.get("/v1/files", summary="List files", responses=success_reply(FileList) | STORE_ERRORS)
+@router.get("/v1/files", summary="List files", responses=success_reply(FileList))
 async def list_files(
-    request: Request,
+    caller: CallerDep,
     services: ServicesDep,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED,
@@ -137,37 +137,34 @@ async def list_files(
     after: str | None = None,
 ) -> Response:
     """Lists your files, the newest first."""
-    found: list[dict[str, Any]] = []
-    owner = caller_of(request.scope).owner
+    found: list[FileObject] = []
     while len(found) <= limit:
-        page = await services.store.page(owner, FILE, limit=_PAGE, after=after, ascending=order == "asc")
+        page = await services.store.page(caller.owner, FILE, limit=_PAGE, after=after, ascending=order == "asc")
         if page is None:
             raise ApiError(400, "'after': you have no such file.", param="after")
-        found += [file.body for file in page if purpose is None or file.body["purpose"] == purpose]
+        found += [cast(FileObject, file.body) for file in page if purpose is None or file.body["purpose"] == purpose]
         if len(page) < _PAGE:
             break
         after = page[-1].id
-    return JsonResponse(page_object(found[:limit], has_more=len(found) > limit))
+    data = found[:limit]
+    files: FileList = {**page_around([file["id"] for file in data], has_more=len(found) > limit), "data": data}
+    return JsonResponse(files)
 
 
-@router.get(
-    "/v1/files/{file_id}",
-    summary="Describe a file",
-    responses=success_reply(FileObject) | NO_SUCH_FILE | STORE_ERRORS,
-)
-async def get_file(file_id: str, request: Request, services: ServicesDep) -> Response:
+@router.get("/v1/files/{file_id}", summary="Describe a file", responses=success_reply(FileObject) | NO_SUCH_FILE)
+async def get_file(file_id: str, caller: CallerDep, services: ServicesDep) -> Response:
     """Tells what is known of a file."""
-    return JsonResponse((await _find(request, services, file_id)).body)
+    return JsonResponse((await _find(caller, services, file_id)).body)
 
 
 @router.get(
     "/v1/files/{file_id}/content",
     summary="Read a file",
-    responses={200: {"content": {"application/octet-stream": {}}}, **NO_SUCH_FILE, **STORE_ERRORS},
+    responses={200: {"content": {"application/octet-stream": {}}}, **NO_SUCH_FILE},
 )
-async def get_file_content(file_id: str, request: Request, services: ServicesDep) -> Response:
+async def get_file_content(file_id: str, caller: CallerDep, services: ServicesDep) -> Response:
     """Sends the bytes of a file."""
-    file = await _find(request, services, file_id)
+    file = await _find(caller, services, file_id)
     name = quote(file.body["filename"].encode("utf-8", errors="replace"), safe="")
     return StreamingResponse(
         content_of(services.store, file.owner, file_id),
@@ -180,20 +177,17 @@ async def get_file_content(file_id: str, request: Request, services: ServicesDep
     )
 
 
-@router.delete(
-    "/v1/files/{file_id}",
-    summary="Delete a file",
-    responses=success_reply(FileDeleted) | NO_SUCH_FILE | STORE_ERRORS,
-)
-async def delete_file(file_id: str, request: Request, services: ServicesDep) -> Response:
+@router.delete("/v1/files/{file_id}", summary="Delete a file", responses=success_reply(FileDeleted) | NO_SUCH_FILE)
+async def delete_file(file_id: str, caller: CallerDep, services: ServicesDep) -> Response:
     """Deletes a file."""
-    await _find(request, services, file_id)
+    await _find(caller, services, file_id)
     await services.store.write(Delete(file_id))
-    return JsonResponse({"id": file_id, "object": "file", "deleted": True})
+    deleted: FileDeleted = {"id": file_id, "object": "file", "deleted": True}
+    return JsonResponse(deleted)
 
 
-async def _find(request: Request, services: Services, file_id: str) -> StoredObject:
-    file = await services.store.get(caller_of(request.scope).owner, FILE, file_id)
+async def _find(caller: Caller, services: Services, file_id: str) -> StoredObject:
+    file = await services.store.get(caller.owner, FILE, file_id)
     if file is None:
         raise ApiError(404, f"You have no file '{file_id[:100]}'.", code="not_found", param="id")
     return file

@@ -7,10 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
-from server.conversion.generation_request import GenerationRequest
 from server.conversion.readers.messages import read_count, read_messages
-from server.replies.messages import MessageWriter
-from server.replies.streaming import respond
+from server.replies.messages import MessagesReply
 from server.services import Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import JsonResponse
@@ -33,19 +31,9 @@ async def create_message(
 ) -> Response:
     """Answers a conversation, as clients of Anthropic's API ask for it."""
     model = services.resolve_model(body.model)
-    text_tools: frozenset[str] = frozenset()
-
-    async def convert() -> GenerationRequest:
-        nonlocal text_tools
-        engine = services.engine.require_ready()
-        chat = await services.read(body, read_messages)
-        text_tools = chat.calling.text_tools
-        return await services.converter.chat(chat, engine)
-
-    generation = await services.generate(request, model, convert)
-    reply = MessageWriter(generation.request, model, body.stop_sequences or (), text_tools)
-    ping_interval_s = services.settings.ping_interval_s
-    return await respond(request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s)
+    generation = await services.generate(request, model, lambda: services.read(body, read_messages))
+    reply = MessagesReply(generation.request, model, body.stop_sequences or ())
+    return await services.respond(request, generation, reply, stream=body.stream)
 
 
 @router.post(
@@ -60,8 +48,8 @@ async def count_tokens(
 ) -> Response:
     """Counts what the model would see."""
     services.resolve_model(body.model)
-    num_tokens = await services.prepare(request, _count(body, services))
-    return JsonResponse({"input_tokens": num_tokens})
+    count: TokenCount = {"input_tokens": await services.prepare(request, _count(body, services))}
+    return JsonResponse(count)
 
 
 async def _count(body: CountTokensRequest, services: Services) -> int:

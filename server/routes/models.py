@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -15,7 +13,7 @@ from server.wire.shapes.models import Model, ModelList
 router = APIRouter(tags=["models"], default_response_class=Response)
 
 
-def _model(services: Services, name: str) -> dict[str, Any]:
+def _model(services: Services, name: str) -> Model:
     ready, base = services.engine.ready, services.settings.served_names[0]
     adapter = services.engine.adapters.find(name)
     return {
@@ -33,8 +31,9 @@ def _model(services: Services, name: str) -> dict[str, Any]:
 async def list_models(services: ServicesDep) -> Response:
     """Lists the names a request's `model` may be."""
     adapters = (adapter.name for adapter in services.engine.adapters)
-    data = [_model(services, name) for name in (*services.settings.served_names, *adapters)]
-    return JsonResponse({"object": "list", "data": data})
+    names = (*services.settings.served_names, *adapters)
+    models: ModelList = {"object": "list", "data": [_model(services, name) for name in names]}
+    return JsonResponse(models)
 
 
 @router.get(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
@@ -13,24 +14,24 @@ from starlette.responses import Response
 from server.detached.runs import Run
 from server.gates.callers import Caller, caller_of
 from server.replies.responses import follower_failure, last_event, new_response, numbered
-from server.replies.streaming import EventsResponse, respond
 from server.responses.maker import NewResponse
 from server.responses.pages import read_page
-from server.services import Services, ServicesDep
+from server.services import CallerDep, Services, ServicesDep
 from server.wire import examples
 from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import JsonBodyRoute
 from server.wire.openapi import COMMON_ERRORS, GENERATION_ERRORS, success_reply
+from server.wire.shapes.pages import After, Limit, Order
 from server.wire.shapes.responses import (
     KEPT_ERRORS,
     DeletedResponse,
-    Includable,
+    Include,
     ItemList,
     ResponseObject,
     ResponsesRequest,
 )
 
-router = APIRouter(tags=["responses"], default_response_class=Response)
+router = APIRouter(tags=["responses"], default_response_class=Response, responses=KEPT_ERRORS | COMMON_ERRORS)
 generating = APIRouter(tags=["generation"], route_class=JsonBodyRoute, default_response_class=Response)
 
 
@@ -50,50 +51,36 @@ async def create_response(
     model = services.resolve_model(body.model)
     if body.background and body.seed is None:  # so that it can be made again
         body = body.model_copy(update={"seed": secrets.randbits(63)})
-    conversation = body.conversation if isinstance(body.conversation, str | None) else body.conversation.id
-    response = new_response(
-        f"resp_{uuid.uuid4().hex}", body, model, truncation=services.converter.truncation, conversation=conversation
-    )
+    response = new_response(f"resp_{uuid.uuid4().hex}", body, model, truncation=services.converter.truncation)
     new = NewResponse(body, response, caller_of(request.scope))
     if body.background:
         run = await services.background.create(request, new)
         if body.stream:
-            return EventsResponse(
-                run.log.follow(0, follower_failure), ping_interval_s=services.settings.ping_interval_s
-            )
+            return services.events(run.log.follow(0, follower_failure))
         return JsonResponse(new.response)
     generation = await services.responses.generate(request, new)
     reply = services.responses.reply(generation, new)
-
-    async def keep() -> None:
-        await services.responses.keep(new, generation, reply)
-
-    ping_interval_s = services.settings.ping_interval_s
-    return await respond(
-        request, generation, reply, stream=bool(body.stream), ping_interval_s=ping_interval_s, keep=keep
-    )
+    keep = partial(services.responses.keep, new, generation, reply)
+    return await services.respond(request, generation, reply, stream=body.stream, keep=keep)
 
 
 @router.get(
     "/v1/responses/{response_id}",
     summary="A kept response",
-    responses=success_reply(ResponseObject, "The response, or with `stream` the events of one in the background")
-    | KEPT_ERRORS
-    | COMMON_ERRORS,
+    responses=success_reply(ResponseObject, "The response, or with `stream` the events of one in the background"),
 )
 async def get_response(
     response_id: str,
-    request: Request,
+    caller: CallerDep,
     services: ServicesDep,
     stream: Annotated[bool, Query(description="its events, also those still to come")] = False,
     starting_after: Annotated[
         int | None, Query(ge=0, description="with stream: number of the last event that is there already")
     ] = None,
-    include: Annotated[list[Includable] | None, Query(description="accepted; all there is is there")] = None,
+    include: Include = None,
     include_obfuscation: Annotated[bool | None, Query(description="accepted; events are never padded")] = None,
 ) -> Response:
     """Returns a response as it is now."""
-    caller = caller_of(request.scope)
     run = _run_of(services, caller, response_id)
     if not stream:
         if starting_after is not None:
@@ -105,9 +92,7 @@ async def get_response(
     start = 0 if starting_after is None else starting_after + 1
     if run is not None:
         run.log.require_kept()
-        return EventsResponse(
-            run.log.follow(start, follower_failure), ping_interval_s=services.settings.ping_interval_s
-        )
+        return services.events(run.log.follow(start, follower_failure))
     return await _kept_events(services, caller.owner, response_id, start)
 
 
@@ -132,31 +117,26 @@ async def _kept_events(services: Services, owner: str, response_id: str, start: 
     async def all_events() -> AsyncGenerator[bytes, None]:
         yield b"".join(events[start:])
 
-    return EventsResponse(all_events(), ping_interval_s=services.settings.ping_interval_s)
+    return services.events(all_events())
 
 
-@router.delete(
-    "/v1/responses/{response_id}",
-    summary="Delete a response",
-    responses=success_reply(DeletedResponse) | KEPT_ERRORS | COMMON_ERRORS,
-)
-async def delete_response(response_id: str, request: Request, services: ServicesDep) -> Response:
+@router.delete("/v1/responses/{response_id}", summary="Delete a response", responses=success_reply(DeletedResponse))
+async def delete_response(response_id: str, caller: CallerDep, services: ServicesDep) -> Response:
     """Deletes a response; one that is still being made is cancelled first."""
-    caller = caller_of(request.scope)
     if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
     await services.responses.stored.delete_response(caller.owner, response_id)
-    return JsonResponse({"id": response_id, "object": "response", "deleted": True})
+    deleted: DeletedResponse = {"id": response_id, "object": "response", "deleted": True}
+    return JsonResponse(deleted)
 
 
 @router.post(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response in the background",
-    responses=success_reply(ResponseObject) | KEPT_ERRORS | COMMON_ERRORS,
+    responses=success_reply(ResponseObject),
 )
-async def cancel_response(response_id: str, request: Request, services: ServicesDep) -> Response:
+async def cancel_response(response_id: str, caller: CallerDep, services: ServicesDep) -> Response:
     """Cancels a response in the background; one that is over stays as it is."""
-    caller = caller_of(request.scope)
     if (run := _run_of(services, caller, response_id)) is not None:
         await run.cancel()
     response = await services.responses.stored.response(caller.owner, response_id)
@@ -168,22 +148,19 @@ async def cancel_response(response_id: str, request: Request, services: Services
 
 
 @router.get(
-    "/v1/responses/{response_id}/input_items",
-    summary="What a response answers",
-    responses=success_reply(ItemList) | KEPT_ERRORS | COMMON_ERRORS,
+    "/v1/responses/{response_id}/input_items", summary="What a response answers", responses=success_reply(ItemList)
 )
 async def list_input_items(
     response_id: str,
-    request: Request,
+    caller: CallerDep,
     services: ServicesDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="by default the newest first")] = "desc",
-    after: Annotated[str | None, Query(description="id of the item before the page")] = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+    after: After = None,
     before: Annotated[str | None, Query(description="id of the item behind the page")] = None,
-    include: Annotated[list[Includable] | None, Query(description="accepted; all there is is there")] = None,
+    include: Include = None,
 ) -> Response:
     """Returns items of the conversation that a response answers, those from before it too."""
-    caller = caller_of(request.scope)
     await services.responses.stored.response(caller.owner, response_id)
     page = await read_page(
         services.store, caller.owner, response_id, limit=limit, order=order, after=after, before=before

@@ -18,15 +18,24 @@ from server.wire.errors import JsonResponse, dump_json
 from server.wire.json_body import JsonBodyRoute
 from server.wire.json_list import JsonList
 from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE, success_reply
-from server.wire.shapes.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
+from server.wire.shapes.tokens import (
+    AddedToken,
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 
-router = APIRouter(tags=["tokens"], route_class=JsonBodyRoute, default_response_class=Response)
+router = APIRouter(
+    tags=["tokens"], route_class=JsonBodyRoute, default_response_class=Response, responses=UNAVAILABLE | COMMON_ERRORS
+)
 
 
 @router.post(
     "/tokenize",
     summary="Text or a conversation to token ids",
-    responses=success_reply(Tokenized) | BAD_REQUEST | NOT_FOUND | UNAVAILABLE | COMMON_ERRORS,
+    responses=success_reply(Tokenized) | BAD_REQUEST | NOT_FOUND,
 )
 async def tokenize(
     body: Annotated[TokenizeRequest, Body(openapi_examples=examples.TOKENIZE)],
@@ -52,7 +61,7 @@ async def _tokenized(body: TokenizeRequest, services: Services) -> bytes:
     max_model_len = services.engine.require_ready().max_model_len
 
     def write() -> bytes:
-        reply = {"count": len(ids), "max_model_len": max_model_len, "tokens": JsonList(ids).whole()}
+        reply: Tokenized = {"count": len(ids), "max_model_len": max_model_len, "tokens": JsonList(ids).whole()}
         if body.return_token_strs:
             reply["token_strs"] = JsonList(list(map(services.tokenizer.token_name, ids))).whole()
         return dump_json(reply)
@@ -70,33 +79,37 @@ def _special_names(body: TokenizeRequest, encoder: PromptEncoder) -> frozenset[s
 @router.get(
     "/tokenizer_info",
     summary="What the tokenizer is like",
-    responses=success_reply(TokenizerInfo) | UNAVAILABLE | COMMON_ERRORS,
+    responses=success_reply(TokenizerInfo),
 )
 async def tokenizer_info(services: ServicesDep) -> Response:
     """Returns what the tokenizer's configuration would say, as vLLM does: evaluation harnesses ask for it."""
     tokenizer, encoder = services.tokenizer, services.converter.encoder
     names = sorted(tokenizer.special_names, key=tokenizer.special_id)
-    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-    return JsonResponse(
-        {
-            "tokenizer_class": "QWenTokenizer",
-            "model_max_length": services.engine.require_ready().max_model_len,
-            "vocab_size": tokenizer.num_tokens,
-            "bos_token": None,
-            "eos_token": ENDOFTEXT,
-            "pad_token": ENDOFTEXT,
-            "unk_token": None,
-            "additional_special_tokens": [name for name in names if name != ENDOFTEXT],
-            "added_tokens_decoder": {str(tokenizer.special_id(name)): {"content": name, **flags} for name in names},
-            "chat_template": JINJA_TEMPLATE if encoder.speaks_chatml else None,
-        }
-    )
+    info: TokenizerInfo = {
+        "tokenizer_class": "QWenTokenizer",
+        "model_max_length": services.engine.require_ready().max_model_len,
+        "vocab_size": tokenizer.num_tokens,
+        "bos_token": None,
+        "eos_token": ENDOFTEXT,
+        "pad_token": ENDOFTEXT,
+        "unk_token": None,
+        "additional_special_tokens": [name for name in names if name != ENDOFTEXT],
+        "added_tokens_decoder": {str(tokenizer.special_id(name)): _added_token(name) for name in names},
+        "chat_template": JINJA_TEMPLATE if encoder.speaks_chatml else None,
+    }
+    return JsonResponse(info)
+
+
+def _added_token(name: str) -> AddedToken:
+    return {
+        "content": name, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True,
+    }  # fmt: skip
 
 
 @router.post(
     "/detokenize",
     summary="Token ids to text",
-    responses=success_reply(Detokenized) | BAD_REQUEST | NOT_FOUND | UNAVAILABLE | COMMON_ERRORS,
+    responses=success_reply(Detokenized) | BAD_REQUEST | NOT_FOUND,
 )
 async def detokenize(
     body: Annotated[DetokenizeRequest, Body(openapi_examples=examples.DETOKENIZE)],
@@ -116,6 +129,7 @@ async def detokenize(
             raise InvalidRequestError(
                 f"The tokens are no whole text: byte {error.start} of theirs is not UTF-8.", param="tokens"
             ) from error
-        return dump_json({"prompt": text})
+        reply: Detokenized = {"prompt": text}
+        return dump_json(reply)
 
     return Response(await services.prepare(request, services.off_loop.run(work)), media_type="application/json")

@@ -33,6 +33,6 @@ class JsonList:
         for start in range(0, len(items), _ITEMS_AT_ONCE):
             self._pieces.append(dump_json(items[start : start + _ITEMS_AT_ONCE])[1:-1])
 
-    def whole(self) -> orjson.Fragment:
-        """Returns the list, for `dump_json` to put in its place."""
+    def whole(self) -> Any:
+        """Returns what `dump_json` writes as the list, and what stands for the list until then."""
         return orjson.Fragment(b"[" + b",".join(self._pieces) + b"]")

@@ -6,9 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-
-from server.wire.shapes.pages import ReplyModel
+from typing_extensions import TypedDict
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -53,7 +51,7 @@ def _name_bounds(node: Any) -> None:
             _name_bounds(value)
 
 
-class ErrorDetail(ReplyModel):
+class ErrorDetail(TypedDict):
     """What went wrong."""
 
     message: str
@@ -62,7 +60,7 @@ class ErrorDetail(ReplyModel):
     code: str | None
 
 
-class ErrorReply(ReplyModel):
+class ErrorReply(TypedDict):
     """Every error."""
 
     error: ErrorDetail
@@ -72,7 +70,7 @@ Responses = dict[int | str, dict[str, Any]]
 CHUNKS = "The reply, or with `stream` its chunks as server-sent events"
 
 
-def success_reply(model: type[BaseModel], description_of_streams: str = "") -> Responses:
+def success_reply(model: type[Any], description_of_streams: str = "") -> Responses:
     """Returns the entry of the document for what a route answers; a description is of one that streams, too."""
     streams = {"description": description_of_streams, "content": {"text/event-stream": {}}}
     return {200: {"model": model, **(streams if description_of_streams else {})}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
 from server.wire.shapes.fields import (
     INT64,
@@ -20,7 +21,6 @@ from server.wire.shapes.fields import (
     at_most,
 )
 from server.wire.shapes.generation import PromptLogprobs, SamplingFields, StreamOptions, Usage
-from server.wire.shapes.pages import ReplyModel
 
 
 class ChatStreamOptions(StreamOptions):
@@ -142,7 +142,7 @@ class ChatCompletionRequest(SamplingFields):
     web_search_options: JsonObject | None = None
 
 
-class TopLogprob(ReplyModel):
+class TopLogprob(TypedDict):
     """One alternative."""
 
     token: str
@@ -156,47 +156,47 @@ class ChatTokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(ReplyModel):
+class ChatLogprobs(TypedDict):
     """The tokens of the content; their bytes join to it."""
 
     content: list[ChatTokenLogprob]
-    refusal: None = None
+    refusal: NotRequired[None]
 
 
-class CalledFunction(ReplyModel):
+class CalledFunction(TypedDict):
     """A function and its arguments, a JSON text."""
 
     name: str
     arguments: str
 
 
-class CalledCustom(ReplyModel):
+class CalledCustom(TypedDict):
     """A custom tool and its input, a text."""
 
     name: str
     input: str
 
 
-class ToolCall(ReplyModel):
+class ToolCall(TypedDict):
     """A call of a tool: of a function, or of a custom tool."""
 
     id: str
     type: Literal["function", "custom"]
-    function: CalledFunction | None = None
-    custom: CalledCustom | None = None
+    function: NotRequired[CalledFunction | None]
+    custom: NotRequired[CalledCustom | None]
 
 
-class AssistantMessage(ReplyModel):
+class AssistantMessage(TypedDict):
     """What the model said."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
-    tool_calls: list[ToolCall] | None = None
-    function_call: CalledFunction | None = None
+    tool_calls: NotRequired[list[ToolCall] | None]
+    function_call: NotRequired[CalledFunction | None]
 
 
-class ChatChoice(ReplyModel):
+class ChatChoice(TypedDict):
     """One answer."""
 
     index: int
@@ -204,10 +204,10 @@ class ChatChoice(ReplyModel):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
     stop_reason: str | int | None
-    token_ids: list[int] | None = None
+    token_ids: NotRequired[list[int] | None]
 
 
-class ChatCompletion(ReplyModel):
+class ChatCompletion(TypedDict):
     """The reply of /v1/chat/completions."""
 
     id: str
@@ -216,11 +216,11 @@ class ChatCompletion(ReplyModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: NotRequired[list[int] | None]
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
 
 
-class DeletedChat(ReplyModel):
+class DeletedChat(TypedDict):
     """A stream that is no more."""
 
     id: str

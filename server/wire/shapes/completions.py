@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from server.wire.shapes.fields import MAX_LOGPROBS, AllowedSpecial, Integer, PromptField
 from server.wire.shapes.generation import PromptLogprobs, SamplingFields, Usage
-from server.wire.shapes.pages import ReplyModel
 
 
 class CompletionRequest(SamplingFields):
@@ -29,7 +29,7 @@ class CompletionRequest(SamplingFields):
     )
 
 
-class CompletionLogprobs(ReplyModel):
+class CompletionLogprobs(TypedDict):
     """Tokens of the text, in step."""
 
     tokens: list[str]
@@ -38,7 +38,7 @@ class CompletionLogprobs(ReplyModel):
     text_offset: list[int]
 
 
-class CompletionChoice(ReplyModel):
+class CompletionChoice(TypedDict):
     """One continuation."""
 
     index: int
@@ -46,12 +46,12 @@ class CompletionChoice(ReplyModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
     stop_reason: str | int | None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: PromptLogprobs | None = None
+    token_ids: NotRequired[list[int] | None]
+    prompt_token_ids: NotRequired[list[int] | None]
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
 
 
-class Completion(ReplyModel):
+class Completion(TypedDict):
     """The reply of /v1/completions."""
 
     id: str

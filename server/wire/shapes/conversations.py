@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from server.wire.shapes.fields import FirstError, Metadata, at_most
 from server.wire.shapes.generation import RequestBody
-from server.wire.shapes.pages import ReplyModel
 from server.wire.shapes.responses import InputItem
 
 MAX_NEW_ITEMS = 20
@@ -35,7 +35,7 @@ class ItemsRequest(RequestBody):
     items: NewItems = Field(description="to add, oldest first")
 
 
-class ConversationObject(ReplyModel):
+class ConversationObject(TypedDict):
     """A conversation."""
 
     id: str
@@ -44,7 +44,7 @@ class ConversationObject(ReplyModel):
     metadata: dict[str, str]
 
 
-class DeletedConversation(ReplyModel):
+class DeletedConversation(TypedDict):
     """A conversation that is no more."""
 
     id: str
@@ -52,16 +52,16 @@ class DeletedConversation(ReplyModel):
     deleted: Literal[True]
 
 
-class KeptItem(ReplyModel):
+class KeptItem(TypedDict):
     """An item, as it is kept: a message, a call, or a result."""
 
     id: str
     type: str
-    role: str | None = None
-    content: list[dict[str, Any]] | None = None
-    status: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    input: str | None = None
-    output: str | list[dict[str, Any]] | None = None
+    role: NotRequired[str | None]
+    content: NotRequired[list[dict[str, Any]] | None]
+    status: NotRequired[str | None]
+    call_id: NotRequired[str | None]
+    name: NotRequired[str | None]
+    arguments: NotRequired[str | None]
+    input: NotRequired[str | None]
+    output: NotRequired[str | list[dict[str, Any]] | None]

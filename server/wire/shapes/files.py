@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, error_reply
 from server.wire.shapes.fields import MAX_METADATA, Integer, Metadata, WireModel
 from server.wire.shapes.generation import RequestBody
-from server.wire.shapes.pages import PageModel, ReplyModel
+from server.wire.shapes.pages import Page
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 # Of them some are the same line to a client: where generating requests may go.
@@ -58,27 +59,27 @@ class BatchRequest(RequestBody):
     output_expires_after: ExpiresAfter | None = Field(None, description="when output and error file are dropped")
 
 
-class FileObject(ReplyModel):
+class FileObject(TypedDict):
     """A stored file."""
 
     id: str
     object: Literal["file"]
     bytes: int
     created_at: int
-    expires_at: int | None = None
+    expires_at: NotRequired[int | None]
     filename: str
     purpose: str
     status: Literal["processed"]
-    status_details: None = None
+    status_details: NotRequired[None]
 
 
-class FileList(PageModel):
+class FileList(Page):
     """Files, the newest first."""
 
     data: list[FileObject]
 
 
-class FileDeleted(ReplyModel):
+class FileDeleted(TypedDict):
     """What was deleted."""
 
     id: str
@@ -86,7 +87,7 @@ class FileDeleted(ReplyModel):
     deleted: bool
 
 
-class RequestCounts(ReplyModel):
+class RequestCounts(TypedDict):
     """Requests of a batch."""
 
     total: int
@@ -94,7 +95,7 @@ class RequestCounts(ReplyModel):
     failed: int
 
 
-class BatchError(ReplyModel):
+class BatchError(TypedDict):
     """What is wrong with an input file."""
 
     code: str
@@ -103,26 +104,26 @@ class BatchError(ReplyModel):
     param: str | None
 
 
-class BatchErrors(ReplyModel):
+class BatchErrors(TypedDict):
     """All of it, or its beginning."""
 
     object: Literal["list"]
     data: list[BatchError]
 
 
-class InputDetails(ReplyModel):
+class InputDetails(TypedDict):
     """What of the input was cached."""
 
     cached_tokens: int
 
 
-class OutputDetails(ReplyModel):
+class OutputDetails(TypedDict):
     """What of the output was reasoning; these models have none."""
 
     reasoning_tokens: int
 
 
-class BatchUsage(ReplyModel):
+class BatchUsage(TypedDict):
     """The tokens of all lines that succeeded."""
 
     input_tokens: int
@@ -132,7 +133,7 @@ class BatchUsage(ReplyModel):
     total_tokens: int
 
 
-class BatchObject(ReplyModel):
+class BatchObject(TypedDict):
     """A batch."""
 
     id: str
@@ -161,7 +162,7 @@ class BatchObject(ReplyModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(PageModel):
+class BatchList(Page):
     """Batches, the newest first."""
 
     data: list[BatchObject]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from server.wire.shapes.fields import (
     INT64,
@@ -21,7 +22,6 @@ from server.wire.shapes.fields import (
     TokenIds,
     WireModel,
 )
-from server.wire.shapes.pages import ReplyModel
 
 
 class RequestBody(WireModel):
@@ -111,20 +111,20 @@ class SamplingFields(GenerationFields):
     )
 
 
-class PromptTokensDetails(ReplyModel):
+class PromptTokensDetails(TypedDict):
     """Where prompt tokens came from."""
 
     cached_tokens: int
 
 
-class CompletionTokensDetails(ReplyModel):
+class CompletionTokensDetails(TypedDict):
     """How completion tokens came: as was expected, by `prediction` or by the text so far, or otherwise."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
 
 
-class Usage(ReplyModel):
+class Usage(TypedDict):
     """Tokens of a request."""
 
     prompt_tokens: int
@@ -134,7 +134,7 @@ class Usage(ReplyModel):
     completion_tokens_details: CompletionTokensDetails
 
 
-class PromptLogprob(ReplyModel):
+class PromptLogprob(TypedDict):
     """A token in a place of the prompt."""
 
     logprob: float

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 from server.wire.openapi import Responses
 from server.wire.shapes.fields import (
@@ -24,7 +25,6 @@ from server.wire.shapes.fields import (
     at_most,
 )
 from server.wire.shapes.generation import RequestBody
-from server.wire.shapes.pages import ReplyModel
 
 ResultBlocks = Annotated[list[JsonObject], FirstError(), Field(max_length=MAX_PARTS), at_most(MAX_PARTS)]
 
@@ -97,7 +97,7 @@ class MessagesRequest(CountTokensRequest):
     metadata: JsonObject | None = Field(None, description="accepted; does nothing")
 
 
-class MessageUsage(ReplyModel):
+class MessageUsage(TypedDict):
     """Tokens of a request; those found in the prefix cache count as input."""
 
     input_tokens: int
@@ -106,17 +106,17 @@ class MessageUsage(ReplyModel):
     cache_read_input_tokens: int
 
 
-class OutputBlock(ReplyModel):
+class OutputBlock(TypedDict):
     """A piece of the reply: text, or a call."""
 
     type: Literal["text", "tool_use"]
-    text: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
+    text: NotRequired[str | None]
+    id: NotRequired[str | None]
+    name: NotRequired[str | None]
+    input: NotRequired[dict[str, Any] | None]
 
 
-class MessageReply(ReplyModel):
+class MessageReply(TypedDict):
     """The reply of /v1/messages."""
 
     id: str
@@ -129,25 +129,25 @@ class MessageReply(ReplyModel):
     usage: MessageUsage
 
 
-class TokenCount(ReplyModel):
+class TokenCount(TypedDict):
     """The reply of /v1/messages/count_tokens."""
 
     input_tokens: int
 
 
-class MessageErrorDetail(ReplyModel):
+class MessageErrorDetail(TypedDict):
     """What went wrong."""
 
     type: str
     message: str
 
 
-class MessageError(ReplyModel):
+class MessageError(TypedDict):
     """Every error of these routes."""
 
     type: Literal["error"]
     error: MessageErrorDetail
-    request_id: str | None = None
+    request_id: NotRequired[str | None]
 
 
 MESSAGE_ERRORS: Responses = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from server.wire.shapes.generation import RequestBody
-from server.wire.shapes.pages import ReplyModel
 
 
 class LoadAdapterRequest(RequestBody):
@@ -24,7 +24,7 @@ class UnloadAdapterRequest(RequestBody):
     lora_name: str = Field(max_length=256, description="the adapter's name; requests that have it already finish")
 
 
-class Model(ReplyModel):
+class Model(TypedDict):
     """A name of the model, or a LoRA adapter: `root` is where that is from, and `parent` the model it belongs to."""
 
     id: str
@@ -36,20 +36,20 @@ class Model(ReplyModel):
     max_model_len: int | None
 
 
-class ModelList(ReplyModel):
+class ModelList(TypedDict):
     """All names."""
 
     object: Literal["list"]
     data: list[Model]
 
 
-class State(ReplyModel):
+class State(TypedDict):
     """State of the engine."""
 
     status: str
 
 
-class Version(ReplyModel):
+class Version(TypedDict):
     """Version of the server, and the commit it was built from."""
 
     version: str

@@ -1,20 +1,20 @@
-"""Pages of lists."""
+"""Pages of lists, and the query parameters that choose one."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from fastapi import Query
+from typing_extensions import TypedDict
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Annotated[Literal["asc", "desc"], Query(description="by default the newest first")]
+After = Annotated[str | None, Query(description="id of the item before the page")]
 
 
-class ReplyModel(BaseModel):
-    """A documented reply."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-
-class PageModel(ReplyModel):
-    """A documented page of a list; `page_object` makes one."""
+class Page(TypedDict):
+    """A page of a list, but for its `data`."""
 
     object: Literal["list"]
     first_id: str | None
@@ -22,7 +22,7 @@ class PageModel(ReplyModel):
     has_more: bool
 
 
-def page_object(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """Returns the wire object of a page."""
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more}
+def page_around(ids: Sequence[str], *, has_more: bool) -> Page:
+    """Returns what stands around the objects with these ids."""
+    first_id, last_id = (ids[0], ids[-1]) if ids else (None, None)
+    return {"object": "list", "first_id": first_id, "last_id": last_id, "has_more": has_more}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field
+from fastapi import Query
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from server.wire.openapi import error_reply
 from server.wire.shapes.chat import Parts
@@ -21,7 +23,7 @@ from server.wire.shapes.fields import (
     at_most,
 )
 from server.wire.shapes.generation import GenerationFields
-from server.wire.shapes.pages import PageModel, ReplyModel
+from server.wire.shapes.pages import Page
 
 LOGPROBS = "message.output_text.logprobs"
 # The others are about tools and models that are not here, so that there is nothing to include.
@@ -35,6 +37,7 @@ Includable = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
+Include = Annotated[list[Includable] | None, Query(description="accepted; all there is is there")]
 
 
 class InputItem(WireModel):
@@ -75,7 +78,8 @@ class ResponsesStreamOptions(WireModel):
     include_obfuscation: bool | None = Field(None, description="accepted; events are never padded")
 
 
-class ConversationReference(WireModel):
+@with_config(ConfigDict(extra="ignore"))  # the request around it keeps what it does not know
+class ConversationReference(TypedDict):
     """A conversation that is kept here."""
 
     id: str
@@ -120,16 +124,16 @@ class ResponsesRequest(GenerationFields):
     prompt_cache_retention: str | None = Field(None, description="accepted; does nothing")
 
 
-class ResponseLogprob(ReplyModel):
+class ResponseLogprob(TypedDict):
     """One token of the text, or an alternative."""
 
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[dict[str, Any]] | None = None
+    top_logprobs: NotRequired[list[dict[str, Any]] | None]
 
 
-class OutputText(ReplyModel):
+class OutputText(TypedDict):
     """A piece of a message."""
 
     type: Literal["output_text"]
@@ -138,35 +142,35 @@ class OutputText(ReplyModel):
     logprobs: list[ResponseLogprob]
 
 
-class OutputItem(ReplyModel):
+class OutputItem(TypedDict):
     """A message, or a call of a tool."""
 
     type: Literal["message", "function_call", "custom_tool_call"]
     id: str
     status: Literal["in_progress", "completed", "incomplete"]
-    role: Literal["assistant"] | None = None
-    content: list[OutputText] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    namespace: str | None = None
-    arguments: str | None = None
-    input: str | None = None
+    role: NotRequired[Literal["assistant"] | None]
+    content: NotRequired[list[OutputText] | None]
+    call_id: NotRequired[str | None]
+    name: NotRequired[str | None]
+    namespace: NotRequired[str | None]
+    arguments: NotRequired[str | None]
+    input: NotRequired[str | None]
 
 
-class InputTokensDetails(ReplyModel):
+class InputTokensDetails(TypedDict):
     """Where input tokens came from."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
-class OutputTokensDetails(ReplyModel):
+class OutputTokensDetails(TypedDict):
     """What output tokens were for."""
 
     reasoning_tokens: int
 
 
-class ResponseUsage(ReplyModel):
+class ResponseUsage(TypedDict):
     """Tokens of a response."""
 
     input_tokens: int
@@ -176,20 +180,20 @@ class ResponseUsage(ReplyModel):
     total_tokens: int
 
 
-class ResponseFailure(ReplyModel):
+class ResponseFailure(TypedDict):
     """Why a response failed."""
 
     code: str
     message: str
 
 
-class IncompleteDetails(ReplyModel):
+class IncompleteDetails(TypedDict):
     """Why a response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
-class ResponseObject(ReplyModel):
+class ResponseObject(TypedDict):
     """A response."""
 
     id: str
@@ -233,7 +237,7 @@ KEPT_ERRORS = (
 )
 
 
-class DeletedResponse(ReplyModel):
+class DeletedResponse(TypedDict):
     """A response that is no more."""
 
     id: str
@@ -241,7 +245,7 @@ class DeletedResponse(ReplyModel):
     deleted: Literal[True]
 
 
-class ItemList(PageModel):
+class ItemList(Page):
     """A page of items."""
 
     data: list[dict[str, Any]]

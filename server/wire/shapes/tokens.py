@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from server.wire.shapes.chat import Messages
 from server.wire.shapes.fields import AllowedSpecial, JsonObject, TokenIds, Tools
 from server.wire.shapes.generation import RequestBody
-from server.wire.shapes.pages import ReplyModel
 
 
 class TokenizeRequest(RequestBody):
@@ -42,16 +42,16 @@ class DetokenizeRequest(RequestBody):
     )
 
 
-class Tokenized(ReplyModel):
+class Tokenized(TypedDict):
     """Token ids of a text or a conversation."""
 
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: list[str] | None = None
+    token_strs: NotRequired[list[str] | None]
 
 
-class AddedToken(ReplyModel):
+class AddedToken(TypedDict):
     """A control token."""
 
     content: str
@@ -62,7 +62,7 @@ class AddedToken(ReplyModel):
     special: bool
 
 
-class TokenizerInfo(ReplyModel):
+class TokenizerInfo(TypedDict):
     """What a tokenizer_config.json says."""
 
     tokenizer_class: str
@@ -77,7 +77,7 @@ class TokenizerInfo(ReplyModel):
     chat_template: str | None
 
 
-class Detokenized(ReplyModel):
+class Detokenized(TypedDict):
     """Text of token ids."""
 
     prompt: str

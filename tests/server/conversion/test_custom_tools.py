@@ -19,6 +19,8 @@ from server.conversion.readers.chat import read_chat
 from server.conversion.tools import FunctionCalling
 from server.engine.client import Prompt
 from server.replies.chat import ChatReply
+from server.replies.chunk_reply import usage_object
+from server.replies.generation import TokenUsage
 from server.replies.output_processor import ChoiceProcessor
 from server.wire.shapes.chat import ChatCompletionRequest
 from tests.support.vocabulary import byte_tokenizer
@@ -192,7 +194,7 @@ def replied(
         chunks += list(reply.chunks(processor.push(SequenceOutput(1, [byte], reason))))
     for chunk in chunks:
         reply.add_chunk(chunk)
-    (choice,) = reply.result({})["choices"]
+    (choice,) = reply.result(usage_object(TokenUsage(0, 0, 0)))["choices"]
     return choice, [chunk["choices"][0]["delta"] for chunk in chunks]
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from model.contract.engine_config import EngineConfig
-from server.app import create_app
+from server.app import ROUTERS, create_app
+from server.batches.batch import Batch
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.settings import Settings
 from server.settings_sources import load_settings
+from server.store.records import Put
 from server.wire.missing_routes import missing_route
+from server.wire.shapes.files import BatchRequest
 from tests.support.vocabulary import byte_tokenizer
 
 
@@ -128,3 +133,28 @@ async def test_a_name_may_hold_slashes() -> None:
     async with client_of(served_model_name=("Qwen/Qwen-7B-Chat",)) as http:
         assert (await http.get("/v1/models/Qwen/Qwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"
         assert (await http.get("/v1/models/Qwen%2FQwen-7B-Chat")).json()["id"] == "Qwen/Qwen-7B-Chat"
+
+
+def test_no_route_goes_through_threads_for_what_it_depends_on() -> None:
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    needed = [needed.call for route in routes for needed in route.dependant.dependencies]
+    assert needed and all(map(inspect.iscoroutinefunction, [*needed, *(route.endpoint for route in routes)]))
+
+
+async def test_batches_of_older_versions_are_shown_whole() -> None:
+    app = app_of()
+    services = app.state.services
+    request = BatchRequest(input_file_id="file-1", endpoint="/v1/responses", completion_window="1h")
+    stored = Batch.from_request(request, "").put().object
+    services.store.start()
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+            whole = stored.body["wire"]
+            stored.body["wire"] = {key: value for key, value in whole.items() if key not in ("model", "usage")}
+            await services.store.write(Put(stored))
+            shown = (await http.get(f"/v1/batches/{stored.id}")).json()
+            listed = (await http.get("/v1/batches")).json()["data"]
+            assert shown == whole and listed == [whole]
+            assert shown["model"] is None and shown["usage"]["total_tokens"] == 0
+    finally:
+        services.store.close()
