@@ -119,7 +119,7 @@ class Batch:
         return Put(StoredObject(id=self.id, kind=BATCH, owner=self.owner, body=body, expendable=is_over))
 
     def enter(self, status: str) -> Put:
-        """Goes on to a status."""
+        """Changes the status."""
         wire: Any = self.wire  # the status names a key
         wire |= {"status": status, f"{status}_at": int(time.time())}
         return self.put()
@@ -133,7 +133,7 @@ class Batch:
         return [*results, self.enter("in_progress")]
 
     def fail(self, errors: list[BatchError]) -> Put:
-        """Its lines, or one of them, cannot be done."""
+        """Ends the batch, because lines cannot be done."""
         self.wire["errors"] = {"object": "list", "data": errors}
         return self.enter("failed")
 
@@ -186,7 +186,7 @@ def batch_object(stored: StoredObject) -> BatchObject:
 
 
 def _usage_of(usage: dict[str, Any]) -> BatchUsage:
-    """Returns the tokens of a reply in a batch's words, whichever API it is of."""
+    """Returns a reply's usage under a batch's names, whichever API it is of."""
     num_in = usage.get("input_tokens", usage.get("prompt_tokens", 0))
     num_out = usage.get("output_tokens", usage.get("completion_tokens", 0))
     details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}

@@ -25,6 +25,7 @@ from server.gates.request_context import name_task, request_id_var
 from server.store.errors import StoreError
 from server.store.records import Change
 from server.store.store import Store
+from server.wire.shapes.files import BatchError
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class BatchJob:
         logger.info("%s %s: %s", batch.id, status, batch.counts)
 
     async def _fail(self, code: str, message: str) -> None:
-        error = {"code": code, "line": None, "message": message, "param": None}
+        error: BatchError = {"code": code, "line": None, "message": message, "param": None}
         self.batch.wire["errors"] = {"object": "list", "data": [error]}
         await self._end("failed")
 
