@@ -43,6 +43,16 @@ class GPTQTensors(NamedTuple):
     bits: int
     zero_offset: int = 1
 
+    def has_equal_groups(self) -> bool:
+        """Whether all groups have as many inputs."""
+        sizes = torch.bincount(self.groups, minlength=len(self.scales))
+        return bool((sizes * len(self.scales) == len(self.groups)).all())
+
+    def order_by_group(self) -> torch.Tensor | None:
+        """The inputs sorted by group, [K] int64; None where they are sorted as they are stored (no act-order)."""
+        is_sorted = not bool((self.groups[1:] < self.groups[:-1]).any())
+        return None if is_sorted else torch.argsort(self.groups, stable=True)
+
 
 class LowRankTable(Protocol):
     """The low-rank factors that adapters have for one linear layer, by slot."""

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import logging
 import re
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MAPS = Path("/proc/self/maps")
 _OPENMP = re.compile(r"\S*/lib(?:gomp|iomp5|omp)[^/]*\.so\S*")
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Code(NamedTuple):
@@ -37,14 +38,18 @@ class Code(NamedTuple):
     parallel: Callable[..., Any]
     engine: object
 
-    def run(self, name: str, arguments: bytes, num_threads: int) -> None:
+    def run(self, name: str, num_threads: int, *words: int) -> None:
         """Runs a function on several threads, or on the calling one alone, and returns when all have done it.
 
         Args:
-            name: of a function that takes the address of its arguments.
-            arguments: they themselves.
+            name: one that takes the address of its arguments.
             num_threads: how many.
+            words: the arguments, of 64 bits each.
         """
+        self.run_at(name, num_threads, struct.pack(f"{len(words)}q", *words))
+
+    def run_at(self, name: str, num_threads: int, arguments: bytes | int) -> None:
+        """As `run`, with the words themselves or the address where they are kept."""
         if num_threads == 1:
             _FUNCTION(self.addresses[name])(arguments)
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.backends.cpu.ir.writer import KINDS, LANES, NumberWriter, everywhere, float_literal
+from model.backends.cpu.ir.numbers import KINDS, NumberWriter
+from model.backends.cpu.ir.writer import LANES, float_literal, ints, lanes
 
 KEYS = 64  # at a time
 TILE_ROWS = 96  # share the keys that were laid out
@@ -101,50 +102,33 @@ class Part(NumberWriter):
 
     def slot_of(self, key: str) -> str:
         """The slot, as 64 bits, of one of the keys that `%table` tells."""
-        at = self.emit(f"getelementptr i32, ptr %table, i64 {key}")
-        return self.emit(f"sext i32 {self.emit(f'load i32, ptr {at}, align 4')} to i64")
+        return self.emit(f"sext i32 {self.number('i32', '%table', key)} to i64")
 
     def fetch(self, base: str, key: str) -> None:
         """Fetches a key or value into the processor's cache."""
         size, kind = KINDS[self.kernel.cache_dtype]
-        at = self.emit(f"mul i64 {self.slot_of(key)}, {self.dim}")
-        address = self.emit(f"getelementptr {kind}, ptr {base}, i64 {at}")
+        address = self.address(kind, base, self.times(self.slot_of(key), self.dim))
         for line in range(0, self.dim * size, 64):
-            line_address = self.emit(f"getelementptr i8, ptr {address}, i64 {line}")
-            self.do(f"call void @llvm.prefetch.p0(ptr {line_address}, i32 0, i32 2, i32 1)")
-
-    def float_at(self, base: str, at: str) -> str:
-        """A vector at `base[at]`."""
-        address = self.emit(f"getelementptr float, ptr {base}, i64 {at}")
-        return self.emit(f"load <16 x float>, ptr {address}, align 4")
-
-    def put(self, value: str, base: str, at: str, kind: str = "float") -> None:
-        """Writes a vector to `base[at]`."""
-        address = self.emit(f"getelementptr {kind}, ptr {base}, i64 {at}")
-        self.do(f"store <16 x {kind}> {value}, ptr {address}, align 4")
+            self.do(f"call void @llvm.prefetch.p0(ptr {self.address('i8', address, line)}, i32 0, i32 2, i32 1)")
 
     def product(self, total: str, a: str, b: str) -> str:
         """The total plus the products of two vectors of words; a word has one number, or two whose products add up."""
         if self.is_integer:
-            pairs = (self.emit(f"bitcast <16 x i32> {each} to <32 x i16>") for each in (a, b))
+            pairs = (self.bitcast(each, "16 x i32", "32 x i16") for each in (a, b))
             arguments = ", ".join([f"<16 x i32> {total}", *(f"<32 x i16> {each}" for each in pairs)])
             return self.emit(f"call <16 x i32> @llvm.x86.avx512.vpdpwssd.512({arguments})")
         if self.is_bf16:
-            pairs = (self.emit(f"bitcast <16 x i32> {each} to <32 x bfloat>") for each in (a, b))
-            arguments = ", ".join([f"<16 x float> {total}", *(f"<32 x bfloat> {each}" for each in pairs)])
-            return self.emit(f"call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512({arguments})")
-        a, b = (self.emit(f"bitcast <16 x i32> {each} to <16 x float>") for each in (a, b))
+            return self.dot_bf16(total, a, b)
+        a, b = (self.bitcast(each, "16 x i32", "16 x float") for each in (a, b))
         return self.fma(a, b, total)
 
     def add_product(self, slot: str, a: str, b: str) -> None:
         """Adds products to a variable."""
-        total = self.product(self.emit(f"load <16 x {self.sum_kind}>, ptr {slot}"), a, b)
-        self.do(f"store <16 x {self.sum_kind}> {total}, ptr {slot}")
+        self.write(self.product(self.read(slot, self.sum_kind), a, b), slot, self.sum_kind)
 
     def word(self, base: str, at: str) -> str:
         """The word at `base[at]` in all lanes."""
-        address = self.emit(f"getelementptr i32, ptr {base}, i64 {at}")
-        return self.splat("i32", self.emit(f"load i32, ptr {address}, align 4"))
+        return self.splat("i32", self.number("i32", base, at))
 
     def numbers(self, dtype: str, address: str, count: int) -> str:
         """The first numbers of a key, value or query as a vector of words, then zeros.
@@ -158,19 +142,19 @@ class Part(NumberWriter):
         full = self.per_vector
         raw = self.emit(f"load <{count} x {kind}>, ptr {address}, align 1")
         if count < full:
-            lanes = ", ".join(f"i32 {min(lane, count)}" for lane in range(full))
+            order = lanes(min(lane, count) for lane in range(full))
             both = f"<{count} x {kind}> {raw}, <{count} x {kind}> zeroinitializer"
-            raw = self.emit(f"shufflevector {both}, <{full} x i32> <{lanes}>")
+            raw = self.emit(f"shufflevector {both}, <{full} x i32> {order}")
         if self.is_integer and dtype == "int8":
             raw = self.emit(f"sext <32 x i8> {raw} to <32 x i16>")
         if self.kernel.has_pairs:
-            return self.emit(f"bitcast <32 x i16> {raw} to <16 x i32>")
+            return self.bitcast(raw, "32 x i16", "16 x i32")
         if dtype == "int8":
             raw = self.emit(f"sitofp <16 x i8> {raw} to <16 x float>")
         elif dtype == "bfloat16":
             wide = self.emit(f"zext <16 x i16> {raw} to <16 x i32>")
             return self.emit(f"shl <16 x i32> {wide}, {ints(16)}")
-        return self.emit(f"bitcast <16 x float> {raw} to <16 x i32>")
+        return self.bitcast(raw, "16 x float", "16 x i32")
 
     def parts_of_head(self) -> list[tuple[int, int]]:
         """Where in a head each vector of words begins, and how many numbers it has."""
@@ -179,12 +163,7 @@ class Part(NumberWriter):
     def key_at(self, number: str) -> str:
         """The address of one of the numbers of the head's keys."""
         _, kind = KINDS[self.kernel.cache_dtype]
-        return self.emit(f"getelementptr {kind}, ptr %head.keys, i64 {number}")
-
-    def words_at(self, base: str, at: str) -> str:
-        """16 words of 32 bits at `base[at]`."""
-        address = self.emit(f"getelementptr i32, ptr {base}, i64 {at}")
-        return self.emit(f"load <16 x i32>, ptr {address}, align 4")
+        return self.address(kind, "%head.keys", number)
 
     def integer_unit(self, largest: str) -> tuple[str, str]:
         """What an integer of 1 stands for where the largest stands for a number, and the inverse in all lanes."""
@@ -214,13 +193,7 @@ class Part(NumberWriter):
             [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)],
             [LANES + lane if lane & half else lane ^ half for lane in range(LANES)],
         )
-        results = []
-        for mask in masks:
-            lanes = ", ".join(f"i32 {lane}" for lane in mask)
-            results.append(self.emit(f"shufflevector <16 x i32> {a}, <16 x i32> {b}, <16 x i32> <{lanes}>"))
-        return results[0], results[1]
-
-
-def ints(value: int) -> str:
-    """A constant vector of one 32-bit integer."""
-    return everywhere(f"i32 {value}")
+        first, second = (
+            self.emit(f"shufflevector <16 x i32> {a}, <16 x i32> {b}, <16 x i32> {lanes(mask)}") for mask in masks
+        )
+        return first, second

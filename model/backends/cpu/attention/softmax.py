@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 from model.backends.cpu.attention.kernel import KEYS, MASKED, VECTORS, Part
-from model.backends.cpu.ir.writer import LANES, floats
+from model.backends.cpu.ir.writer import LANES, floats, lanes
 
 
 class Scales(Part):
     """Collects the scales of 64 keys and values in int8; zeros for keys that there are not."""
 
-    def write(self) -> str:
+    def function(self) -> str:
         """The function's text."""
         parameters = "ptr %key_scales, ptr %value_scales, ptr %table, ptr %scratch, i64 %left"
         self.begin(f"collect.scales({parameters})", (), 0, ("group", "scan"))
         self.part("scale")
         self.do(f"%bounded = call i64 @llvm.umin.i64(i64 %left, i64 {KEYS})")
         self.loop("group", "0", str(VECTORS), self._group)
-        self.end()
-        return self.text
+        return self.end()
 
     def _group(self) -> None:
         """16 keys: one load where their slots follow each other, as they do within a block."""
-        first = self.emit(f"mul i64 %group, {LANES}")
-        slots = self.words_at("%table", first)
+        first = self.times("%group", LANES)
+        slots = self.vector("%table", first, "i32")
         slot = self.emit(f"extractelement <16 x i32> {slots}, i32 0")
-        lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
-        expected = self.emit(f"add <16 x i32> {self.splat('i32', slot)}, <{lanes}>")
+        numbers = lanes(range(LANES))
+        expected = self.emit(f"add <16 x i32> {self.splat('i32', slot)}, {numbers}")
         others = self.emit(f"bitcast <16 x i1> {self.emit(f'icmp ne <16 x i32> {slots}, {expected}')} to i16")
         are_adjacent = self.emit(f"icmp eq i16 {others}, 0")
         self.do(f"br i1 {are_adjacent}, label %adjacent, label %scattered")
         self.label("adjacent")
         slot = self.emit(f"sext i32 {slot} to i64")
         left = self.splat("i32", self.emit(f"trunc i64 {self.emit(f'sub i64 %bounded, {first}')} to i32"))
-        are_there = self.emit(f"icmp slt <16 x i32> <{lanes}>, {left}")
+        are_there = self.emit(f"icmp slt <16 x i32> {numbers}, {left}")
         for number, name in enumerate(("%key_scales", "%value_scales")):
-            scales = self.float_at(name, slot)
+            scales = self.vector(name, slot)
             scales = self.emit(f"select <16 x i1> {are_there}, <16 x float> {scales}, <16 x float> zeroinitializer")
-            self.put(scales, "%scale", self.offset(first, number * KEYS))
+            self.put(scales, "%scale", self.plus(first, number * KEYS))
         self.do("br label %collected")
         self.label("scattered")
-        self.loop("scan", first, self.offset(first, LANES), self._scan)
+        self.loop("scan", first, self.plus(first, LANES), self._scan)
         self.do("br label %collected")
         self.label("collected")
 
@@ -47,16 +46,15 @@ class Scales(Part):
         slot = self.slot_of("%scan")
         is_there = self.emit("icmp ult i64 %scan, %left")
         for number, name in enumerate(("key_scales", "value_scales")):
-            scale = self.emit(f"load float, ptr {self.emit(f'getelementptr float, ptr %{name}, i64 {slot}')}, align 4")
+            scale = self.number("float", f"%{name}", slot)
             scale = self.emit(f"select i1 {is_there}, float {scale}, float 0.0")
-            to = self.emit(f"getelementptr float, ptr %scale, i64 {self.offset('%scan', number * KEYS)}")
-            self.do(f"store float {scale}, ptr {to}, align 4")
+            self.put_number(scale, "%scale", self.plus("%scan", number * KEYS))
 
 
 class Softmax(Part):
     """Turns a row's scores into weights, and says by how much what was summed before shrinks."""
 
-    def write(self) -> str:
+    def function(self) -> str:
         """The function's text.
 
         `%index` is the row's among those at work, `%row` in the tile; `%seen` is how many of the 64 keys are not behind
@@ -71,41 +69,39 @@ class Softmax(Part):
             self.part(name)
         limit = self._limit("%seen")
         first = self._limit("%passed") if has_window else None
-        at = self.emit(f"mul i64 %index, {KEYS}")
+        at = self.times("%index", KEYS)
         factor = self.splat("float", "%factor")
         scores, masks = [], []
         for v in range(VECTORS):
-            score = self.float_at("%score", self.offset(at, v * LANES))
+            score = self.vector("%score", self.plus(at, v * LANES))
             if self.kernel.cache_dtype == "int8":
-                score = self.mul(score, self.float_at("%scale", str(v * LANES)))
-            places = ", ".join(f"i32 {v * LANES + lane}" for lane in range(LANES))
-            mask = self.emit(f"icmp ult <16 x i32> <{places}>, {limit}")
+                score = self.mul(score, self.vector("%scale", str(v * LANES)))
+            places = lanes(range(v * LANES, (v + 1) * LANES))
+            mask = self.emit(f"icmp ult <16 x i32> {places}, {limit}")
             if first is not None:
-                is_near = self.emit(f"icmp uge <16 x i32> <{places}>, {first}")
+                is_near = self.emit(f"icmp uge <16 x i32> {places}, {first}")
                 mask = self.emit(f"and <16 x i1> {mask}, {is_near}")
             masks.append(mask)
             scores.append(
                 self.emit(f"select <16 x i1> {masks[-1]}, <16 x float> {score}, <16 x float> {floats(MASKED)}")
             )
-        best_at = self.emit("getelementptr float, ptr %best, i64 %row")
-        before = self.splat("float", self.emit(f"load float, ptr {best_at}, align 4"))
+        before = self.splat("float", self.number("float", "%best", "%row"))
         best = scores[0]
         for score in scores[1:]:
             best = self.larger(score, best)
         best = self.larger(self.splat("float", self.largest(best)), before)
-        self.do(f"store float {self.emit(f'extractelement <16 x float> {best}, i32 0')}, ptr {best_at}, align 4")
+        self.put_number(self.emit(f"extractelement <16 x float> {best}, i32 0"), "%best", "%row")
         shrink = self._power(before, best, factor)
-        self.put(shrink, "%shrink", self.emit(f"mul i64 %index, {LANES}"))
+        self.put(shrink, "%shrink", self.times("%index", LANES))
         weights = []
         for score, mask in zip(scores, masks, strict=True):
             weight = self._power(score, best, factor)
             weights.append(self.emit(f"select <16 x i1> {mask}, <16 x float> {weight}, <16 x float> zeroinitializer"))
         weights = self._put_weights(weights, at)
         part = self.add(self.add(weights[0], weights[1]), self.add(weights[2], weights[3]))
-        sum_at = self.emit(f"mul i64 %row, {LANES}")
-        self.put(self.fma(self.float_at("%sum", sum_at), shrink, part), "%sum", sum_at)
-        self.end()
-        return self.text
+        sum_at = self.times("%row", LANES)
+        self.put(self.fma(self.vector("%sum", sum_at), shrink, part), "%sum", sum_at)
+        return self.end()
 
     def _limit(self, count: str) -> str:
         """A count of the 64 keys in all lanes."""
@@ -117,14 +113,14 @@ class Softmax(Part):
 
     def _put_weights(self, weights: list[str], first: str) -> list[str]:
         """Writes weights as the values want them, and returns them as they are to be summed."""
-        places = [self.offset(first, v * LANES) for v in range(VECTORS)]
+        places = [self.plus(first, v * LANES) for v in range(VECTORS)]
         if self.is_bf16:
             for weight, at in zip(weights, places, strict=True):
                 self.store("bfloat16", weight, "%weight", at)
             return [self.rounded("bfloat16", weight) for weight in weights]
         scaled = weights
         if self.kernel.cache_dtype == "int8":
-            scales = [self.float_at("%scale", str(KEYS + v * LANES)) for v in range(VECTORS)]
+            scales = [self.vector("%scale", str(KEYS + v * LANES)) for v in range(VECTORS)]
             scaled = [self.mul(weight, scale) for weight, scale in zip(weights, scales, strict=True)]
         if self.is_integer:
             self._put_integers(scaled, places)
@@ -139,6 +135,6 @@ class Softmax(Part):
         for weight in weights[1:]:
             best = self.larger(weight, best)
         unit, inverse = self.integer_unit(self.largest(best))
-        self.do(f"store float {unit}, ptr {self.emit('getelementptr float, ptr %weight_unit, i64 %index')}, align 4")
+        self.put_number(unit, "%weight_unit", "%index")
         for weight, at in zip(weights, places, strict=True):
             self.put(self.to_integers(weight, inverse), "%weight", at, "i16")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import struct
 from array import array
 from collections.abc import Sequence as AbstractSequence
 from typing import NamedTuple
@@ -13,7 +12,8 @@ import torch
 
 from model.backends.cpu.attention.kernel import KEYS, MAX_HEAD_DIM, TILE_ROWS, AttentionKernel
 from model.backends.cpu.attention.module import ATTEND, TILE, module_text, query_factor
-from model.backends.cpu.attention.rotary_ir import ROTATE, RotaryKernel
+from model.backends.cpu.attention.rotary_ir import ROTATE
+from model.backends.cpu.attention.rotary_ir import module_text as rotary_text
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products, has_integer_products, has_permutes
 from model.backends.cpu.rows.row_kernels import DTYPE_NAMES, NUMBERS_FOR_THREADS
 from model.contract.attention_windows import largest_window
@@ -89,14 +89,14 @@ class StepAttention:
             *(rows, heads, key_heads, dim, cos.shape[1], qkv.stride(0), num_slots),
         )
         num_threads = self._num_threads if qkv.numel() >= NUMBERS_FOR_THREADS else 1
-        self._code.rotate.run(ROTATE, struct.pack(f"{len(words)}q", *words), num_threads)
+        self._code.rotate.run(ROTATE, num_threads, *words)
         items = self._num_tiles * heads
         words = (
             *(query.data_ptr(), out.data_ptr(), *addresses, *self._fixed),
             *(items, rows, heads, heads // key_heads, num_slots, self._cache.window_of(layer) or _NO_WINDOW),
         )
         self._counter.value = 0
-        self._code.attend.run(ATTEND, struct.pack(f"{len(words)}q", *words), min(self._num_threads, items))
+        self._code.attend.run(ATTEND, min(self._num_threads, items), *words)
         return out
 
 
@@ -178,7 +178,7 @@ def _compile(
     arithmetic = "bf16" if is_bf16 else "int16" if cache_dtype == torch.int8 and has_integer_products() else "float32"
     kernel = AttentionKernel(*names, arithmetic, head_dim, has_bf16, not has_permutes(), has_window)
     attend = compile_functions(module_text(kernel), [ATTEND])
-    rotate = compile_functions(RotaryKernel(*names, DTYPE_NAMES[query_dtype], has_bf16).text, [ROTATE])
+    rotate = compile_functions(rotary_text(*names, DTYPE_NAMES[query_dtype], has_bf16=has_bf16), [ROTATE])
     if attend is None or rotate is None:
         return None
     return AttentionCode(attend, rotate, kernel.scratch["end"], query_dtype)

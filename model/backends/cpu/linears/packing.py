@@ -6,13 +6,15 @@ stream from its first block of outputs to its last.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 
 from model.backends.cpu.ir.writer import LANES
 from model.backends.cpu.linears.product_ir import BLOCK, INPUTS_PER_VECTOR, VECTORS
 
-ALIGNMENT = 64
-
+_ALIGNMENT = 64
 _BLOCKS_AT_ONCE = 8
 _MIDDLES = -0x7F7F7F80  # 128 in each byte
 
@@ -69,23 +71,23 @@ def pack_gptq_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     return out
 
 
-def pack_bfloat16(weight: torch.Tensor) -> torch.Tensor:
-    """Packs a bfloat16 weight [N, K]; N a multiple of 64, K even. Returns [N / 64, K / 2, 4, 64] uint8, aligned."""
-    num_outputs, num_inputs = weight.shape
-    out = aligned_empty(num_outputs // BLOCK, num_inputs // 2, VECTORS, 64)
-    for first in range(num_outputs // BLOCK):
-        part = weight[first * BLOCK : (first + 1) * BLOCK].view(torch.int32).view(VECTORS, LANES, -1)
-        out[first] = part.permute(2, 0, 1).contiguous().view(torch.uint8)
-    return out
+def pack_floats(
+    weight: torch.Tensor, block: int = BLOCK, allocate: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Packs a weight [N, K] of bfloat16 or float32; N a multiple of the block, K even in bfloat16.
 
+    Args:
+        weight: contiguous.
+        block: how many outputs lie together, a multiple of 16.
+        allocate: gives memory of a shape; None for `aligned_empty`.
 
-def pack_float32(weight: torch.Tensor) -> torch.Tensor:
-    """Packs a float32 weight [N, K]; N a multiple of 64. Returns [N / 64, K, 4, 64] uint8, aligned."""
-    num_outputs, num_inputs = weight.shape
-    out = aligned_empty(num_outputs // BLOCK, num_inputs, VECTORS, 64)
-    for first in range(num_outputs // BLOCK):
-        part = weight[first * BLOCK : (first + 1) * BLOCK].t().contiguous()
-        out[first] = part.view(torch.uint8).view(num_inputs, VECTORS, 64)
+    Returns:
+        [N / block, K * itemsize / 4, block / 16, 64] uint8, aligned.
+    """
+    words = weight.view(torch.int32).view(len(weight) // block, block // LANES, LANES, -1)
+    out = (allocate or aligned_empty)(len(words), words.shape[-1], block // LANES, 64)
+    for target, part in zip(out, words, strict=True):  # one at a time stays in a cache
+        target.copy_(part.permute(2, 0, 1).contiguous().view(torch.uint8))
     return out
 
 
@@ -97,9 +99,7 @@ def pack_groups(table: torch.Tensor) -> torch.Tensor:
 
 def aligned_empty(*shape: int) -> torch.Tensor:
     """uint8 memory that begins at a multiple of 64 bytes."""
-    size = 1
-    for length in shape:
-        size *= length
-    raw = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    skip = -raw.data_ptr() % ALIGNMENT
+    size = math.prod(shape)
+    raw = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+    skip = -raw.data_ptr() % _ALIGNMENT
     return raw[skip : skip + size].view(shape)

@@ -14,36 +14,28 @@ import torch.nn.functional as F
 
 from model.adapters.low_rank import LowRankUpdate, fold
 from model.backends.cpu.jit import Code, compile_functions, has_bf16_products
-from model.backends.cpu.linears.packing import aligned_empty
-from model.backends.cpu.low_rank.kernel_ir import (
-    ADAPT,
-    ARGUMENTS,
-    ENTRY_WORDS,
-    MAX_PARTS,
-    OUTPUTS,
-    PARTIAL_SUMS,
-    RANKS,
-    LowRankKernel,
-)
+from model.backends.cpu.linears.packing import aligned_empty, pack_floats
+from model.backends.cpu.low_rank.adapt_ir import ADAPT, ENTRY_WORDS, MAX_PARTS, module_text
+from model.backends.cpu.low_rank.few_rows_ir import OUTPUTS, PARTIAL_SUMS, RANKS
 from model.backends.huge_pages import use_huge_pages
 from model.backends.torch_low_rank import AdapterRows, in_dtype
 
-_X, _OUT, _HIDDEN, _ROWS, _SEGMENTS, _ENTRIES = range(6)
-_NUM_SEGMENTS, _X_STRIDE, _OUT_STRIDE, _NUM_INPUTS, _HIDDEN_STRIDE, _PART_STRIDE = range(6, len(ARGUMENTS))
+# Of huge pages, that factors of many layers share.
+_PIECE_BYTES = 32 << 20
 
 
 @functools.cache
 def _code(is_bf16: bool) -> Code | None:
-    return compile_functions(LowRankKernel(is_bf16).text, [ADAPT])
+    return compile_functions(module_text(is_bf16=is_bf16), [ADAPT])
 
 
 class _Packed(NamedTuple):
     """An adapter's factors for one layer.
 
     Attributes:
-        entry: what the kernel is told, see `kernel_ir`.
-        max_rank: of its parts, padded.
-        tensors: that the entry has the addresses of.
+        entry: `ENTRY_WORDS` numbers that tell the kernel where the factors are; see adapt_ir.py.
+        max_rank: the largest rank of its parts, padded to whole blocks.
+        tensors: the factors; the entry has their addresses only.
     """
 
     entry: list[int]
@@ -55,12 +47,12 @@ class PackedLowRankTable:
     """Implements `LowRankTable` by the kernel.
 
     Args:
-        code: compiled.
-        num_inputs: of the layer; rows are filled up with zeros to what the kernel takes.
-        num_outputs: of the layer, likewise.
+        code: the compiled kernel.
+        num_inputs: K; rows are filled up with zeros to what the kernel takes.
+        num_outputs: N, likewise.
         num_slots: how many adapters there may be.
-        dtype: of the activations.
-        computed_dtype: of the factors: bfloat16 or float32.
+        dtype: dtype of the activations.
+        computed_dtype: dtype of the factors: bfloat16 or float32.
     """
 
     def __init__(
@@ -73,18 +65,13 @@ class PackedLowRankTable:
         computed_dtype: torch.dtype,
     ) -> None:
         self._code = code
-        self._num_inputs = num_inputs
         self._num_outputs = num_outputs
         self._missing = (-num_inputs % (2 * PARTIAL_SUMS), -num_outputs % OUTPUTS)
         self._dtype = dtype
         self._computed_dtype = computed_dtype
         self._entries = (ctypes.c_int64 * (num_slots * ENTRY_WORDS))()
-        self._packed: list[_Packed | None] = [None] * num_slots
-        self._num_packed = 0
+        self._packed: dict[int, _Packed] = {}  # by slot
         self._max_rank = RANKS
-        self._arguments = (ctypes.c_int64 * len(ARGUMENTS))()
-        self._arguments[_ENTRIES] = ctypes.addressof(self._entries)
-        self._arguments[_NUM_INPUTS] = num_inputs + self._missing[0]
 
     def prepare(self, updates: AbstractSequence[LowRankUpdate]) -> tuple[_Packed, int]:
         """See `LowRankTable`."""
@@ -98,8 +85,8 @@ class PackedLowRankTable:
             rank = -(-len(a) // RANKS) * RANKS
             a = F.pad(a, (0, self._missing[0], 0, rank - len(a)))
             b = F.pad(b, (0, rank - b.shape[1], 0, -len(b) % OUTPUTS))
-            packed_a = _pack(a, self._computed_dtype, RANKS)
-            packed_b = _pack(b, self._computed_dtype, OUTPUTS)
+            packed_a = pack_floats(a.to(self._computed_dtype), RANKS, _arena.take)
+            packed_b = pack_floats(b.to(self._computed_dtype), OUTPUTS, _arena.take)
             entry += [packed_a.data_ptr(), packed_b.data_ptr(), rank // RANKS]
             entry += [update.first_output, len(b) // OUTPUTS]
             tensors += [packed_a, packed_b]
@@ -109,15 +96,19 @@ class PackedLowRankTable:
 
     def put(self, slot: int, prepared: _Packed | None) -> None:
         """See `LowRankTable`."""
-        for word, value in enumerate([0] * ENTRY_WORDS if prepared is None else prepared.entry):
-            self._entries[slot * ENTRY_WORDS + word] = value
-        self._packed[slot] = prepared
-        self._num_packed = sum(packed is not None for packed in self._packed)
-        self._max_rank = max((packed.max_rank for packed in self._packed if packed is not None), default=RANKS)
+        first = slot * ENTRY_WORDS
+        if prepared is None:
+            self._entries[first] = 0  # no parts
+            self._packed.pop(slot, None)
+        else:
+            for word, value in enumerate(prepared.entry):
+                self._entries[first + word] = value
+            self._packed[slot] = prepared
+        self._max_rank = max((packed.max_rank for packed in self._packed.values()), default=RANKS)
 
     def add(self, out: torch.Tensor, x: torch.Tensor, plan: AdapterRows) -> torch.Tensor:
         """See `LowRankTable`."""
-        if not self._num_packed:
+        if not self._packed:
             return out
         x, own = x.to(self._computed_dtype), out.to(self._computed_dtype)
         if any(self._missing):
@@ -126,14 +117,13 @@ class PackedLowRankTable:
         own = own if own.stride(-1) == 1 else own.contiguous()
         num_rows = len(plan.rows)
         hidden = torch.empty(MAX_PARTS * num_rows * self._max_rank)
-        arguments = self._arguments
-        arguments[_X], arguments[_OUT], arguments[_HIDDEN] = x.data_ptr(), own.data_ptr(), hidden.data_ptr()
-        arguments[_ROWS], arguments[_SEGMENTS] = plan.rows.data_ptr(), plan.segments.data_ptr()
-        arguments[_NUM_SEGMENTS] = len(plan.segments)
-        arguments[_X_STRIDE], arguments[_OUT_STRIDE] = x.stride(0), own.stride(0)
-        arguments[_HIDDEN_STRIDE], arguments[_PART_STRIDE] = self._max_rank, num_rows * self._max_rank
-        address = ctypes.addressof(arguments)
-        self._code.parallel(self._code.addresses[ADAPT], address, torch.get_num_threads(), 0)
+        self._code.run(
+            ADAPT,
+            torch.get_num_threads(),
+            *(tensor.data_ptr() for tensor in (x, own, hidden, plan.rows, plan.segments)),
+            *(ctypes.addressof(self._entries), len(plan.segments), x.stride(0), own.stride(0), x.shape[1]),
+            *(self._max_rank, num_rows * self._max_rank),
+        )
         return own[:, : self._num_outputs].to(self._dtype)
 
 
@@ -149,19 +139,6 @@ def make_packed_table(
     return PackedLowRankTable(code, num_inputs, num_outputs, num_slots, dtype, computed_dtype)
 
 
-def _pack(factor: torch.Tensor, dtype: torch.dtype, height: int) -> torch.Tensor:
-    """Lays a factor [N, K] out in blocks of `height` rows, 16 rows of an input side by side (of a pair in bfloat16)."""
-    num_rows, num_columns = factor.shape
-    per_word = 2 if dtype == torch.bfloat16 else 1
-    shape = (num_rows // height, num_columns // per_word, height // 16, 64)
-    out = _arena.take(math.prod(shape)).view(shape)
-    words = factor.to(dtype).contiguous().view(torch.int32).view(num_rows // height, height // 16, 16, -1)
-    out.view(torch.int32).view(num_rows // height, num_columns // per_word, height // 16, 16).copy_(
-        words.permute(0, 3, 1, 2)
-    )
-    return out
-
-
 class _Arena(threading.local):
     """Memory in huge pages for factors, which are too small to have their own: a third of the time goes without them.
 
@@ -172,15 +149,16 @@ class _Arena(threading.local):
         self._piece = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """Returns so many bytes, a multiple of 64, aligned to 64."""
+    def take(self, *shape: int) -> torch.Tensor:
+        """Returns uint8 memory of a shape, of a multiple of 64 bytes, aligned to 64."""
+        num_bytes = math.prod(shape)
         if self._used + num_bytes > len(self._piece):
-            self._piece = aligned_empty(max(num_bytes, _PIECE_BYTES))
+            with torch.inference_mode(False):  # later factors may come from outside of it
+                self._piece = aligned_empty(max(num_bytes, _PIECE_BYTES))
             self._used = 0
             use_huge_pages(self._piece.data_ptr(), len(self._piece))
         self._used += num_bytes
-        return self._piece[self._used - num_bytes : self._used]
+        return self._piece[self._used - num_bytes : self._used].view(shape)
 
 
-_PIECE_BYTES = 32 << 20
 _arena = _Arena()

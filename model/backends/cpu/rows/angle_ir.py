@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 
-from model.backends.cpu.ir.writer import NUMBER_DECLARATIONS, NumberWriter, double_literal
+from model.backends.cpu.ir.numbers import NumberWriter
+from model.backends.cpu.ir.writer import DECLARATIONS, double_literal, everywhere, ints
 
 # Where each argument stands in the array of 64-bit words that the kernel gets; addresses come first.
-ARGUMENTS = ("angles", "cos", "sin", "count")
+_ARGUMENTS = ("angles", "cos", "sin", "count")
 COS_SIN = "cos_sin"
-_NUM_ADDRESSES = 3
-_DECLARATIONS = """
-declare <16 x double> @llvm.fma.v16f64(<16 x double>, <16 x double>, <16 x double>)
-declare <16 x double> @llvm.roundeven.v16f64(<16 x double>)
-"""
 # pi / 2 in two parts: a multiple of the first, up to 2 ** 20, is exact.
 _HALF_PI_HIGH = float.fromhex("0x1.921fb544p+0")
 _HALF_PI_LOW = math.pi / 2 - _HALF_PI_HIGH + 6.123233995736766e-17
@@ -27,13 +23,12 @@ _COSINE = [(-1.0) ** i / math.factorial(2 * i) for i in range(8)]
 
 def module_text() -> str:
     """A module with the function `cos_sin`, which takes the arguments' address."""
-    return NUMBER_DECLARATIONS + _DECLARATIONS + _Writer(has_bf16=False).write()
+    return DECLARATIONS + _Writer(has_bf16=False).function()
 
 
 class _Writer(NumberWriter):
-    def write(self) -> str:
-        """The function's text."""
-        self.begin(f"{COS_SIN}(ptr %arguments)", ARGUMENTS, _NUM_ADDRESSES, ("column",))
+    def function(self) -> str:
+        self.begin(f"{COS_SIN}(ptr %arguments)", _ARGUMENTS, 3, ("column",))
 
         def column(at: str, count: str | None) -> None:
             cosine, sine = self._cos_sin(self.load("float32", "%angles", at, count))
@@ -41,8 +36,7 @@ class _Writer(NumberWriter):
             self.store("float32", sine, "%sin", at, count)
 
         self.over("column", "%count", column)
-        self.end()
-        return self.text
+        return self.end()
 
     def _cos_sin(self, angle: str) -> tuple[str, str]:
         x = self.emit(f"fpext <16 x float> {angle} to <16 x double>")
@@ -61,7 +55,7 @@ class _Writer(NumberWriter):
         sine, cosine = (self.emit(f"fptrunc <16 x double> {v} to <16 x float>") for v in (sine, cosine))
         quarter = self.emit(f"fptosi <16 x double> {n} to <16 x i32>")
         is_odd = self._bit(quarter, 1)
-        following = self.emit(f"add <16 x i32> {quarter}, {_ints(1)}")
+        following = self.emit(f"add <16 x i32> {quarter}, {ints(1)}")
         results = []
         # cos: c, -s, -c, s in the four quarters; sin: s, c, -s, -c.
         for even, odd, turn in ((cosine, sine, following), (sine, cosine, quarter)):
@@ -72,7 +66,7 @@ class _Writer(NumberWriter):
         return results[0], results[1]
 
     def _bit(self, value: str, bit: int) -> str:
-        found = self.emit(f"and <16 x i32> {value}, {_ints(bit)}")
+        found = self.emit(f"and <16 x i32> {value}, {ints(bit)}")
         return self.emit(f"icmp ne <16 x i32> {found}, zeroinitializer")
 
     def _fma64(self, a: str, b: str, c: str) -> str:
@@ -81,8 +75,4 @@ class _Writer(NumberWriter):
 
 
 def _doubles(value: float) -> str:
-    return "<" + ", ".join([f"double {double_literal(value)}"] * 16) + ">"
-
-
-def _ints(value: int) -> str:
-    return "<" + ", ".join([f"i32 {value}"] * 16) + ">"
+    return everywhere(f"double {double_literal(value)}")

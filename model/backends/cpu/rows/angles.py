@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 
 import torch
 
@@ -18,8 +17,7 @@ def cos_sin(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return angles.cos(), angles.sin()
     angles = angles.contiguous()
     cosines, sines = torch.empty_like(angles), torch.empty_like(angles)
-    addresses = (angles.data_ptr(), cosines.data_ptr(), sines.data_ptr(), angles.numel())
-    code.run(COS_SIN, struct.pack("4q", *addresses), 1)
+    code.run(COS_SIN, 1, angles.data_ptr(), cosines.data_ptr(), sines.data_ptr(), angles.numel())
     return cosines, sines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from model.backends.cpu import jit, object_cache
 from model.backends.cpu.object_cache import ObjectCache, user_cache
 
 ADDS = """
-define void @adds(ptr %at) {
+define void @adds(ptr %arguments) {
+  %at = load ptr, ptr %arguments
   %number = load i64, ptr %at
   %sum = add i64 %number, 5
   store i64 %sum, ptr %at
@@ -37,9 +39,9 @@ def only_file(caches: Path) -> Path:
 def five_more(number: int) -> int:
     code = jit.compile_functions(ADDS, ["adds"])
     assert code is not None
-    arguments = number.to_bytes(8, "little")
-    code.run("adds", arguments, 1)
-    return int.from_bytes(arguments, "little")
+    result = ctypes.c_int64(number)
+    code.run("adds", 1, ctypes.addressof(result))
+    return result.value
 
 
 @pytest.fixture
