@@ -15,7 +15,8 @@ from model.backends.cuda.device_faults import relative_error
 from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import KERNELS, TORCH, Operations
 from model.backends.cuda.self_check.check import check_kernels, try_kernel
-from model.backends.cuda.self_check.trials import TRIALS, KernelShape, trials_for
+from model.backends.cuda.self_check.inputs import KernelShape
+from model.backends.cuda.self_check.trials import TRIALS, trials_for
 from tests.gpu.test_engine_on_gpu import drive
 from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN

@@ -21,7 +21,7 @@ from model.backends.cuda.notes import Notes, device_notes
 from model.backends.cuda.operations import Operations
 from model.backends.cuda.sampling import sample_tokens
 from model.backends.cuda.self_check.check import check_kernels
-from model.backends.cuda.self_check.trials import KernelShape
+from model.backends.cuda.self_check.inputs import KernelShape
 from model.backends.cuda.steps.attention_plan import AttentionPlan, make_plan
 from model.backends.cuda.steps.recorded_steps import RecordedSteps
 from model.backends.cuda.steps.recording import CudaRecorder

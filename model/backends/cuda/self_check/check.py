@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence as AbstractSequence
-from typing import NamedTuple
 
 import torch
 
 from model.backends.cuda.device_faults import BrokenDeviceError, one_line, relative_error, require_living_device
 from model.backends.cuda.notes import Notes
 from model.backends.cuda.operations import KERNELS, TORCH, Operation, Operations
-from model.backends.cuda.self_check.trials import KernelShape, Trial, trials_for
+from model.backends.cuda.self_check.inputs import KernelShape
+from model.backends.cuda.self_check.trials import Trial, trials_for
+from model.backends.exam import KernelExam
 from model.contract.errors import ConfigError, RestartNeededError
 
 logger = logging.getLogger(__name__)
@@ -29,23 +30,7 @@ _INT8_TOLERANCE = 2e-2
 _EXACT = ("make_decode_inputs", "sample_rows")
 
 
-class Finding(NamedTuple):
-    """What came of one kernel's trial.
-
-    Attributes:
-        name: of the kernel.
-        error: the largest difference over the largest magnitude; None if it did not run.
-        tolerance: what is allowed.
-        failure: why it is not to be used, or None.
-    """
-
-    name: str
-    error: float | None
-    tolerance: float
-    failure: str | None
-
-
-def try_kernel(name: str, operation: Operation, trial: Trial, shape: KernelShape) -> Finding:
+def try_kernel(name: str, operation: Operation, trial: Trial, shape: KernelShape) -> KernelExam:
     """Compares a kernel with torch.
 
     Raises:
@@ -62,12 +47,12 @@ def try_kernel(name: str, operation: Operation, trial: Trial, shape: KernelShape
             errors = [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
         except Exception as error:  # whatever a compiler, a driver or a wrong shape may raise
             require_living_device(shape.device, error)
-            return Finding(name, None, tolerance, one_line(error))
+            return KernelExam(name, None, tolerance, one_line(error))
         worst = max(worst, *errors)
     failure = None
     if not worst <= tolerance:
         failure = f"it is off by {worst:.3g} of the largest number, {tolerance:g} is allowed"
-    return Finding(name, worst, tolerance, failure)
+    return KernelExam(name, worst, tolerance, failure)
 
 
 def check_kernels(operations: Operations, shape: KernelShape, notes: Notes, *, must_pass: bool) -> None:
@@ -75,8 +60,8 @@ def check_kernels(operations: Operations, shape: KernelShape, notes: Notes, *, m
 
     Args:
         operations: what is in use; changed.
-        shape: of the checkpoint.
-        notes: of kernels that broke the device in an earlier start; those are not tried again.
+        shape: what the checkpoint compiles.
+        notes: name the kernels that broke the device in an earlier start; those are not tried again.
         must_pass: whether to refuse to start where one fails.
 
     Raises:
@@ -93,18 +78,14 @@ def check_kernels(operations: Operations, shape: KernelShape, notes: Notes, *, m
         raise ConfigError(f"--kernels triton: not all kernels work on this device ({reasons}); use --kernels auto")
     for finding in failed:
         operations.replace(finding.name, str(finding.failure))
-    logger.info(
-        "%d kernels checked in %.1f s: %s",
-        len(findings),
-        time.monotonic() - started,
-        _verdict(findings),
-    )
+    seconds = time.monotonic() - started
+    logger.info("%d kernels checked in %.1f s: %s", len(findings), seconds, _verdict(findings, failed))
 
 
-def _find(name: str, operation: Operation, trial: Trial, shape: KernelShape, notes: Notes) -> Finding:
+def _find(name: str, operation: Operation, trial: Trial, shape: KernelShape, notes: Notes) -> KernelExam:
     noted = notes.read("faults", name)
     if noted is not None:
-        return Finding(name, None, 0.0, f"{noted} (in an earlier start; noted in {notes.path})")
+        return KernelExam(name, None, 0.0, f"{noted} (in an earlier start; noted in {notes.path})")
     try:
         return try_kernel(name, operation, trial, shape)
     except BrokenDeviceError as error:
@@ -122,9 +103,9 @@ def noted_fault(notes: Notes, name: str, error: BrokenDeviceError) -> Exception:
     return RestartNeededError(f"{name} broke the device ({error}); starting again without it")
 
 
-def _verdict(findings: AbstractSequence[Finding]) -> str:
-    replaced = [finding.name for finding in findings if finding.failure is not None]
-    if replaced:
-        return f"torch's operations serve in the place of {', '.join(replaced)}; `qwen-server doctor` tells more"
+def _verdict(findings: AbstractSequence[KernelExam], failed: AbstractSequence[KernelExam]) -> str:
+    if failed:
+        names = ", ".join(finding.name for finding in failed)
+        return f"torch's operations serve in the place of {names}; `qwen-server doctor` tells more"
     worst = max(findings, key=lambda finding: finding.error or 0.0)
     return f"all agree with torch's operations (the furthest is {worst.name}, off by {worst.error:.2g})"

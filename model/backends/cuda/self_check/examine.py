@@ -12,7 +12,8 @@ from model.backends.cuda.linear_choice import time_us_on_device
 from model.backends.cuda.notes import device_notes
 from model.backends.cuda.operations import KERNELS
 from model.backends.cuda.self_check.check import try_kernel
-from model.backends.cuda.self_check.trials import KernelShape, trials_for
+from model.backends.cuda.self_check.inputs import KernelShape
+from model.backends.cuda.self_check.trials import trials_for
 from model.backends.cuda.self_check.workloads import Sizes, workload
 from model.backends.exam import KernelExam
 from model.contract.config import ModelConfig
@@ -26,11 +27,11 @@ def examine_device(
     """Examines the kernels on a CUDA device.
 
     Args:
-        config: of the checkpoint.
-        device: to look at.
-        dtype: of activations.
-        cache_dtype: of keys and values.
-        all_kernels: also those of quantised weights, if the checkpoint has none.
+        config: the checkpoint's numbers.
+        device: the device to look at.
+        dtype: dtype of the activations.
+        cache_dtype: dtype of keys and values.
+        all_kernels: also examine those of quantised weights, if the checkpoint has none.
 
     Returns:
         what there is to say of each, where notes about the device are kept, and which kernels they say have broken it.
@@ -50,9 +51,9 @@ def examine(
     """Examines the kernels of a shape.
 
     Args:
-        shape: of the checkpoint.
-        sizes: of the timed calls.
-        time_us: microseconds that a call takes.
+        shape: what the checkpoint compiles.
+        sizes: how large the timed calls are.
+        time_us: returns the microseconds that a call takes.
     """
     exams: list[KernelExam] = []
     broken: str | None = None
@@ -61,8 +62,7 @@ def examine(
             exams.append(KernelExam(name, None, 0.0, f"not tried: {broken}"))
             continue
         try:
-            finding = try_kernel(name, KERNELS[name], trial, shape)
-            exam = KernelExam(name, finding.error, finding.tolerance, finding.failure)
+            exam = try_kernel(name, KERNELS[name], trial, shape)
             exams.append(exam if exam.failure is not None else _timed(exam, shape, sizes, time_us))
         except BrokenDeviceError as error:
             broken = f"{name} broke the device"

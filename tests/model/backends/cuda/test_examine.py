@@ -11,10 +11,10 @@ import torch
 
 from model.backends.cuda.operations import KERNELS
 from model.backends.cuda.self_check import examine as module
-from model.backends.cuda.self_check.check import Finding
 from model.backends.cuda.self_check.examine import examine
 from model.backends.cuda.self_check.trials import TRIALS
 from model.backends.cuda.self_check.workloads import Sizes
+from model.backends.exam import KernelExam
 from tests.model.backends.cuda.test_self_check import SHAPE, broken, fails
 
 SIZES = Sizes(num_tokens=3, num_seqs=2, context=9, inner_size=24, vocab_size=300)
@@ -35,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_kernels_are_timed_beside_what_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only timed: test_self_check.py tries them."""
-    monkeypatch.setattr(module, "try_kernel", lambda name, *rest: Finding(name, 0.0, 0.0, None))
+    monkeypatch.setattr(module, "try_kernel", lambda name, *rest: KernelExam(name, 0.0, 0.0))
     exams = {exam.name: exam for exam in examine(SHAPE, SIZES, once)}
     assert list(exams) == list(KERNELS)
     for name, exam in exams.items():

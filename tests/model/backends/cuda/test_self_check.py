@@ -17,9 +17,11 @@ from model.backends.cuda import operations
 from model.backends.cuda.device_faults import BrokenDeviceError, relative_error
 from model.backends.cuda.notes import Notes
 from model.backends.cuda.operations import KERNELS, TORCH, Operations
-from model.backends.cuda.self_check import trials
-from model.backends.cuda.self_check.check import Finding, check_kernels, try_kernel
-from model.backends.cuda.self_check.trials import TRIALS, KernelShape, trials_for
+from model.backends.cuda.self_check import sampling_trial
+from model.backends.cuda.self_check.check import check_kernels, try_kernel
+from model.backends.cuda.self_check.inputs import KernelShape
+from model.backends.cuda.self_check.trials import TRIALS, trials_for
+from model.backends.exam import KernelExam
 from model.contract.errors import ConfigError, RestartNeededError
 from model.contract.sampling_params import SamplingParams
 from model.sampling.sampling_row import SamplingRow
@@ -38,7 +40,7 @@ NO_NOTES = Notes(None)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the native ones")
 
 
-def finding(name: str, shape: KernelShape = SHAPE) -> Finding:
+def finding(name: str, shape: KernelShape = SHAPE) -> KernelExam:
     return try_kernel(name, KERNELS[name], TRIALS[name], shape)
 
 
@@ -131,8 +133,8 @@ def test_draws_of_the_trial_are_far_from_their_neighbours(vocab_size: int) -> No
     """In any vocabulary the expected token is one that the filters keep, by a share that rounding cannot miss."""
     for seed in range(4):
         logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
-        for temperature, top_k, top_p, min_p in trials._SAMPLING[1:]:
-            token, draw = trials._middle_of_a_share(logits, temperature, top_k, top_p, min_p)
+        for temperature, top_k, top_p, min_p in sampling_trial.SAMPLING[1:]:
+            token, draw = sampling_trial.middle_of_a_share(logits, temperature, top_k, top_p, min_p)
             for moved in (draw - 4e-4, draw, draw + 4e-4):
                 assert expected_token(logits, temperature, top_k, top_p, min_p, moved)[0] == token
 
