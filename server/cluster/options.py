@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.contract.errors import ConfigError
 from server.settings import Settings
 from server.settings_sources import load_settings
+from server.telemetry.tracing import require_tracing
 
 # Requests that are on their way to a replica when it begins to go.
 _DRAIN_MARGIN_S = 10.0
@@ -65,6 +66,10 @@ def read_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> 
     config_file = given.pop("config", None)
     # Ray's proxy receives requests under any host name, and listens where Ray is told to.
     settings = load_settings({"host": "0.0.0.0", **given}, environ, config_file)
+    if settings.ssl_certfile is not None:
+        raise ConfigError("ssl_certfile would not be used: give Ray's proxy the certificate, in its http_options")
+    if settings.otel_endpoint is not None:
+        require_tracing()
     if settings.allow_lora_updates and max(options.num_replicas, options.max_replicas or 0) > 1:
         raise ConfigError("allow_lora_updates would load an adapter on one of the replicas only; name them with lora")
     return options, settings

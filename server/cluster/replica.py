@@ -19,12 +19,9 @@ from model.contract.errors import StartupError
 from server.app import create_app
 from server.cluster.asgi import run_asgi
 from server.cluster.metrics_board import MetricsRoute
-from server.conversion.defaults import GenerationDefaults
-from server.engine.client import EngineClient
 from server.engine.supervisor import EngineState
-from server.hubs.resolve import resolve_checkpoint
-from server.serve import inspect_checkpoint
 from server.settings import Settings
+from server.startup import load
 from server.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -43,17 +40,10 @@ class Replica:
         configure_logging(settings.log_level, settings.log_format)
         self._send_timeout_s = settings.send_timeout_s
         self._fatal: list[str] = []
-        checkpoint = resolve_checkpoint(settings.model, settings.hub, settings.revision)
-        self._engine = EngineClient(
-            settings.engine_config(checkpoint),
-            start_timeout_s=settings.engine_start_timeout_s,
-            timeout_s=settings.engine_timeout_s,
-            on_fatal=self._fatal.append,
-        )
         # Streams end when they are finished or the drain is over, not because a signal came.
         AppStatus.enable_automatic_graceful_drain = False
-        defaults = GenerationDefaults.from_folder(checkpoint)
-        self._app = create_app(settings, inspect_checkpoint(checkpoint, settings), defaults, self._engine)
+        tokenizer, defaults, self._engine = load(settings, on_fatal=self._fatal.append)
+        self._app = create_app(settings, tokenizer, defaults, self._engine)
         self._app.router.lifespan_context = self._until_ready(self._app.router.lifespan_context)
         self._served = MetricsRoute(self._app, board, serve.get_replica_context().replica_id.unique_id)
 

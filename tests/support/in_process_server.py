@@ -25,8 +25,9 @@ from server.conversion.defaults import GenerationDefaults
 from server.engine import supervisor
 from server.engine.client import EngineClient
 from server.engine.process import EngineProcess
-from server.serve import draining_server, find_adapters, inspect_checkpoint
+from server.serve import draining_server
 from server.settings_sources import load_settings
+from server.startup import find_adapters, inspect_checkpoint
 from tests.support.server_process import Server
 
 _MODULE = "in this process"

@@ -45,6 +45,8 @@ def test_text_and_typed_arguments_are_the_same() -> None:
         ({"num_replicas": "many"}, "^num_replicas: "),
         ({"num_replicas": 3, "max_replicas": 2}, "max_replicas must be at least num_replicas"),
         ({"max_num_seqs": "0"}, "--max-num-seqs: "),
+        ({"ssl_certfile": "cert.pem"}, "ssl_certfile would not be used"),
+        ({"num_replicas": 2, "allow_lora_updates": True}, "on one of the replicas only"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_line(arguments: dict[str, Any], message: str) -> None:

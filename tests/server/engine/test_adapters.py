@@ -18,8 +18,8 @@ from model.contract.files.model_config import read_model_config
 from model.contract.messages import AdapterLoaded, ToEngine, UnloadAdapter
 from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.routes.adapters import load_lora_adapter
-from server.serve import find_adapters
 from server.settings import Settings
+from server.startup import find_adapters
 from server.wire.errors import ApiError
 from server.wire.shapes.models import LoadAdapterRequest
 from tests.conftest import SMALL
@@ -185,6 +185,22 @@ def test_a_start_that_cannot_be(demo_checkpoint: Path, root: Path, settings: dic
         asked = Settings(model=str(demo_checkpoint), **settings)
         find_adapters(asked)
         asked.engine_config(demo_checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_replicas_of_a_cluster_serve_adapters(
+    demo_checkpoint: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.serve")
+    from server.cluster import replica
+
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a"))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
+    monkeypatch.setattr(replica, "configure_logging", lambda *_: None)
+    board: Any = SimpleNamespace()
+    made = replica.Replica(Settings(model=str(demo_checkpoint), lora=(f"sql={root / 'sql'}",)), board)
+    assert [adapter.name for adapter in made._engine.adapters] == ["sql"]
 
 
 class Engine:
