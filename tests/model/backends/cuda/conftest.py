@@ -24,6 +24,21 @@ def _patch_tensor_for_numpy(tensor: Any, scope: Any) -> None:
 
 interpreter._patch_lang_tensor = _patch_tensor_for_numpy
 
+_patch_language = interpreter._patch_lang
+
+
+def _patch_language_once(function: Any) -> Any:
+    """A kernel patches Triton's language for itself and the helpers it calls.
+
+    The interpreter looks through all names of the language again for each call of a helper: half of its time.
+    """
+    seen = [lang for lang in (tl, tl.core) if any(value is lang for value in function.__globals__.values())]
+    are_patched = not any(tl.core.is_builtin(lang.load) for lang in seen)
+    return interpreter._LangPatchScope() if are_patched else _patch_language(function)
+
+
+interpreter._patch_lang = _patch_language_once
+
 _dot = interpreter.InterpreterBuilder.create_dot
 
 
