@@ -28,6 +28,11 @@ torch.set_num_threads(1)
 SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: a quarter of a worker's time goes by while servers, browsers and terminals work."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
