@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from model.contract.errors import InvalidRequestError
@@ -12,8 +12,9 @@ from server.conversion.neutral_request import ChatRequest, ReplyOptions
 from server.conversion.readers.formats import read_answer_format
 from server.conversion.readers.unsupported import refuse_unserved
 from server.conversion.tools import read_function_calling
-from server.wire.shapes.chat import ChatCompletionRequest, ChatMessage, ContentPart
+from server.wire.shapes.chat import ChatCompletionRequest, ChatMessage, ContentPart, PredictionField
 from server.wire.shapes.generation import SamplingFields
+from server.wire.shapes.responses import ResponsesRequest
 from server.wire.shapes.tokens import TokenizeRequest
 
 _ROLES: dict[str, Role] = {
@@ -34,6 +35,7 @@ def read_chat(request: ChatCompletionRequest) -> ChatRequest:
     """
     refuse_unserved(request)
     refuse_contradictions(request)
+    _refuse_impossible(request)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     newer_name = request.max_completion_tokens is not None
@@ -51,8 +53,23 @@ def read_chat(request: ChatCompletionRequest) -> ChatRequest:
         continue_final=request.continue_final_message,
         truncation=request.truncation,
         max_length=request.max_length,
-        prediction="" if request.prediction is None else _read_content(request.prediction.content, "prediction"),
+        prediction=_read_prediction(request.prediction),
     )
+
+
+def _refuse_impossible(request: ChatCompletionRequest) -> None:
+    if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):
+        param = "audio" if request.audio is not None else "modalities"
+        raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
+    is_continued = request.messages[-1].role == "assistant" and request.continue_final_message is not False
+    if request.add_generation_prompt is False and not is_continued:
+        raise InvalidRequestError(
+            "'add_generation_prompt': false leaves no turn to write in; it goes with a last message of the"
+            " assistant that is continued.",
+            param="add_generation_prompt",
+        )
+    if request.web_search_options is not None:
+        raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
 
 
 def read_tokenize_chat(request: TokenizeRequest) -> ChatRequest:
@@ -77,10 +94,15 @@ def refuse_contradictions(request: SamplingFields) -> None:
     Raises:
         InvalidRequestError: naming the option.
     """
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+    refuse_stream_options(request)
     if request.prompt_logprobs is not None and request.stream:
         raise InvalidRequestError("'prompt_logprobs' is not reported in streams.", param="prompt_logprobs")
+
+
+def refuse_stream_options(request: SamplingFields | ResponsesRequest) -> None:
+    """Refuses options of a stream for a reply that is none."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
 
 
 def speaks_functions(request: ChatCompletionRequest) -> bool:
@@ -91,8 +113,30 @@ def speaks_functions(request: ChatCompletionRequest) -> bool:
 
 
 def _read_messages(sent: Sequence[ChatMessage], *, must_be_answered: bool) -> list[Message]:
-    messages = [read_message(message, index) for index, message in enumerate(sent)]
-    return _match_results(messages, sent, must_be_answered=must_be_answered)
+    """Reads messages; each result is matched with the call it answers.
+
+    A tool message that names no call by `tool_call_id` may do so by `id`, or be the result of the one call that waits.
+
+    Args:
+        must_be_answered: refuse a conversation that ends with calls: nothing can be generated for it.
+
+    Raises:
+        InvalidRequestError: naming the message.
+    """
+    calls = OpenCalls()
+    messages = []
+    for index, wire in enumerate(sent):
+        message = read_message(wire, index)
+        if wire.role == "tool":  # "function" becomes the same role, but has no id
+            message = replace(message, tool_call_id=_answered_id(wire, calls, f"messages[{index}]"))
+        calls.push(message)
+        messages.append(message)
+    if must_be_answered and messages and messages[-1].calls:
+        raise InvalidRequestError(
+            "The last message makes calls that no message answers; append a message with each result.",
+            param=f"messages[{len(messages) - 1}]",
+        )
+    return messages
 
 
 def read_message(message: ChatMessage, index: int) -> Message:
@@ -111,28 +155,38 @@ def read_message(message: ChatMessage, index: int) -> Message:
             )
         content = ""
     calls = _read_calls(message, index)
-    text = _read_content(content, where)
+    text = content if isinstance(content, str) else "\n".join(part_texts(content, f"{where}.content"))
     return Message(_ROLES[message.role], text, name=message.name, calls=calls, tool_call_id=message.tool_call_id)
 
 
-def _read_content(content: str | Sequence[ContentPart], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    parts = []
-    for number, part in enumerate(content):
+def _read_prediction(prediction: PredictionField | None) -> str:
+    content = "" if prediction is None else prediction.content
+    return content if isinstance(content, str) else "\n".join(part_texts(content, "prediction.content"))
+
+
+def part_texts(parts: Sequence[ContentPart], where: str, kind: str = "text") -> Iterator[str]:
+    """Yields the texts of a message's parts.
+
+    Args:
+        where: the field that holds them.
+        kind: the type that parts with text have in this API.
+
+    Raises:
+        InvalidRequestError: a part holds something else.
+    """
+    for number, part in enumerate(parts):
         text = part.readable_text()
         if text is None:
             raise InvalidRequestError(
-                f"'{where}.content[{number}]' of type {part.type[:40]!r} cannot be read: these models read text"
-                ' only; send parts of the form {"type": "text", "text": "..."}.',
-                param=f"{where}.content[{number}]",
+                f"'{where}[{number}]' of type {part.type[:40]!r} cannot be read: these models read text only; send"
+                f' parts of the form {{"type": "{kind}", "text": "..."}}.',
+                param=f"{where}[{number}]",
             )
-        parts.append(text)
-    return "\n".join(parts)
+        yield text
 
 
 def _read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
-    """Reads the calls an assistant's message made.
+    """Reads the calls that an assistant's message makes.
 
     Raises:
         InvalidRequestError: calls in a message of another role, or one without an id.
@@ -157,42 +211,8 @@ def _read_calls(message: ChatMessage, index: int) -> tuple[FunctionCall, ...]:
     return tuple(calls)
 
 
-def _match_results(
-    messages: Sequence[Message], sent: Sequence[ChatMessage], *, must_be_answered: bool
-) -> list[Message]:
-    """Checks that results answer calls, and that no call at the end is left unanswered.
-
-    A tool message that names no call by `tool_call_id` may do so by `id`, or be the result of the one call that waits.
-
-    Args:
-        messages: as read.
-        sent: the same as they came over the wire: "tool" and "function" are one role in `messages`.
-        must_be_answered: refuse a conversation that ends with calls: nothing can be generated for it.
-
-    Returns:
-        The messages, with the ids of the calls they answer.
-
-    Raises:
-        InvalidRequestError: naming the message.
-    """
-    calls = OpenCalls()
-    matched = []
-    for index, (message, wire) in enumerate(zip(messages, sent, strict=True)):
-        where = f"messages[{index}]"
-        if wire.role == "tool":
-            message = replace(message, tool_call_id=_answered_id(wire, calls, where))
-        calls.push(message)
-        matched.append(message)
-    if must_be_answered and messages and messages[-1].calls:
-        raise InvalidRequestError(
-            "The last message makes calls that no message answers; append a message with each result.",
-            param=f"messages[{len(messages) - 1}]",
-        )
-    return matched
-
-
 def _answered_id(message: ChatMessage, calls: OpenCalls, where: str) -> str | None:
-    """The id of the call that a tool message answers; None is that of the only call that waits for a result."""
+    """Returns the id of the call that a tool message answers; None means the only call that waits for a result."""
     if message.tool_call_id is not None and calls.knows(message.tool_call_id):
         return message.tool_call_id
     if message.tool_call_id:

@@ -10,36 +10,13 @@ from model.contract.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message
 from server.conversion.neutral_request import AnswerFormat, ChatRequest, ReplyOptions
-from server.conversion.readers.formats import PEER_NAMES, read_response_format
+from server.conversion.readers.formats import read_response_format
+from server.conversion.readers.unsupported import refuse_unserved
 from server.conversion.tools import FunctionCalling, read_function_calling
 from server.wire.shapes.messages import ContentBlock, CountTokensRequest, InputMessage, MessagesRequest
 
 _THOUGHTS = ("thinking", "redacted_thinking")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_CHATS = "it belongs to /v1/chat/completions"
-# Of the API, but nothing these models or this server could do. What only constrains nothing is ignored.
-_UNSERVED = {
-    "mcp_servers": "this server calls no tools; send them as 'tools' and run them yourself",
-    "container": "this server runs no code",
-    "response_format": "here it is 'output_config.format'",
-    "structured_outputs": _CHATS,
-    "stop": "here it is called 'stop_sequences'",
-    "n": "a message has one reply",
-    "functions": "here they are 'tools'",
-    "max_completion_tokens": "here it is called 'max_tokens'",
-    "max_output_tokens": "here it is called 'max_tokens'",
-    "min_tokens": _CHATS,
-    "min_p": _CHATS,
-    "presence_penalty": _CHATS,
-    "frequency_penalty": _CHATS,
-    "repetition_penalty": _CHATS,
-    "logit_bias": _CHATS,
-    "stop_token_ids": _CHATS,
-    "ignore_eos": _CHATS,
-    "logprobs": _CHATS,
-    **dict.fromkeys(PEER_NAMES, _CHATS),
-}
-_NEUTRAL_AT_1 = ("n", "repetition_penalty")
 
 
 def read_messages(request: MessagesRequest) -> ChatRequest:
@@ -76,10 +53,7 @@ def read_count(request: CountTokensRequest) -> ChatRequest:
 
 
 def _read(request: CountTokensRequest, options: ReplyOptions) -> ChatRequest:
-    for name, value in (request.model_extra or {}).items():
-        is_neutral = not value or (name in _NEUTRAL_AT_1 and value == 1)
-        if name in _UNSERVED and not is_neutral:
-            raise InvalidRequestError(f"'{name}' is not served: {_UNSERVED[name]}.", param=name)
+    refuse_unserved(request)
     messages = [*_system(request.system), *_conversation(request.messages)]
     if messages[-1].calls:
         where = f"messages[{len(request.messages) - 1}]"

@@ -7,19 +7,20 @@ is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from model.contract.errors import InvalidRequestError
 from prompts.call_results import OpenCalls
 from prompts.messages import FunctionCall, Message, Role
 from server.conversion.neutral_request import ChatRequest, ReplyOptions
+from server.conversion.readers.chat import part_texts, refuse_stream_options
 from server.conversion.readers.formats import read_answer_format
 from server.conversion.readers.unsupported import refuse_unserved
 from server.conversion.tools import read_function_calling
 from server.wire.shapes.chat import ContentPart
+from server.wire.shapes.fields import JsonObject
 from server.wire.shapes.responses import LOGPROBS, InputItem, ResponsesRequest
-
-JsonDict = dict[str, Any]
 
 # A conversation with all that is kept of it.
 MAX_ITEMS = 4096
@@ -30,7 +31,7 @@ _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 _RESULTS = ("function_call_output", "custom_tool_call_output")
 
 
-def new_items(sent: str | Sequence[InputItem] | None, param: str = "input") -> list[JsonDict]:
+def new_items(sent: str | Sequence[InputItem] | None, param: str = "input") -> list[JsonObject]:
     """Returns the items of a request as they are kept, without ids where none were sent.
 
     Raises:
@@ -48,7 +49,7 @@ def new_items(sent: str | Sequence[InputItem] | None, param: str = "input") -> l
     return items
 
 
-def _item(item: InputItem, where: str) -> JsonDict | None:
+def _item(item: InputItem, where: str) -> JsonObject | None:
     kind = item.type or ("message" if item.role is not None else REFERENCE if item.id is not None else None)
     if kind == "reasoning":
         return None
@@ -71,13 +72,7 @@ def _item(item: InputItem, where: str) -> JsonDict | None:
         output = _needed(item.output, f"{where}.output")
         if not isinstance(output, str):
             output = _parts(output, f"{where}.output", "input_text")
-        # A client may tell of a call that it made itself: by the tool's name alone, as codex does.
-        answered = {"call_id": _needed(item.call_id, f"{where}.call_id")} if item.name is None else {"name": item.name}
-        if item.call_id is not None:
-            answered = {"call_id": item.call_id}
-        elif item.namespace is not None:
-            answered["namespace"] = item.namespace
-        read = {"type": kind, **answered, "output": output, "status": "completed"}
+        read = {"type": kind, **_answered(item, where), "output": output, "status": "completed"}
     else:
         kinds = ", ".join(("message", *_CALLS, *_RESULTS, REFERENCE))
         raise InvalidRequestError(
@@ -87,33 +82,29 @@ def _item(item: InputItem, where: str) -> JsonDict | None:
     return read if item.id is None else {"id": item.id, **read}
 
 
+def _answered(item: InputItem, where: str) -> JsonObject:
+    """Says which call a result answers; a call that the client made itself, as codex does, has no id but a name."""
+    if item.call_id is not None or item.name is None:
+        return {"call_id": _needed(item.call_id, f"{where}.call_id")}
+    return {"name": item.name} | ({} if item.namespace is None else {"namespace": item.namespace})
+
+
 def _needed(value: Any, where: str) -> Any:
     if value is None:
         raise InvalidRequestError(f"'{where}' is missing.", param=where)
     return value
 
 
-def _message(role: str, content: list[JsonDict]) -> JsonDict:
+def _message(role: str, content: list[JsonObject]) -> JsonObject:
     return {"type": "message", "role": role, "content": content, "status": "completed"}
 
 
-def _parts(content: str | Sequence[ContentPart], where: str, kind: str) -> list[JsonDict]:
-    if isinstance(content, str):
-        return [_part(kind, content)]
-    parts = []
-    for number, part in enumerate(content):
-        text = part.readable_text()
-        if text is None:
-            raise InvalidRequestError(
-                f"'{where}[{number}]' of type {part.type[:40]!r} cannot be read: these models read text only; send"
-                ' parts of the form {"type": "input_text", "text": "..."}.',
-                param=f"{where}[{number}]",
-            )
-        parts.append(_part(kind, text))
-    return parts
+def _parts(content: str | Sequence[ContentPart], where: str, kind: str) -> list[JsonObject]:
+    texts = [content] if isinstance(content, str) else part_texts(content, where, "input_text")
+    return [_part(kind, text) for text in texts]
 
 
-def _part(kind: str, text: str) -> JsonDict:
+def _part(kind: str, text: str) -> JsonObject:
     return {"type": kind, "text": text, **({"annotations": []} if kind == "output_text" else {})}
 
 
@@ -121,15 +112,13 @@ def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]
     """Reads a request.
 
     Args:
-        request: as it came over the wire.
-        items: all of the conversation, references replaced by what they name.
+        items: the whole conversation, references replaced by what they name.
 
     Raises:
         InvalidRequestError: it cannot be served as asked.
     """
     refuse_unserved(request)
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+    refuse_stream_options(request)
     if request.previous_response_id is not None and request.conversation is not None:
         raise InvalidRequestError(
             "Send either 'previous_response_id' or 'conversation', not both.", param="previous_response_id"
@@ -160,9 +149,9 @@ def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]
     )
 
 
-def _without_namespaces(tools: Sequence[JsonDict]) -> list[JsonDict]:
+def _without_namespaces(tools: Sequence[JsonObject]) -> list[JsonObject]:
     """Returns tools in a row; those in a namespace are called `namespace.name` before the model."""
-    flat: list[JsonDict] = []
+    flat: list[JsonObject] = []
     for number, tool in enumerate(tools):
         if tool.get("type") != "namespace":
             flat.append(tool)
@@ -188,41 +177,34 @@ def read_items(items: Sequence[Mapping[str, Any]]) -> list[Message]:
         )
     calls = OpenCalls()
     messages: list[Message] = []
-    open_message: Message | None = None  # the assistant's last, while nothing stands behind it
+    can_grow = False  # nothing stands behind the assistant's last message, which may have more calls
     for item in items:
         kind = item["type"]
         if kind in _CALLS:
             call = FunctionCall(_name_of(item), item[_CALLS[kind]], item["call_id"], is_text=kind == "custom_tool_call")
-            before = open_message or Message("assistant")
-            if open_message is not None:
-                messages.pop()
-            open_message = Message("assistant", before.content, calls=(*before.calls, call))
-            messages.append(open_message)
+            last = messages.pop() if can_grow else Message("assistant")
+            messages.append(replace(last, calls=(*last.calls, call)))
+            can_grow = True
             continue
-        if open_message is not None:
-            calls.push(open_message)
-        if kind in _RESULTS:
-            open_message = None
-            if "call_id" not in item:
-                made = Message("assistant", calls=(FunctionCall(_name_of(item), "{}"),))
-                calls.push(made)
-                messages += [made, Message("tool", _text_of(item["output"]))]
-                calls.push(messages[-1])
-                continue
-            message = Message("tool", _text_of(item["output"]), tool_call_id=item["call_id"])
+        if can_grow:
+            calls.push(messages[-1])
+        can_grow = False
+        if kind not in _RESULTS:
+            messages.append(Message(_ROLES[item["role"]], _text_of(item["content"])))
+            can_grow = messages[-1].role == "assistant"
+        elif "call_id" in item:
             if not calls.knows(item["call_id"]):
                 raise InvalidRequestError(
                     f"No tool call found for function call output with call_id {item['call_id'][:100]!r}.",
                     param="input",
                 )
-            calls.push(message)
-            messages.append(message)
-            continue
-        message = Message(_ROLES[item["role"]], _text_of(item["content"]))
-        open_message = message if message.role == "assistant" else None
-        if open_message is None:
-            calls.push(message)
-        messages.append(message)
+            messages.append(Message("tool", _text_of(item["output"]), tool_call_id=item["call_id"]))
+        else:  # the client made the call itself
+            messages.append(Message("assistant", calls=(FunctionCall(_name_of(item), "{}"),)))
+            calls.push(messages[-1])
+            messages.append(Message("tool", _text_of(item["output"])))
+        if not can_grow:
+            calls.push(messages[-1])
     if messages and messages[-1].calls:
         raise InvalidRequestError(
             f"No tool output found for function call {str(messages[-1].calls[-1].id)[:100]!r}.", param="input"
@@ -235,5 +217,5 @@ def _text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name_of(call: Mapping[str, Any]) -> str:
-    """What the model calls the tool of a call by."""
+    """Returns the name by which the model calls the tool of a call."""
     return f"{call['namespace']}.{call['name']}" if "namespace" in call else str(call["name"])

@@ -1,4 +1,4 @@
-"""What a request asks for that is not served: demands are refused by name, what is merely unknown is named in the log.
+"""Fields that are not served: those that demand something are refused by name, unknown ones are named in the log.
 
 A reply that was to be held to something, and is not, looks like a good one. So what OpenAI's API and our peers have
 to constrain a reply, or to change its prompt, is known here by name even where it cannot be honoured.
@@ -11,9 +11,11 @@ import logging
 from typing import Any, NamedTuple
 
 from model.contract.errors import InvalidRequestError
+from server.conversion.readers.formats import PEER_NAMES
 from server.wire.shapes.chat import ChatCompletionRequest
 from server.wire.shapes.completions import CompletionRequest
-from server.wire.shapes.generation import GenerationFields, RequestBody
+from server.wire.shapes.generation import RequestBody
+from server.wire.shapes.messages import CountTokensRequest, MessagesRequest
 from server.wire.shapes.responses import ResponsesRequest
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class _Unserved(NamedTuple):
     """A field that is refused.
 
     Attributes:
-        hint: what to do, as a clause; empty where there is nothing but to leave it out.
+        hint: advice, as a clause; empty where leaving the field out is all there is to do.
         neutral: values besides null, false and what is empty that ask for nothing.
     """
 
@@ -42,9 +44,9 @@ def _called(name: str, *neutral: float) -> _Unserved:
 _WORDS = _Unserved("use 'logit_bias' for or against single tokens, or 'structured_outputs'")
 _BEAMS = _Unserved("ask for several choices with 'n'", (1,))
 _SAMPLER = "sampling here knows temperature, top_p, top_k, min_p and the penalties"
-_ROUTES = "it belongs to /v1/chat/completions"
+_CHATS = _Unserved("it belongs to /v1/chat/completions")
 
-# Of vLLM, SGLang, llama.cpp, text-generation-inference and others; what they take for "off" is let through.
+# Known to vLLM, SGLang, llama.cpp, text-generation-inference and others; what they take for "off" is let through.
 _UNSERVED = {
     **dict.fromkeys(("bad_words", "bad_words_ids", "banned_tokens", "banned_strings", "sequence_bias"), _WORDS),
     **dict.fromkeys(("force_words_ids", "allowed_token_ids", "allowed_tokens", "custom_token_bans"), _WORDS),
@@ -72,7 +74,7 @@ _UNSERVED_IN_CHAT = {
     "best_of": _BEAMS,
 }
 _UNSERVED_IN_COMPLETIONS = dict.fromkeys(
-    ("messages", "tools", "functions", "tool_choice", "function_call", "truncation"), _Unserved(_ROUTES)
+    ("messages", "tools", "functions", "tool_choice", "function_call", "truncation"), _CHATS
 )
 _HOSTED = _Unserved("what OpenAI does on its own servers is not done here")
 _UNSERVED_IN_RESPONSES = {
@@ -84,9 +86,21 @@ _UNSERVED_IN_RESPONSES = {
     "logprobs": _Unserved('send "include": ["message.output_text.logprobs"]'),
     "n": _Unserved("send several requests", (1,)),
     "prompt": _Unserved("prompts kept at OpenAI are not known here; write them into 'instructions' and 'input'"),
-    "prompt_logprobs": _Unserved(_ROUTES),
+    "prompt_logprobs": _CHATS,
     **dict.fromkeys(("context_management", "moderation", "image"), _HOSTED),
 }
+_UNSERVED_IN_MESSAGES = {
+    "mcp_servers": _Unserved("this server calls no tools; send them as 'tools' and run them yourself"),
+    "container": _Unserved("this server runs no code"),
+    "response_format": _Unserved("here it is 'output_config.format'"),
+    **dict.fromkeys(("stop", "stop_words"), _called("stop_sequences")),
+    "n": _Unserved("a message has one reply", (1,)),
+    "functions": _Unserved("here they are 'tools'"),
+    **dict.fromkeys(("max_completion_tokens", "max_output_tokens"), _called("max_tokens")),
+    **dict.fromkeys(("min_tokens", "min_new_tokens", "min_p", "presence_penalty", "frequency_penalty", "logit_bias",
+                     "stop_token_ids", "ignore_eos", "logprobs", "structured_outputs", *PEER_NAMES), _CHATS),
+    **dict.fromkeys(("repetition_penalty", "repeat_penalty"), _Unserved(_CHATS.hint, (1,))),
+}  # fmt: skip
 # OpenAI's, about what this server does not have: storage, tiers, caches to be named; and vLLM's, about its own insides.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -95,33 +109,23 @@ _WITHOUT_EFFECT = frozenset(
     }
 )  # fmt: skip
 
+_UNSERVED_IN: dict[type[RequestBody], dict[str, _Unserved]] = {
+    ChatCompletionRequest: _UNSERVED | _UNSERVED_IN_CHAT,
+    CompletionRequest: _UNSERVED | _UNSERVED_IN_COMPLETIONS,
+    ResponsesRequest: _UNSERVED | _UNSERVED_IN_RESPONSES,
+    MessagesRequest: _UNSERVED | _UNSERVED_IN_MESSAGES,
+    CountTokensRequest: _UNSERVED | _UNSERVED_IN_MESSAGES,
+}
+_KNOWN = _WITHOUT_EFFECT.union(*_UNSERVED_IN.values())
 
-_KNOWN = _WITHOUT_EFFECT.union(_UNSERVED, _UNSERVED_IN_CHAT, _UNSERVED_IN_COMPLETIONS, _UNSERVED_IN_RESPONSES)
 
-
-def refuse_unserved(request: GenerationFields) -> None:
+def refuse_unserved(request: RequestBody) -> None:
     """Refuses what would otherwise be ignored.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    unserved = _UNSERVED | _UNSERVED_IN_COMPLETIONS
-    if isinstance(request, ResponsesRequest):
-        unserved = _UNSERVED | _UNSERVED_IN_RESPONSES
-    if isinstance(request, ChatCompletionRequest):
-        unserved = _UNSERVED | _UNSERVED_IN_CHAT
-        if request.audio is not None or any(modality != "text" for modality in request.modalities or ()):
-            param = "audio" if request.audio is not None else "modalities"
-            raise InvalidRequestError("These models write text only; leave out audio and modalities.", param=param)
-        is_continued = request.messages[-1].role == "assistant" and request.continue_final_message is not False
-        if request.add_generation_prompt is False and not is_continued:
-            raise InvalidRequestError(
-                "'add_generation_prompt': false leaves no turn to write in; it goes with a last message of the"
-                " assistant that is continued.",
-                param="add_generation_prompt",
-            )
-        if request.web_search_options is not None:
-            raise InvalidRequestError("This server cannot search the web.", param="web_search_options")
+    unserved = _UNSERVED_IN[type(request)]
     for name, value in (request.model_extra or {}).items():
         if name in unserved and _asks(value, unserved[name].neutral):
             hint = unserved[name].hint
@@ -144,7 +148,9 @@ class UnknownFields:
         self._told_of_chatml = False
 
     def note(self, request: RequestBody) -> None:
-        """Takes a request that is being served."""
+        """Logs what is new in a request that is being served."""
+        if isinstance(request, CompletionRequest):
+            self._note_written_chatml(request)
         for name in itertools.islice(request.model_extra or (), _MAX_LOGGED_NAMES):
             name = name[:_MAX_NAME_CHARS]
             if name in _KNOWN:
@@ -153,8 +159,8 @@ class UnknownFields:
                 self._logged.add(name)
                 logger.warning("requests have a field %s, which is not known here and is ignored", ascii(name))
 
-    def note_written_chatml(self, request: CompletionRequest) -> None:
-        """Takes a request in whose prompts names of control tokens may be text; tells once what to send instead.
+    def _note_written_chatml(self, request: CompletionRequest) -> None:
+        """Says once what to send instead of prompts in which names of control tokens are text.
 
         ChatML written by hand is a habit of the published tokenizer's users, whose default reads the names as tokens.
         """

@@ -79,7 +79,7 @@ def test_chatml_written_by_hand_is_told_once(caplog: pytest.LogCaptureFixture) -
     fields = UnknownFields()
 
     def send(**body: Any) -> None:
-        fields.note_written_chatml(CompletionRequest.model_validate({"prompt": "<|im_start|>user", **body}))
+        fields.note(CompletionRequest.model_validate({"prompt": "<|im_start|>user", **body}))
 
     send(add_special_tokens=True)
     send(allowed_special=[])

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from model.contract.errors import InvalidRequestError
-from server.conversion.readers.unsupported import UnknownFields
+from server.conversion.readers.unsupported import UnknownFields, refuse_unserved
 from server.wire.shapes.chat import ChatCompletionRequest
+from server.wire.shapes.completions import CompletionRequest
+from server.wire.shapes.generation import RequestBody
+from server.wire.shapes.messages import CountTokensRequest, MessagesRequest
+from server.wire.shapes.responses import ResponsesRequest
 from tests.server.conversion.test_conversion import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -170,3 +174,20 @@ def test_unknown_fields_are_logged_once_a_name(caplog: pytest.LogCaptureFixture)
         note(**{f"x{number}" * 100: 1})
     assert len(caplog.records) == 256
     assert max(map(len, caplog.messages)) < 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": "a"}]}),
+        (CompletionRequest, {"prompt": "a"}),
+        (ResponsesRequest, {"input": "a"}),
+        (MessagesRequest, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+        (CountTokensRequest, {"messages": [{"role": "user", "content": "a"}]}),
+    ],
+)
+def test_every_api_refuses_what_constrains_a_reply(kind: type[RequestBody], body: dict[str, Any]) -> None:
+    for name, value in {"bad_words": ["x"], "use_beam_search": True, "stop_regex": "a", "mirostat": 2}.items():
+        with pytest.raises(InvalidRequestError, match=f"'{name}' is not served"):
+            refuse_unserved(kind.model_validate(body | {name: value}))
+    refuse_unserved(kind.model_validate(body | {"bad_words": [], "use_beam_search": False, "typical_p": 1.0}))
