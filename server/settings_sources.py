@@ -28,7 +28,7 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config_f
     """Merges the sources and validates the result.
 
     Args:
-        flags: those given on the command line, by field name.
+        flags: flags given on the command line, by field name.
         environ: the process environment.
         config_file: argument of `--config`; by default the variable QWEN_SERVER_CONFIG names the file.
 

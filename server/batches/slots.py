@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.gates.callers import Caller
+from server.gates.callers import Caller, CallerCounts
 
 # All lines in the engine together, unless one alone is longer.
 _MAX_BYTES = 32 << 20
@@ -18,38 +17,33 @@ class Slots:
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
-        self._held = Counter[Caller]()
+        self._held = CallerCounts()
         self._num_bytes = 0
-        self._callers = Counter[Caller]()
+        self._callers = CallerCounts()
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def sharing(self, caller: Caller) -> AsyncIterator[None]:
         """Gives a caller a share of the slots for as long as the context lasts."""
-        self._callers[caller] += 1
         try:
-            yield
+            with self._callers.one_more(caller):
+                yield
         finally:
             async with self._changed:
-                self._callers[caller] -= 1
-                if not self._callers[caller]:
-                    del self._callers[caller]
                 self._changed.notify_all()
 
     async def take(self, caller: Caller, num_bytes: int) -> None:
         """Waits for a slot for a line of a caller who has a share."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._has_room(caller, num_bytes))
-            self._held[caller] += 1
+            self._held.change(caller, 1)
             self._num_bytes += num_bytes
 
     async def give_back(self, caller: Caller, num_bytes: int) -> None:
         """Frees a slot."""
         async with self._changed:
-            self._held[caller] -= 1
+            self._held.change(caller, -1)
             self._num_bytes -= num_bytes
-            if not self._held[caller]:
-                del self._held[caller]
             self._changed.notify_all()
 
     def _has_room(self, caller: Caller, num_bytes: int) -> bool:

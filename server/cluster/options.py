@@ -49,7 +49,7 @@ def read_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> 
     """Separates options from settings and checks both, before anything is started.
 
     Args:
-        arguments: those of `serve run`, where all values are text, or of a configuration file.
+        arguments: arguments of `serve run`, where all values are text, or of a configuration file.
         environ: environment of the process that builds the application, for its QWEN_SERVER_ variables.
 
     Raises:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from server.detached.event_log import EventLog
-from server.gates.callers import Caller
+from server.gates.callers import Caller, CallerCounts
 from server.wire.errors import server_overloaded
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
-        self._running = Counter[Caller]()
+        self._running = CallerCounts()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._num_bytes = 0
 
@@ -76,13 +75,8 @@ class Runs:
                 f"{limit} of your replies go on in the background already; please try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        self._running[caller] += 1
-        try:
+        with self._running.one_more(caller):
             yield
-        finally:
-            self._running[caller] -= 1
-            if not self._running[caller]:
-                del self._running[caller]
 
     def start(
         self,

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-from server.gates.callers import Caller
+from server.gates.callers import Caller, CallerCounts
 from server.store.records import Append, Delete, Put, StoredObject
 from server.store.store import Store
 from server.wire.errors import ApiError, server_overloaded
@@ -65,7 +64,7 @@ class Uploads:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._open = Counter[Caller]()
+        self._open = CallerCounts()
 
     async def discard_unfinished(self) -> None:
         """Removes files that were coming in when the last server ended."""
@@ -83,13 +82,8 @@ class Uploads:
             raise server_overloaded(
                 "Too many files are being sent; please try again later.", retry_after_s=_RETRY_AFTER_S
             )
-        self._open[caller] += 1
-        try:
+        with self._open.one_more(caller):
             yield
-        finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]
 
     async def begin(self, owner: str) -> str:
         """Returns the id of a new upload.

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from model.contract.errors import EngineUnavailableError
 from server.engine.client import EngineClient
-from server.gates.callers import Caller, Waiting
+from server.gates.callers import Caller, CallerCounts, Waiting
 from server.telemetry.metrics import Metrics
 from server.wire.errors import ENGINE_UNAVAILABLE, server_overloaded
 
@@ -61,7 +61,7 @@ class Admission:
         self._metrics = metrics
         self._max_queue_requests = max_queue_requests
         self._max_queue_tokens = max_queue_tokens
-        self._preparing = Counter[Caller]()
+        self._preparing = CallerCounts()
         self._num_inside = 0
         self._rate = StartRate()
         engine.on_start(self._rate.note)
@@ -133,11 +133,8 @@ class Admission:
         """
         self._engine.require_ready()
         self.check(caller, 0)
-        self._prepare(caller, 1)
-        try:
+        with self._preparing.one_more(caller):
             yield
-        finally:
-            self._prepare(caller, -1)
 
     def check_prompt(self, caller: Caller, num_tokens: int) -> None:
         """Checks a request that has a place again, now that its prompt is known.
@@ -145,13 +142,8 @@ class Admission:
         Raises:
             ApiError: 429, too many tokens wait already.
         """
-        self._prepare(caller, -1)  # it must not stand in its own way
+        self._preparing.change(caller, -1)  # it must not stand in its own way
         try:
             self.check(caller, num_tokens)
         finally:
-            self._prepare(caller, 1)
-
-    def _prepare(self, caller: Caller, change: int) -> None:
-        self._preparing[caller] += change
-        if not self._preparing[caller]:
-            del self._preparing[caller]
+            self._preparing.change(caller, 1)

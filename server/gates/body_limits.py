@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.gates.callers import Caller, caller_of
+from server.gates.callers import Caller, CallerCounts, caller_of
 from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError, as_api_error, server_overloaded
 
@@ -45,7 +44,7 @@ class BodyBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._held = Counter[Caller]()
+        self._held = CallerCounts()
 
     def hold(self, caller: Caller, num_bytes: int) -> None:
         """Counts bytes that have come.
@@ -62,9 +61,7 @@ class BodyBudget:
 
     def release(self, caller: Caller, num_bytes: int) -> None:
         """Gives them back."""
-        self._held[caller] -= num_bytes
-        if not self._held[caller]:
-            del self._held[caller]
+        self._held.change(caller, -num_bytes)
 
     @property
     def num_bytes(self) -> int:

@@ -6,6 +6,9 @@ The engine's shares, the queue, rate limits and the prefix cache all go by the s
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -43,6 +46,25 @@ class Caller(NamedTuple):
 NOBODY = Caller("")
 # Who sent the request being served, for work that is shared out fairly far below its route.
 caller_var: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
+
+
+class CallerCounts(Counter[Caller]):
+    """How much of something each caller has; those who have none of it are not listed."""
+
+    def change(self, caller: Caller, by: int) -> None:
+        """Gives a caller more, or with a negative number less."""
+        self[caller] += by
+        if not self[caller]:
+            del self[caller]
+
+    @contextmanager
+    def one_more(self, caller: Caller) -> Iterator[None]:
+        """Gives a caller one more for as long as the context lasts."""
+        self.change(caller, 1)
+        try:
+            yield
+        finally:
+            self.change(caller, -1)
 
 
 class Waiting(NamedTuple):

@@ -23,7 +23,7 @@ class _Bucket:
 
     per_minute: int
     left: float
-    updated: float = field(default_factory=time.monotonic)
+    updated: float = field(default_factory=lambda: time.monotonic())
 
     def refill(self) -> None:
         now = time.monotonic()

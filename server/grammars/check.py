@@ -63,7 +63,7 @@ class GrammarChecker:
         """Returns if the grammars can be used.
 
         Args:
-            grammars: in llguidance's Lark dialect, each with its name in error messages.
+            grammars: grammars in llguidance's Lark dialect, each with its name in error messages.
             param: the request's field that they came from.
             num_choices: choices of the request, each of which follows the grammar on its own.
 

@@ -1,8 +1,8 @@
-"""Schemas made ready to be enforced: all of each where it was promised, else all but what cannot be.
+"""Makes schemas ready to be enforced, by leaving out keywords that cannot be.
 
-A tool is better called with most of its schema enforced than not at all, and one tool must not cost a request the
-others. What is left out is logged, once. A tool that is `strict` and a response_format are refused instead, with the
-path of the keyword and the whole reason.
+A tool is better called with most of its schema enforced than not at all, and a bad schema must not cost a request its
+other tools. What is left out is logged once. Of a `strict` tool and a response_format all must be enforced: they are
+refused instead, with the path of the keyword and the compiler's reason.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from server.off_loop import OffLoop
 logger = logging.getLogger(__name__)
 
 _MAX_REMEMBERED = 1024
-# To find keywords without which schemas can be compiled, so many are tried a request, so many characters in all, and
-# for about so many seconds, given what it took to find out that the schemas cannot be.
+# To find keywords without which schemas compile, a request may try so many variants, of so many characters in all, and
+# for about so many seconds (each is reckoned with the time that the failed compilation took).
 _MAX_TRIALS = 64
 _MAX_TRIAL_CHARS = 1 << 20
 _MAX_TRIALS_S = 0.3
 _MAX_PATTERNS = 256
 _MAX_SHOWN_CHARS = 300
-_MAX_LINES = 16  # of the log, for a request
+_MAX_LINES = 16  # lines of the log for a request
 
 
 @dataclass(slots=True)
@@ -39,11 +39,11 @@ class EnforcedSchema:
     """A schema on its way to a grammar.
 
     Attributes:
-        where: it stands in the request.
-        schema: as sent, and then what of it can be enforced.
-        is_strict: all of it has to be.
-        name: of the tool, for the log.
-        faults: what was left out.
+        where: path of the schema in the request.
+        schema: at first as sent, then the part that can be enforced.
+        is_strict: all of it has to be enforced.
+        name: the tool's name, for the log.
+        faults: the keywords that were left out.
     """
 
     where: str
@@ -53,25 +53,25 @@ class EnforcedSchema:
     faults: list[Fault] = field(default_factory=list)
 
     def examine(self) -> None:
-        """Leaves out what no compiler has to be asked about."""
+        """Leaves out the keywords that are known to fail without asking a compiler."""
         whole = self.schema
         self.schema, self.faults = examine(whole)
         if "type" in whole and "type" not in self.schema and not self.is_strict:
-            self.schema["type"] = "object"  # arguments are one
+            self.schema["type"] = "object"  # arguments always are one
 
     def leave_out(self, faults: Sequence[Fault]) -> None:
-        """Leaves out more; a fault of no keyword in particular is one of the whole."""
+        """Leaves out more keywords; for a fault without a path, the whole schema."""
         for fault in faults:
             self.faults.append(fault)
             self.schema = without(self.schema, fault.path) if fault.path else {"type": "object"}
 
     def grammar(self, schema: Mapping[str, Any] | None = None) -> str:
-        """The grammar of a value of the schema, or of a variant of it."""
+        """Returns the grammar of values of the schema, or of a variant of it."""
         schema = self.schema if schema is None else schema
         return whole_grammar(json_rule(schema)) if self.is_strict else arguments_grammar(schema)
 
     def place_of(self, fault: Fault) -> str:
-        """The path of a fault, for people."""
+        """Returns the path of a fault as error messages show it."""
         text = self.where
         for step in fault.path:
             text += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -87,12 +87,7 @@ class _Failing(NamedTuple):
 
 
 class SchemaEnforcer:
-    """Leaves out of schemas what cannot be enforced, or refuses them; what a compiler found is remembered.
-
-    Args:
-        grammars: tries them out.
-        off_loop: does what takes long with large schemas.
-    """
+    """Leaves out of schemas what cannot be enforced, or refuses them; remembers what a compiler found."""
 
     def __init__(self, grammars: GrammarChecker, off_loop: OffLoop) -> None:
         self._grammars = grammars
@@ -101,14 +96,13 @@ class SchemaEnforcer:
         self._logged: OrderedDict[tuple[str, Path], None] = OrderedDict()
 
     async def enforce(self, schemas: Sequence[EnforcedSchema], *, param: str) -> None:
-        """Makes schemas such that each of them can be enforced.
+        """Changes schemas in place so that each can be enforced.
 
         Args:
-            schemas: as sent; changed in place.
-            param: the field they came from.
+            param: the request's field that they came from.
 
         Raises:
-            InvalidRequestError: one that is strict cannot be, with path and reason, or one is too complex.
+            InvalidRequestError: a strict schema cannot be enforced, with path and reason, or a schema is too complex.
             EngineUnavailableError: too many grammars are being tried out.
         """
 
@@ -151,7 +145,7 @@ class SchemaEnforcer:
             self._found.popitem(last=False)
 
     async def _failing(self, schemas: Sequence[EnforcedSchema], param: str) -> list[_Failing]:
-        """Those that cannot be compiled."""
+        """Returns the schemas that do not compile."""
         verdicts = await self._grammars.verdicts([schema.grammar() for schema in schemas])
         if TOO_COMPLEX in verdicts:
             places = ", ".join(f"'{s.where}'" for s, v in zip(schemas, verdicts, strict=True) if v == TOO_COMPLEX)
@@ -163,7 +157,7 @@ class SchemaEnforcer:
         ]
 
     async def _leave_out_patterns(self, schemas: Sequence[EnforcedSchema]) -> None:
-        """Leaves out what is no regular expression here."""
+        """Leaves out patterns that are no regular expressions for the compiler."""
         found = [(schema, *pattern) for schema in schemas for pattern in patterns(schema.schema)][:_MAX_PATTERNS]
         probes = [arguments_grammar({"type": "string", "pattern": text}) for _, _, text in found]
         verdicts = await self._grammars.verdicts(probes)
@@ -172,7 +166,7 @@ class SchemaEnforcer:
                 schema.leave_out([Fault(path, verdict[0])])
 
     async def _leave_out_keywords(self, failing: Sequence[_Failing]) -> None:
-        """Leaves out of each the one keyword without which it can be compiled; where there is none, all."""
+        """Leaves out of each schema the one keyword without which it compiles; where there is none, everything."""
         trials: list[tuple[EnforcedSchema, Path]] = []
         num_chars, seconds = 0, 0.0
         for schema, _, cost_s in failing:
@@ -198,7 +192,7 @@ class SchemaEnforcer:
         news = [(name, fault) for name, fault in found if (name, fault.path) not in self._logged]
         for name, fault in news[:_MAX_LINES]:
             place = EnforcedSchema("parameters", {}).place_of(fault)
-            # What clients wrote does not make lines of its own.
+            # A client's text must not look like lines of the log.
             shown = (ascii(text)[1:-1] for text in (name, place, fault.reason))
             logger.warning("tool %s: %s cannot be enforced as it is: %s", *shown)
         if len(news) > _MAX_LINES:

@@ -89,7 +89,7 @@ class Tracer:
             span: the one that `start` returned.
             scope: the scope with its route.
             status: HTTP status; 0 if there was no reply.
-            figures: those of the generation's log line.
+            figures: figures of the generation's log line.
         """
         from opentelemetry.trace import StatusCode
 
