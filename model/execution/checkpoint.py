@@ -43,14 +43,12 @@ def load_weights(
     """Fills a model whose tensors have no storage yet.
 
     A tensor takes the dtype that the model gave its placeholder, unless its module lists it in `stored_dtype_tensors`.
-    Of a tensor for which its module has a `Cut` in `cuts`, the part is taken that this rank has.
-    A submodule with a `finish_loading` method is told as soon as its last tensor is there, and returns how many bytes
-    it holds then; those it lists in `optional_tensors` may be absent.
+    Where its module has a `Cut` for it in `cuts`, only this rank's part is taken. `finish_loading` of a submodule is
+    called as soon as its last tensor is there, and returns how many bytes it holds then; tensors that it lists in
+    `optional_tensors` may be absent.
 
     Args:
-        model: built on the meta device; it says what the checkpoint's tensors are called in it.
-        folder: of the checkpoint.
-        device: where the tensors go.
+        model: a model on the meta device; it says what the checkpoint's tensors are called in it.
         on_progress: called with (bytes read, bytes in all).
 
     Returns:

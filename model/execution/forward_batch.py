@@ -23,11 +23,11 @@ class SequenceSpan(NamedTuple):
 
     Attributes:
         token_ids: the new tokens.
-        start: position of the first of them; keys of all earlier positions are in the cache.
+        start: position of the first new token; keys of all earlier positions are in the cache.
         rope_alpha: the request's NTK factor.
         block_table: KV cache blocks, covering at least `start + len(token_ids)` positions.
         num_logit_rows: how many of the last new tokens need logits (1 to sample; all for prompt log-probabilities).
-        adapter_slot: of the request's adapter among those that are loaded; -1 for none.
+        adapter_slot: slot of the request's adapter in the layers' tables; -1 for none.
     """
 
     token_ids: list[int]
@@ -55,13 +55,13 @@ class ForwardBatch:
     Attributes:
         spans: the sequences, in row order.
         token_ids: [T] int64.
-        cos: [T, rotary_dim / 2] float32, likewise `sin`: of position times the request's inverse frequencies.
+        cos: [T, rotary_dim / 2] float32, cosine of position times the request's inverse frequencies; `sin` likewise.
         query_scale: [T] float32, 1 / sqrt(head_dim) times LogN; multiplies the query in float32.
         slots: [T] int64, where each token's key and value go: block * block_size + offset.
         logit_rows: [R] int64, the rows whose logits are needed.
         block_size: tokens in a block.
-        attention_plan: of the backend that made the batch itself; None leaves planning to `plan_attention`.
-        adapter_plan: which rows have which adapter, of `Backend.plan_adapters`; None where no row has one.
+        attention_plan: the plan of a backend that made the batch itself; None leaves planning to `plan_attention`.
+        adapter_plan: the result of `Backend.plan_adapters`; None where no row has an adapter.
     """
 
     spans: AbstractSequence[SequenceSpan]
@@ -84,15 +84,7 @@ class ForwardBatch:
         device: torch.device,
         adapter_plan: Any = None,
     ) -> ForwardBatch:
-        """Lays out a step.
-
-        Args:
-            spans: at least one sequence with at least one new token.
-            config: of the checkpoint.
-            block_size: tokens in a block.
-            device: where the tensors go.
-            adapter_plan: see the attribute.
-        """
+        """Lays out a step of at least one sequence with at least one new token."""
         from model.backends.cpu.rows.angles import cos_sin  # whose package imports this module
 
         token_ids: list[int] = []

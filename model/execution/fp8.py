@@ -1,6 +1,6 @@
 """Weights stored in 8-bit floating point: each times the scale that lies beside it.
 
-Three forms are about: no scale (the numbers are meant as they are), `weight_scale` (one for the matrix, or one an
+Three forms are in use: no scale (the numbers are meant as they are), `weight_scale` (one for the matrix, or one an
 output), and `weight_scale_inv` (one for each block of 128 x 128; in spite of its name it is multiplied too).
 """
 
@@ -24,11 +24,10 @@ _SUFFIXES = (".weight_scale", ".weight_scale_inv", ".input_scale")
 def scaled(
     path: Path, tensors: Iterable[tuple[str, torch.Tensor]], is_wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields a safetensors file's tensors with scales applied, and without them.
+    """Yields a safetensors file's tensors with their scales applied; the scales themselves are left out.
 
     Args:
-        path: of the file.
-        tensors: of it, by name.
+        tensors: the tensors of the file at `path`, with their names.
         is_wanted: whether a tensor's numbers matter.
 
     Raises:

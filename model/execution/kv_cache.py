@@ -21,7 +21,7 @@ class KVCache:
     Attributes:
         data: [num_layers, 2, num_kv_heads, num_blocks * block_size, head_dim]; index 0 of dim 1 is keys, 1 values.
         block_size: tokens in a block.
-        scales: of int8 data, [num_layers, 2, num_kv_heads, num_slots] float32: a value is its integer times its scale.
+        scales: [num_layers, 2, num_kv_heads, num_slots] float32 for int8 data: a value is its integer times its scale.
             None where the data are numbers as they are.
         windows: how many of the last positions each layer reads, 0 for all; nothing where every layer reads all.
     """
@@ -37,12 +37,12 @@ class KVCache:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in the pool."""
+        """Number of blocks in the pool."""
         return self.data.shape[3] // self.block_size
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole pool."""
+        """Bytes of the whole pool."""
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 

@@ -17,12 +17,12 @@ class ModelRunnerOutput(NamedTuple):
     """What came of a step; the lists are aligned with the batch's entries.
 
     Attributes:
-        batch: what was computed; entries that are to be planned again are left out.
+        batch: entries that were computed; those that are to be planned again are left out.
         tokens: the next tokens: one where one was wanted, more where drafts were right, else none.
         prompt_logprobs: log-probabilities of positions start + 1, ... of each chunk that asks for them, else None.
-        ended: by id, sequences whose last token ends them: None where their grammar is complete, else why it cannot be
+        ended: sequences whose last token ends them, by id: None where their grammar is complete, else why it cannot be
             followed.
-        failures: by id, why a sequence cannot go on.
+        failures: messages for sequences that cannot go on, by id.
     """
 
     batch: ScheduledBatch

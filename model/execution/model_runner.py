@@ -33,9 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
-    """The leader's side of each step; sampling and grammars are its alone.
-
-    Args: see `Worker`.
+    """The leader's side of each step; sampling and grammars are its alone. It takes what `Worker` takes.
 
     Attributes:
         worker: this rank's part of the model.
@@ -123,7 +121,8 @@ class ModelRunner:
             slot = -1 if worker.adapters is None else worker.adapters.slot_of(entry.adapter_id)
             spans += spans_of(entry, slot)
             sources.append(self._source(entry))
-            sources += [-1] * len(entry.draft_ids)
+            if entry.draft_ids:
+                sources += [-1] * len(entry.draft_ids)
         graphs = worker.graphs_for(spans)
         is_decode = len(entries) == batch.num_decodes
         is_replayed = graphs is not None and is_decode and len(spans) <= graphs.max_num_rows

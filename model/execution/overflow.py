@@ -24,10 +24,7 @@ def require_finite(model: CausalLM, config: ModelConfig, cache: KVCache, device:
     """Runs a step of tokens from all over the vocabulary and looks at what every layer makes of them.
 
     Args:
-        model: loaded.
-        config: of the checkpoint.
-        cache: nothing has been written to yet; its first blocks are.
-        device: of the model.
+        cache: a cache that nothing has been written to yet; the step writes to its first blocks.
 
     Raises:
         ConfigError: a layer's numbers are beyond float16, naming it.

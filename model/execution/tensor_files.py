@@ -26,7 +26,7 @@ def stored_rows(folder: Path) -> int | None:
         CheckpointError: the weights cannot be read.
     """
     if is_gguf(folder):
-        return None  # its config comes of the tensors
+        return None  # its config comes from the tensors
     for path in find_weight_files(folder):
         if path.suffix != ".safetensors":
             state, _ = _load_bin(path)  # mapped, not read
@@ -39,8 +39,7 @@ def iterate_tensors(path: Path, is_wanted: Callable[[str], bool] = bool) -> Iter
     """Yields the tensors of one file on the CPU, in their stored dtype; each may be a view of the file.
 
     Args:
-        path: of the file.
-        is_wanted: whether anybody will look at a tensor, by its name; that is so of all unless told.
+        is_wanted: by a tensor's name, whether anybody will look at it; by default all are wanted.
 
     Raises:
         CheckpointError: the file is truncated, corrupt or holds something other than tensors.

@@ -26,7 +26,7 @@ from model.loop.grammar_admission import GrammarAdmission
 from model.loop.output_builder import OutputBuilder
 from model.loop.step_guard import OUT_OF_MEMORY
 from model.loop.step_queue import StepQueue
-from model.sampling.grammar_states import GrammarCompiler
+from model.sampling.compiled_grammars import GrammarCompiler
 from model.sampling.sampler import SampledToken
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import Scheduler

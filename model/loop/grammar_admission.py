@@ -7,7 +7,8 @@ from collections.abc import Collection
 from concurrent.futures import Future
 
 from model.contract.grammar_compiler import GrammarAccount, GrammarError
-from model.sampling.grammar_states import CompiledGrammar, GrammarCompiler, GrammarStates
+from model.sampling.compiled_grammars import CompiledGrammar, GrammarCompiler
+from model.sampling.grammar_states import GrammarStates
 from model.scheduling.sequence import Sequence
 
 logger = logging.getLogger(__name__)

@@ -55,12 +55,12 @@ class RankLeader:
     """Forks the other ranks and watches them.
 
     Args:
-        config: of the engine, with more ranks than one.
-        on_failed: told by a thread why a rank cannot go on, once; the engine is to end.
+        config: settings of an engine with more ranks than one.
+        on_failed: called once, by a thread, with the reason why a rank cannot go on; it should end the engine.
         forget: closes in a forked process what it must not keep open.
 
     Attributes:
-        ranks: the line to them.
+        ranks: the leader's line to the other ranks.
 
     Raises:
         ConfigError: the checkpoint, or what is asked for, cannot be split so.

@@ -45,10 +45,9 @@ def join_group(
     """Meets the other ranks; returns when all are there.
 
     Args:
-        config: of the engine.
-        number: of this one, among those of all stages.
-        store: a file that all ranks meet at; it must not exist yet, in a folder that does.
-        tell: brings a step to the other ranks; for the leader.
+        number: this rank's number among those of all stages.
+        store: path of a file that all ranks meet at. It must not exist yet; its folder must.
+        tell: sends a step to the other ranks; None for those that are led.
     """
     place = Placement.of(number, config.tensor_parallel_size, config.pipeline_parallel_size)
     size = place.num_processes
@@ -92,10 +91,9 @@ def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], 
     """Loads a rank's part of the checkpoint and follows its leader until that is gone.
 
     Args:
-        config: of the engine.
         rank: 1 or above.
-        connection: to the leader: steps come in, signs of life and the reason of a failure go out.
-        store: see `join_group`.
+        connection: brings steps from the leader; takes signs of life to it, and the reason of a failure.
+        store: path of the file that `join_group` takes.
 
     Returns:
         The exit status of the process.

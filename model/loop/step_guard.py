@@ -32,7 +32,7 @@ class StepGuard:
 
     Args:
         execute: runs a batch.
-        undo: told the ids of a batch that failed half-way, to drop what may be half-written for them.
+        undo: called with the ids of a batch that failed half-way, to drop what may be half-written for them.
         max_num_batched_tokens: the most tokens in a step.
 
     Attributes:
@@ -56,7 +56,7 @@ class StepGuard:
         """Runs a batch.
 
         Returns:
-            what came of it. Its batch lacks those for whom there was no memory: they are to be planned again, smaller.
+            what came of it. Its batch lacks those for whom there was no memory: they should be planned again, smaller.
 
         Raises:
             Exception: the device or the code is broken for everybody.
@@ -83,7 +83,7 @@ class StepGuard:
         return failure
 
     def note_success(self) -> None:
-        """Takes note of a step that went well; after some of them a lowered budget grows again."""
+        """Counts a step that went well; after some of them a lowered budget grows again."""
         self._num_lonely_failures = 0
         if self.token_budget < self._max_num_batched_tokens:
             self._num_good_steps += 1
@@ -96,7 +96,7 @@ class StepGuard:
         """Ends the sequences of a step that failed when others were planned already, so that it cannot be run in parts.
 
         Raises:
-            Exception: that error, where so many steps failed one after another that no sequence is to blame.
+            Exception: `error`, where so many steps failed one after another that no sequence is to blame.
         """
         logger.error("a step of %d sequences failed", len(batch), exc_info=error)
         self._num_lonely_failures += 1
@@ -112,11 +112,10 @@ class StepGuard:
         """Lowers the budget if that may help.
 
         Args:
-            num_tokens: of the step that failed.
-            error: it failed with.
+            num_tokens: size of the step that failed with `error`.
 
         Returns:
-            False when memory is not what was missing, or the step was of one token.
+            False when memory is not what was missing, or the step had one token.
         """
         if num_tokens == 1 or not is_out_of_memory(error):
             return False

@@ -11,7 +11,10 @@ import time
 from collections.abc import Sequence as AlignedList
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 
+import torch
 from llguidance import LLMatcher
+
+from model.sampling.compiled_grammars import read_mask
 
 logger = logging.getLogger(__name__)
 
@@ -27,31 +30,34 @@ class LookAhead:
     Args:
         matcher: a copy of the sequence's, at its last token.
         draft_ids: guessed tokens.
-        executor: of the threads.
+        num_words: width of masks.
 
     Attributes:
         is_slow: whether guesses of this sequence take longer than they can be worth.
     """
 
-    def __init__(self, matcher: LLMatcher, draft_ids: AlignedList[int], executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, matcher: LLMatcher, draft_ids: AlignedList[int], num_words: int, executor: ThreadPoolExecutor
+    ) -> None:
         self._matcher = matcher
+        self._num_words = num_words
         self._draft_ids = draft_ids
-        self._done: Future[list[bytes]] = executor.submit(self._follow)
-        self._known: list[bytes] | None = None
+        self._done: Future[list[torch.Tensor]] = executor.submit(self._follow)
+        self._known: list[torch.Tensor] | None = None
         self.is_slow = False
 
     @classmethod
     def start(
-        cls, matcher: LLMatcher, draft_ids: AlignedList[int], executor: ThreadPoolExecutor
+        cls, matcher: LLMatcher, draft_ids: AlignedList[int], num_words: int, executor: ThreadPoolExecutor
     ) -> LookAhead | None:
         """Begins with a copy of a sequence's matcher, if it can be copied."""
         try:
-            return cls(matcher.deep_copy(), draft_ids, executor)
+            return cls(matcher.deep_copy(), draft_ids, num_words, executor)
         except BaseException as error:  # a panic in the library is no Exception
             logger.debug("a grammar cannot be copied: %s", error)
             return None
 
-    def masks(self) -> list[bytes]:
+    def masks(self) -> list[torch.Tensor]:
         """Waits a moment and returns what is allowed behind the first guess, behind two, and so on: as far as is known.
 
         It is not known behind a guess that is not allowed itself, or that completes the grammar.
@@ -64,9 +70,9 @@ class LookAhead:
                 self._known = []
         return self._known
 
-    def _follow(self) -> list[bytes]:
+    def _follow(self) -> list[torch.Tensor]:
         started = time.thread_time()
-        masks: list[bytes] = []
+        masks: list[torch.Tensor] = []
         matcher = self._matcher
         try:
             for token_id in self._draft_ids:
@@ -74,8 +80,8 @@ class LookAhead:
                     break
                 if matcher.is_stopped():
                     break
-                mask = bytes(matcher.compute_bitmask())
-                if matcher.is_error() or mask.count(0) == len(mask):
+                mask = read_mask(matcher, self._num_words)
+                if matcher.is_error() or not mask.any():
                     break
                 masks.append(mask)
                 if time.thread_time() - started > _MAX_S:

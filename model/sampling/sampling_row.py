@@ -20,12 +20,11 @@ class SamplingRow(NamedTuple):
 
     Attributes:
         seq_id: names its penalty history.
-        sampling: its parameters.
         token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
         num_prompt_tokens: how many of them are the prompt.
         stream_key: 64 bits from seed and choice index (`stream_key`).
-        source: where that last token is among those sampled by the step before, or -1.
-        draft_ids: guesses that are taken to follow `token_ids`: the row is of the token behind them.
+        source: index of that last token among those sampled by the step before, or -1.
+        draft_ids: guesses that are taken to follow `token_ids`: the row samples the token behind them.
     """
 
     seq_id: int

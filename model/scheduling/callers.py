@@ -38,13 +38,12 @@ class Caller:
     """What one caller has in the engine.
 
     Attributes:
-        name: callers are told apart by it.
         weight: its part when there is not enough for all.
         is_background: it takes what those who are not leave, and gives back what they want.
         waiting: sequences that could be admitted.
         running: sequences that have blocks for all their tokens.
-        num_sequences: that have not ended; those that wait for their leader are in neither queue.
-        round: of the sequence admitted last. Requests of one caller take turns by it.
+        num_sequences: sequences that have not ended; those that wait for their leader are in neither queue.
+        round: round of the sequence admitted last. Requests of one caller take turns by it.
         last_turn: when that was, in admissions of all callers.
     """
 
@@ -65,8 +64,8 @@ def split(num_tokens: int, wanted: dict[Caller, int]) -> dict[Caller, int]:
     """Shares tokens so that nobody who gets less than it wants gets less than another, for its weight.
 
     Args:
-        num_tokens: to share.
-        wanted: by each caller.
+        num_tokens: tokens to share.
+        wanted: how many each caller could use.
     """
     parts: dict[Caller, int] = {}
     weights = sum(caller.weight for caller in wanted)
@@ -97,7 +96,6 @@ class FairShare:
     for nothing while somebody else is there: nothing is its due, and all it holds may be taken.
 
     Args:
-        block_manager: of the KV cache.
         max_num_seqs: the most sequences that run.
         allow_priority: let `Sequence.priority` count between callers too, before shares do.
     """
@@ -173,7 +171,7 @@ class FairShare:
 
         Args:
             callers: who hold something.
-            wanting: a sequence that waits; None where a running one cannot go on.
+            wanting: the waiting sequence that wants room; None where a running one cannot go on.
         """
         firsts = [caller.running[0] for caller in self if caller.running]
         first = min(firsts, key=lambda seq: (self._urgency(seq), seq.arrival_index))

@@ -34,11 +34,10 @@ _EXPECTED_LENGTH = 8
 
 
 class Draft(NamedTuple):
-    """Guessed tokens.
+    """Guessed next tokens.
 
     Attributes:
-        token_ids: the next ones.
-        chances: of each, how likely it and all before it are right; never growing.
+        chances: for each token, how likely it and all before it are right; never growing.
     """
 
     token_ids: list[int]
@@ -78,8 +77,8 @@ class TextIndex:
         """Finds the longest run of tokens that is equal to the end of a text.
 
         Args:
-            token_ids: that text; another one or the same.
-            end: its length.
+            token_ids: the text to find the end of; another one or the same.
+            end: length of that text.
 
         Returns:
             the place behind the run and the run's length; (-1, 0) where there is none.
@@ -120,7 +119,7 @@ class Drafter:
         prediction: index of the output that the client expects, or None.
 
     Attributes:
-        num_expected_tokens: of the output, how many came as they were expected to, by these texts alone.
+        num_expected_tokens: output tokens that came as these texts alone made expect.
     """
 
     def __init__(self, token_ids: list[int], prompt: TextIndex, prediction: TextIndex | None = None) -> None:
@@ -142,8 +141,7 @@ class Drafter:
         """Guesses the next tokens, none where nothing is like the end of the sequence.
 
         Args:
-            max_tokens: the most.
-            forced: what a grammar asks for next, perhaps nothing; it goes before all other guesses.
+            forced: tokens that a grammar asks for next, perhaps none; they go before all other guesses.
         """
         self.catch_up()
         self._forced = forced
@@ -210,8 +208,8 @@ class Drafter:
         """Finds the place to follow from here.
 
         Args:
-            end: of the sequence as far as it is known.
-            behind: where the text followed so far would go on if one token was exchanged, or -1.
+            end: number of known tokens.
+            behind: place where the text followed so far would go on if one token was exchanged, or -1.
         """
         texts = [self._prediction] if self._prediction is not None else []
         best, longest, text = -1, 0, self._text

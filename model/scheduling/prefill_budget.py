@@ -49,9 +49,9 @@ class PrefillBudget:
         """Takes note of what a step took.
 
         Args:
-            num_decodes: sequences that decoded in it.
+            num_decodes: sequences that decoded in the step.
             num_prompt_tokens: tokens of all its chunks.
-            step_s: from its launch to its results.
+            step_s: seconds from its launch to its results.
         """
         if num_prompt_tokens == 0:
             self._decode_s.setdefault(num_decodes, deque(maxlen=_NUM_DECODES_REMEMBERED)).append(step_s)

@@ -25,15 +25,14 @@ class Residents:
     who holds less than its due gets slots and blocks of those who hold more in the same way.
 
     Args:
-        block_manager: of the KV cache.
         max_num_seqs: the most sequences that run.
         allow_priority: let priorities count between callers too.
 
     Attributes:
-        sequences: by id.
-        callers: whose they are, with those that run and wait.
-        num_running: of all callers.
-        num_preemptions_total: since the start.
+        sequences: all sequences by id.
+        callers: all callers, each with its running and waiting sequences.
+        num_running: running sequences of all callers.
+        num_preemptions_total: preemptions since the start.
     """
 
     def __init__(self, block_manager: BlockManager, max_num_seqs: int, allow_priority: bool) -> None:
@@ -113,8 +112,8 @@ class Residents:
         """Lets the first waiting sequence of a caller run, if all of it fits.
 
         Args:
-            seq: that sequence.
-            on_preempt: told whom it cost the place.
+            seq: the first in its caller's queue, or the first that is not late.
+            on_preempt: called with each sequence that loses its place for it.
 
         Returns:
             Whether it runs now.

@@ -41,7 +41,6 @@ class Scheduler:
     """Continuous batching with chunked prefill, shared by callers, and within a caller by (priority, round, arrival).
 
     Args:
-        block_manager: of the KV cache.
         max_num_seqs: the most sequences that run.
         max_num_batched_tokens: the most tokens in a step. Below the number of running sequences they take turns.
         max_model_len: the most tokens in a sequence.
@@ -52,7 +51,7 @@ class Scheduler:
         num_parts: steps of disjoint sequences that are to be in flight under load; each takes its part of them.
 
     Attributes:
-        prefill_budget: learns how many prompt tokens that is.
+        prefill_budget: learns how many prompt tokens fit into `max_step_s`.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Scheduler:
 
         Args:
             late: ids of sequences to leave out this time.
-            forced: by id, the tokens that a sequence's grammar asks for next.
+            forced: tokens that a sequence's grammar asks for next, by id.
 
         Returns:
             Decodes, then the prefill chunk that was under way, then newly admitted sequences.
@@ -166,7 +165,7 @@ class Scheduler:
         """Takes note that a step was launched, while others may still be in flight.
 
         Args:
-            batch: from `schedule`, not aborted in between.
+            batch: a batch that `schedule` returned; nothing of it was aborted since.
         """
         self._num_in_flight += 1
         sequences, running = self.residents.sequences, SequenceStatus.RUNNING
@@ -183,8 +182,8 @@ class Scheduler:
         """Commits the results of the oldest step in flight.
 
         Args:
-            batch: as given to `update_after_schedule`.
-            sampled: for each entry its next tokens: none where `needs_sampling` is false, and several where drafts are
+            batch: the batch that `update_after_schedule` was called with.
+            sampled: next tokens of each entry: none where `needs_sampling` is false, and several where drafts are
                 right, all of them but the last.
             completed: ids of sequences that the last token ends whatever it is, because their grammar is complete.
 

@@ -35,23 +35,22 @@ class Sequence:
 
     Attributes:
         seq_id: never reused while the engine lives.
-        request_id: of the HTTP request, for log lines.
+        request_id: the HTTP request's, for log lines.
         token_ids: prompt, then output; the last may be `UNKNOWN_TOKEN` while its step is in flight.
         num_prompt_tokens: how many of `token_ids` are the prompt.
         sampling: how to sample it and when to end it.
-        caller: whose it is; callers share the engine.
-        weight: of the caller, when there is not enough for all.
+        caller: name of the caller whose request it is; callers share the engine.
+        weight: the caller's part when there is not enough for all.
         priority: lower is served first among its caller's.
         round: sequences of one caller and priority take turns by it. At first how many of its request come before it;
             the scheduler counts on from the caller's own.
         is_background: it takes what the others leave. All of a caller's are, or none is.
         arrival_index: breaks ties; given by the scheduler, kept through preemption.
-        choice_index: which of the request's choices this is; its random stream is (seed, choice_index).
+        choice_index: index among the request's choices; the random stream is (seed, choice_index).
         rope_alpha: NTK alpha of the whole prompt. Keys are cached after rotation, so it is set once and survives
             preemption: a recomputed cache must equal the lost one.
         cache_salt: sequences share cached blocks only when their salts are equal.
-        adapter_id: of the adapter it is run with; 0 for none. What is cached of it is that adapter's.
-        status: see `SequenceStatus`.
+        adapter_id: number of its adapter, 0 for none. Cached blocks are shared within an adapter only.
         block_table: the KV cache blocks of positions 0, block_size, 2 * block_size, ...; `NO_BLOCK` for the first ones
             when no layer's window reaches back to them.
         num_passed_blocks: how many those are.
@@ -212,13 +211,13 @@ class ScheduledSequence(NamedTuple):
     The two lists are the sequence's own, good until the next step is planned: whoever keeps them longer copies them.
 
     Attributes:
-        seq_id: see `Sequence`, as of all that is not told here.
+        seq_id: as in `Sequence`, like all that is not listed here.
         start: position of the chunk's first token.
         num_tokens: length of the chunk.
         needs_sampling: the chunk reaches the last known token, so the next one is to be sampled.
         needs_prompt_logits: the chunk's tokens are to be scored.
         token_ids: prompt and output so far; the last may be `UNKNOWN_TOKEN`.
-        block_table: of all of `token_ids` and `draft_ids`.
+        block_table: blocks for all of `token_ids` and `draft_ids`.
         draft_ids: guesses of the tokens that follow, to be checked; only of decodes whose last token is known.
     """
 
@@ -259,7 +258,7 @@ class ScheduledBatch:
     Attributes:
         entries: decodes (one token each, and drafts), then prefill chunks.
         num_decodes: how many of `entries` are decodes.
-        num_tokens: of all chunks together, and of all drafts.
+        num_tokens: tokens of all chunks and drafts together.
     """
 
     __slots__ = ("entries", "num_decodes", "num_tokens")

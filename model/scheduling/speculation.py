@@ -26,9 +26,9 @@ class RowCosts(NamedTuple):
     """What steps of some numbers of rows took when it was measured.
 
     Attributes:
-        num_rows: growing, from 1 on.
-        seconds: of a step with so many rows and hardly any context.
-        key_s: what each position of a row's context adds.
+        num_rows: numbers of rows that were tried, growing from 1 on.
+        seconds: time of a step with each of these numbers and hardly any context.
+        key_s: time that each position of a row's context adds.
     """
 
     num_rows: tuple[int, ...]
@@ -44,8 +44,8 @@ class RowCosts(NamedTuple):
         """Returns how long a step takes.
 
         Args:
-            num_rows: from 1 to `max_num_rows`.
-            num_keys: of all rows' contexts together.
+            num_rows: a number from 1 to `max_num_rows`.
+            num_keys: positions of all rows' contexts together.
         """
         upper = next(i for i, number in enumerate(self.num_rows) if number >= num_rows)
         seconds = self.seconds[upper]
@@ -60,7 +60,7 @@ class Speculator:
     """Guesses for all sequences.
 
     Args:
-        costs: of steps on this machine with this model.
+        costs: times of steps on this machine with this model.
         vocab_size: ids from there on do not exist, whoever expects them.
     """
 
@@ -78,13 +78,7 @@ class Speculator:
         return self._costs.max_num_rows
 
     def start(self, seqs: Iterable[Sequence], prompt_ids: list[int], prediction_ids: list[int]) -> None:
-        """Takes in the choices of one request.
-
-        Args:
-            seqs: with the same prompt.
-            prompt_ids: that prompt.
-            prediction_ids: what the client expects as output, perhaps nothing.
-        """
+        """Takes in the choices of one prompt; `prediction_ids` is the output that the client expects, if any."""
         prompt = TextIndex(prompt_ids)
         prediction = TextIndex(prediction_ids) if prediction_ids else None
         for seq in seqs:
@@ -112,7 +106,7 @@ class Speculator:
         Args:
             rooms: all sequences of the step, and how many tokens more than one each may get.
             max_num_rows: the most rows of the step.
-            forced: by sequence, what its grammar asks for next.
+            forced: tokens that a sequence's grammar asks for next, by id.
 
         Returns:
             guessed tokens by sequence, for those that have some.

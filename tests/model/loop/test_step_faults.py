@@ -20,7 +20,10 @@ from model.execution.model_runner import ModelRunner
 from model.loop import step_guard
 from model.loop.step_guard import OUT_OF_MEMORY, STEP_FAILED
 from model.sampling import grammar_states as grammar
-from model.sampling.grammar_states import STUCK, TOO_COMPLEX, TOO_SLOW, CompiledGrammar, GrammarStates
+from model.sampling import grammar_walk
+from model.sampling.compiled_grammars import CompiledGrammar
+from model.sampling.grammar_states import GrammarStates
+from model.sampling.grammar_walk import STUCK, TOO_COMPLEX, TOO_SLOW
 from model.scheduling.sequence import ScheduledBatch
 from tests.support.engine_driver import Driver, make_driver
 
@@ -223,7 +226,8 @@ class SomeMatcher:
 
 def use_matcher(driver: Driver, name: str, matcher: SomeMatcher) -> None:
     compiled: Future[Any] = Future()
-    compiled.set_result(CompiledGrammar(matcher, b"\xff" * 64))  # type: ignore[arg-type]
+    anything = driver.engine._runner.grammars._anything
+    compiled.set_result(CompiledGrammar(matcher, anything))  # type: ignore[arg-type]
     driver.engine._grammars._compiler._compiled[name] = compiled
 
 
@@ -276,7 +280,7 @@ def test_a_grammar_that_takes_long_is_left_behind_and_ended(driver: Driver, monk
     monkeypatch.setattr(grammar_compiler, "ACCOUNT_S", 0.2)
     plain = driver.run([request(9, [4, 5], max_tokens=40)])[9]
     matcher = SomeMatcher(takes_s=0.02)
-    monkeypatch.setattr(grammar.time, "thread_time", lambda: matcher.spent_s)  # type: ignore[attr-defined]
+    monkeypatch.setattr(grammar_walk.time, "thread_time", lambda: matcher.spent_s)  # type: ignore[attr-defined]
     monkeypatch.setattr(driver.engine._runner.grammars, "_executor", ThreadPoolExecutor(1))
     use_matcher(driver, "slow", matcher)
     sampling = SamplingParams(max_tokens=100, temperature=1.0, grammar="slow")
@@ -305,7 +309,7 @@ def test_who_has_used_least_comes_first() -> None:
     for seq_id, seconds in spent.items():
         account = GrammarAccount()
         account.pay(seconds)
-        states.start(seq_id, CompiledGrammar(Noting(), b"\xff" * 4), account)  # type: ignore[arg-type]
+        states.start(seq_id, CompiledGrammar(Noting(), states._anything), account)  # type: ignore[arg-type]
     for seq_id in spent:
         states.advance([(seq_id, [seq_id])])
     first.set()

@@ -13,12 +13,7 @@ import torch
 
 from model.contract.messages import MIN_LOGPROB
 from model.contract.sampling_params import SamplingParams
-from model.sampling.sampler import (
-    SampledToken,
-    Sampler,
-    prompt_logprobs,
-    unpack_bits,
-)
+from model.sampling.sampler import SampledToken, Sampler, forbidden_tokens, prompt_logprobs
 from model.sampling.sampling_row import SamplingRow, stream_key, uniform
 
 CPU = torch.device("cpu")
@@ -379,7 +374,7 @@ def test_masks(vocab_size: int) -> None:
     allowed[:, -1] = True
     allowed[5] = True
     masks = pack_bits(allowed)
-    assert torch.equal(unpack_bits(masks, vocab_size), allowed)
+    assert torch.equal(forbidden_tokens(masks, vocab_size), ~allowed)
     logits = torch.randn(6, vocab_size, generator=generator)
     for step in range(20):
         rows = [

@@ -233,7 +233,7 @@ def test_pipes_in_the_place_of_files_are_refused(demo_checkpoint: Path, tmp_path
 
 def test_a_vocabulary_that_is_damaged_later_is_not_told_by_its_path(wire: Wire, demo_checkpoint: Path) -> None:
     """The engine reads it when the first grammar comes."""
-    from model.sampling.grammar_states import GrammarCompiler
+    from model.sampling.compiled_grammars import GrammarCompiler
 
     compiler = GrammarCompiler(str(demo_checkpoint / "nowhere"), 300)
     error = compiler.compile('start: "a"').exception(timeout=30)
