@@ -60,8 +60,11 @@ class CachePages:
             longest: of the step's contexts.
             num_tokens: of the step: one that computes many has more time.
         """
+        least = _LONG_CONTEXT / _GROWTH
         if address != self._address:
-            self._address, self._covered, self._next, self._end = address, _LONG_CONTEXT / _GROWTH, 0, 0
+            self._address, self._covered, self._next, self._end = address, least, 0, 0
+        if longest * _GROWTH < self._covered:  # the long sequence has ended, and the next one may lie elsewhere
+            self._covered = max(longest, least)
         if self._next == self._end and longest >= self._covered * _GROWTH:
             self._covered = longest
             self._next = -(-address // _HUGE_PAGE_BYTES)

@@ -52,6 +52,16 @@ def test_a_cache_moves_as_a_sequence_becomes_long_and_keeps_its_bytes() -> None:
     assert int(data[::4096].sum()) == 3 * (half // 4096)
 
 
+def test_a_long_sequence_after_a_longer_one_is_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(huge_pages, "_advise", lambda address, *advice: not tried.append(address))
+    pages = CachePages()
+    for longest, num_tries in [(30_000, 4), (29_000, 4), (500, 4), (5000, 8), (5100, 8), (500, 8), (4096, 12)]:
+        for _ in range(5):
+            pages.follow(2 << 20, 8 << 20, longest, 1000)
+        assert len(tried) == num_tries, longest
+
+
 @pytest.mark.parametrize(("refusal", "num_tries"), [(errno.EINVAL, 4), (errno.ENOMEM, 1), (errno.EBUSY, 1)])
 def test_without_memory_the_rest_of_a_cache_stays(
     monkeypatch: pytest.MonkeyPatch, refusal: int, num_tries: int

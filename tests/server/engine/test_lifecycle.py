@@ -68,10 +68,10 @@ async def read_events(url: str, body: dict[str, object]) -> list[str]:
 
 
 async def test_an_engine_that_dies_and_a_server_that_is_told_to_end(demo_checkpoint: Path, tmp_path: Path) -> None:
-    flags = ("--shutdown-timeout-s", "60", "--log-format", "json")
+    flags = ("--shutdown-timeout-s", "0.3", "--log-format", "json")
     with running_server(demo_checkpoint, tmp_path / "log", *SMALL, *flags) as server:
         await check_a_dying_engine_ends_requests_and_comes_back(server)
-        await check_drain_finishes_what_runs_and_refuses_the_rest(server)
+        await check_drain_has_an_end_and_says_so(server)
     lines = [json.loads(line) for line in server.log().splitlines()]
     assert {line["logger"].partition(".")[0] for line in lines} >= {"server", "engine"}, "all is JSON, the engine's too"
 
@@ -96,36 +96,36 @@ async def check_a_dying_engine_ends_requests_and_comes_back(server: ServerProces
         assert sdk.chat.completions.create(model="Qwen", messages=HI, max_tokens=2).choices
 
 
-async def check_drain_finishes_what_runs_and_refuses_the_rest(server: ServerProcess) -> None:
-    body = {**ENDLESS, "max_tokens": 200}
-    async with httpx.AsyncClient(timeout=60) as http:
-        running = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=body))
-        stream = asyncio.create_task(read_events(server.url, body))
-        while server.metric("vllm:num_requests_running") < 2:
-            await asyncio.sleep(0.02)
-        server.process.send_signal(signal.SIGTERM)
-        while server.status("/ready") == 200:
-            await asyncio.sleep(0.01)
-        assert server.status("/ready") == 503
-        assert server.status("/health") == 200
-        refused = await http.post(f"{server.url}/v1/chat/completions", json=body)
-        assert refused.status_code == 503
-        response = await running
-        assert response.json()["usage"]["completion_tokens"] == 200
-        assert (await stream)[-1] == "[DONE]"
-    assert server.process.wait(10) == 0
+async def check_drain_has_an_end_and_says_so(server: ServerProcess) -> None:
+    stream = asyncio.create_task(read_events(server.url, ENDLESS))
+    while server.metric("vllm:num_requests_running") < 1:
+        await asyncio.sleep(0.02)
+    started = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert "shutting down" in json.loads((await stream)[-1])["error"]["message"]
+    assert server.process.wait(10) == 0, "it was told to end, and did"
+    assert time.monotonic() - started < 8
 
 
-async def test_drain_has_an_end_and_says_so(demo_checkpoint: Path) -> None:
-    with in_process_server(demo_checkpoint, *SMALL, "--shutdown-timeout-s", "0.3") as server:
-        stream = asyncio.create_task(read_events(server.url, ENDLESS))
-        while server.metric("vllm:num_requests_running") < 1:
-            await asyncio.sleep(0.02)
-        started = time.monotonic()
-        server.signal()
-        assert "shutting down" in json.loads((await stream)[-1])["error"]["message"]
-        server.join(8)
-        assert time.monotonic() - started < 8
+async def test_drain_finishes_what_runs_and_refuses_the_rest(demo_checkpoint: Path) -> None:
+    with in_process_server(demo_checkpoint, *SMALL, "--shutdown-timeout-s", "60") as server:
+        body = {**ENDLESS, "max_tokens": 200}
+        async with httpx.AsyncClient(timeout=60) as http:
+            running = asyncio.create_task(http.post(f"{server.url}/v1/chat/completions", json=body))
+            stream = asyncio.create_task(read_events(server.url, body))
+            while server.metric("vllm:num_requests_running") < 2:
+                await asyncio.sleep(0.02)
+            server.signal()
+            while server.status("/ready") == 200:
+                await asyncio.sleep(0.01)
+            assert server.status("/ready") == 503
+            assert server.status("/health") == 200
+            refused = await http.post(f"{server.url}/v1/chat/completions", json=body)
+            assert refused.status_code == 503
+            response = await running
+            assert response.json()["usage"]["completion_tokens"] == 200
+            assert (await stream)[-1] == "[DONE]"
+        server.join(10)
 
 
 async def test_a_second_signal_ends_at_once(demo_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
