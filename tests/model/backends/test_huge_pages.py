@@ -54,7 +54,12 @@ def test_a_cache_moves_as_a_sequence_becomes_long_and_keeps_its_bytes() -> None:
 
 def test_a_long_sequence_after_a_longer_one_is_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(huge_pages, "_advise", lambda address, *advice: not tried.append(address))
+
+    def advise(address: int, *advice: int) -> bool:
+        tried.append(address)
+        return True
+
+    monkeypatch.setattr(huge_pages, "_advise", advise)
     pages = CachePages()
     for longest, num_tries in [(30_000, 4), (29_000, 4), (500, 4), (5000, 8), (5100, 8), (500, 8), (4096, 12)]:
         for _ in range(5):

@@ -155,6 +155,41 @@ def test_the_next_step_is_launched_before_tokens_are_read(
     assert events == ["launch", "launch", "read", "launch", "read", "launch", "read", "read"]
 
 
+def test_what_fails_while_a_later_step_is_under_way_costs_that_one_nothing(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step reads a token of the second, which no failure of the first may take away."""
+    expected = make_driver(tiny_checkpoint).run([greedy(1, 8)])[1].token_ids
+    driver = make_driver(tiny_checkpoint, run_ahead=True)
+    runner = driver.engine._runner
+    launch, copy = runner.launch, runner.worker.backend.copy_to_host
+    num_copies, failures = 0, []
+
+    def fail() -> list[torch.Tensor]:
+        raise ValueError("the first step failed")
+
+    def copy_or_fail(tensors: list[torch.Tensor]) -> Any:
+        nonlocal num_copies
+        num_copies += 1
+        return fail if num_copies == 1 else copy(tensors)
+
+    def launch_noted(batch: ScheduledBatch) -> Any:
+        try:
+            return launch(batch)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    monkeypatch.setattr(runner, "launch", launch_noted)
+    monkeypatch.setattr(runner.worker.backend, "copy_to_host", copy_or_fail)
+    driver.add([greedy(0, 8)])
+    driver.step()
+    driver.add([greedy(1, 8)])
+    replies = driver.finish()
+    assert (replies[0].finish_reason, replies[1].token_ids) == ("error", expected)
+    assert not failures
+
+
 def test_aborted_between_launch_and_tokens(tiny_checkpoint: Path) -> None:
     driver = make_driver(tiny_checkpoint, run_ahead=True)
     expected = make_driver(tiny_checkpoint).run([greedy(1, 8)])[1].token_ids
