@@ -56,7 +56,7 @@ def _weights(shape: tuple[int, int]) -> list[PackedWeight]:
     scales = (torch.rand(num_inputs // 128, num_outputs, device="cuda") / 100 + 1e-3).half()
     copies = max(2, -(-_WEIGHT_BYTES // (num_outputs * num_inputs // 2)))
     words = torch.randint(-limit, limit, (copies, num_outputs, num_inputs // 8), dtype=torch.int32, device="cuda")
-    return [PackedWeight(part, scales, None, None, 4, 128, num_inputs, num_outputs) for part in words]
+    return [PackedWeight(part, scales, 4, 128, num_inputs, num_outputs) for part in words]
 
 
 def time_us(call: Callable[[int], object], num_calls: int) -> float:

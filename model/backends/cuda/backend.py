@@ -127,8 +127,7 @@ class CudaBackend(RecordedSteps):
         if packed is None:
             logger.warning("a GPTQ layer's groups are no multiples of 16 inputs; its weight is expanded")
             return None
-        num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
-        return functools.partial(self._gptq_matmul, packed, bias), num_bytes
+        return self._packed_linear(packed, bias)
 
     def prepare_grouped_linear(
         self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
@@ -140,8 +139,11 @@ class CudaBackend(RecordedSteps):
         has_offsets, has_codes = packed.offsets is not None, packed.codes is not None
         size = -1 if weight.scales.shape[1] == 1 else weight.group_size
         self._packed_kinds.add(PackedKind(weight.bits, size, has_offsets, has_codes))
-        num_bytes = packed.nbytes + (0 if bias is None else bias.nbytes)
-        return functools.partial(self._gptq_matmul, packed, bias), num_bytes
+        return self._packed_linear(packed, bias)
+
+    def _packed_linear(self, weight: PackedWeight, bias: torch.Tensor | None) -> tuple[LinearKernel, int]:
+        num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+        return functools.partial(self._gptq_matmul, weight, bias), num_bytes
 
     def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         if self._is_fixed:

@@ -12,14 +12,10 @@ class BrokenDeviceError(Exception):
 
 
 def require_living_device(device: torch.device, error: Exception) -> None:
-    """Returns if the device still computes.
-
-    Args:
-        device: that something failed on.
-        error: it failed with.
+    """Returns if the device still computes after something failed on it.
 
     Raises:
-        BrokenDeviceError: it does not; from the error.
+        BrokenDeviceError: it does not; raised from the error.
     """
     if not is_alive(device):
         raise BrokenDeviceError(one_line(error)) from error

@@ -10,8 +10,9 @@ word further on are 2 R consecutive inputs, one slice of a product, and reading 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,12 +35,12 @@ class PackedWeight:
     Attributes:
         words: [N, num_tiles * rows_per_tile] int32.
         scales: [G, N] float16, bfloat16 or float32, as in the file.
-        zeros: [G, N] uint8 (4 bits) or int16; None when all are the middle of the range.
-        permutation: [K] int32, the input that stands at each place when groups were not consecutive, else None.
         bits: 4 or 8.
         group_size: inputs that share a scale; at least all of them when there is one group.
         in_features: K.
         out_features: N.
+        zeros: [G, N] uint8 (4 bits) or int16; None when all are the middle of the range.
+        permutation: [K] int32, the input that stands at each place when groups were not consecutive, else None.
         rows_per_tile: words of an output in a tile, 16 or 8.
         offsets: [G, N] float32, what a group's numbers have beside their scaled values, or None.
         codes: [16] float32 of 4 bits: the level of each value, in the place of the value less its zero; or None.
@@ -48,12 +49,12 @@ class PackedWeight:
 
     words: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
-    permutation: torch.Tensor | None
     bits: int
     group_size: int
     in_features: int
     out_features: int
+    zeros: torch.Tensor | None = None
+    permutation: torch.Tensor | None = None
     rows_per_tile: int = _ROWS
     offsets: torch.Tensor | None = None
     codes: torch.Tensor | None = None
@@ -91,31 +92,22 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
         the weight, or None if its groups do not fall into parts of 16 inputs (the caller expands it then).
     """
     qweight, qzeros, scales, groups, bits, zero_offset = stored
-    per_word = _WORD_BITS // bits
-    in_features, out_features = qweight.shape[0] * per_word, qweight.shape[1]
+    in_features = qweight.shape[0] * (_WORD_BITS // bits)
     order = torch.argsort(groups, stable=True)
     group_size = _common_group_size(groups[order], scales.shape[0])
     if group_size is None:
         return None
     is_in_order = bool(torch.equal(order, torch.arange(in_features, device=order.device)))
-    rows = _rows_per_tile(group_size, scales.shape[0])
-    num_tiles = -(-in_features // (rows * per_word))
-    words = torch.empty(out_features, num_tiles * rows, dtype=torch.int32, device=qweight.device)
-    for low in range(0, out_features, _OUTPUTS_AT_ONCE):
-        outputs = slice(low, low + _OUTPUTS_AT_ONCE)
-        words[outputs] = _to_words(_in_order(qweight[:, outputs], order, bits), bits, rows)
     zeros = _unpack_columns(qzeros, bits) + zero_offset
     is_symmetric = bool((zeros == 1 << (bits - 1)).all())
-    return PackedWeight(
-        words=words,
-        scales=scales.contiguous(),
+    return _packed(
+        lambda outputs: _in_order(qweight[:, outputs], order, bits),
+        scales.contiguous(),
+        in_features,
+        group_size,
+        bits,
         zeros=None if is_symmetric else zeros.to(torch.uint8 if bits == 4 else torch.int16).contiguous(),
         permutation=None if is_in_order else order.to(torch.int32),
-        bits=bits,
-        group_size=group_size if scales.shape[0] > 1 else num_tiles * rows * per_word,
-        in_features=in_features,
-        out_features=out_features,
-        rows_per_tile=rows,
     )
 
 
@@ -138,40 +130,62 @@ def pack_grouped(weight: GroupedWeight, *, wide_results: bool = False) -> Packed
     Returns:
         the weight, or None if its groups are no multiples of 16 inputs.
     """
-    out_features, in_features = weight.shape
     if weight.group_size % FINEST_GROUP and weight.scales.shape[1] > 1:
         return None
-    per_word = _WORD_BITS // weight.bits
-    rows = _rows_per_tile(weight.group_size, weight.scales.shape[1])
-    num_tiles = -(-in_features // (rows * per_word))
-    words = torch.empty(out_features, num_tiles * rows, dtype=torch.int32, device=weight.values.device)
-    for low in range(0, out_features, _OUTPUTS_AT_ONCE):
-        outputs = slice(low, low + _OUTPUTS_AT_ONCE)
-        words[outputs] = _to_words(weight.values[outputs].to(torch.int32), weight.bits, rows)
     scales, offsets = weight.scales.t().contiguous(), weight.offsets
     offsets = None if offsets is None else offsets.t().contiguous()
     middle = 1 << (weight.bits - 1)
     if weight.codes is None and weight.zero != middle:
         shift = scales * (middle - weight.zero)
         offsets = shift if offsets is None else shift.add_(offsets)
-    return PackedWeight(
-        words=words,
-        scales=scales,
-        zeros=None,
-        permutation=None,
-        bits=weight.bits,
-        group_size=weight.group_size if len(scales) > 1 else num_tiles * rows * per_word,
-        in_features=in_features,
-        out_features=out_features,
-        rows_per_tile=rows,
+    return _packed(
+        lambda outputs: weight.values[outputs].to(torch.int32),
+        scales,
+        weight.shape[1],
+        weight.group_size,
+        weight.bits,
         offsets=offsets,
         codes=weight.codes,
         wide_results=wide_results,
     )
 
 
-def _rows_per_tile(group_size: int, num_groups: int) -> int:
-    return _ROWS if num_groups == 1 or group_size % (2 * _ROWS) == 0 else _ROWS // 2
+def _packed(
+    values_of: Callable[[slice], torch.Tensor],
+    scales: torch.Tensor,
+    in_features: int,
+    group_size: int,
+    bits: int,
+    **others: Any,
+) -> PackedWeight:
+    """Deals out values to words, those of some outputs at a time.
+
+    Args:
+        values_of: returns the values of some outputs, [outputs, in_features] int32.
+        scales: [G, N].
+        in_features: K.
+        group_size: inputs that share a scale.
+        bits: 4 or 8.
+        others: what else a `PackedWeight` has.
+    """
+    num_groups, out_features = scales.shape
+    rows = _ROWS if num_groups == 1 or group_size % (2 * _ROWS) == 0 else _ROWS // 2
+    tile_inputs = rows * _WORD_BITS // bits
+    num_tiles = -(-in_features // tile_inputs)
+    words = torch.empty(out_features, num_tiles * rows, dtype=torch.int32, device=scales.device)
+    for low in range(0, out_features, _OUTPUTS_AT_ONCE):
+        outputs = slice(low, low + _OUTPUTS_AT_ONCE)
+        words[outputs] = _to_words(values_of(outputs), bits, rows)
+    return PackedWeight(
+        words=words,
+        scales=scales,
+        bits=bits,
+        group_size=group_size if num_groups > 1 else num_tiles * tile_inputs,
+        in_features=in_features,
+        out_features=out_features,
+        rows_per_tile=rows,
+        **others,
+    )
 
 
 def _in_order(qweight: torch.Tensor, order: torch.Tensor, bits: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ _SECTIONS = {
 
 
 class _Product(NamedTuple):
-    """What two products of a shape are timed with: a weight of it."""
+    """A weight, for the two products of its shape to be timed with."""
 
     library: LinearKernel
     weight: torch.Tensor
@@ -47,8 +47,8 @@ class LinearChoice:
     """Makes products that take the faster kernel for up to four rows, and cuBLAS for more.
 
     Args:
-        time_us: microseconds that a call takes on the device, its operands not in the cache.
-        notes: where choices are kept.
+        time_us: returns the microseconds that a call takes on the device, its operands not in the cache.
+        notes: keep the choices.
     """
 
     def __init__(self, time_us: Callable[[Callable[[], object]], float], notes: Notes) -> None:
@@ -63,7 +63,7 @@ class LinearChoice:
         """Returns a product with a weight; cuBLAS's until `decide` is called.
 
         Args:
-            library: cuBLAS's.
+            library: cuBLAS's product.
             weight: [N, K], contiguous.
             bias: [N] or None.
             result: dtype of the result.
@@ -111,7 +111,7 @@ class LinearChoice:
         self._undecided.clear()
 
     def _times(self, num_rows: int, name: str, product: _Product) -> list[float] | None:
-        """Those of an earlier start, or new ones; None where they could not be kept."""
+        """Returns the times of an earlier start, or new ones; None where they could not be kept."""
         section = _SECTIONS[num_rows]
         kept = self._notes.read(section, name)
         if _are_times(kept):

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from model.adapters.low_rank import LowRankUpdate
+from model.backends.cuda.kernels.matmul.low_rank import BLOCK_RANKS
 from model.backends.cuda.operations import Operations
 from model.backends.torch_low_rank import in_dtype
 from model.execution.forward_batch import SequenceSpan
 
-_RANKS = 16  # the kernel takes so many at a time
 # From so many rows on, a sequence's are multiplied by the library.
 _MANY_ROWS = 32
 
@@ -25,7 +25,7 @@ class AdapterTable(NamedTuple):
     """Which rows of a step have which adapter.
 
     Attributes:
-        slots: [T] int32, -1 for rows without one and for those of chunks; None where all rows are such.
+        slots: [T] int32, -1 for rows without an adapter and for those of chunks; None where there are no others.
         chunks: slot, first row and last row + 1 of sequences with many.
     """
 
@@ -34,7 +34,7 @@ class AdapterTable(NamedTuple):
 
 
 def plan_adapter_table(spans: AbstractSequence[SequenceSpan], device: torch.device) -> AdapterTable | None:
-    """Lays the table out; None where no row has an adapter."""
+    """Finds the rows of each adapter; None where no row has one."""
     if all(span.adapter_slot < 0 for span in spans):
         return None
     slots: list[int] = []
@@ -62,14 +62,14 @@ class CudaLowRankTable:
     """Implements `LowRankTable`.
 
     Args:
-        operations: of the backend.
-        num_inputs: of the layer.
-        num_outputs: of the layer.
+        operations: kernels, or what stands in for them.
+        num_inputs: inputs of the layer.
+        num_outputs: outputs of the layer.
         num_slots: how many adapters there may be.
-        max_rank: that their factors may have.
+        max_rank: the largest rank of their factors.
         num_parts: equal parts of the outputs that may be trained apart.
-        dtype: of the activations.
-        device: of the factors.
+        dtype: dtype of activations and factors.
+        device: holds the factors.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CudaLowRankTable:
     ) -> None:
         self._operations = operations
         self._num_parts = num_parts
-        self._rank = -(-max_rank // _RANKS) * _RANKS
+        self._rank = -(-max_rank // BLOCK_RANKS) * BLOCK_RANKS
         self._a = torch.zeros(num_slots, self._num_parts * self._rank, num_inputs, dtype=dtype, device=device)
         self._b = torch.zeros(num_slots, num_outputs, self._rank, dtype=dtype, device=device)
 

@@ -27,18 +27,18 @@ class Notes:
     """Values by section and key; the first one kept stays.
 
     Args:
-        path: of the file; None keeps nothing.
+        path: the file; None keeps nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def read(self, section: str, key: str) -> Any:
-        """What was kept, or None."""
+        """Returns what was kept, or None."""
         return self._load().get(section, {}).get(key)
 
     def section(self, name: str) -> dict[str, Any]:
-        """All that was kept in a section."""
+        """Returns all that was kept in a section."""
         return self._load().get(name, {})
 
     def keep(self, section: str, key: str, value: Any) -> Any:
@@ -94,7 +94,7 @@ def device_notes(device: torch.device) -> Notes:
 
 
 def _source_digest() -> str:
-    """Of the kernels' text."""
+    """A digest of this backend's text."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

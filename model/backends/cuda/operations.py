@@ -71,8 +71,8 @@ class Operations:
     service is replaced there and then.
 
     Args:
-        device: where the kernels run.
-        may_replace: whether what fails in service is replaced, or the failure raised.
+        device: the device that the kernels run on.
+        may_replace: whether a kernel that fails in service is replaced; else its failure is raised.
 
     Attributes:
         replaced: the kernels that torch stands in for, and why.

@@ -59,25 +59,11 @@ class DecodeInputs(NamedTuple):
 
 @triton.jit
 def _decode_inputs_kernel(
-    fields_ptr,
-    table_ptr,
-    last_ids_ptr,
-    cos_table_ptr,
-    sin_table_ptr,
-    scale_table_ptr,
-    token_ids_ptr,
-    slots_ptr,
-    lengths_ptr,
-    table_starts_ptr,
-    cos_ptr,
-    sin_ptr,
-    query_scale_ptr,
+    fields_ptr, table_ptr, last_ids_ptr, cos_table_ptr, sin_table_ptr, scale_table_ptr, token_ids_ptr, slots_ptr,
+    lengths_ptr, table_starts_ptr, cos_ptr, sin_ptr, query_scale_ptr,
     num_positions,
-    BLOCK_SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0)
@@ -111,32 +97,28 @@ def make_decode_inputs(
         fields: [B, 4] int32, contiguous.
         table: [any] int32, block numbers.
         last_ids: [any] int64, what the step before sampled.
-        angles: of the model.
+        angles: angles of all positions.
         block_size: tokens in a block.
     """
     num_rows, half = len(fields), angles.cos.shape[2]
-    device = fields.device
+
+    def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=fields.device)
+
     out = DecodeInputs(
-        token_ids=torch.empty(num_rows, dtype=torch.int64, device=device),
-        slots=torch.empty(num_rows, dtype=torch.int64, device=device),
-        lengths=torch.empty(num_rows, dtype=torch.int32, device=device),
-        table_starts=torch.empty(num_rows, dtype=torch.int32, device=device),
-        cos=torch.empty((num_rows, half), dtype=torch.float32, device=device),
-        sin=torch.empty((num_rows, half), dtype=torch.float32, device=device),
-        query_scale=torch.empty(num_rows, dtype=torch.float32, device=device),
+        token_ids=new(num_rows, dtype=torch.int64),
+        slots=new(num_rows, dtype=torch.int64),
+        lengths=new(num_rows, dtype=torch.int32),
+        table_starts=new(num_rows, dtype=torch.int32),
+        cos=new(num_rows, half, dtype=torch.float32),
+        sin=new(num_rows, half, dtype=torch.float32),
+        query_scale=new(num_rows, dtype=torch.float32),
     )
     launch(
         _decode_inputs_kernel,
         (num_rows,),
-        fields,
-        table,
-        last_ids,
-        *angles,
-        *out,
+        fields, table, last_ids, *angles, *out,
         angles.cos.shape[1],
-        BLOCK_SIZE=block_size,
-        HALF=half,
-        BLOCK_HALF=next_power_of_2(half),
-        num_warps=1,
-    )
+        BLOCK_SIZE=block_size, HALF=half, BLOCK_HALF=next_power_of_2(half), num_warps=1,
+    )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ class Launch:
         grid: number of programs in up to three dimensions.
         arguments: run-time arguments in order: tensors, integers, floats or None.
         constants: compile-time arguments by name.
-        num_warps: of a program.
-        num_stages: of software pipelining.
+        num_warps: warps of a program.
+        num_stages: stages of software pipelining.
     """
 
     kernel: Any
@@ -38,20 +38,16 @@ class Launch:
     num_stages: int
 
 
-@dataclass(slots=True)
-class _Recorder:
-    launches: list[Launch] | None = field(default=None)
-
-
-_recorder = _Recorder()
+# What the callers of `recorded` listen to, the last one first.
+_recordings: list[list[Launch]] = []
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 2, **constants: Any
 ) -> None:
     """Starts a kernel on the current stream; an empty grid starts nothing."""
-    if _recorder.launches is not None:
-        _recorder.launches.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+    if _recordings:
+        _recordings[-1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
     elif all(grid):
         options = {"launch_pdl": True} if is_supported() else {}
         constants["IS_DEPENDENT"] = bool(options)
@@ -61,11 +57,12 @@ def launch(
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """While active, launches are listed and not carried out."""
-    _recorder.launches = []
+    launches: list[Launch] = []
+    _recordings.append(launches)
     try:
-        yield _recorder.launches
+        yield launches
     finally:
-        _recorder.launches = None
+        _recordings.pop()
 
 
 _NUM_COUNTERS = 1 << 18

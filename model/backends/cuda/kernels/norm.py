@@ -12,18 +12,10 @@ from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    out_ptr,
-    x_stride,
-    residual_stride,
-    hidden_size,
-    epsilon,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    x_ptr, residual_ptr, weight_ptr, out_ptr,
+    x_stride, residual_stride, hidden_size, epsilon,
+    HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
@@ -67,16 +59,8 @@ def rms_norm(
     launch(
         _rms_norm_kernel,
         (num_rows,),
-        x,
-        residual,
-        weight,
-        out,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        hidden_size,
-        epsilon,
-        HAS_RESIDUAL=residual is not None,
-        BLOCK=block,
-        num_warps=min(16, max(1, block // 512)),
-    )
+        x, residual, weight, out,
+        x.stride(0), 0 if residual is None else residual.stride(0), hidden_size, epsilon,
+        HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
     return out

@@ -27,9 +27,9 @@ class AttentionPlan:
     Attributes:
         cache: keys and values.
         decodes: the sequences with one new token, or None.
-        num_splits: of the decodes' keys.
+        num_splits: how many parts the decodes' keys are cut into.
         tiles: the chunks of more tokens, or None.
-        is_fixed: whether keys are cut into as many parts always.
+        is_fixed: whether keys are always cut into as many parts.
     """
 
     cache: KVCache
@@ -39,7 +39,7 @@ class AttentionPlan:
     is_fixed: bool = False
 
     def num_splits_for(self, window: int) -> int:
-        """Of the decodes' keys in a layer with a window: no more than it has work for."""
+        """How many parts the keys are cut into in a layer with a window: no more than it has work for."""
         return min(self.num_splits, max_num_splits(window)) if window and not self.is_fixed else self.num_splits
 
 
@@ -56,8 +56,8 @@ def make_plan(
     Args:
         spans: its sequences, in row order.
         cache: keys and values.
-        device: where the numbers go.
-        dtype: of the queries.
+        device: gets the numbers.
+        dtype: dtype of the queries.
         is_fixed: whether tiles and parts must not depend on what else is in the step.
     """
     table: list[int] = []

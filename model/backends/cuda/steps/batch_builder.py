@@ -27,7 +27,7 @@ class BatchBuilder:
     """Makes batches of the numbers that a step has sent to the device.
 
     Attributes:
-        context: what all steps share.
+        context: shared by all steps.
         angles: rotary angles of all positions.
         dtype: dtype of the activations.
         make_inputs: `make_decode_inputs`, or torch's operation in its place.
@@ -50,8 +50,8 @@ class BatchBuilder:
 
         Args:
             span: the sequence's share of the step.
-            source: where an unknown token is in `last_ids`.
-            table_start: where the sequence's blocks begin in the step's table.
+            source: the place of an unknown token in `last_ids`.
+            table_start: the place of the sequence's first block in the step's table.
         """
         token = span.token_ids[-1]
         token = -1 - source if token == UNKNOWN_TOKEN else token
@@ -84,12 +84,12 @@ class BatchBuilder:
         """Joins the inputs of rows and a plan of attention to a batch.
 
         Args:
-            inputs: what `row_inputs` returned.
+            inputs: the result of `row_inputs`.
             decodes: the rows of sequences with one new token.
             tiles: the query tiles of chunks.
             num_splits: how many parts the decodes' keys are cut into.
             spans: the sequences; none where the batch is recorded.
-            adapter_plan: which rows have which adapter.
+            adapter_plan: the adapters of rows.
         """
         cache = self.context.cache
         return ForwardBatch(

@@ -45,7 +45,7 @@ class StepSize(NamedTuple):
     Attributes:
         num_tokens: rows.
         num_decodes: sequences with one row.
-        num_tiles: of query rows of chunks.
+        num_tiles: tiles of query rows of chunks.
         block_rows: most rows of a tile.
     """
 

@@ -98,8 +98,8 @@ class Recordings(Generic[Size]):
 
     Args:
         recorder: records them.
-        context: what all steps share.
-        what: what kind of steps they are, for the log.
+        context: shared by all steps.
+        what: names the kind of steps, for the log.
 
     Attributes:
         sizes: sizes that were recorded, in the order of recording.
@@ -200,7 +200,7 @@ class StepNumbers:
 
     Args:
         capacity: the most numbers of a step.
-        device: where they go.
+        device: gets the numbers.
         mark: returns what waits until the work launched so far is done.
 
     Attributes:

@@ -51,7 +51,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def gptq(num_rows: int) -> None:
     words, scales = empty(4096, 4096, dtype=torch.int32), empty(256, 4096, dtype=torch.float16)
-    gptq_matmul(empty(num_rows, 32768), PackedWeight(words, scales, None, None, 4, 128, 32768, 4096), None)
+    gptq_matmul(empty(num_rows, 32768), PackedWeight(words, scales, 4, 128, 32768, 4096), None)
 
 
 def sample(num_rows: int) -> None:

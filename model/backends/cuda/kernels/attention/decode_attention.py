@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.cache_arguments import cache_arguments
 from model.backends.cuda.kernels.attention.int8 import float_from_int8
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2, zeros_for_counting
@@ -50,15 +51,10 @@ class DecodeRows(NamedTuple):
 
 @triton.jit
 def _merge(
-    partial_ptr,
-    log_sum_ptr,
-    first,
-    num_splits,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    SPLITS_AT_ONCE: tl.constexpr,
-):
+    partial_ptr, log_sum_ptr,
+    first, num_splits,
+    HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SPLITS: tl.constexpr, SPLITS_AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """The output of one head from its parts, [BLOCK_DIM] float32."""
     dims = tl.arange(0, BLOCK_DIM)
     all_splits = tl.arange(0, BLOCK_SPLITS)
@@ -86,37 +82,13 @@ def _merge(
 
 @triton.jit(do_not_specialize=["num_splits", "window"])
 def _decode_attention_kernel(
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    key_scales_ptr,
-    value_scales_ptr,
-    rows_ptr,
-    lengths_ptr,
-    table_starts_ptr,
-    table_ptr,
-    out_ptr,
-    partial_ptr,
-    log_sum_ptr,
-    num_done_ptr,
-    query_stride,
-    out_stride,
-    head_stride,
-    scale_head_stride,
-    num_splits,
-    window,
-    HAS_WINDOW: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
-    MIN_SPLIT_TOKENS: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_INT8: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    query_ptr, keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, rows_ptr, lengths_ptr, table_starts_ptr,
+    table_ptr, out_ptr, partial_ptr, log_sum_ptr, num_done_ptr,
+    query_stride, out_stride, head_stride, scale_head_stride, num_splits, window,
+    HAS_WINDOW: tl.constexpr, IS_SPLIT: tl.constexpr, MIN_SPLIT_TOKENS: tl.constexpr, NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, IS_INT8: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
@@ -212,7 +184,7 @@ def choose_num_splits(num_seqs: int, num_heads: int, max_length: int, *, is_fixe
 
 
 def max_num_splits(num_keys: int) -> int:
-    """Into how many parts so many keys are cut at most."""
+    """The most parts that so many keys are cut into."""
     return max(1, min(_MAX_SPLITS, -(-num_keys // _MIN_SPLIT_TOKENS)))
 
 
@@ -236,7 +208,7 @@ def decode_attention(
         decodes: B rows.
         out: [T, num_heads, head_dim], contiguous in the last two dimensions; the decodes' rows are written.
         block_size: tokens in a block.
-        num_splits: of `choose_num_splits`.
+        num_splits: what `choose_num_splits` returned.
         window: how many of the last positions a row reads; 0 for all.
     """
     num_seqs = len(decodes.rows)
@@ -247,37 +219,16 @@ def decode_attention(
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=query.device)
         log_sum = torch.empty(shape, dtype=torch.float32, device=query.device)
         num_done = zeros_for_counting(query.device, num_seqs * num_heads)
-    key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
+    cache_pointers, cache_strides = cache_arguments(cache, scales)
     block_dim = next_power_of_2(head_dim)
     launch(
         _decode_attention_kernel,
         (num_seqs, num_heads, num_splits),
-        query,
-        cache[0],
-        cache[1],
-        key_scales,
-        value_scales,
-        *decodes,
-        out,
-        partial,
-        log_sum,
-        num_done,
-        query.stride(0),
-        out.stride(0),
-        cache.stride(1),
-        0 if scales is None else scales.stride(1),
-        num_splits,
-        window,
-        HAS_WINDOW=window > 0,
-        IS_SPLIT=num_splits > 1,
-        MIN_SPLIT_TOKENS=_MIN_SPLIT_TOKENS,
-        NUM_HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        IS_INT8=scales is not None,
-        BLOCK_DIM=block_dim,
-        BLOCK_TOKENS=max(16, min(64, _TILE_ELEMENTS // block_dim)),
-        BLOCK_SPLITS=_MAX_SPLITS,
+        query, *cache_pointers, *decodes, out, partial, log_sum, num_done,
+        query.stride(0), out.stride(0), *cache_strides, num_splits, window,
+        HAS_WINDOW=window > 0, IS_SPLIT=num_splits > 1, MIN_SPLIT_TOKENS=_MIN_SPLIT_TOKENS, NUM_HEADS=num_heads,
+        HEAD_DIM=head_dim, BLOCK_SIZE=block_size, IS_INT8=scales is not None, BLOCK_DIM=block_dim,
+        BLOCK_TOKENS=max(16, min(64, _TILE_ELEMENTS // block_dim)), BLOCK_SPLITS=_MAX_SPLITS,
         # A single warp needs no barrier to add up a score; in float32 its tile would not fit into the registers.
         num_warps=1 if cache.element_size() <= 2 else 4,
-    )
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.cache_arguments import cache_arguments
 from model.backends.cuda.kernels.attention.int8 import float_from_int8
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
@@ -49,29 +50,11 @@ def _blocks_at(table, first_key, last_key, BLOCKS: tl.constexpr, BLOCK_SIZE: tl.
 
 @triton.jit
 def _attend_keys(
-    out,
-    highest,
-    total,
-    query,
-    first_key,
-    last_key,
-    row_positions,
-    first_seen,
-    window,
-    keys_ptr,
-    values_ptr,
-    key_scales_ptr,
-    value_scales_ptr,
-    table,
-    IS_CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_INT8: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    out, highest, total, query, first_key, last_key, row_positions, first_seen, window, keys_ptr, values_ptr,
+    key_scales_ptr, value_scales_ptr, table,
+    IS_CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    IS_INT8: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_DIM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Adds the keys from `first_key` to `last_key` to a running softmax; with a window none before `first_seen`."""
     dims = tl.arange(0, BLOCK_DIM)
     dim_mask = dims < HEAD_DIM
@@ -131,29 +114,12 @@ def _attend_keys(
 
 @triton.jit(do_not_specialize=["window"])
 def _prefill_kernel(
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    key_scales_ptr,
-    value_scales_ptr,
-    records_ptr,
-    table_ptr,
-    out_ptr,
-    query_stride,
-    out_stride,
-    head_stride,
-    scale_head_stride,
-    window,
-    HAS_WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_INT8: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    query_ptr, keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, records_ptr, table_ptr, out_ptr,
+    query_stride, out_stride, head_stride, scale_head_stride, window,
+    HAS_WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, IS_INT8: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_DIM: tl.constexpr, PRECISION: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
-):
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     record = records_ptr + tl.program_id(0) * 4
     head = tl.program_id(1)
@@ -217,7 +183,7 @@ def tile_records(chunks: Iterable[tuple[int, int, int, int]], block_rows: int) -
     """Cuts chunks into tiles.
 
     Args:
-        chunks: of each its first row, its first position, its number of rows, where its blocks begin.
+        chunks: first row, first position, number of rows and where the blocks begin, for each.
         block_rows: most rows of a tile.
 
     Returns:
@@ -261,7 +227,7 @@ def prefill_attention(
         query: [T, num_heads, head_dim], rotated and scaled.
         cache: [2, num_heads, num_slots, head_dim], one layer's keys and values, the chunks' own included.
         scales: [2, num_heads, num_slots] float32 beside an int8 cache, else None.
-        tiles: of the chunks.
+        tiles: the chunks, cut into tiles.
         out: [T, num_heads, head_dim], contiguous in the last two dimensions; the chunks' rows are written.
         block_size: tokens in a block.
         window: how many of the last positions a row reads; 0 for all.
@@ -269,27 +235,13 @@ def prefill_attention(
     _, num_heads, _, head_dim = cache.shape
     is_float32 = query.dtype == torch.float32
     is_wide = is_float32 or scales is not None
-    key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
+    cache_pointers, cache_strides = cache_arguments(cache, scales)
     launch(
         _prefill_kernel,
         (len(tiles.records), num_heads),
-        query,
-        cache[0],
-        cache[1],
-        key_scales,
-        value_scales,
-        tiles.records,
-        tiles.table,
-        out,
-        query.stride(0),
-        out.stride(0),
-        cache.stride(1),
-        0 if scales is None else scales.stride(1),
-        window,
-        HAS_WINDOW=window > 0,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        IS_INT8=scales is not None,
+        query, *cache_pointers, tiles.records, tiles.table, out,
+        query.stride(0), out.stride(0), *cache_strides, window,
+        HAS_WINDOW=window > 0, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, IS_INT8=scales is not None,
         BLOCK_ROWS=tiles.block_rows,
         # Wider tiles of float32, or of keys to convert, do not fit into the registers.
         BLOCK_KEYS=32 if is_wide else 64,
@@ -299,4 +251,4 @@ def prefill_attention(
         PRECISION="ieee" if is_float32 else "tf32",
         num_warps=8 if is_float32 or (tiles.block_rows == 128 and not is_wide) else 4,
         num_stages=2 if is_wide else 3,
-    )
+    )  # fmt: skip

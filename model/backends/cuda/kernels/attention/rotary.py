@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.backends.cuda.kernels.attention.cache_arguments import cache_arguments
 from model.backends.cuda.kernels.attention.int8 import int8_from_float
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
@@ -33,27 +34,12 @@ def _write_to_cache(x, cache_ptr, scales_ptr, places, scale_places, mask, head_m
 
 @triton.jit
 def _rotate_and_cache_kernel(
-    qkv_ptr,
-    cos_ptr,
-    sin_ptr,
-    query_scale_ptr,
-    slots_ptr,
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    key_scales_ptr,
+    qkv_ptr, cos_ptr, sin_ptr, query_scale_ptr, slots_ptr, query_ptr, keys_ptr, values_ptr, key_scales_ptr,
     value_scales_ptr,
-    qkv_stride,
-    head_stride,
-    scale_head_stride,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
-    IS_INT8: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    qkv_stride, head_stride, scale_head_stride,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, IS_INT8: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_DIM: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
@@ -121,29 +107,13 @@ def rotate_and_cache(
     num_tokens = qkv.shape[0]
     query = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     block_heads = min(_MAX_HEADS_PER_PROGRAM, next_power_of_2(num_heads))
-    key_scales, value_scales = (None, None) if scales is None else (scales[0], scales[1])
+    cache_pointers, cache_strides = cache_arguments(cache, scales)
     launch(
         _rotate_and_cache_kernel,
         (num_tokens, triton.cdiv(num_heads, block_heads)),
-        qkv,
-        cos,
-        sin,
-        query_scale,
-        slots,
-        query,
-        cache[0],
-        cache[1],
-        key_scales,
-        value_scales,
-        qkv.stride(0),
-        cache.stride(1),
-        0 if scales is None else scales.stride(1),
-        NUM_HEADS=num_heads,
-        HEAD_DIM=head_dim,
-        HALF=cos.shape[1],
-        IS_INT8=scales is not None,
-        BLOCK_HEADS=block_heads,
-        BLOCK_DIM=next_power_of_2(head_dim),
-        num_warps=4,
-    )
+        qkv, cos, sin, query_scale, slots, query, *cache_pointers,
+        qkv.stride(0), *cache_strides,
+        NUM_HEADS=num_heads, HEAD_DIM=head_dim, HALF=cos.shape[1], IS_INT8=scales is not None,
+        BLOCK_HEADS=block_heads, BLOCK_DIM=next_power_of_2(head_dim), num_warps=4,
+    )  # fmt: skip
     return query

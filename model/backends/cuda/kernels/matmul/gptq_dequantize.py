@@ -92,26 +92,11 @@ def load_zeros(zeros_ptr, group, out_features, columns, mask, HAS_ZEROS: tl.cons
 
 @triton.jit
 def _dequantize_kernel(
-    words_ptr,
-    scales_ptr,
-    zeros_ptr,
-    offsets_ptr,
-    codes_ptr,
-    out_ptr,
-    in_features,
-    out_features,
-    first_column,
-    num_columns,
-    num_tiles,
-    BITS: tl.constexpr,
-    GROUP_SIZE: tl.constexpr,
-    HAS_ZEROS: tl.constexpr,
-    HAS_OFFSETS: tl.constexpr,
-    HAS_CODES: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    words_ptr, scales_ptr, zeros_ptr, offsets_ptr, codes_ptr, out_ptr,
+    in_features, out_features, first_column, num_columns, num_tiles,
+    BITS: tl.constexpr, GROUP_SIZE: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_OFFSETS: tl.constexpr,
+    HAS_CODES: tl.constexpr, ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     wait_for_predecessor(IS_DEPENDENT)
     NUM_SLICES: tl.constexpr = 16 // BITS
     tile = tl.program_id(0)
@@ -136,6 +121,18 @@ def _dequantize_kernel(
         tl.store(out, values.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def compiled_for(weight: PackedWeight) -> dict[str, int]:
+    """Returns the compile-time arguments that a weight decides."""
+    return {
+        "BITS": weight.bits,
+        "GROUP_SIZE": weight.group_size,
+        "HAS_ZEROS": weight.zeros is not None,
+        "HAS_OFFSETS": weight.offsets is not None,
+        "HAS_CODES": weight.codes is not None,
+        "ROWS": weight.rows_per_tile,
+    }
+
+
 def dequantize(weight: PackedWeight, dtype: torch.dtype, first_column: int, num_columns: int) -> torch.Tensor:
     """Expands some outputs of a weight: products in float32, rounded once.
 
@@ -146,24 +143,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype, first_column: int, num_
     launch(
         _dequantize_kernel,
         (weight.num_tiles, triton.cdiv(num_columns, 128)),
-        weight.words,
-        weight.scales,
-        weight.zeros,
-        weight.offsets,
-        weight.codes,
-        out,
-        weight.in_features,
-        weight.out_features,
-        first_column,
-        num_columns,
-        weight.num_tiles,
-        BITS=weight.bits,
-        GROUP_SIZE=weight.group_size,
-        HAS_ZEROS=weight.zeros is not None,
-        HAS_OFFSETS=weight.offsets is not None,
-        HAS_CODES=weight.codes is not None,
-        ROWS=weight.rows_per_tile,
-        BLOCK_COLUMNS=128,
-        num_warps=4,
-    )
+        weight.words, weight.scales, weight.zeros, weight.offsets, weight.codes, out,
+        weight.in_features, weight.out_features, first_column, num_columns, weight.num_tiles,
+        **compiled_for(weight), BLOCK_COLUMNS=128, num_warps=4,
+    )  # fmt: skip
     return out

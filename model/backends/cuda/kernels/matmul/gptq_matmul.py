@@ -18,7 +18,13 @@ import triton
 
 from model.backends.cuda.gptq_layout import PackedWeight
 from model.backends.cuda.kernels.launch import launch, zeros_for_counting
-from model.backends.cuda.kernels.matmul.gptq_dequantize import IN_BFLOAT16, IN_FLOAT16, IN_FLOAT32, dequantize
+from model.backends.cuda.kernels.matmul.gptq_dequantize import (
+    IN_BFLOAT16,
+    IN_FLOAT16,
+    IN_FLOAT32,
+    compiled_for,
+    dequantize,
+)
 from model.backends.cuda.kernels.matmul.gptq_tile_kernel import tile_kernel
 
 # From here on a product is bound by arithmetic, and cuBLAS's is worth a pass over the weight.
@@ -42,12 +48,12 @@ class Tiles(NamedTuple):
     """How a product is cut up.
 
     Attributes:
-        warp_tiles: as many as warps where each takes tiles of its own, 0 where they share one.
+        warp_tiles: the number of warps where each takes tiles of its own, 0 where they share one.
         tokens: rows of a program.
         columns: outputs of a program.
-        num_warps: of a program.
-        num_stages: of software pipelining.
-        wanted_warps: for fewer the inputs are split.
+        num_warps: warps of a program.
+        num_stages: stages of software pipelining.
+        wanted_warps: where there are fewer warps the inputs are split.
     """
 
     warp_tiles: int
@@ -124,41 +130,16 @@ def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, 
     launch(
         tile_kernel,
         (num_column_blocks, num_splits, num_token_blocks),
-        x,
-        weight.words,
-        weight.scales,
-        weight.zeros,
-        weight.offsets,
-        weight.codes,
-        permutation,
-        bias,
-        partial,
-        zeros_for_counting(x.device, num_column_blocks * num_token_blocks),
-        out,
-        num_rows,
-        weight.in_features,
-        out_features,
-        weight.num_tiles,
-        steps_per_split,
-        x.stride(0),
-        BITS=weight.bits,
-        GROUP_SIZE=weight.group_size,
-        SLICES_PER_SCALE=weight.slices_per_scale,
+        x, weight.words, weight.scales, weight.zeros, weight.offsets, weight.codes, permutation, bias, partial,
+        zeros_for_counting(x.device, num_column_blocks * num_token_blocks), out,
+        num_rows, weight.in_features, out_features, weight.num_tiles, steps_per_split, x.stride(0),
+        **compiled_for(weight), SLICES_PER_SCALE=weight.slices_per_scale,
         SLICES_PER_DOT=1 if x.dtype == torch.float32 else weight.slices_per_scale,
-        HAS_ZEROS=weight.zeros is not None,
-        HAS_OFFSETS=weight.offsets is not None,
-        HAS_CODES=weight.codes is not None,
-        HAS_PERMUTATION=permutation is not None,
-        HAS_BIAS=bias is not None,
-        UNPACKING=_unpacking(x, weight),
-        ROWS=weight.rows_per_tile,
-        WARP_TILES=tiles.warp_tiles,
-        BLOCK_TOKENS=tiles.tokens,
-        BLOCK_COLUMNS=tiles.columns,
+        HAS_PERMUTATION=permutation is not None, HAS_BIAS=bias is not None, UNPACKING=_unpacking(x, weight),
+        WARP_TILES=tiles.warp_tiles, BLOCK_TOKENS=tiles.tokens, BLOCK_COLUMNS=tiles.columns,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-    )
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
     return out
 
 

@@ -60,40 +60,14 @@ def _load_scales(scales_ptr, first_input, in_features, out_features, columns, is
 # A batch size seen for the first time must not wait for a compiler.
 @triton.jit(do_not_specialize=["num_rows", "steps_per_split"])
 def tile_kernel(
-    x_ptr,
-    words_ptr,
-    scales_ptr,
-    zeros_ptr,
-    offsets_ptr,
-    codes_ptr,
-    permutation_ptr,
-    bias_ptr,
-    partial_ptr,
-    num_done_ptr,
-    out_ptr,
-    num_rows,
-    in_features,
-    out_features,
-    num_tiles,
-    steps_per_split,
-    x_stride,
-    BITS: tl.constexpr,
-    GROUP_SIZE: tl.constexpr,
-    SLICES_PER_SCALE: tl.constexpr,
-    SLICES_PER_DOT: tl.constexpr,
-    HAS_ZEROS: tl.constexpr,
-    HAS_OFFSETS: tl.constexpr,
-    HAS_CODES: tl.constexpr,
-    HAS_PERMUTATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    UNPACKING: tl.constexpr,
-    ROWS: tl.constexpr,
-    WARP_TILES: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    x_ptr, words_ptr, scales_ptr, zeros_ptr, offsets_ptr, codes_ptr, permutation_ptr, bias_ptr, partial_ptr,
+    num_done_ptr, out_ptr,
+    num_rows, in_features, out_features, num_tiles, steps_per_split, x_stride,
+    BITS: tl.constexpr, GROUP_SIZE: tl.constexpr, SLICES_PER_SCALE: tl.constexpr, SLICES_PER_DOT: tl.constexpr,
+    HAS_ZEROS: tl.constexpr, HAS_OFFSETS: tl.constexpr, HAS_CODES: tl.constexpr, HAS_PERMUTATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, UNPACKING: tl.constexpr, ROWS: tl.constexpr, WARP_TILES: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """Outputs by tokens, scaled once a group; of the programs that share outputs the last adds up all their sums.
 
     The weight is the first operand, so that what is unpacked in registers need not go through shared memory. With

@@ -21,16 +21,10 @@ _BLOCK_OUTPUTS = 64
 
 @triton.jit
 def _shrink_kernel(
-    x_ptr,
-    slots_ptr,
-    a_ptr,
-    hidden_ptr,
-    in_features,
-    num_ranks,
-    BLOCK_RANKS: tl.constexpr,
-    BLOCK_INPUTS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    x_ptr, slots_ptr, a_ptr, hidden_ptr,
+    in_features, num_ranks,
+    BLOCK_RANKS: tl.constexpr, BLOCK_INPUTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     wait_for_predecessor(IS_DEPENDENT)
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -50,18 +44,10 @@ def _shrink_kernel(
 
 @triton.jit
 def _expand_kernel(
-    out_ptr,
-    slots_ptr,
-    b_ptr,
-    hidden_ptr,
-    out_features,
-    part_outputs,
-    num_ranks,
-    rank,
-    BLOCK_OUTPUTS: tl.constexpr,
-    BLOCK_RANKS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    out_ptr, slots_ptr, b_ptr, hidden_ptr,
+    out_features, part_outputs, num_ranks, rank,
+    BLOCK_OUTPUTS: tl.constexpr, BLOCK_RANKS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     wait_for_predecessor(IS_DEPENDENT)
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -104,29 +90,15 @@ def add_low_rank(
     launch(
         _shrink_kernel,
         (num_rows, num_ranks // BLOCK_RANKS),
-        x,
-        slots,
-        a,
-        hidden,
-        in_features,
-        num_ranks,
-        BLOCK_RANKS=BLOCK_RANKS,
-        BLOCK_INPUTS=_BLOCK_INPUTS,
-        num_warps=4,
-    )
+        x, slots, a, hidden,
+        in_features, num_ranks,
+        BLOCK_RANKS=BLOCK_RANKS, BLOCK_INPUTS=_BLOCK_INPUTS, num_warps=4,
+    )  # fmt: skip
     launch(
         _expand_kernel,
         (num_rows, triton.cdiv(out_features, _BLOCK_OUTPUTS)),
-        out,
-        slots,
-        b,
-        hidden,
-        out_features,
-        out_features * rank // num_ranks,
-        num_ranks,
-        rank,
-        BLOCK_OUTPUTS=_BLOCK_OUTPUTS,
-        BLOCK_RANKS=BLOCK_RANKS,
-        num_warps=4,
-    )
+        out, slots, b, hidden,
+        out_features, out_features * rank // num_ranks, num_ranks, rank,
+        BLOCK_OUTPUTS=_BLOCK_OUTPUTS, BLOCK_RANKS=BLOCK_RANKS, num_warps=4,
+    )  # fmt: skip
     return out

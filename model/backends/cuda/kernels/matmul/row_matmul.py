@@ -44,20 +44,11 @@ def _times_x(weight, x_ptr, tokens, num_rows, start, in_features, x_stride, BLOC
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _row_matmul_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_ptr,
-    num_rows,
-    in_features,
-    out_features,
-    x_stride,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_OUTPUTS: tl.constexpr,
-    BLOCK_INPUTS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr,
+    num_rows, in_features, out_features, x_stride,
+    HAS_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
-):
+):  # fmt: skip
     outputs = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     tokens = tl.arange(0, BLOCK_ROWS)
     is_output = outputs < out_features
@@ -90,7 +81,7 @@ def row_matmul(
         x: [T, K], contiguous, at most `MAX_ROWS`.
         weight: [N, K], contiguous.
         bias: [N] or None.
-        dtype: of the result; that of x if None.
+        dtype: the result's dtype; that of x if None.
 
     Returns:
         [T, N].
@@ -102,18 +93,9 @@ def row_matmul(
     launch(
         _row_matmul_kernel,
         (triton.cdiv(out_features, block_outputs),),
-        x,
-        weight,
-        bias,
-        out,
-        len(x),
-        in_features,
-        out_features,
-        x.stride(0),
-        HAS_BIAS=bias is not None,
-        BLOCK_ROWS=block_rows,
-        BLOCK_OUTPUTS=block_outputs,
-        BLOCK_INPUTS=_BLOCK_INPUTS,
+        x, weight, bias, out,
+        len(x), in_features, out_features, x.stride(0),
+        HAS_BIAS=bias is not None, BLOCK_ROWS=block_rows, BLOCK_OUTPUTS=block_outputs, BLOCK_INPUTS=_BLOCK_INPUTS,
         num_warps=4,
-    )
+    )  # fmt: skip
     return out

@@ -20,21 +20,11 @@ _BLOCK_INPUTS = 64
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _tile_matmul_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_ptr,
-    num_rows,
-    in_features,
-    out_features,
-    x_stride,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_OUTPUTS: tl.constexpr,
-    BLOCK_INPUTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, out_ptr,
+    num_rows, in_features, out_features, x_stride,
+    HAS_BIAS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+    PRECISION: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     outputs = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     tokens = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     is_output, is_token = outputs < out_features, tokens < num_rows
@@ -65,7 +55,7 @@ def tile_matmul(
         x: [T, K], numbers of a row adjacent.
         weight: [N, K], contiguous.
         bias: [N] or None.
-        dtype: of the result; that of x if None.
+        dtype: the result's dtype; that of x if None.
 
     Returns:
         [T, N].
@@ -77,20 +67,10 @@ def tile_matmul(
     launch(
         _tile_matmul_kernel,
         (triton.cdiv(out_features, _BLOCK_OUTPUTS), triton.cdiv(len(x), _BLOCK_TOKENS)),
-        x,
-        weight,
-        bias,
-        out,
-        len(x),
-        in_features,
-        out_features,
-        x.stride(0),
-        HAS_BIAS=bias is not None,
-        BLOCK_TOKENS=_BLOCK_TOKENS,
-        BLOCK_OUTPUTS=_BLOCK_OUTPUTS,
-        BLOCK_INPUTS=_BLOCK_INPUTS,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=3,
-    )
+        x, weight, bias, out,
+        len(x), in_features, out_features, x.stride(0),
+        HAS_BIAS=bias is not None, BLOCK_TOKENS=_BLOCK_TOKENS, BLOCK_OUTPUTS=_BLOCK_OUTPUTS,
+        BLOCK_INPUTS=_BLOCK_INPUTS, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
     return out

@@ -88,7 +88,7 @@ def sample_rows(
 
     Args:
         logits: [S, vocab_size] float32, rows of any stride; overwritten where the temperature is above 0.
-        filters: of the S rows.
+        filters: how the S rows are sampled.
         has_random: whether any row has a temperature above 0.
         has_top_k: whether any of those may have a top_k.
         has_top_p: whether any of those may have a top_p below 1.

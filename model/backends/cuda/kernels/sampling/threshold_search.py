@@ -43,30 +43,12 @@ def _settle(amounts_ptr, low, above, target, row, num_parts, shift, BLOCK_PARTS:
 
 @triton.jit(do_not_specialize=["shift"])  # one of the shifts is 0, which would be compiled by itself
 def narrow_kernel(
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    mass_ptr,
-    equals_ptr,
-    last_thresholds_ptr,
-    last_limits_ptr,
-    last_amounts_ptr,
-    last_bounds_ptr,
-    last_above_ptr,
-    amounts_ptr,
-    bounds_ptr,
-    above_ptr,
-    targets_ptr,
-    row_stride,
-    vocab_size,
-    shift,
-    BY_MASS: tl.constexpr,
-    IS_FIRST: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, mass_ptr, equals_ptr, last_thresholds_ptr, last_limits_ptr,
+    last_amounts_ptr, last_bounds_ptr, last_above_ptr, amounts_ptr, bounds_ptr, above_ptr, targets_ptr,
+    row_stride, vocab_size, shift,
+    BY_MASS: tl.constexpr, IS_FIRST: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
-):
+):  # fmt: skip
     """One round: settles what the round before found, and looks at the 32 thresholds of the next five bits."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
@@ -125,28 +107,11 @@ def narrow_kernel(
 
 @triton.jit
 def keep_kernel(
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    mass_ptr,
-    equals_ptr,
-    amounts_ptr,
-    bounds_ptr,
-    above_ptr,
-    targets_ptr,
-    last_thresholds_ptr,
-    last_limits_ptr,
-    thresholds_ptr,
-    limits_ptr,
-    row_stride,
-    vocab_size,
-    BY_MASS: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, mass_ptr, equals_ptr, amounts_ptr, bounds_ptr,
+    above_ptr, targets_ptr, last_thresholds_ptr, last_limits_ptr, thresholds_ptr, limits_ptr,
+    row_stride, vocab_size,
+    BY_MASS: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """What a search found becomes the row's threshold; then each part says what of it is kept."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)

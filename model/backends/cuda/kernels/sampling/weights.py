@@ -45,19 +45,10 @@ def _highest_of_row(highest_ptr, row, num_parts, BLOCK_PARTS: tl.constexpr):
 
 @triton.jit
 def weigh_kernel(
-    logits_ptr,
-    temperature_ptr,
-    highest_ptr,
-    mass_ptr,
-    equals_ptr,
-    thresholds_ptr,
-    limits_ptr,
-    row_stride,
-    vocab_size,
-    PART: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, highest_ptr, mass_ptr, equals_ptr, thresholds_ptr, limits_ptr,
+    row_stride, vocab_size,
+    PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """Overwrites logits with exp((logit - highest) / temperature), and sums each part: all of it is kept so far."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
@@ -84,26 +75,11 @@ def weigh_kernel(
 
 @triton.jit
 def draw_kernel(
-    logits_ptr,
-    temperature_ptr,
-    min_p_ptr,
-    draws_ptr,
-    highest_ptr,
-    best_ptr,
-    mass_ptr,
-    equals_ptr,
-    thresholds_ptr,
-    limits_ptr,
-    ids_ptr,
-    is_valid_ptr,
-    row_stride,
-    vocab_size,
-    num_parts,
-    HAS_RANDOM: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-    IS_DEPENDENT: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, min_p_ptr, draws_ptr, highest_ptr, best_ptr, mass_ptr, equals_ptr, thresholds_ptr,
+    limits_ptr, ids_ptr, is_valid_ptr,
+    row_stride, vocab_size, num_parts,
+    HAS_RANDOM: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """The first kept column where the running sum of kept weights exceeds the draw's share; if none, the last kept."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
