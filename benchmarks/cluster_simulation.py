@@ -1,10 +1,10 @@
-"""What a cluster does when a zone is lost: `python -m benchmarks.cluster_simulation`, on paper, seeded.
+"""Simulates the loss of a zone of a cluster: `python -m benchmarks.cluster_simulation`. Seeded; nothing is measured.
 
-Replicas stand in zones; conversations of several turns arrive at random and go to replicas by their start, as
-`route_by_prefix` sends them, or anywhere. A replica computes one prompt after the other at its rate of prefill, and
-decodes at its rate of tokens; a turn whose conversation it has in its cache computes only what is new. When a zone is
-lost its conversations come to others, whose caches are cold for them; replacements serve after the time of a restart,
-with empty caches. All rates are measured ones (RESULTS.md), given as flags.
+Conversations of several turns arrive at random and are routed to replicas by their prefix, like `route_by_prefix`, or
+anywhere. A replica computes prompts one after another at its prefill rate and decodes at its decode rate; a turn whose
+conversation is cached computes only its new tokens. When a zone is lost, its conversations move to other replicas,
+whose caches are cold for them; replacements serve after the restart time, with empty caches. The rates are flags; their
+defaults were measured (RESULTS.md).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from server.cluster.prefix_routing import rank
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A cluster, its load and its accident; times in seconds.
+    """A cluster, its load and the loss of a zone. Times are in seconds.
 
     Attributes:
-        load: share of what all replicas can decode and compute.
-        max_seqs: replies that one replica writes at a time; more wait.
-        cached_tokens: of prompts that one replica's cache holds.
-        max_waiting: requests that may wait at one replica; more are refused and come again.
+        load: share of the capacity of all replicas.
+        max_seqs: replies that one replica decodes at a time; more wait.
+        cached_tokens: capacity of one replica's prefix cache, in tokens.
+        max_waiting: requests that may wait at one replica; more are refused and retried.
     """
 
     num_replicas: int = 100
@@ -54,7 +54,7 @@ class Plan:
 
 
 class Turn(NamedTuple):
-    """A question that has come."""
+    """A turn of a conversation that has arrived."""
 
     conversation: int
     number: int
@@ -63,7 +63,7 @@ class Turn(NamedTuple):
 
 @dataclass
 class Replica:
-    """One server: a queue for the prompts, and places for the replies."""
+    """One server: a queue of prompts, and slots for replies."""
 
     zone: int
     free_at: float = 0.0
@@ -73,14 +73,14 @@ class Replica:
     begins: list[float] = field(default_factory=list)
 
     def cached(self, conversation: int) -> int:
-        """Tokens of a conversation that need no computing."""
+        """Returns how many tokens of a conversation are cached."""
         tokens = self.cache.get(conversation, 0)
         if tokens:
             self.cache.move_to_end(conversation)
         return tokens
 
     def keep(self, conversation: int, tokens: int, most: int) -> None:
-        """Keeps a conversation's tokens, and lets go of those not used for longest."""
+        """Caches a conversation's tokens and evicts the least recently used ones."""
         self.num_cached += tokens - self.cache.pop(conversation, 0)
         self.cache[conversation] = tokens
         while self.num_cached > most:
@@ -92,9 +92,9 @@ class Simulation:
     """Runs a plan once.
 
     Attributes:
-        waits: (when asked, seconds to the first token, was computed anew) of each turn that was answered.
-        refused: times of refusals; those who were refused come again.
-        lost: turns whose reply ended with their zone; they come again.
+        waits: (arrival, seconds to the first token, found no cache) of each answered turn.
+        refused: times of refusals; refused turns are retried.
+        lost: times at which replies were cut with their zone; these turns are retried.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -111,19 +111,19 @@ class Simulation:
         self._number = 0
 
     def at(self, time: float, event: object) -> None:
-        """Has something happen."""
+        """Schedules an event."""
         self._number += 1
         heapq.heappush(self.events, (time, self._number, event))
 
     def arrivals_per_s(self) -> float:
-        """Conversations a second that make the load: a turn costs its new prompt and its reply."""
+        """Returns how many conversations a second make the load. A turn costs its new prompt and its reply."""
         plan = self.plan
         new = plan.question_tokens + plan.system_tokens / plan.turns
         seconds = new / plan.prefill_tokens_per_s + plan.reply_tokens / plan.decode_tokens_per_s
         return plan.load * plan.num_replicas / (plan.turns * seconds)
 
     def run(self) -> None:
-        """Lets time pass."""
+        """Runs the simulation to its end."""
         rate = self.arrivals_per_s()
         time, conversation = 0.0, 0
         while time < self.plan.end:
@@ -156,7 +156,7 @@ class Simulation:
             return
         prompt = plan.system_tokens + (turn.number + 1) * plan.question_tokens + turn.number * plan.reply_tokens
         cached = min(replica.cached(turn.conversation), prompt)
-        # A place among the replies, then the prompt, one after the other.
+        # A turn waits for a slot, then for the prompts before it.
         replica.replies = [end for end in replica.replies if end > now]
         place_at = now
         if len(replica.replies) >= plan.max_seqs:
@@ -165,7 +165,7 @@ class Simulation:
         first = begin + (prompt - cached) / plan.prefill_tokens_per_s
         replica.free_at = first
         replica.begins.append(begin)
-        # A reply's speed: its part of what the replica decodes, as if as many went on as now.
+        # A reply gets its share of the decode rate, as if the number of running replies stayed the same.
         num = min(len(replica.replies) + 1, plan.max_seqs)
         end = first + plan.reply_tokens * max(num / plan.decode_tokens_per_s, 1 / 180)
         replica.replies.append(end)
@@ -183,7 +183,7 @@ class Simulation:
         if order is None:
             order = self.orders[turn.conversation] = rank(str(turn.conversation), list(self.replicas))[:8]
         candidates = [name for name in order if name in self.alive] or [self.random.choice(sorted(self.alive))]
-        # As the router does: one that has much more to do than the others is passed over.
+        # Like the router: skip a replica that is much busier than the others.
         busy = {name: sum(end > now for end in self.replicas[name].replies) for name in candidates}
         least = min(busy.values())
         return next(name for name in candidates if busy[name] <= least + 8)
@@ -207,7 +207,7 @@ class Simulation:
             self.at(asked_at, Turn(turn.conversation, turn.number + 1, asked_at))
 
     def window(self, start: float, end: float) -> dict[str, float]:
-        """What those saw who asked within some time."""
+        """Returns the figures of the turns that arrived within some time."""
         waits = [wait for asked, wait, _ in self.waits if start <= asked < end]
         cold = [is_cold for asked, _, is_cold in self.waits if start <= asked < end]
         cuts = statistics.quantiles(waits, n=100) if len(waits) > 1 else [0.0] * 99
@@ -222,7 +222,7 @@ class Simulation:
 
 
 def report(plan: Plan) -> dict[str, object]:
-    """Returns the plan and what was seen before, during and after the loss."""
+    """Runs a plan; returns its figures before, during and after the loss."""
     simulation = Simulation(plan)
     simulation.run()
     lost, back = plan.lost_at, plan.lost_at + plan.restart_s

@@ -1,4 +1,4 @@
-"""What the CUDA kernels compile to: registers, spills and shared memory of every configuration. Needs no GPU.
+"""Reports registers, spills and shared memory of the compiled CUDA kernels, in every configuration. Needs no GPU.
 
 `python -m benchmarks.kernel_report` calls the public functions with tensors that have no storage, in the shapes of the
 published checkpoints, and compiles the kernels they would start, for sm_80 and sm_90.
@@ -53,17 +53,16 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """What one kernel in one configuration takes.
+    """The resources of one kernel in one configuration.
 
     Attributes:
-        case: which call started it.
-        kernel: its name.
+        case: the call that starts the kernel.
         arch: 80 or 90.
-        registers: of a thread.
-        stack_bytes: local memory of a thread; above 0 means spills.
-        shared_bytes: of a program.
-        num_warps: of a program.
-        is_decode: whether every step of every sequence runs it.
+        registers: registers per thread.
+        stack_bytes: local memory per thread; above 0 means spills.
+        shared_bytes: shared memory per program.
+        num_warps: warps per program.
+        is_decode: the kernel runs in every decode step.
     """
 
     case: str

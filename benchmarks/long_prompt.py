@@ -1,9 +1,9 @@
 """How long a reply stalls while another request's long prompt is computed, and what that costs the prompt.
 
 `python -m benchmarks.long_prompt --shape 1.8b-int4` makes a random checkpoint of that shape (kept in .cache),
-lets one sequence decode, adds a long prompt, and prints the longest time between two tokens of the first and how long
-the second waited for its own: with chunks bounded in time (`--max-step-ms`), in tokens only, and with nobody else
-running. The three take turns in one engine; medians are reported.
+lets one sequence decode, adds a long prompt, and prints the longest time between two tokens of the first sequence and
+the time to the second's first token: with chunks bounded in time (`--max-step-ms`), in tokens only, and alone. The
+three take turns in one engine; medians are reported.
 """
 
 from __future__ import annotations
@@ -25,12 +25,7 @@ _CHAT, _PROMPT = 0, 1
 
 
 class Bench:
-    """One engine, and fresh requests for each turn.
-
-    Args:
-        engine: without a prefix cache.
-        prompt_len: of the long prompt.
-    """
+    """One engine without a prefix cache, and new requests for each turn."""
 
     def __init__(self, engine: Engine, prompt_len: int) -> None:
         self._engine = engine
@@ -41,8 +36,8 @@ class Bench:
         """Computes the long prompt once.
 
         Args:
-            max_step_ms: bound on steps; 0 is none.
-            beside_a_chat: whether another sequence decodes meanwhile.
+            max_step_ms: limit of a step; 0 for none.
+            beside_a_chat: another sequence decodes meanwhile.
 
         Returns:
             "prompt_s" until the prompt's first token and, beside a chat, "longest_gap_s" of the chat.

@@ -31,12 +31,12 @@ _BLOCK_SIZE = 16
 
 
 def measure(name: str, device: torch.device, num_decodes: int = 32) -> dict[str, Any]:
-    """Peak bytes by case.
+    """Returns the peak memory of each case, in bytes.
 
     Args:
-        name: of the shape.
+        name: a key of `SHAPES`.
         device: a CUDA device; on a CPU nothing is counted.
-        num_decodes: steps that are run after the prefill.
+        num_decodes: decode steps after the prefill.
     """
     shape = SHAPES[name]
     figures: dict[str, Any] = {"shape": name}

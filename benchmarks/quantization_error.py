@@ -1,4 +1,4 @@
-"""What quantising costs in answers: logits, divergence and suites, at load (int8, int4, nf4) beside GPTQ of such bits.
+"""What quantising costs in quality: logits, divergence and suites, for int8, int4 and nf4 at load, beside GPTQ.
 
 `python -m benchmarks.quantization_error demo/checkpoint --text demo/suites/chat.jsonl` runs texts through a checkpoint
 in float32 and through each variant, and prints for all positions: the logits' relative error, the divergence
@@ -38,12 +38,7 @@ _BLOCK_SIZE = 16
 
 
 class Variant:
-    """A checkpoint on the CPU in float32, run directly.
-
-    Args:
-        folder: of it.
-        at_load: how it is quantised while it is loaded.
-    """
+    """A checkpoint on the CPU in float32, quantised at load as by `--quantization`, and run without an engine."""
 
     def __init__(self, folder: Path, at_load: str) -> None:
         self.config = read_model_config(folder)
@@ -66,7 +61,7 @@ class Variant:
 
 
 def read_prompts(folder: Path, text: Path | None, limit: int) -> list[list[int]]:
-    """Token ids: of chats of a suite, or of a golden folder's own prompts."""
+    """Returns token ids of a suite's chats, or of the prompts in a golden folder."""
     if text is None:
         cases = json.loads((folder / "cases.json").read_text())["cases"]
         return [case["prompt"] for case in cases][:limit]
@@ -81,7 +76,7 @@ def read_prompts(folder: Path, text: Path | None, limit: int) -> list[list[int]]
 
 
 def compare(original: list[torch.Tensor], variant: Variant, prompts: list[list[int]]) -> dict[str, float]:
-    """The figures of one variant."""
+    """Returns the figures of one variant."""
     error = norm = divergence = same = 0.0
     count = 0
     for expected, ids in zip(original, prompts, strict=True):

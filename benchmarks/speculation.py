@@ -1,10 +1,10 @@
-"""What guessing tokens ahead gains at one sequence, on texts that copy and on texts with nothing to copy.
+"""What speculation gains for one sequence, on texts that repeat parts of their prompt and on texts that do not.
 
 `python -m benchmarks.speculation --shape 1.8b-int4 --llama-python PATH` makes a random checkpoint of that shape
 and generates the replies of texts/speculation.json: edits of code, answers from a passage, tool calls, prose.
-Random weights say nothing sensible, so what a good model replies is written down, and the sampler is told it once the
-logits are there; all else is what it is in the server, and llama.cpp is told the same. One engine takes turns with and
-without guesses, and llama.cpp without and with its own prompt lookup; medians are reported.
+Random weights give no sensible replies, so the replies of a good model are written down, and the sampler returns their
+tokens once the logits are computed; all else is as in the server. llama.cpp gets the same replies. One engine takes
+turns with and without guesses, and llama.cpp without and with its own prompt lookup; medians are reported.
 
 `--simulate 40 42 47 75 125` computes nothing: it counts the steps, and what they would gain where steps of 1, 2, 4, 8
 and 16 rows take so many milliseconds.
@@ -44,11 +44,7 @@ LOOKUPS = {"llama.cpp": 0, "llama.cpp, lookup of 2": 2, "llama.cpp, lookup of 10
 
 
 class ToldEngine:
-    """An engine whose replies are written down.
-
-    Args:
-        folder: of the checkpoint.
-    """
+    """An engine whose sampler returns given replies."""
 
     def __init__(self, folder: Path) -> None:
         self.engine = Engine(EngineConfig(checkpoint_path=str(folder), enable_prefix_caching=False, max_model_len=2048))

@@ -47,8 +47,8 @@ class Run(NamedTuple):
         first_s: seconds to the first token of the first one.
         all_s: seconds to the end of all.
         tokens_s: tokens a second from all first tokens on.
-        processor_ms: what each rank spent for a token of that time, the leader's first; where only prompts are read,
-            for one of theirs.
+        processor_ms: CPU time of each rank per token of that time, the leader's first; per prompt token if only
+            prompts are computed.
     """
 
     first_s: float

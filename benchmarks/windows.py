@@ -1,4 +1,4 @@
-"""What windows save at a long context: prompts and decode steps with and without, in one run and in turns.
+"""What attention windows save at a long context: prompts and decode steps with and without, in turns.
 
 `python -m benchmarks.windows demo/checkpoint --length 8000 --windows 2048 512` computes a prompt of so many tokens and
 decodes a few behind it, in an engine without windows and in one for each size; medians of rounds, in processor time.
@@ -25,9 +25,8 @@ class Contestant:
     """An engine with one window for all layers, or none.
 
     Args:
-        folder: of the checkpoint.
-        window: tokens; 0 for none.
-        length: of the prompts.
+        window: in tokens; 0 for none.
+        length: tokens in the prompt.
     """
 
     def __init__(self, folder: Path, window: int, length: int) -> None:
@@ -48,7 +47,7 @@ class Contestant:
         self.step_s: list[float] = []
 
     def turn(self) -> None:
-        """Computes the prompt once, and decodes."""
+        """Computes the prompt once and decodes a few tokens."""
         self._engine.add_request(greedy_request(next(self._ids), self._prompt, _NUM_DECODED))
         prefill_s = 0.0
         steps: list[float] = []

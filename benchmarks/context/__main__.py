@@ -28,11 +28,7 @@ _BATCH = 512
 
 
 class OneSequence:
-    """The engine with one prompt that grows; the prefix cache keeps what was computed.
-
-    Args:
-        arguments: of the command.
-    """
+    """The engine with one growing prompt; the prefix cache keeps what was computed."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         longest = max(arguments.lengths) + arguments.num_tokens + 32

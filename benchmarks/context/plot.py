@@ -12,11 +12,7 @@ _LINES = (("ours", "", "#1f6feb"), ("llama.cpp", "peer_", "#8c6d31"))
 
 
 def draw(figures: Mapping[str, Any]) -> str:
-    """The text of an SVG file.
-
-    Args:
-        figures: of `benchmarks.context`.
-    """
+    """Returns the figures of `benchmarks.context` as an SVG file's text."""
     kind = f"{figures['shape']}, cache {figures['kv_cache_dtype']}"
     panels = [
         _panel(figures["rows"], name, f"{title}, tokens/s ({kind})", shift)

@@ -18,12 +18,12 @@ _TAIL_CHARACTERS = 6000
 
 
 class Part(NamedTuple):
-    """One process.
+    """One part: a process.
 
     Attributes:
-        name: of its files.
-        limit_s: it is ended after this time; what it had written until then counts.
-        command: of the process; `{json}` stands for the file its figures go to.
+        name: names its files.
+        limit_s: the process is ended after this time; what it has written until then counts.
+        command: `{json}` stands for the file of its figures.
     """
 
     name: str
@@ -35,8 +35,8 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
     """All parts in order.
 
     Args:
-        device: that is measured.
-        is_small: tiny shapes and few tests: to see the command itself work, on any machine.
+        device: the measured device.
+        is_small: tiny shapes and few tests, to try the command itself on any machine.
     """
     decode = ["--device", device, "--json", "{json}"]
     short = ["--prompt-len", "128", "--num-tokens", "48"]
@@ -78,13 +78,7 @@ def parts(device: str, *, is_small: bool) -> list[Part]:
 
 
 def run_part(part: Part, folder: Path, limit_s: float) -> dict[str, Any]:
-    """Runs one part and writes down what came of it.
-
-    Args:
-        part: what to run.
-        folder: for its files.
-        limit_s: no longer than this.
-    """
+    """Runs one part, for at most `limit_s`, and writes its outcome into the folder."""
     figures_file = folder / f"{part.name}.figures.json"
     command = [word.replace("{json}", str(figures_file)) for word in part.command]
     started = time.monotonic()
@@ -112,7 +106,7 @@ def run_day(all_parts: Sequence[Part], folder: Path, minutes: float, results: Pa
     """Runs the parts that are not done yet, as far as the time goes.
 
     Returns:
-        How many of all parts failed, ran out of their time, or were not begun.
+        How many parts failed, ran out of time, or were not begun.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * minutes

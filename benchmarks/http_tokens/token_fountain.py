@@ -1,6 +1,6 @@
-"""An engine that says one token a step for every request, at a steady pace and without a model.
+"""An engine without a model, which emits one token per step for every request at a steady pace.
 
-For measuring what the HTTP process spends on tokens; started by it as any other engine.
+It is for measuring what the HTTP process spends on tokens, which starts it like any other engine.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ _TOKENS = b"Nobody had opened the lighthouse door for a winter, and the air tast
 
 
 class Fountain:
-    """The process.
-
-    Args:
-        sock: to the server.
-    """
+    """The engine process; the socket leads to the server."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -42,7 +38,7 @@ class Fountain:
         self._num_steps = 0
 
     def run(self) -> None:
-        """Answers until the server says that it is over."""
+        """Emits tokens until the server sends `Shutdown`."""
         selector = selectors.DefaultSelector()
         selector.register(self._sock, selectors.EVENT_READ)
         due = time.monotonic()

@@ -121,13 +121,12 @@ def load(path: Path) -> Any:
 
 
 class Context:
-    """A context of llama.cpp and the batch it is fed with.
+    """A context of llama.cpp and its batch.
 
     Args:
-        model: loaded.
-        num_tokens: of all sequences together.
-        num_sequences: at most.
-        kv: "f16", its default, or "q8_0".
+        num_tokens: capacity for all sequences together.
+        num_sequences: the largest number of sequences.
+        kv: type of the KV cache, "f16" (the default) or "q8_0".
     """
 
     def __init__(self, model: Any, num_tokens: int, num_sequences: int, kv: str) -> None:
@@ -196,12 +195,7 @@ class Context:
 
 
 class Peer:
-    """Does what is asked for, a request a line.
-
-    Args:
-        model: loaded.
-        kv: see `Context`.
-    """
+    """The methods that requests name."""
 
     def __init__(self, model: Any, kv: str) -> None:
         self._model, self._kv = model, kv

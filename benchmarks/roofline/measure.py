@@ -20,12 +20,11 @@ from model.loop.engine import Engine
 
 
 class Load:
-    """Sequences of one engine, all alike.
+    """Runs sequences of equal lengths in an engine.
 
     Args:
-        engine: to step.
-        vocab_size: of its checkpoint.
-        top_p: below 1 draws at temperature 1; 1 is greedy.
+        vocab_size: prompts have random ids below this.
+        top_p: below 1 samples at temperature 1; 1 is greedy.
     """
 
     def __init__(self, engine: Engine, vocab_size: int, top_p: float = 1.0) -> None:

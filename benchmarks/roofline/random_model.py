@@ -44,12 +44,12 @@ SHAPES = {"tiny": _TINY, **{name: _published(name) for name in _NAMES}}
 def fill_with_random_weights(
     model: nn.Module, folder: Path, device: torch.device, on_progress: ProgressCallback | None = None
 ) -> int:
-    """Stands in for `model.execution.checkpoint.load_weights`: every tensor is made where it is needed.
+    """Replaces `load_weights`: makes random tensors on the device.
 
     Args:
         model: built on the meta device.
         folder: unused.
-        device: where the tensors go.
+        device: the tensors' device.
         on_progress: unused.
 
     Returns:
@@ -92,7 +92,7 @@ def make_engine(shape: Shape, **settings: Any) -> Engine:
     """Makes an engine with random weights.
 
     Args:
-        shape: of the checkpoint that it pretends to have read.
+        shape: sizes of the model.
         settings: fields of `EngineConfig`.
     """
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""One request of a soak, from its first byte to however it ends. Nothing here raises for what a server does."""
+"""Sends a request and records how it ended. Nothing here raises because of what a server does."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Ending:
     """How a request ended.
 
     Attributes:
-        status: of the reply; 0 without one.
-        error_code: of the error object that ended it, or None.
-        is_complete: the whole reply came.
-        problem: what was wrong with the reply itself, in words, or None: no status, no JSON, a stream that just stops.
-        retry_after: the header, or None.
-        started: `time.perf_counter()` when it was sent.
-        ended: the same at its end.
-        token_times: the same of each event with content.
-        text: what a streamed chat said.
+        status: HTTP status; 0 without a reply.
+        error_code: code of the error object that ended the request, or None.
+        is_complete: the whole reply arrived.
+        problem: what is wrong with the reply itself (no status, no JSON, a stream that just stops), or None.
+        retry_after: the header's value, or None.
+        started: `time.perf_counter()` when the request was sent.
+        ended: `time.perf_counter()` at its end.
+        token_times: `time.perf_counter()` of each event with content.
+        text: the content of a streamed chat.
     """
 
     status: int = 0
@@ -50,12 +50,7 @@ class Ending:
 
 
 class SoakClient:
-    """Sends requests, each on a connection of its own or on one that is idle.
-
-    Args:
-        url: of the server.
-        key: to send along, or None.
-    """
+    """Sends requests, each on an idle connection or a new one."""
 
     def __init__(self, url: SplitResult, key: str | None = None) -> None:
         self._url = url
@@ -79,10 +74,8 @@ class SoakClient:
         """Sends a request and reads its reply to the end.
 
         Args:
-            body: of the request.
-            path: of the route.
-            leave_after_s: close the connection then.
-            on_events: told of a stream's events as they come, how many.
+            leave_after_s: close the connection after this time.
+            on_events: called with the number of events whenever some arrive.
         """
         ending = Ending(started=time.perf_counter())
         data = bytearray()
@@ -120,7 +113,7 @@ class SoakClient:
 
 
 def _read_end(ending: Ending, data: bytes, is_stream: bool) -> None:
-    """Judges a reply that arrived whole."""
+    """Checks a reply that has ended."""
     try:
         if is_stream:
             events = [e.removeprefix(b"data: ") for e in data.split(b"\n\n") if e.startswith(b"data: ")]

@@ -1,4 +1,4 @@
-"""What a server has to live through: an engine that is killed again and again, and far more load than it can carry."""
+"""Kills the engine again and again, and sends far more load than the server can carry."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ async def kill_rounds(
     """Kills the engine with -9 at a random moment while streams are open, round after round.
 
     Args:
-        server: ready and idle.
-        rounds: how often.
-        streams: open at a time; every eighth request is not streamed.
-        max_tokens: the longest reply.
-        seed: of the moments and lengths.
+        rounds: how many kills.
+        streams: requests open at each kill; every eighth is not streamed.
+        max_tokens: length of the longest reply.
 
     Returns:
         How the requests ended and when, how long the server was away, and what it holds before and after.
@@ -80,7 +78,7 @@ async def kill_rounds(
 
 
 def _wait_until_back(server: SoakServer, killed: float) -> float:
-    """Sees /ready say 503, then 200; returns the seconds since the kill."""
+    """Waits until /ready has answered 503 and then 200; returns the seconds since the kill."""
     deadline = time.perf_counter() + 2
     while server.get("/ready")[0] == 200 and time.perf_counter() < deadline:
         time.sleep(0.01)
@@ -91,14 +89,13 @@ def _wait_until_back(server: SoakServer, killed: float) -> float:
 async def overload(
     server: SoakServer, *, concurrency: int, seconds: float, factor: float = 10, max_tokens: int = 48
 ) -> Figures:
-    """Measures capacity with as many requests at a time as run at once, then sends `factor` times as many a second.
+    """Measures the capacity in requests a second, then sends `factor` times as many.
 
     Args:
         server: ready and idle, with `--max-num-seqs` of this concurrency and a short queue.
-        concurrency: requests at a time that are its capacity.
-        seconds: of overload; capacity is measured for a third of it.
-        factor: how much more than capacity is sent.
-        max_tokens: of each reply.
+        concurrency: requests at a time that use all of the server's capacity.
+        seconds: duration of the overload; the capacity is measured for a third of it.
+        factor: load in multiples of the capacity.
     """
     client = SoakClient(server.url)
     before = await asyncio.to_thread(server.settled_footprint)

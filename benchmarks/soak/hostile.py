@@ -1,9 +1,8 @@
-"""Legal requests made to cost as much as they can, one kind after another, beside a stream and a probe of /health.
+"""Sends legal requests that cost as much as possible, one kind after another, beside a stream and probes of /health.
 
-What a request asks for may take long; what counts here is how long the others wait meanwhile: the longest gap of the
-stream, the longest wait for /health, and how often the server itself says that something kept a loop. The attacker is
-a process of its own (`python -m benchmarks.soak.hostile URL KIND PATIENCE_S [TOKEN]`), so that its work is not the
-watchers'.
+Such a request may take long; what counts is how long others wait meanwhile: the longest gap of the stream, the longest
+wait for /health, and how often the server reports that something blocked a loop. The attacker is a process of its own
+(`python -m benchmarks.soak.hostile URL KIND PATIENCE_S [TOKEN]`), so that it does not slow down the watchers.
 """
 
 from __future__ import annotations
@@ -34,13 +33,11 @@ AMBIGUOUS_GRAMMAR = 'start: e\ne: e e e | e e | "Y" | "YY"'
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A request that costs much.
+    """An expensive request.
 
     Attributes:
-        path: of the route.
-        body: of the request.
-        copies: sent at the same time.
-        is_unfinished: the last byte is never sent.
+        copies: how many are sent at the same time.
+        is_unfinished: the last byte of each is never sent.
     """
 
     path: str
@@ -50,7 +47,7 @@ class Attack:
 
 
 def attacks(repeated_y: int | None) -> dict[str, Attack]:
-    """Returns the kinds there are.
+    """Returns the attacks by name.
 
     Args:
         repeated_y: the id of a token of several Ys, which makes the grammar's case worse; None without one.
@@ -108,11 +105,11 @@ def attacks(repeated_y: int | None) -> dict[str, Attack]:
 
 @dataclass(slots=True)
 class _Watch:
-    """What honest clients saw while something went on.
+    """What honest clients saw during an attack.
 
     Attributes:
-        stream_gaps_s: between the events of a stream.
-        health_s: waits for /health.
+        stream_gaps_s: gaps between the events of a stream.
+        health_s: response times of /health.
     """
 
     stream_gaps_s: list[float] = field(default_factory=list)
@@ -193,13 +190,7 @@ async def _send(url: SplitResult, attack: Attack, body: bytes, sizes: list[int])
 
 
 async def launch(url: SplitResult, attack: Attack, patience_s: float) -> Figures:
-    """Sends an attack and waits for its end, or leaves.
-
-    Args:
-        url: of the server.
-        attack: to send.
-        patience_s: after which the attacker leaves.
-    """
+    """Sends an attack and waits for its end, at most `patience_s`."""
     body = orjson.dumps(attack.body)
     sizes: list[int] = []
     started = time.perf_counter()
@@ -242,12 +233,12 @@ async def _watch_attack(server: SoakServer, name: str, patience_s: float, repeat
 
 
 async def hostile(server: SoakServer, *, repeated_y: int | None = None, patience_s: float = 20.0) -> Figures:
-    """Sends each kind of attack and watches an honest stream and /health beside it.
+    """Sends each attack, and watches an honest stream and /health beside it.
 
     Args:
         server: ready and idle.
         repeated_y: see `attacks`.
-        patience_s: after which an attacker leaves and the next one comes.
+        patience_s: an attacker leaves after this time.
     """
     before = await asyncio.to_thread(server.settled_footprint)
     kinds = {name: await _watch_attack(server, name, patience_s, repeated_y) for name in attacks(None)}

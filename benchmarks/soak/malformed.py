@@ -1,6 +1,6 @@
-"""Requests that are wrong in every way their makers could think of. None may be answered with a 5xx.
+"""Sends malformed requests of many kinds. None may be answered with a 5xx.
 
-Half of them are broken as HTTP (sent as bytes), half are good HTTP around a broken body. All are made from one seed.
+Half of them are malformed HTTP (sent as bytes), half are valid HTTP with a malformed body. All are made from one seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.soak.server import SoakServer
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
-# A request that is complete is answered (or its connection closed) by then; what is not, waits in vain.
+# By then a complete request is answered (or its connection closed); an incomplete one never is.
 _ANSWER_TIMEOUT_S = 0.7
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 _GOOD_BODIES: tuple[dict[str, Any], ...] = (
@@ -204,13 +204,7 @@ _WRITERS: tuple[Writer, ...] = (_broken_json, _mutated, _mutated, _broken_head, 
 
 
 async def send_raw(server: SoakServer, data: bytes, rng: random.Random) -> int:
-    """Sends bytes, in pieces now and then, and returns the highest status in the answer; 0 for none.
-
-    Args:
-        server: whose port is meant.
-        data: to send.
-        rng: decides on pieces.
-    """
+    """Sends bytes, sometimes in pieces, and returns the highest status in the answer; 0 for none."""
     reader, writer = await asyncio.open_connection(server.url.hostname, server.url.port)
     answer = b""
     try:
@@ -223,7 +217,7 @@ async def send_raw(server: SoakServer, data: bytes, rng: random.Random) -> int:
         while piece := await asyncio.wait_for(reader.read(1 << 16), _ANSWER_TIMEOUT_S):
             answer += piece
     except (OSError, TimeoutError):
-        pass  # a reset is an answer too; what was said before it counts
+        pass  # a reset is an answer too; what came before it counts
     finally:
         writer.transport.abort()
     statuses = [int(status) for status in _STATUS.findall(answer)]
@@ -235,9 +229,8 @@ async def malformed(server: SoakServer, *, requests: int, concurrency: int = 8, 
 
     Args:
         server: ready and idle.
-        requests: how many.
-        concurrency: at a time.
-        seed: of the requests.
+        requests: total number.
+        concurrency: requests at a time.
     """
     counts: dict[int, int] = {}
     offenders: list[str] = []

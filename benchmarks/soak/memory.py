@@ -1,4 +1,4 @@
-"""Many short requests of every kind, some of them given up half-way: afterwards nothing may be held but what was."""
+"""Sends many short requests of all kinds, some abandoned half-way; the server's memory must not grow."""
 
 from __future__ import annotations
 
@@ -56,11 +56,10 @@ async def soak(
 
     Args:
         server: ready and idle.
-        requests: in all.
-        first: after so many the memory is what it should stay.
-        concurrency: at a time.
-        cancelled: the share whose client leaves half-way.
-        seed: of the requests.
+        requests: total number.
+        first: after so many requests the memory should no longer grow.
+        concurrency: requests at a time.
+        cancelled: share of requests whose client leaves half-way.
     """
     rng = random.Random(seed)
     client = SoakClient(server.url)

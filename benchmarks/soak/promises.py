@@ -19,12 +19,7 @@ MIN_SHARE = 0.45
 
 
 def broken_promises(part: str, figures: Figures) -> list[str]:
-    """Returns what a part's figures should not be.
-
-    Args:
-        part: its name.
-        figures: what it gave.
-    """
+    """Returns the promises that the figures of a part break."""
     promises: dict[str, bool] = {"no descriptors leak": figures["fds"][1] <= figures["fds"][0] + MAX_FD_GROWTH}
     match part:
         case "kill":

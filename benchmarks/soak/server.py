@@ -1,6 +1,6 @@
-"""A server to be ill-treated: started, watched from outside (descriptors, memory, metrics), and its engine killed.
+"""Starts a server as a child process, and watches it from outside: descriptors, memory, metrics, its engine.
 
-Knows processes and a few routes; what is done to the server is the business of the other soak files.
+The other files of the soak decide what is done to the server.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ENGINE_MODULE = "model.loop.process"
 
 
 class Footprint(NamedTuple):
-    """What the server's processes hold.
+    """What the server's processes hold at some time.
 
     Attributes:
-        server_fds: descriptors of the HTTP process.
-        server_bytes: its resident memory.
-        engine_bytes: that of the engine; 0 while there is none.
+        server_fds: open descriptors of the HTTP process.
+        server_bytes: resident memory of the HTTP process.
+        engine_bytes: resident memory of the engine; 0 while there is none.
     """
 
     server_fds: int
@@ -41,9 +41,9 @@ class SoakServer:
     """`python -m server serve` as a child process.
 
     Args:
-        model: the checkpoint.
-        log_file: where its log goes.
-        flags: further flags.
+        model: folder or hub id of the checkpoint.
+        log_file: receives the server's log.
+        flags: further flags of `serve`.
     """
 
     def __init__(self, model: str, log_file: Path, *flags: str) -> None:
@@ -136,7 +136,7 @@ class SoakServer:
         return Footprint(server.num_fds(), server.memory_info().rss, engine_bytes)
 
     def settled_footprint(self) -> Footprint:
-        """The footprint once idle, when connections that were closed are gone."""
+        """Returns the footprint once the server is idle and closed connections are gone."""
         self.wait_idle()
         last = self.footprint()
         for _ in range(40):
@@ -148,7 +148,7 @@ class SoakServer:
         return last
 
     def kill(self) -> None:
-        """Ends the process, for good."""
+        """Kills the process."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -156,13 +156,7 @@ class SoakServer:
 
 @contextlib.contextmanager
 def soak_server(model: str, log_file: Path, *flags: str) -> Iterator[SoakServer]:
-    """A server that is ready.
-
-    Args:
-        model: the checkpoint.
-        log_file: where its log goes.
-        flags: further flags.
-    """
+    """Yields a server that is ready; see `SoakServer` for the arguments."""
     server = SoakServer(model, log_file, *flags)
     try:
         server.wait_ready()

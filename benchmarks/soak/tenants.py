@@ -1,4 +1,4 @@
-"""Two tenants of one server: one asks for all it may; what of the other's short requests, and of its share?"""
+"""Two tenants of one server: one asks for all it may; how are the other's short requests served, and its share?"""
 
 from __future__ import annotations
 
@@ -17,22 +17,18 @@ Body = dict[str, Any]
 
 COMPLETIONS = "/v1/completions"
 KEYS = ("greedy", "modest")
-# Of each probe: the five tokens of an impatient person.
+# A short request, like that of an impatient person.
 PROBE = {"prompt": "Hi, are you there?", "max_tokens": 5, "ignore_eos": True, "stream": True}
 _PAUSE_S = 0.2
 
 
 def flags() -> list[str]:
-    """What the server needs to know of the two."""
+    """Returns the server's flags: a key for each tenant."""
     return [word for key in KEYS for word in ("--api-key", key)]
 
 
 def loads(scale: float) -> dict[str, list[Body]]:
-    """What the greedy one sends at once, by name.
-
-    Args:
-        scale: of the numbers of requests, choices and prompts.
-    """
+    """Returns the greedy tenant's loads by name; `scale` multiplies the numbers of requests, choices and prompts."""
     stream = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     many, some, n = max(1, int(300 * scale)), max(1, int(600 * scale)), max(1, int(128 * scale))
     texts = [f"{number} " + "and so on and on " * 300 for number in range(some)]
@@ -46,16 +42,16 @@ def loads(scale: float) -> dict[str, list[Body]]:
 
 
 async def tenants(server: SoakServer, *, seconds: float, scale: float = 1.0, only: Collection[str] = ()) -> Figures:
-    """Lets the greedy one send each load while the modest one asks for five tokens, over and over; then both want all.
+    """Measures the modest tenant's short requests beside each load of the greedy one, then both with the same load.
 
     Args:
         server: started with `flags()`, ready and idle.
-        seconds: of each load.
-        scale: as for `loads`.
-        only: names of loads; none is all.
+        seconds: duration of each load.
+        scale: see `loads`.
+        only: names of loads to run; empty for all.
 
     Returns:
-        For each load the times to the first token of the modest one, and its share of tokens where both want all.
+        For each load the modest tenant's times to the first token, and its share of tokens with equal loads.
     """
     greedy, modest = (SoakClient(server.url, key=key) for key in KEYS)
     figures: Figures = {"loads": {}}
@@ -79,7 +75,7 @@ async def _probe(client: SoakClient, seconds: float) -> Figures:
     endings: list[Ending] = []
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
-        # One that is not answered at all is ended, and counts as having waited so long.
+        # A request without any answer is ended, and counts as having waited until then.
         endings.append(await client.send(PROBE, path=COMPLETIONS, leave_after_s=max(10.0, 2 * seconds)))
         await asyncio.sleep(_PAUSE_S)
     waits = [(e.token_times[0] if e.token_times else e.ended) - e.started for e in endings]
@@ -95,7 +91,7 @@ async def _probe(client: SoakClient, seconds: float) -> Figures:
 
 
 async def _share(greedy: SoakClient, modest: SoakClient, seconds: float, scale: float) -> float | None:
-    """The modest one's part of the tokens, where it comes a little after the greedy one and asks for the same."""
+    """Returns the modest tenant's share of the tokens when it sends the same load, a little later."""
     tasks: list[asyncio.Task[Ending]] = []
     counts = [0, 0]
 
