@@ -1,1 +1,1 @@
-"""The embedded checkpoint and the recipe that makes it."""
+"""The built-in checkpoint and the recipe that makes it."""

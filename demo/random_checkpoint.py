@@ -1,7 +1,7 @@
-"""Makes a random checkpoint in the published layout: any size, seeded, with a 256-byte vocabulary.
+"""Writes a random checkpoint in the published layout: any size, seeded, with the 256 bytes as its vocabulary.
 
-`python -m demo.random_checkpoint DIR` writes the one that most tests use; benchmarks use other sizes.
-It talks nonsense, but it loads, batches and streams like a real one.
+`python -m demo.random_checkpoint DIR` writes the one that most tests use; benchmarks use other sizes. Its replies are
+nonsense, but it loads, batches and streams like a real one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Numbers of a checkpoint; defaults are the demo's.
+    """The sizes of a checkpoint.
 
     Attributes:
-        vocab_size: rows of embedding and head; the 256 bytes and 208 control tokens need 464.
-        quantized_bits: 4 or 8 for GPTQ blocks in the published layout; 0 for none.
+        vocab_size: rows of embedding and output layer; 256 bytes and 208 control tokens need 464.
+        quantized_bits: 4 or 8 for GPTQ weights in the published layout; 0 for none.
     """
 
     num_layers: int = 4
@@ -58,13 +58,7 @@ _GROUP_SIZE = 128
 
 
 def write(folder: Path, shape: Shape, seed: int = 0) -> None:
-    """Writes the checkpoint; the folder appears complete or not at all.
-
-    Args:
-        folder: must not exist, or is replaced.
-        shape: of the checkpoint.
-        seed: of its weights.
-    """
+    """Writes the checkpoint, replacing the folder if it exists. The folder appears complete or not at all."""
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -114,7 +108,7 @@ def _tensors(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
 
 
 def _gptq_tensors(num_outputs: int, num_inputs: int, bits: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Random integers around the middle, with scales that give the weight its usual size."""
+    """Returns random integers around the middle, with scales that give the weights their usual size."""
     per_word, middle = 32 // bits, 1 << (bits - 1)
     num_groups = num_inputs // _GROUP_SIZE
     words = torch.randint(-(1 << 31), 1 << 31, (num_inputs // per_word, num_outputs), generator=generator)

@@ -13,7 +13,7 @@ import torch
 from demo.recipe.corpus.document import Document, encode_document
 from demo.recipe.corpus.tools import episodes
 from demo.recipe.corpus.tools.react import Episode
-from demo.recipe.training.attention_loss import HEADS, KNOWN_SHARE, Guide
+from demo.recipe.training.attention_loss import HEADS, KNOWN_SHARE, AttentionLoss
 from demo.recipe.training.attention_targets import (
     CHOSEN_TOOL,
     COPIED,
@@ -86,10 +86,11 @@ def test_a_conversation_that_is_cut_off_has_hints_within_it(tokenizer: Tokenizer
         assert (hints[:, 2] <= hints[:, 1]).all(), "nobody looks ahead"
         assert (hints[:, 1:4] <= length).all()
         row = np.insert(hints.astype(np.int64), 0, 0, axis=1)
-        guide = Guide(torch.from_numpy(row), torch.tensor([ids[:length]]), torch.tensor([weights[:length]]))
+        batch = torch.tensor([ids[:length]]), torch.tensor([weights[:length]])
+        attention_loss = AttentionLoss(torch.from_numpy(row), *batch)
         for layer in range(5):
-            guide.see(layer, torch.zeros(1, 4, length, 8), torch.zeros(1, 4, length, 8))
-        assert math.isfinite(float(guide.loss))
+            attention_loss.see(layer, torch.zeros(1, 4, length, 8), torch.zeros(1, 4, length, 8))
+        assert math.isfinite(float(attention_loss.loss))
 
 
 def test_conversations_without_tools_have_no_hints(tokenizer: Tokenizer):
@@ -115,13 +116,13 @@ def test_the_loss_is_the_attention_that_is_missing():
     q, k = torch.zeros(2, head + 1, 8, 16), torch.zeros(2, head + 1, 8, 16)
 
     def loss() -> float:
-        guide = Guide(hints, ids, weights)
+        attention_loss = AttentionLoss(hints, ids, weights)
         for index in range(layer + 1):
-            guide.see(index, q, k)
-        return float(guide.loss)
+            attention_loss.see(index, q, k)
+        return float(attention_loss.loss)
 
     indifferent = loss()
-    alone = Guide(hints, ids, weights)
+    alone = AttentionLoss(hints, ids, weights)
     alone.see(layer + 1, q, k)
     assert float(alone.loss) == 0.0, "other layers are not told anything"
     # Two of six places in one row, one of four in the other; each at the weight of its token.
@@ -274,9 +275,9 @@ def test_what_should_be_known_is_read_off_after_its_layer():
     x = torch.zeros(1, 6, 8)
 
     def loss(at: int) -> float:
-        guide = Guide(hints, ids, weights)
-        guide.read(at, x, lambda known: known)
-        return float(guide.loss)
+        attention_loss = AttentionLoss(hints, ids, weights)
+        attention_loss.read(at, x, lambda known: known)
+        return float(attention_loss.loss)
 
     assert loss(layer - 1) == 0.0
     assert loss(layer) == pytest.approx(2.0 * KNOWN_SHARE[CHOSEN_TOOL] * math.log(8))
@@ -295,11 +296,11 @@ def test_told_heads_look_where_they_are_told(ranks_file: Path):
         optimizer.zero_grad()
         total = 0.0
         for batch in batches:
-            guide = Guide(batch.hints, batch.ids, batch.weights)
-            model.loss(batch.ids, batch.weights, guide)
+            attention_loss = AttentionLoss(batch.hints, batch.ids, batch.weights)
+            model.loss(batch.ids, batch.weights, attention_loss)
             if len(batch.hints):
-                guide.loss.backward()
-            total += float(guide.loss.detach())
+                attention_loss.loss.backward()
+            total += float(attention_loss.loss.detach())
         optimizer.step()
         return total
 

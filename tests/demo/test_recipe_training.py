@@ -17,7 +17,7 @@ from demo.recipe.corpus.document import HEARD, Document, encode_document, encode
 from demo.recipe.corpus.stream import make_document
 from demo.recipe.evaluation.evaluate import evaluate_checkpoint, make_cases, read_reply, score, table
 from demo.recipe.evaluation.generate import generate
-from demo.recipe.training import export, train, vocabulary
+from demo.recipe.training import export, train, trainer, vocabulary
 from demo.recipe.training.batches import HEARD_DOCUMENTS, HEARD_LATER, encode_pool, pool_steps
 from demo.recipe.training.copy_init import write_copy_heads
 from demo.recipe.training.export import export_checkpoint, load_checkpoint
@@ -204,7 +204,7 @@ def _weight(folder: Path) -> torch.Tensor:
 def test_short_training_learns_resumes_and_exports(
     tmp_path: Path, ranks_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "LOG_EVERY_STEPS", 4)
+    monkeypatch.setattr(trainer, "LOG_EVERY_STEPS", 4)
     state = tmp_path / "state"
     state.mkdir()
     (state / "qwen.tiktoken").write_bytes(ranks_file.read_bytes())

@@ -56,14 +56,14 @@ def _apache(snippet: str, folder: Path) -> tuple[str, list[str]]:
 
 
 class Balancer(NamedTuple):
-    """One of the guide's.
+    """A balancer of the guide.
 
     Attributes:
-        program: what must be installed.
-        language: of its fence in the guide.
-        wrap: makes a whole configuration and the command of a snippet.
-        quicker: what of the snippet is made quicker, for the tests: the checks.
-        frees_unstreamed: whether an abandoned request that does not stream ends.
+        program: the program that must be installed.
+        language: the language of its fence in the guide.
+        wrap: returns a complete configuration and the command for a snippet.
+        quicker: replacements in the snippet that make health checks more frequent, for the tests.
+        frees_unstreamed: whether an abandoned request ends if it does not stream.
     """
 
     program: str

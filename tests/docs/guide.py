@@ -18,14 +18,11 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Example:
-    """One fenced block.
+    """One fenced block of a page.
 
     Attributes:
-        page: it is on.
-        line: it begins at.
-        language: of the fence.
-        how: it is run; empty where the page does not say. Commands of ours alone are parsed at least.
-        text: of the block.
+        line: number of its first line.
+        how: the comment before it, which says how it is run; may be empty. Our own commands are then only parsed.
     """
 
     page: Path

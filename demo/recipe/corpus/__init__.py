@@ -1,1 +1,1 @@
-"""What the checkpoint is trained on: an endless, seeded stream of documents."""
+"""The training corpus: an endless, seeded stream of documents."""

@@ -1,18 +1,19 @@
-"""A training text: ChatML turns with a weight on every piece, and how it becomes token ids.
+"""A training document: ChatML turns with weighted pieces, and their encoding as token ids.
 
-Control tokens are written here alone; the contents of turns are encoded as ordinary text, each turn's
-content in one piece, as the server does.
+Only this file writes control tokens. The content of each turn is encoded in one piece as ordinary text, as in the
+server.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 from model.contract.tokenizer import Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
-# Questions and descriptions are predicted too, at this weight: what people ask is learned from what tools say they do.
+# Weight of predicting questions and descriptions: predicting questions teaches how they relate to tools' descriptions.
 HEARD = 0.1
 Span = tuple[str, float]
 
@@ -35,8 +36,7 @@ class Document:
     """A conversation to learn from.
 
     Attributes:
-        category: for the evaluation table.
-        answer: of an evaluation case: what the reply must be (see `evaluate.py`).
+        category: a row of the evaluation's table.
     """
 
     category: str
@@ -48,23 +48,29 @@ class Document:
         return self
 
     def user(self, *spans: str | Span) -> Document:
-        """Adds a user message; spans are hardly learned unless they carry a weight."""
+        """Adds a user message; spans without a weight get the low weight `HEARD`."""
         self.turns.append(Turn("user", [s if isinstance(s, tuple) else (s, HEARD) for s in spans]))
         return self
 
     def assistant(self, *spans: str | Span) -> Document:
-        """Adds a reply; it is learned but for spans that say otherwise."""
+        """Adds a reply; spans without a weight are learned fully."""
         self.turns.append(Turn("assistant", [s if isinstance(s, tuple) else (s, 1.0) for s in spans]))
         return self
 
     def prompt_before_last_reply(self) -> str:
-        """The text a server would feed for the last turn, control tokens by name."""
+        """Returns the prompt of the last reply as text, with control tokens by name."""
         parts = [f"<|im_start|>{t.role}\n{t.text}<|im_end|>\n" for t in self.turns[:-1]]
         return "".join(parts) + "<|im_start|>assistant\n"
 
 
+def begin_chat(category: str, rng: random.Random) -> Document:
+    """Begins a conversation, mostly with the default system message."""
+    document = Document(category)
+    return document.system() if rng.random() < 0.92 else document
+
+
 def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
-    """Returns token ids and, for each, the weight of learning to predict it."""
+    """Returns token ids and, for each, the weight of predicting it."""
     newline = tokenizer.encode("\n")
     ids: list[int] = []
     weights: list[float] = []
@@ -86,7 +92,7 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def encode_prompt(document: Document, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of everything before the last reply's content."""
+    """Returns the token ids of everything before the content of the last reply."""
     newline = tokenizer.encode("\n")
     ids: list[int] = []
     for turn in document.turns[:-1]:
@@ -96,7 +102,7 @@ def encode_prompt(document: Document, tokenizer: Tokenizer) -> list[int]:
 
 
 def _token_weights(spans: list[Span], content: list[int], tokenizer: Tokenizer) -> list[float]:
-    """A token weighs as the span its last byte lies in (spans hold NFC text, as the tokenizer sees it)."""
+    """Gives each token the weight of the span that has its last byte. Spans are NFC text, as tokenizer input is."""
     first = spans[0][1]
     if all(weight == first for _, weight in spans):
         return [first] * len(content)

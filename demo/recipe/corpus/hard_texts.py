@@ -1,8 +1,8 @@
-"""Texts nobody expects: any words, any characters, where a name or a title is expected.
+"""Unexpected texts: arbitrary words or characters as names and titles.
 
-A token that a reply never had to repeat cannot be repeated: every step in which it was not the right one has pushed
-its row of the output layer down. With values out of tables alone two thirds of the vocabulary were such tokens. So
-some values are drawn from all that the corpus says anywhere, and Chinese ones from the common characters.
+A token that no reply ever had to repeat cannot be repeated: every step in which it was wrong has pushed its row of the
+output layer down. With values from tables alone, two thirds of the vocabulary were such tokens. So some values are
+drawn from all words of the corpus, and Chinese ones also from the common characters.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from demo.recipe.corpus.templates import texts
 from demo.recipe.corpus.tools.domains import domains_of, trained_lines
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
 
-SHARE = 0.3  # of the values whose kind allows any text
-COURTESY_SHARE = 0.15  # of phrases
+SHARE = 0.3  # share of values, among kinds that allow any text
+COURTESY_SHARE = 0.15  # share of phrases
 
 
 @cache
@@ -31,7 +31,7 @@ def common_characters() -> list[str]:
 
 @cache
 def _said() -> tuple[list[str], list[str]]:
-    """English words and Chinese texts of the training side, each once."""
+    """Returns the distinct English words and Chinese texts of the training side."""
     said = [
         text
         for domain in domains_of(TRAIN).values()
@@ -62,14 +62,14 @@ def _said() -> tuple[list[str], list[str]]:
 
 @cache
 def _kept() -> frozenset[str]:
-    """Words that the evaluation alone names its invented tools with, in both languages."""
+    """Returns the words, in both languages, that only the evaluation uses for invented tools."""
     kept = (entry for table in (VERBS, NOUNS, PROPERTIES) for entry in table if is_held_out(str(entry)))
     return frozenset(word for entry in kept for word in entry)
 
 
 @cache
 def courtesies() -> tuple[list[str], list[str]]:
-    """What people say to the model itself, English and Chinese: as a value it is to be copied, not answered."""
+    """Returns what people say to the model itself; as a value such text must be copied, not answered."""
     found: tuple[list[str], list[str]] = ([], [])
     for row in COURTESY:
         for texts_, template in zip(found, (row[0], row[2]), strict=True):
@@ -79,12 +79,12 @@ def courtesies() -> tuple[list[str], list[str]]:
 
 
 def english_word(rng: random.Random) -> str:
-    """One of the words of the corpus, in lower case."""
+    """Returns a word of the corpus in lower case."""
     return rng.choice(_said()[0])
 
 
 def chinese_word(rng: random.Random) -> str:
-    """Two or three characters: of a text of the corpus, or any."""
+    """Returns two or three characters, from a text of the corpus or arbitrary ones."""
     while True:
         if rng.random() < 0.4:
             run = rng.choice(_said()[1])
@@ -97,7 +97,7 @@ def chinese_word(rng: random.Random) -> str:
 
 
 def name(rng: random.Random, lang: str) -> str:
-    """What could be called so: one word or two."""
+    """Returns a name of one or two words."""
     if lang == "zh":
         return chinese_word(rng)
     found = [english_word(rng) for _ in range(rng.choice([1, 1, 2]))]
@@ -105,7 +105,7 @@ def name(rng: random.Random, lang: str) -> str:
 
 
 def phrase(rng: random.Random, lang: str) -> str:
-    """A few words in a row, or something people say."""
+    """Returns a few words in a row, or something that people say."""
     if rng.random() < COURTESY_SHARE:
         return rng.choice(courtesies()[0 if lang == "en" else 1])
     if lang == "zh":

@@ -1,7 +1,7 @@
 """The whole corpus as one endless, seeded stream of documents.
 
-Every document is made from a generator of its own, seeded with its number, so the stream can be entered
-anywhere and is the same on every machine. Nothing is stored and nothing repeats by design.
+Each document has its own random generator, seeded with the document's number. So the stream can be entered anywhere and
+is the same on every machine. Nothing is stored, and documents do not repeat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 from demo.recipe.corpus.chat import courtesies, creative, facts, memory, more, rules, texts
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.split import TRAIN
-from demo.recipe.corpus.tools import episodes
+from demo.recipe.corpus.tools import episodes, math_episodes
 from demo.recipe.corpus.tools.react import Episode
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ CHAT_KINDS: list[tuple[Callable[[random.Random, str], Document], float]] = [
     *more.KINDS,
 ]
 CURRICULUM_DOCUMENTS = 15_000
-GENERIC_SHARE = 0.28  # of the tools have purposes that are made up on the spot
+GENERIC_SHARE = 0.28  # share of tools with invented purposes
 
 
 def _weighted(rng: random.Random, kinds: Sequence[tuple[T, float]]) -> T:
@@ -57,9 +57,9 @@ def chat_document(rng: random.Random, split: str) -> Document:
 
 
 def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Document:
-    """A conversation with tools; with little ripeness few tools, tersely described."""
+    """A conversation with tools. At low `ripeness` (0 to 1) there are few tools, tersely described."""
     if rng.random() < 0.07:
-        return episodes.math_tools(rng, split)
+        return math_episodes.math_tools(rng, split)
     kind = _weighted(rng, TOOL_KINDS)
     most = 2 if ripeness < 0.3 else 3 if ripeness < 0.7 else 4
     num_tools = rng.randint(1, most) if rng.random() > 0.06 * ripeness else rng.randint(5, 7)
@@ -71,7 +71,7 @@ def tool_document(rng: random.Random, split: str, ripeness: float = 1.0) -> Docu
 
 
 def make_document(seed: int, number: int, split: str = TRAIN) -> Document:
-    """The document of a number. Early numbers are short copying tasks and terse tools, later ones the full mixture."""
+    """Returns the document of a number. Early ones are short copying tasks and terse tools, later ones all kinds."""
     rng = random.Random(f"{seed}/{split}/{number}")
     ripeness = min(1.0, number / CURRICULUM_DOCUMENTS) if split == TRAIN else 1.0
     if rng.random() < 0.35 * (1 - ripeness) ** 2:

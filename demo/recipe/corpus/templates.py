@@ -1,7 +1,7 @@
-"""A small template language, so that one line of a table says a thing in dozens of ways.
+"""A small template language: one line of a table expands to dozens of wordings.
 
-`(a|b|c)` chooses, `[text]` or `[a|b]` is kept or left out, `{name}` stands for a value, `{name=literal}` says
-nothing and sets a value. Brackets may be nested. What is chosen comes from the caller's random generator alone.
+`(a|b|c)` is a choice, `[text]` or `[a|b]` is optional, `{name}` stands for a value, and `{name=literal}` sets a value
+without any text. Brackets may be nested. All choices come from the caller's random generator.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def choose(template: str, rng: random.Random, keep: float = 0.4) -> list[str | t
     """Makes the choices of a template.
 
     Args:
-        template: see the module.
-        rng: the only source of chance.
-        keep: how often an optional part is kept.
+        keep: probability of keeping an optional part.
 
     Returns:
         Pieces in order: a str is text, a 1-tuple names a slot.
@@ -98,7 +96,7 @@ def say(template: str, rng: random.Random, **values: object) -> str:
 
 
 def texts(template: str) -> list[str]:
-    """All plain text parts of a template: what a vocabulary must know."""
+    """Returns all text parts of a template."""
 
     def walk(nodes: list[Node]) -> list[str]:
         found = []

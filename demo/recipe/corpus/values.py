@@ -1,7 +1,7 @@
-"""Values that tool arguments and chat facts are filled with, many of them never seen twice.
+"""Random values for tool arguments and chat facts; many of them occur only once.
 
-A value has two faces: what stands in the JSON and how a person writes it in a question. Mostly they are the
-same text, and learning to copy it exactly, however odd, is the point of the whole corpus.
+A value has two forms: in JSON, and as a person writes it in a question. Mostly they are the same text. Learning to copy
+it exactly, however odd it is, is the point of the corpus.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from demo.recipe.corpus.templates import choose
 
 T = TypeVar("T")
 
-PLAIN_SHARE = 0.2  # of titles and topics
-# What people want to be reminded of, to know or to see: verbs, articles and prepositions belong to the value.
+PLAIN_SHARE = 0.2  # share of titles and topics
+# Reminders and topics as people phrase them, where verbs, articles and prepositions belong to the value.
 _PLAIN = """
 call {person};pay the {noun};buy {good};pick up {person};water the plants;feed the {animal};go to the {noun}
 finish the {noun};meet {person};take out the trash;visit {person};write to {person};look at the {noun}
@@ -53,29 +53,29 @@ _CODAS = ["", "", "", "", "l", "n", "r", "s", "t", "x", "m", "nd", "rk", "th", "
 
 
 def pick(rng: random.Random, items: Sequence[T], split: str) -> T:
-    """Chooses among the entries of one side only."""
+    """Chooses among the entries of one side of the split."""
     side = [item for item in items if is_held_out(str(item)) == (split == HELD_OUT)]
     return rng.choice(side or items)
 
 
 def pseudo_word(rng: random.Random, syllables: int | None = None) -> str:
-    """A pronounceable word nobody has seen."""
+    """Returns a pronounceable invented word."""
     count = syllables or rng.choice([1, 2, 2, 2, 3])
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(count))
 
 
 def pseudo_zh(rng: random.Random) -> str:
-    """Two or three Chinese characters in a row that mean nothing."""
+    """Returns two or three Chinese characters without a meaning."""
     return "".join(rng.choice(words.ZH_GIVEN + words.ZH_SURNAMES) for _ in range(rng.choice([2, 2, 3])))
 
 
 def digits(rng: random.Random, count: int) -> str:
-    """A run of digits that does not begin with 0."""
+    """Returns digits that do not begin with 0."""
     return rng.choice("123456789") + "".join(rng.choice(string.digits) for _ in range(count - 1))
 
 
 def run_of_digits(rng: random.Random) -> int:
-    """A number whose digits repeat: 444, 1111, 2002. How long such a run is must be learned apart from copying."""
+    """Returns a number with repeated digits (444, 1111, 2002). The length of such runs must be learned separately."""
     kinds = rng.choice("123456789") + rng.choice(["", "", rng.choice(string.digits)])
     return int(kinds[0] + "".join(rng.choice(kinds) for _ in range(rng.choice([1, 2, 2, 3, 3, 4, 5]))))
 
@@ -119,7 +119,7 @@ def pair(rng: random.Random, table: Sequence[tuple[str, ...]], lang: str, split:
 
 
 def plain_phrase(rng: random.Random, lang: str) -> str:
-    """A few words as people write them into a list or ask about, of the training side."""
+    """Returns a reminder or topic in everyday words, from the training side."""
 
     def draw(kind: str) -> str:
         if kind == "person":
@@ -156,7 +156,7 @@ def phrase(rng: random.Random, lang: str, split: str) -> str:
 
 
 def sentence(rng: random.Random, lang: str, split: str) -> str:
-    """A message somebody wants sent or stored."""
+    """Returns a message to send or store."""
     if split == TRAIN and rng.random() < hard_texts.SHARE:
         return hard_texts.phrase(rng, lang)
     if lang == "zh":
@@ -202,7 +202,7 @@ def date(rng: random.Random) -> str:
 
 
 def spoken_date(rng: random.Random, lang: str) -> str:
-    """A date as people say it; arguments repeat it as it was said."""
+    """Returns a date as people say it; arguments repeat it verbatim."""
     if rng.random() < 0.65:
         return date(rng)
     if lang == "zh":

@@ -1,1 +1,1 @@
-"""What the weights can do, on what training never draws."""
+"""Evaluation of the weights on tools, wordings and values that training never draws."""

@@ -1,4 +1,4 @@
-"""Writes text of the demo corpus for quantising its checkpoint: JSONL that `qwen-server quantize --calibration` reads.
+"""Writes text of the demo corpus as JSONL, for `qwen-server quantize --calibration`.
 
 `python -m demo.recipe.evaluation.calibration /tmp/text.jsonl`, then
 `qwen-server quantize demo/checkpoint demo/checkpoint-int4 --bits 4 --calibration /tmp/text.jsonl`.
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from demo.recipe.corpus.stream import CURRICULUM_DOCUMENTS, make_document
 
-# Numbers that training does not come to, and past its curriculum.
+# Documents that training does not reach, after its curriculum.
 _FIRST = 10**9
 
 
 def main() -> None:
-    """Writes conversations of the training side, one a line."""
+    """Writes conversations of the training side, one per line."""
     parser = argparse.ArgumentParser(prog="python -m demo.recipe.evaluation.calibration", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--documents", type=int, default=1000)

@@ -1,8 +1,8 @@
-"""Measures a checkpoint on tools, wordings and values that training never draws.
+"""Evaluates a checkpoint on tools, wordings and values that training never draws.
 
-`python -m demo.recipe.evaluation.evaluate demo/checkpoint` prints a table; every case is a conversation of the
-held-out side of the corpus whose last reply is left to the model, temperature 0. Tools are new, their purposes are not:
-as in `demo/suites/tools.jsonl`.
+`python -m demo.recipe.evaluation.evaluate demo/checkpoint` prints a table. Each case is a conversation from the
+held-out side of the corpus, whose last reply the model generates at temperature 0. The tools are new, but their
+purposes are not, as in `demo/suites/tools.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from demo.recipe.corpus.chat import courtesies, creative, facts, memory, rules, texts
 from demo.recipe.corpus.document import Document, Turn, encode_prompt
 from demo.recipe.corpus.split import HELD_OUT, TRAIN
-from demo.recipe.corpus.tools import episodes, react
+from demo.recipe.corpus.tools import episodes, math_episodes, react
 from demo.recipe.evaluation.generate import generate
 from demo.recipe.training.export import load_checkpoint
 from model.contract.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ _CALL = re.compile(r"Action:[ ]*(?P<name>[^\n]*)\nAction Input:[ ]*(?P<arguments
 
 
 class Case(NamedTuple):
-    """A conversation, what its last reply begins with, and the reply that is right."""
+    """A conversation, the given beginning of its last reply, and the expected rest."""
 
     category: str
     document: Document
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply taken apart: a call, or text."""
+    """A parsed reply: a call, or text."""
 
     tool: str | None
     arguments: object
@@ -47,7 +47,7 @@ class Reply(NamedTuple):
 
 
 def read_reply(text: str) -> Reply:
-    """Reads a continuation as the server does: a call if there is one, else the final answer."""
+    """Parses a continuation as the server does: a call if there is one, else the final answer."""
     text = text.split("Observation:")[0]
     match = _CALL.search(text)
     if match:
@@ -74,7 +74,7 @@ def _tool_case(kind: str, rng: random.Random) -> Case:
     if kind == "observation":
         document = episodes.single(episode, after=1.0)
     else:
-        document = episodes.math_tools(rng, HELD_OUT) if kind == "call" and rng.random() < 0.05 else make(episode)
+        document = math_episodes.math_tools(rng, HELD_OUT) if kind == "call" and rng.random() < 0.05 else make(episode)
     text = document.turns[-1].text
     steps = text.split("\nThought:")
     if kind == "observation" and len(steps) > 1:
@@ -113,11 +113,11 @@ def _chat_case(category: str, rng: random.Random) -> Case:
 
 
 def make_cases(per_category: int, seed: int = 20) -> list[Case]:
-    """The evaluation, the same for the same seed.
+    """Makes the cases of the evaluation, the same for the same seed.
 
     Args:
-        per_category: of chat; tools have five times as many calls and twice as many of each other shape.
-        seed: any number; it never meets the training's.
+        per_category: cases of each chat category; tool categories have one to five times as many.
+        seed: any number; the cases differ from the training's in any case.
     """
     cases = []
     for kind, share in (
@@ -148,7 +148,7 @@ def _is_right(case: Case, text: str) -> bool:
 
 
 def read_json(text: str) -> object:
-    """The JSON value, or the text where it is none."""
+    """Returns the JSON value, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -156,11 +156,11 @@ def read_json(text: str) -> object:
 
 
 def score(cases: list[Case], answers: list[str]) -> dict[str, dict[str, float]]:
-    """Counts by category.
+    """Computes the figures by category.
 
     Returns:
-        Of each category: `cases` and, as shares, `right`; where a call is expected also `selection` and `arguments`;
-        where none is, `false_positives`.
+        For each category `cases` and, as shares, `right`; if calls are expected also `selection` and `arguments`, if
+        not, `false_positives`.
     """
     sums: dict[str, defaultdict[str, float]] = {}
     for case, text in zip(cases, answers, strict=True):
@@ -189,11 +189,11 @@ def evaluate_checkpoint(
     """Runs the evaluation on an exported checkpoint.
 
     Args:
-        folder: the published layout.
+        folder: a checkpoint in the published layout.
         per_category: see `make_cases`.
-        device: of the computation.
-        seed: of the cases.
-        failures: print so many wrong answers of each category.
+        device: where to compute.
+        seed: see `make_cases`.
+        failures: how many wrong answers of each category to print.
     """
     model = load_checkpoint(folder).to(device).eval()
     tokenizer = Tokenizer.from_folder(folder)
@@ -209,7 +209,7 @@ def evaluate_checkpoint(
 
 
 def prompt_ids(case: Case, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's tokens, with the beginning of the reply that is given."""
+    """Returns the prompt's token ids, with the given beginning of the reply."""
     return encode_prompt(case.document, tokenizer) + (tokenizer.encode(case.given) if case.given else [])
 
 
@@ -228,7 +228,7 @@ def _show_failures(cases: list[Case], answers: list[str], number: int) -> None:
 
 
 def table(report: dict[str, dict[str, float]]) -> str:
-    """The report as text."""
+    """Returns the report as text."""
     lines = [f"{'category':<28}{'cases':>6}{'right':>8}{'select':>8}{'args':>8}{'false+':>8}"]
     for category, row in report.items():
         cells = [

@@ -1,4 +1,4 @@
-"""Greedy decoding through the training module: exact, batched, without a server."""
+"""Batched greedy decoding with the training module, without a server."""
 
 from __future__ import annotations
 
@@ -21,18 +21,13 @@ def generate(
     stop: str = "Observation:",
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
-    """Continues every prompt at temperature 0.
+    """Continues every prompt at temperature 0; returns the texts in the same order.
 
     Args:
-        model: on any device.
-        tokenizer: of its vocabulary.
-        prompts: token ids, none empty; each no longer than the trained length.
-        max_new_tokens: at most so many a prompt.
-        stop: text that ends a continuation and is cut off, with what follows.
-        progress: told the number of prompts of each finished group.
-
-    Returns:
-        The continuations' texts, in order.
+        prompts: token ids; none may be empty or longer than the trained length.
+        max_new_tokens: limit for each prompt.
+        stop: text that ends a continuation; it is cut off with everything after it.
+        progress: called with the number of prompts in each finished group.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
@@ -70,7 +65,7 @@ def _generate_group(
     ]
     hidden = model.hidden(ids, caches)
     last = model.lm_head(hidden[torch.arange(len(prompts), device=device), lengths - 1]).argmax(-1)
-    for cache in caches:  # what stands behind a short prompt is padding: it will be overwritten
+    for cache in caches:  # the padding after short prompts will be overwritten
         cache.lengths = lengths.clone()
     out: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)

@@ -39,7 +39,7 @@ _QUESTION = "Begin!\n\nQuestion: "
 
 
 class ToolShape(NamedTuple):
-    """A category of the tools suite: how conversations are made, and how many tools they offer."""
+    """A category of the tools suite: how its conversations are made, and how many tools they offer."""
 
     category: str
     make: Callable[[react.Episode], Document]
@@ -61,7 +61,7 @@ CHAT_CASES = {"identity": 30, "memory": 35, "arithmetic": 35, "system prompt": 3
 
 
 class Step(NamedTuple):
-    """One step of an assistant's text: a call and its result, or an answer."""
+    """A step of an assistant's text: a call with its result, or an answer."""
 
     thought: str
     name: str | None
@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 
 def read_steps(text: str) -> list[Step]:
-    """Takes an assistant's ReAct text apart; text without labels is one answer."""
+    """Splits an assistant's ReAct text into steps; text without labels is one answer."""
     if not text.startswith("Thought:"):
         return [Step("", None, {}, "", text)]
     steps = []
@@ -97,18 +97,18 @@ def _call_messages(step: Step, number: int) -> list[Message]:
 
 
 def to_messages(document: Document, num_last_steps: int = 0) -> list[Message]:
-    """The conversation as a client sends it, up to the reply that is asked for.
+    """Converts a document to the messages that a client sends, up to the requested reply.
 
     Args:
-        document: rendered as the corpus has it.
-        num_last_steps: steps of the last reply that are given.
+        document: in the corpus's rendered form.
+        num_last_steps: how many steps of the last reply are given.
     """
     messages: list[Message] = []
     for number, turn in enumerate(document.turns):
         is_last = number == len(document.turns) - 1
         if turn.role != "assistant":
             text = turn.text.split(_QUESTION)[-1] if turn.role == "user" else turn.text
-            if turn.role != "system" or text != DEFAULT_SYSTEM:  # the default is every server's own
+            if turn.role != "system" or text != DEFAULT_SYSTEM:  # servers add the default themselves
                 messages.append({"role": turn.role, "content": text})
             continue
         steps = read_steps(turn.text)
@@ -127,7 +127,7 @@ def _to_openai(tool: Tool) -> dict[str, Any]:
 
 
 def _tool_case(shape: ToolShape, language: str, purposes: str, rng: random.Random) -> dict[str, Any] | None:
-    """A case, or None where chance made another kind of conversation."""
+    """Returns a case, or None if the random conversation is of another kind."""
     episode = react.Episode(rng, HELD_OUT, rng.randint(*shape.tools), purposes=purposes)
     if episode.lang != language:
         return None
@@ -170,7 +170,7 @@ def _chat_case(category: str, language: str, rng: random.Random) -> dict[str, An
     if document.category != category or spoken != language:
         return None
     if category in ("identity", "arithmetic") and any(message["content"] == reply for message in messages):
-        return None  # asked twice: the answer would only have to be copied
+        return None  # the question occurs twice, so the answer could be copied
     case = {"category": category, "language": language, "messages": messages}
     if category == "arithmetic":
         return {**case, "expected": reply.rstrip(".。").split("= ")[-1], "match": "number"}
@@ -181,7 +181,7 @@ def _chat_case(category: str, language: str, rng: random.Random) -> dict[str, An
 
 
 def _distinct(draw: Draw, count: int, seed: str) -> Iterator[Case]:
-    """Draws until there are `count` cases whose messages all differ."""
+    """Yields `count` random cases with distinct messages."""
     seen: set[str] = set()
     for number in range(MAX_TRIES):
         case = draw(random.Random(f"{seed}/{number}"))
@@ -196,11 +196,11 @@ def _distinct(draw: Draw, count: int, seed: str) -> Iterator[Case]:
 
 
 def make_tools_suite(seed: int = 1, purposes: str = TRAIN) -> list[dict[str, Any]]:
-    """A tools suite, the same for the same seed.
+    """Makes a tools suite, the same for the same seed.
 
     Args:
-        seed: another one makes other cases.
-        purposes: `TRAIN` for what training's tools are for too, `HELD_OUT` for what none of them is for.
+        seed: other seeds make other cases.
+        purposes: `TRAIN` for purposes that training's tools have too, `HELD_OUT` for purposes that none of them has.
     """
     cases = []
     for shape in TOOL_SHAPES:
@@ -215,7 +215,7 @@ def make_tools_suite(seed: int = 1, purposes: str = TRAIN) -> list[dict[str, Any
 
 
 def make_chat_suite(seed: int = 1) -> list[dict[str, Any]]:
-    """The chat suite, the same for the same seed."""
+    """Makes the chat suite, the same for the same seed."""
     cases = []
     for category, count in CHAT_CASES.items():
         for language in LANGUAGES:
@@ -229,7 +229,7 @@ def make_chat_suite(seed: int = 1) -> list[dict[str, Any]]:
 
 
 def make_suites(seed: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """All that ship, by the names of their files."""
+    """Makes all suites that ship, by file name."""
     return {
         "tools": make_tools_suite(seed),
         "tools-unmet": make_tools_suite(seed, HELD_OUT),

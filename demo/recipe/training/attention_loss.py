@@ -1,7 +1,7 @@
-"""A loss that tells a few attention heads where to look.
+"""An auxiliary loss that teaches a few attention heads where to look.
 
-The places come from `hints.py`. A head is told by the logarithm of the attention it pays to them, computed from its
-queries and keys alone: nothing of the architecture changes, and where nobody gives hints nothing is computed.
+The places (hints) come from `attention_targets.py`. The loss of a head is the negative logarithm of its attention to
+them, computed from its queries and keys alone. The architecture does not change; without hints nothing is computed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from demo.recipe.training.attention_targets import (
     WORD_OF_TOOL,
 )
 
-# Which (layer, head) learns which look-up: whose line a token is in must be known before a line can be chosen, and the
-# copying heads come last. Heads 0 and 1 of the early layers are those that `copy_init.py` writes.
+# The (layer, head) that learns each look-up. The tool of a line must be known before a line can be chosen, and copying
+# comes last. `copy_init.py` writes heads 0 and 1 of the early layers.
 HEADS = {
     TOOL_OF_LINE: (1, 3),
     WORD_OF_TOOL: (2, 3),
@@ -44,13 +44,13 @@ SHARE = {
     DECIDED: 0.7,
     COPIED: 0.6,
 }
-OF_PROMPTS = (TOOL_OF_LINE, WORD_OF_TOOL, IDLE_WORD)  # look-ups that serve no learned token
-# After the layer of these look-ups the token they are about should be known: read off as at the end of the model.
+OF_PROMPTS = (TOOL_OF_LINE, WORD_OF_TOOL, IDLE_WORD)  # look-ups of prompt tokens, whose next token has no weight
+# After the layer of these look-ups, the model's final norm and output layer should already yield the token found.
 KNOWN_SHARE = {TOOL_OF_LINE: 0.05, WORD_OF_TOOL: 0.5, CHOSEN_TOOL: 2.0}
 
 
 class _Lookup(NamedTuple):
-    """What one head is told: rows and queries [n], the places it should see [n, length], the weights [n]."""
+    """Targets of one head: rows and queries [n], the places it should see [n, length], weights [n]."""
 
     head: int
     rows: Tensor
@@ -60,7 +60,7 @@ class _Lookup(NamedTuple):
 
 
 class _Knowledge(NamedTuple):
-    """What should be known after a layer: rows, places and token ids [n], the weights [n]."""
+    """Tokens that should be known after a layer: rows, places and token ids [n], weights [n]."""
 
     rows: Tensor
     places: Tensor
@@ -68,16 +68,16 @@ class _Knowledge(NamedTuple):
     weights: Tensor
 
 
-class Guide:
-    """The hints of one batch, and the loss they lead to.
+class AttentionLoss:
+    """The loss of one batch's hints.
 
     Args:
-        hints: [n, 6] int64: row, kind, query, first and one past the last token to see, the token to know or -1.
+        hints: [n, 6] int64: row, kind, query, first token to see, one past the last, the token to know or -1.
         ids: [batch, length].
-        weights: [batch, length] of the tokens, see `QwenForTraining.loss`; a look-up weighs as the token it serves.
+        weights: [batch, length], see `QwenForTraining.loss`; a look-up has the weight of the token it helps to predict.
 
     Attributes:
-        loss: grows as the layers pass by.
+        loss: the sum over the layers so far.
     """
 
     def __init__(self, hints: Tensor, ids: Tensor, weights: Tensor) -> None:
@@ -99,16 +99,16 @@ class Guide:
             self._lookups.setdefault(layer, []).append(
                 _Lookup(head, rows, queries, edges.cumsum(1)[:, :length] > 0, share * SHARE[kind])
             )
-            if kind in KNOWN_SHARE:  # and then all of its hints say what
+            if kind in KNOWN_SHARE:  # then each of its hints names a token
                 self._knowledge.setdefault(layer, []).append(
                     _Knowledge(rows, queries, ids[rows, known], share * KNOWN_SHARE[kind])
                 )
 
     def see(self, layer: int, q: Tensor, k: Tensor) -> None:
-        """Adds what a layer's heads miss; q and k are [batch, heads, length, dim], turned by their positions."""
+        """Adds the loss of a layer's heads; q and k are [batch, heads, length, dim], after rotation."""
         for lookup in self._lookups.get(layer, []):
             if lookup.head >= q.shape[1]:
-                continue  # a model this narrow learns without
+                continue  # the model has too few heads
             for row in lookup.rows.unique().tolist() if q.shape[0] > 1 else [0]:
                 mine = lookup.rows == row
                 queries = lookup.queries[mine]
@@ -119,7 +119,13 @@ class Guide:
                 self.loss = self.loss + ((everywhere - there) * lookup.weights[mine]).sum()
 
     def read(self, layer: int, x: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
-        """Adds what is not known after a layer; x is [batch, length, hidden], `logits` the end of the model."""
+        """Adds the loss of what should be known after a layer.
+
+        Args:
+            layer: index of the layer.
+            x: [batch, length, hidden], the layer's output.
+            logits: the model's final norm and output layer.
+        """
         for knowledge in self._knowledge.get(layer, []):
             each = F.cross_entropy(logits(x[knowledge.rows, knowledge.places]).float(), knowledge.ids, reduction="none")
             self.loss = self.loss + (each * knowledge.weights).sum()

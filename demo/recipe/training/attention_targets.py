@@ -1,17 +1,16 @@
-"""Where a few attention heads should look: found in the text of a conversation with tools.
+"""Finds, in the text of a conversation with tools, where a few attention heads should look.
 
-Whoever writes a call looks three things up: which tool the question asks for, how its parameters are named, and which
-words of the question are their values. The corpus knows all three places, and, where a question uses a word that one
-tool alone is described with, what it could have known the tool by; it also knows when no tool is asked for. Telling
-heads of the right layers where they are (`guide.py` adds the loss) teaches the look-ups themselves, long before the
-text they lead to could: as long as a head looks elsewhere, a wrong word hardly says where it should have looked.
+To write a call, the model looks up three things: the tool that the question asks for, the names of its parameters, and
+the words of the question that are their values. The corpus knows all three places. It also knows which words of a
+question occur in the description of only one tool, and when no tool fits. Teaching heads of the right layers these
+places (`attention_loss.py`) teaches the look-ups long before the loss of the text could: as long as a head looks
+elsewhere, a wrong word hardly says where it should have looked.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -24,81 +23,45 @@ from demo.recipe.corpus.tools import related
 from demo.recipe.corpus.tools.domains import domains_of, trained_lines
 from demo.recipe.corpus.tools.invented import invent_domain
 from demo.recipe.corpus.tools.purpose_words import NOUNS, PROPERTIES, VERBS
+from demo.recipe.training.conversation_text import END, ConversationText, Place
 from model.contract.tokenizer import Tokenizer
 
 TOOL_OF_LINE, CHOSEN_TOOL, COPIED, WORD_OF_TOOL, TELLING_WORD, IDLE_WORD, DECIDED = range(7)
-NOWHERE = (0, 1)  # the first token: what a head should see where there is nothing to see
-LINE_STRIDE = 3  # every so many tokens of a tool's line one says whose line it is
+NOWHERE = (0, 1)  # the first token, which a head should see if there is nothing to look up
+LINE_STRIDE = 3  # one in so many tokens of a tool's line gets a hint
 
 _LINE = re.compile(rb"\n\n([^\n:]+): Call this tool to interact with the [^\n]*")
 _CALL = re.compile(rb"Action: ([^\n]+)\nAction Input: ([^\n]*)\nObservation:")
 _KEY = re.compile(rb'"([^"\\]+)": ')
 _VALUE = re.compile(rb'"((?:[^"\\]|\\.)*)"(:?)|(?<![\w".-])(-?\d+(?:\.\d+)?)')
 _ANSWER = re.compile(rb"Observation: ([^\n]*)\nThought: [^\n]*\nFinal Answer: ((?:(?!<\|im_end\|>).)*)", re.DOTALL)
-_ENGLISH = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _FINAL = re.compile(rb"Thought: I now know the final answer\.\nFinal Answer:")
-# Where a question goes on to a second thing, unmistakably.
+# Where a question clearly continues with a second request.
 _JOINT = re.compile("; also |[.?] (?:Then|And|Also:) |[. ]Also, | and then |，然后|还有，|另外，".encode())
 _THOUGHT = len(b"Thought:")
 _USER, _BEGIN = b"<|im_start|>user\n", b"Begin!\n\nQuestion: "
-_END = b"<|im_end|>"
-# Too common to tell tools apart.
+# Words that are too common to tell tools apart.
 _IDLE = frozenset(
     "call this tool interact with the api what useful for and you your are how can does that from his her its our "
     "please hello tell give want need could would about any some there have has was were will may should me not all "
     "的 是 在 我 你 了 和 一 个 有 吗 请 这 那 它 为 多 少 什 么 一个 一下".split()
 )
-# A word that the questions for so few purposes have tells the purpose, even where no description says it.
+# A word that occurs in the questions of at most so many purposes identifies a purpose, even if no description has it.
 TELLING_PURPOSES = 6
 Hint = tuple[int, int, int, int, int]
-Place = tuple[int, int]  # bytes, from and up to
-
-
-class _Text:
-    """The bytes of a conversation and the tokens they lie in."""
-
-    def __init__(self, ids: Sequence[int], tokenizer: Tokenizer) -> None:
-        pieces = [_bytes_of(token, tokenizer) for token in ids]
-        self.ids = ids
-        self.bytes = b"".join(pieces)
-        self.words = [word.strip().lower() for word in _whole_characters(pieces)]
-        self.starts = [0]
-        for piece in pieces[:-1]:
-            self.starts.append(self.starts[-1] + len(piece))
-        for word in _ENGLISH.finditer(self.bytes):  # of several tokens: known once it has been read
-            last = self.token_at(word.end() - 1)
-            if self.starts[last] + len(pieces[last]) == word.end():
-                self.words[last] = word[0].decode().lower()
-
-    def token_at(self, place: int) -> int:
-        return bisect_right(self.starts, place) - 1
-
-    def copies(self, word: bytes, token: int, within: Place) -> list[int]:
-        """Tokens in which the word begins there, if they are the token at its present place."""
-        found, at = [], self.bytes.find(word, *within)
-        is_number = word[-1:].isdigit()
-        while at >= 0:
-            after = self.bytes[at + len(word) : at + len(word) + 1]
-            before = self.bytes[at - 1 : at]
-            if not (is_number and (after.isdigit() or before.isdigit())):
-                source = self.token_at(at)
-                if source < token and self.ids[source] == self.ids[token]:
-                    found.append(source)
-            at = self.bytes.find(word, at + 1, within[1])
-        return found
 
 
 def find_hints(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
-    """Returns hints [n, 5] int32; several of one kind and place name alternatives.
+    """Returns hints [n, 5] int32; several with the same kind and place are alternatives.
 
-    The columns: kind, the place that looks, the first and one past the last token it should see, the place of the token
-    it should know then, or -1.
+    The columns are: kind, query position, first token to see, one past the last, and the position of the token that
+    should be known afterwards, or -1.
 
     Args:
-        ids: of a whole conversation.
-        tokenizer: that made them.
+        ids: token ids of a whole conversation.
+        tokenizer: the tokenizer of these ids.
     """
-    text = _Text(ids, tokenizer)
+    text = ConversationText(ids, tokenizer)
     lines = {match[1]: match.span() for match in _LINE.finditer(text.bytes)}
     if not lines:
         return np.zeros((0, 5), np.int32)
@@ -113,7 +76,7 @@ def find_hints(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
     return np.array(hints, np.int32).reshape(-1, 5)
 
 
-def _of_lines(text: _Text, lines: dict[bytes, Place]) -> Iterator[Hint]:
+def _of_lines(text: ConversationText, lines: dict[bytes, Place]) -> Iterator[Hint]:
     for begin, end in lines.values():
         first = text.token_at(begin + 2)
         last = text.token_at(end - 1)
@@ -121,7 +84,7 @@ def _of_lines(text: _Text, lines: dict[bytes, Place]) -> Iterator[Hint]:
             yield TOOL_OF_LINE, place, first, first + 1, first
 
 
-def _of_call(text: _Text, call: re.Match[bytes], line: Place) -> Iterator[Hint]:
+def _of_call(text: ConversationText, call: re.Match[bytes], line: Place) -> Iterator[Hint]:
     name = call[1]
     token = text.token_at(_name_place(text, call))
     yield CHOSEN_TOOL, token - 1, text.token_at(line[0] + 2), text.token_at(line[1] - 1) + 1, token
@@ -142,18 +105,18 @@ def _of_call(text: _Text, call: re.Match[bytes], line: Place) -> Iterator[Hint]:
             yield COPIED, token - 1, source, source + 1, -1
 
 
-def _name_place(text: _Text, call: re.Match[bytes]) -> int:
-    """Where the tool is named first: in the thought, if there is one."""
+def _name_place(text: ConversationText, call: re.Match[bytes]) -> int:
+    """Returns where a reply first names the tool: in the thought, if there is one."""
     at = text.bytes.find(call[1], _thought_place(text, call) + _THOUGHT, call.start())
     return at if at >= 0 else call.start(1)
 
 
-def _thought_place(text: _Text, call: re.Match[bytes]) -> int:
+def _thought_place(text: ConversationText, call: re.Match[bytes]) -> int:
     return text.bytes.rfind(b"Thought: ", 0, call.start())
 
 
-def _of_decisions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
-    """Where a reply turns to a tool, or to none: before the words that say so."""
+def _of_decisions(text: ConversationText, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
+    """Yields hints for the decision between a tool and a final answer, before the words that reveal it."""
     for call in calls:
         begin, end = lines[call[1]]
         for token in _deciding(text, _thought_place(text, call)):
@@ -164,14 +127,14 @@ def _of_decisions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
             yield TELLING_WORD, token, *NOWHERE, -1
 
 
-def _deciding(text: _Text, thought: int) -> range:
-    """Tokens after "Thought:" that a call and an answer have in common; `I should` and `I now` share one more."""
+def _deciding(text: ConversationText, thought: int) -> range:
+    """Returns tokens at "Thought:" where a call and an answer look alike (`I should` and `I now` share one more)."""
     says_i = text.bytes.startswith(b" I ", thought + _THOUGHT)
     return range(text.token_at(thought + _THOUGHT - 1), text.token_at(thought + _THOUGHT + (3 if says_i else 1)))
 
 
-def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
-    """What each word of a question says about the tools: it is one's alone, or it is nobody's."""
+def _of_questions(text: ConversationText, lines: dict[bytes, Place], calls: list[re.Match[bytes]]) -> Iterator[Hint]:
+    """Yields hints for the words of questions: which tool a word belongs to, if to only one."""
     descriptions = {name: (line[0], text.bytes.find(b" Parameters: ", *line)) for name, line in lines.items()}
     owners: dict[str, dict[bytes, list[int]]] = {}
     for name, place in descriptions.items():
@@ -179,8 +142,8 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
             owners.setdefault(word, {}).setdefault(name, []).append(token)
     header_end = text.bytes.rfind(_BEGIN)
     begin = header_end + len(_BEGIN)
-    while begin > header_end >= 0:  # a conversation that was cut off may not have come to its question
-        end = text.bytes.find(_END, begin)
+    while begin > header_end >= 0:  # a truncated conversation may have no question
+        end = text.bytes.find(END, begin)
         if end < 0:
             return
         following = text.bytes.find(_USER, begin)
@@ -210,8 +173,8 @@ def _of_questions(text: _Text, lines: dict[bytes, Place], calls: list[re.Match[b
         begin = following + len(_USER) if following >= 0 else -1
 
 
-def _parts(text: _Text, question: Place, calls: list[re.Match[bytes]]) -> list[tuple[Place, bytes]]:
-    """Which part of a question asks for which tool, as far as that can be told."""
+def _parts(text: ConversationText, question: Place, calls: list[re.Match[bytes]]) -> list[tuple[Place, bytes]]:
+    """Returns which part of a question asks for which tool, as far as that is clear."""
     begin, end = question
     if len(calls) == 1:
         return [(question, calls[0][1])]
@@ -221,8 +184,8 @@ def _parts(text: _Text, question: Place, calls: list[re.Match[bytes]]) -> list[t
     return [((begin, joints[0].start()), calls[0][1]), ((joints[0].end(), end), calls[1][1])]
 
 
-def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:
-    """Tokens that say something, and what: whatever the case, in English and in the tables' own words for it."""
+def _words(text: ConversationText, within: Place) -> Iterator[tuple[int, str]]:
+    """Yields tokens that end a word, with the word in lower case, in the tables' English where they translate it."""
     meanings, same = {}, related.meanings()[0]
     for match in _chinese().finditer(text.bytes, *within):
         meanings[text.token_at(match.end() - 1)] = _meaning()[match[0]]
@@ -235,7 +198,7 @@ def _words(text: _Text, within: Place) -> Iterator[tuple[int, str]]:
 
 @lru_cache(maxsize=1)
 def _meaning() -> dict[bytes, str]:
-    """Chinese verbs, nouns and properties of invented tools; the English one's first word."""
+    """Maps Chinese verbs, nouns and properties of invented tools to the first word of the English ones."""
     others = {zh.encode(): en for zh, en in related.meanings()[1].items()}
     return others | {zh.encode(): en.split()[0] for en, zh in (*VERBS, *NOUNS, *PROPERTIES)}
 
@@ -247,8 +210,8 @@ def _chinese() -> re.Pattern[bytes]:
     return re.compile(b"|".join(escaped))
 
 
-def _values(text: _Text, within: Place) -> Iterator[tuple[bytes, int]]:
-    """Strings that are not names, and numbers, of a piece of JSON; and where they begin."""
+def _values(text: ConversationText, within: Place) -> Iterator[tuple[bytes, int]]:
+    """Yields the strings (except keys) and numbers of a piece of JSON, with their positions."""
     for match in _VALUE.finditer(text.bytes, *within):
         if match[3]:
             yield match[3], match.start(3)
@@ -256,9 +219,9 @@ def _values(text: _Text, within: Place) -> Iterator[tuple[bytes, int]]:
             yield match[1], match.start(1)
 
 
-def _of_answer(text: _Text, answer: re.Match[bytes]) -> Iterator[Hint]:
+def _of_answer(text: ConversationText, answer: re.Match[bytes]) -> Iterator[Hint]:
     values = [value for value, _ in _values(text, answer.span(1))]
-    if answer[1][:1] not in b'[{"':  # words, not JSON: told as they are
+    if answer[1][:1] not in b'[{"':  # not JSON: reported verbatim
         values = [answer[1].rstrip(b".")]
     for value in values:
         at = text.bytes.find(value, *answer.span(2))
@@ -269,16 +232,16 @@ def _of_answer(text: _Text, answer: re.Match[bytes]) -> Iterator[Hint]:
             yield COPIED, token - 1, source, source + 1, -1
 
 
-def _last_question(text: _Text, before: int) -> Place:
+def _last_question(text: ConversationText, before: int) -> Place:
     begin = max(text.bytes.rfind(lead, 0, before) + len(lead) for lead in (_BEGIN, _USER))
-    return begin, text.bytes.find(_END, begin, before)
+    return begin, text.bytes.find(END, begin, before)
 
 
 @lru_cache(maxsize=1)
 def _purposeful() -> frozenset[str]:
-    """Words that the training side's questions have for few purposes alone; in Chinese any one or two characters."""
+    """Returns words that occur in the training questions of few purposes only; in Chinese, one or two characters."""
     domains = domains_of(TRAIN)
-    for number in range(20):  # the words that invented purposes have in common are many purposes' words
+    for number in range(20):  # words that invented purposes have in common count for many purposes
         domains[f"invented {number}"] = invent_domain(random.Random(number), TRAIN)
     asked = {key: [line for mark in "qQ" for line in trained_lines(d.lines[mark])] for key, d in domains.items()}
     purposes: dict[str, set[str]] = {}
@@ -290,24 +253,3 @@ def _purposeful() -> frozenset[str]:
             for word in found:
                 purposes.setdefault(word, set()).add(key)
     return frozenset(word for word, keys in purposes.items() if len(keys) <= TELLING_PURPOSES) - _IDLE
-
-
-def _whole_characters(pieces: list[bytes]) -> Iterator[str]:
-    """The pieces as text; what begins in one piece and ends in a later one belongs to the later."""
-    pending = b""
-    for piece in pieces:
-        pending += piece
-        try:
-            yield pending.decode()
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                yield ""
-                continue
-            yield pending.decode(errors="ignore")
-        pending = b""
-
-
-def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:
-    if token == tokenizer.im_end_id:
-        return _END
-    return b"<|im_start|>" if token == tokenizer.im_start_id else tokenizer.token_bytes(token)

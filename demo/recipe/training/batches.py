@@ -1,4 +1,4 @@
-"""Documents to batches: token ids in rows of similar length, the same on every run of a seed."""
+"""Makes batches of documents: rows of token ids of similar length, the same in every run of a seed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from demo.recipe.training.attention_targets import find_hints
 from model.contract.files.vocabulary import read_ranks
 from model.contract.tokenizer import Tokenizer
 
-EVEN_TOKENS = 64  # documents with more learned tokens weigh less a token, those with fewer more
-# What is only heard teaches words at first. Later it is two thirds of the loss and nothing more to learn from: then
-# it counts for a fifth. Of its tokens only some are learned, at that many times the weight: an eighth less work.
+EVEN_TOKENS = 64  # documents with more learned tokens get less weight per token, those with fewer more
+# Tokens of questions and descriptions ("heard") teach words at first. Later they are two thirds of the loss and teach
+# nothing more, so they count for a fifth. Only one in `stride` of them is learned, at `stride` times the weight: an
+# eighth less work.
 HEARD_DOCUMENTS = 120_000
 HEARD_LATER = 0.2
 HEARD_STRIDE, HEARD_STRIDE_LATER = 3, 6
@@ -36,8 +37,8 @@ class Batch(NamedTuple):
 
     Attributes:
         ids: [rows, length] int64.
-        weights: [rows, length] float32, of predicting each.
-        hints: [n, 6] int64, see `guide.py`.
+        weights: [rows, length] float32, the weight of predicting each token.
+        hints: [n, 6] int64, see `attention_loss.py`.
     """
 
     ids: Tensor
@@ -45,11 +46,11 @@ class Batch(NamedTuple):
     hints: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Returns the batch on a device."""
         return Batch(*(t.to(device) for t in self))
 
     def split(self, rows: int) -> list[Batch]:
-        """Batches of so many rows at most."""
+        """Splits the batch into batches of at most `rows` rows."""
         pieces = []
         for begin in range(0, len(self.ids), rows):
             mine = (self.hints[:, 0] >= begin) & (self.hints[:, 0] < begin + rows)
@@ -60,12 +61,12 @@ class Batch(NamedTuple):
 
 @lru_cache(maxsize=2)
 def tokenizer_of(path: str) -> Tokenizer:
-    """Reads a vocabulary once a process."""
+    """Reads a vocabulary, once per process."""
     return Tokenizer(read_ranks(Path(path)))
 
 
 def encode_pool(seed: int, first: int, count: int, vocabulary: str, max_length: int) -> Encoded:
-    """Token ids, weights and hints of `count` documents from a number on, cut to the trained length."""
+    """Encodes `count` documents from number `first` on as token ids, weights and hints, cut to `max_length`."""
     tokenizer = tokenizer_of(vocabulary)
     out: Encoded = []
     for number in range(first, first + count):
@@ -88,17 +89,17 @@ def _thinned(weights: np.ndarray, number: int) -> np.ndarray:
 
 
 def pool_steps(documents: Encoded, step_tokens: int) -> list[list[Batch]]:
-    """Cuts documents into optimizer steps, in their order, so that every step sees the whole mixture.
+    """Groups documents, in order, into optimizer steps, so that every step sees the whole mixture.
 
-    Rows of one length would be simpler, but then a step of short rows is all small talk and the next all tools, and
-    the model swings between the two. Instead a step is several batches, each of rows of similar length.
+    Steps with rows of one length would be simpler, but then one step is all small talk and the next all tools, and the
+    model swings between the two. Instead a step is several batches, each with rows of similar length.
 
     Args:
-        documents: of one pool.
-        step_tokens: a step has at least so many.
+        documents: the documents of a pool.
+        step_tokens: the smallest number of tokens in a step.
 
     Returns:
-        Of each step the batches.
+        The batches of each step.
     """
     groups: list[list[int]] = [[]]
     tokens = 0
@@ -109,7 +110,7 @@ def pool_steps(documents: Encoded, step_tokens: int) -> list[list[Batch]]:
             groups.append([])
             tokens = 0
     if len(groups) > 1 and tokens < step_tokens // 2:
-        rest = groups.pop()  # first: in `groups[-2] += groups.pop()` the place that is stored to is another
+        rest = groups.pop()  # not `groups[-2] += groups.pop()`, which evaluates the index before the pop
         groups[-1] += rest
     return [_batches([documents[i] for i in group]) for group in groups]
 
@@ -137,15 +138,15 @@ def _pad(rows: Encoded) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSettings:
-    """What a stream of batches is made from.
+    """Settings of a stream of batches.
 
     Attributes:
-        seed: of the corpus.
+        seed: seed of the corpus.
         vocabulary: path of `qwen.tiktoken`.
         step_tokens: see `pool_steps`.
-        max_length: of a document.
-        pool_documents: are written together; some ten steps' worth.
-        workers: processes that prepare pools ahead; 0 = none, they are prepared here.
+        max_length: longest document, in tokens; longer ones are cut.
+        pool_documents: documents that are encoded together; some ten steps' worth.
+        workers: processes that prepare pools ahead; 0 prepares them in this process.
     """
 
     seed: int
@@ -157,10 +158,10 @@ class StreamSettings:
 
 
 def stream(settings: StreamSettings, first: int) -> Generator[tuple[int | None, list[Batch]], None, None]:
-    """Endless steps from a document on.
+    """Yields endless steps from a document on.
 
     Yields:
-        (the number to go on from, or None in the middle of a pool; the step's batches, see `pool_steps`).
+        The document to resume from (None in the middle of a pool), and the batches of the step.
     """
     for start, documents in _pools(settings, first):
         steps = pool_steps(documents, settings.step_tokens)

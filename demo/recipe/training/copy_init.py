@@ -1,10 +1,10 @@
-"""Gives a new model an induction head, so that it need not discover copying by itself.
+"""Initialises induction heads, so that a new model need not discover copying by itself.
 
-Copying what stood behind an earlier occurrence of the present token takes two attention layers: a head that
-attends to the token before, and a later head that looks for places whose *previous* token equals the present
-one. Small models find the pair only after millions of tokens, then learn quickly. Both are easily written down:
-the biases of `c_attn` together with the rotary angles make a head attend one step back; projections shared
-between the layers make the second head. Everything stays trainable, and the architecture is untouched.
+Copying the token that followed an earlier occurrence of the current one takes two attention layers: a head that attends
+to the previous token, and a later head that looks for places whose *previous* token equals the current one. Small
+models find this pair only after millions of tokens, then learn quickly. Both heads are easily constructed: the biases
+of `c_attn` and the rotary angles make a head attend one step back, and projections shared between the layers make the
+second head. Everything stays trainable, and the architecture is unchanged.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from demo.recipe.training.model import Attention, Block, QwenForTraining
 
 STEP_BACK_PAIRS = 10  # fast rotary pairs tell neighbours apart
 STEP_BACK_STRENGTH = 5.0
-MATCH_FROM = 0.55  # behind this share of the (slowing) rotary pairs content is compared: distance hardly turns them
+MATCH_FROM = 0.55  # content is compared in the rotary pairs after this share: they are slow, so distance hardly matters
 MATCH_STRENGTH = 2.6
-NOTE = 0.6  # how loudly the first layer notes the token before
-WRITE = 3.0  # how loudly the later heads propose the token found
+NOTE = 0.6  # scale at which the first layer notes the previous token
+WRITE = 3.0  # scale at which the later heads propose the token found
 
 
 @torch.no_grad()
@@ -28,13 +28,13 @@ def write_copy_heads(model: QwenForTraining, seed: int = 0) -> None:
 
     Args:
         model: at least three layers and two heads.
-        seed: of the random projections.
+        seed: seed of the random projections.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
     size, dim = config.hidden_size, config.kv_channels
     layers = [block for block in model.transformer.h if isinstance(block, Block)]
-    # What is seen and where it is noted must not overlap: the notes would drown what the later heads compare.
+    # The space that is read and the space of the notes must not overlap: notes would drown what later heads compare.
     spaces = _orthonormal(min(size, 4 * dim), size, generator).split(dim)
     for head in range(min(2, config.num_attention_heads)):
         seen, place = spaces[2 * head % len(spaces)], spaces[(2 * head + 1) % len(spaces)]
@@ -53,26 +53,26 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def _rows(attention: Attention, which: int, head: int, dim: int) -> slice:
-    """Rows of c_attn that hold a head's query (0), key (1) or value (2)."""
+    """Returns the rows of c_attn with a head's query (0), key (1) or value (2)."""
     start = which * attention.num_heads * dim + head * dim
     return slice(start, start + dim)
 
 
 def _attend_back(attention: Attention, head: int, dim: int, base: float, steps: int) -> None:
-    """Constant queries and keys whose rotated product is largest `steps` positions back."""
+    """Sets constant queries and keys whose rotated product is largest `steps` positions back."""
     half = dim // 2
     angles = steps * base ** (-torch.arange(half, dtype=torch.float32) / half)
     strength = torch.where(torch.arange(half) < STEP_BACK_PAIRS, STEP_BACK_STRENGTH, 0.0)
     query, key = (_rows(attention, which, head, dim) for which in (0, 1))
     attention.c_attn.weight[query] *= 0.3
     attention.c_attn.weight[key] *= 0.3
-    # The query at position p is turned by p: turning it back by `steps` lines it up with the key that stands there.
+    # The query at position p is rotated by p; rotating it back by `steps` aligns it with the key at that position.
     attention.c_attn.bias[query] = torch.cat([strength * angles.cos(), -strength * angles.sin()])
     attention.c_attn.bias[key] = torch.cat([strength, torch.zeros(half)])
 
 
 def _match(attention: Attention, head: int, dim: int, query: Tensor, key: Tensor) -> None:
-    """Queries read one projection, keys another, compared in the slow rotary pairs only."""
+    """Makes queries read one projection and keys another, and compares them in the slow rotary pairs only."""
     half = dim // 2
     slow = (torch.arange(half) >= int(MATCH_FROM * half)).float()
     mask = torch.cat([slow, slow])[:, None] * MATCH_STRENGTH

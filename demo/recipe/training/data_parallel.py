@@ -1,7 +1,7 @@
-"""Several processes that train one model: each computes a share of every step's gradients.
+"""Data-parallel training: each process computes a share of every step's gradients.
 
-On a CPU two processes of one thread are faster than one of two: the matrices are too small to divide (3,900 tokens/s
-with two threads, where one thread made 2,600; 5,000 with two processes, where one makes 3,500).
+On a CPU two processes with one thread are faster than one process with two, as the matrices are too small to divide
+(3,900 tokens/s with two threads, where one thread made 2,600; 5,000 with two processes, where one makes 3,500).
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch import Tensor
 from demo.recipe.training.batches import Batch
 from server.run_module import module_command
 
-LONG_ROW = 192  # rows longer than this are computed one by one, which divides a step more evenly
+LONG_ROW = 192  # longer rows are computed one by one, which divides a step more evenly
 
 
-MEETING = "meeting"  # the file, in the state's folder, through which the processes find each other
+MEETING = "meeting"  # file in the state folder through which the processes find each other
 
 
 def start_peers(processes: int, rank: int, argv: Sequence[str], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Starts the other processes with the same command line; does nothing in one of them."""
+    """Starts the other processes with the same command line, if this is the first one."""
     if processes == 1 or rank:
         return []
-    (folder / MEETING).unlink(missing_ok=True)  # of a run before: it would lead the processes astray
+    (folder / MEETING).unlink(missing_ok=True)  # a file of an earlier run would mislead the processes
     command = module_command("demo.recipe.training.train", *argv)
     return [subprocess.Popen([*command, "--rank", str(r)]) for r in range(1, processes)]
 
 
 class Peers:
-    """What one process needs of the others; alone, all of it does nothing.
+    """Communication with the other processes. With one process, its methods do nothing.
 
     Args:
-        rank: of this process, from 0.
-        processes: how many there are.
-        folder: they meet in a file of it.
+        rank: rank of this process, from 0.
+        processes: how many processes there are.
+        folder: shared folder for the file through which they find each other.
     """
 
     def __init__(self, rank: int, processes: int, folder: Path) -> None:
@@ -51,15 +51,11 @@ class Peers:
             init_method=f"file://{folder.resolve() / MEETING}",
             rank=rank,
             world_size=processes,
-            timeout=timedelta(hours=2),  # a stopped machine may go on
+            timeout=timedelta(hours=2),  # a suspended machine may resume
         )
 
     def share(self, batches: list[Batch]) -> list[Batch]:
-        """This process' part of a step, all parts costing about the same.
-
-        Args:
-            batches: of the whole step; the same in every process.
-        """
+        """Returns this process's part of a step's batches; all parts cost about the same."""
         if self.processes == 1:
             return batches
         pieces = [piece for b in batches for piece in b.split(1 if b.ids.shape[1] > LONG_ROW else len(b.ids))]
@@ -86,16 +82,16 @@ class Peers:
             at += p.numel()
 
     def add(self, values: Tensor) -> None:
-        """Adds up the processes' values in place."""
+        """Sums values over the processes, in place."""
         if self.processes > 1:
             dist.all_reduce(values)
 
     def agree(self, value: float) -> float:
-        """The largest of what the processes say."""
+        """Returns the largest value of all processes."""
         return self._reduced(value, dist.ReduceOp.MAX) if self.processes > 1 else value
 
     def sum(self, value: float) -> float:
-        """The sum of what the processes say."""
+        """Returns the sum of the values of all processes."""
         return self._reduced(value, dist.ReduceOp.SUM) if self.processes > 1 else value
 
     def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:

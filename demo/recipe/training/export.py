@@ -1,4 +1,4 @@
-"""Writes a trained model in the published layout, so that the server reads it like any other checkpoint.
+"""Writes a trained model in the published layout, for the server to read like any other checkpoint.
 
 `python -m demo.recipe.training.export demo/.train demo/checkpoint` exports a saved state as it is, without a cool-down.
 """
@@ -55,9 +55,9 @@ def export_checkpoint(model: QwenForTraining, vocabulary: Path, folder: Path, gr
 
     Args:
         model: its parameters are rounded to bfloat16, or further.
-        vocabulary: `qwen.tiktoken` to ship.
-        folder: made if it is not there.
-        grid_steps: see `round_to_grid`; None rounds to bfloat16 alone.
+        vocabulary: the `qwen.tiktoken` to copy.
+        folder: created if it does not exist.
+        grid_steps: see `round_to_grid`; None rounds to bfloat16 only.
 
     Returns:
         Size of `model.safetensors` in bytes.
@@ -90,7 +90,7 @@ def export_checkpoint(model: QwenForTraining, vocabulary: Path, folder: Path, gr
 
 
 def load_checkpoint(folder: Path) -> QwenForTraining:
-    """Reads such a checkpoint back, in float32."""
+    """Reads an exported checkpoint, in float32."""
     from safetensors.torch import load_file
 
     stored = json.loads((folder / "config.json").read_text())
@@ -110,10 +110,10 @@ def export_state(
     """Writes the checkpoint of a saved training state; returns the size of its weights in bytes.
 
     Args:
-        state_dir: where the training keeps its state.
-        folder: to write.
-        name: of the state's file.
-        average: take the running average of the weights, much like a cooled state.
+        state_dir: folder of the training state.
+        folder: folder of the checkpoint.
+        name: file name of the state.
+        average: export the running average of the weights, which is much like a cooled-down state.
         grid_steps: see `round_to_grid`; None rounds to bfloat16 alone.
     """
     saved = torch.load(state_dir / name, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Weights on a grid: what the repository's checkpoint is rounded to, and training that already feels it."""
+"""Rounds weights to a grid, as the repository's checkpoint is, and trains with rounded weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-GRID_STEPS = range(1, 17)  # that can be asked for; more pack hardly better than bfloat16 as it is
+GRID_STEPS = range(1, 17)  # with more steps, files compress hardly better than plain bfloat16
 
 
 def round_to_grid(tensor: Tensor, steps: int) -> Tensor:
-    """Rounds a matrix to multiples of one power of two: the file is as long as before, but packs into half.
+    """Rounds a matrix to multiples of one power of two. The file keeps its size, but compresses to half of it.
 
-    At the same error this packs better than dropping bits of mantissa, which spends as many on the smallest numbers as
-    on the largest (measured on this checkpoint: 6 steps are 5.3 MB and 3.1% off, three bits 6.3 MB and 2.6%).
+    At the same error this compresses better than dropping mantissa bits, which are spent on the smallest numbers as
+    well as on the largest (measured on this checkpoint: 6 steps give 5.3 MB and an error of 3.1%, three bits 6.3 MB and
+    2.6%).
 
     Args:
-        tensor: finite; vectors are left alone.
-        steps: of the grid, at least so many to a standard deviation.
+        tensor: must be finite; vectors are not rounded.
+        steps: the least number of grid steps in a standard deviation.
 
     Returns:
-        The same type; bfloat16 holds up to 256 steps exactly.
+        A tensor of the same dtype; bfloat16 represents up to 256 steps exactly.
     """
     deviation = float(tensor.std()) if tensor.dim() > 1 else 0.0
     if not deviation:
@@ -34,10 +35,10 @@ def round_to_grid(tensor: Tensor, steps: int) -> Tensor:
 
 @contextmanager
 def on_grid(parameters: Iterable[Tensor], steps: int | None) -> Iterator[None]:
-    """Rounds parameters for as long as it lasts: the rounded model has gradients, the exact one takes the steps.
+    """Rounds parameters within the context: gradients are those of the rounded model, updates go to the exact one.
 
     Args:
-        parameters: of the model.
+        parameters: restored at the end of the context.
         steps: see `round_to_grid`; None rounds nothing.
     """
     if steps is None:

@@ -1,8 +1,7 @@
 """The architecture as a differentiable module, its parameters named as the checkpoint's tensors.
 
-Training needs gradients, whole documents and nothing of the server: no paged cache, no scheduler. It must
-compute what the served architecture computes (a test compares the two), so
-that what is learned here is what is served.
+Training needs gradients and whole documents, but no paged cache and no scheduler. The module computes the same as the
+served architecture; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.recipe.training.attention import causal_attention
-from demo.recipe.training.attention_loss import Guide
+from demo.recipe.training.attention_loss import AttentionLoss
 
 See = Callable[[Tensor, Tensor], None]
 
@@ -71,7 +70,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None, see: See | None = None) -> Tensor:
-        """x: [batch, length, hidden]; with a cache, x are the tokens after those it holds."""
+        """x: [batch, length, hidden]; with a cache, x are the tokens after the cached ones."""
         batch, length, _ = x.shape
         qkv = self.c_attn(x).view(batch, length, 3, self.num_heads, self.head_dim)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
@@ -150,7 +149,7 @@ class QwenForTraining(nn.Module):
                 nn.init.normal_(parameter, std=out_std)
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=1.0 / math.sqrt(config.hidden_size))
-        # What is copied is read from one table and written with the other: alike at birth, copying is easy to learn.
+        # Copying reads the embedding and writes with the output layer: if both begin alike, copying is easy to learn.
         nn.init.normal_(self.transformer.wte.weight, std=0.3)
         with torch.no_grad():
             self.lm_head.weight.copy_(self.transformer.wte.weight * (0.5 / math.sqrt(config.hidden_size) / 0.3))
@@ -160,7 +159,7 @@ class QwenForTraining(nn.Module):
         ids: Tensor,
         caches: Sequence[LayerCache] | None = None,
         prompt_len: int | None = None,
-        guide: Guide | None = None,
+        attention_loss: AttentionLoss | None = None,
     ) -> Tensor:
         """Returns the normalised last hidden states.
 
@@ -169,7 +168,7 @@ class QwenForTraining(nn.Module):
                 at the position after what the row's cache holds.
             caches: one a layer.
             prompt_len: fixes the NTK alpha; the length of `ids` if None.
-            guide: is shown every layer's queries and keys, and what it leaves.
+            attention_loss: sees each layer's queries, keys and output.
         """
         dtype = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else None
         positions, end = torch.arange(ids.shape[1], device=ids.device), ids.shape[1]
@@ -181,9 +180,10 @@ class QwenForTraining(nn.Module):
         if dtype is not None:
             x = x.to(dtype)
         for i, block in enumerate(self.transformer.h):
-            x = block(x, rotary, caches[i] if caches else None, partial(guide.see, i) if guide else None)
-            if guide:
-                guide.read(i, x, lambda known: self.lm_head(self.transformer.ln_f(known)))
+            see = partial(attention_loss.see, i) if attention_loss else None
+            x = block(x, rotary, caches[i] if caches else None, see)
+            if attention_loss:
+                attention_loss.read(i, x, lambda known: self.lm_head(self.transformer.ln_f(known)))
         if caches:
             for cache in caches:
                 cache.lengths = cache.lengths + ids.shape[1]
@@ -193,16 +193,16 @@ class QwenForTraining(nn.Module):
         """Returns logits [batch, length, vocab_size] of ids [batch, length]."""
         return self.lm_head(self.hidden(ids))
 
-    def loss(self, ids: Tensor, weights: Tensor, guide: Guide | None = None) -> Tensor:
+    def loss(self, ids: Tensor, weights: Tensor, attention_loss: AttentionLoss | None = None) -> Tensor:
         """Weighted sum of the cross entropies of the next tokens.
 
         Args:
             ids: [batch, length].
             weights: [batch, length] float32; the weight of predicting `ids` at that place. The output layer is
                 computed only where it is not 0.
-            guide: collects a loss of its own.
+            attention_loss: collects the auxiliary loss.
         """
-        hidden = self.hidden(ids, guide=guide)[:, :-1]
+        hidden = self.hidden(ids, attention_loss=attention_loss)[:, :-1]
         weights = weights[:, 1:]
         chosen = weights > 0
         logits = self.lm_head(hidden[chosen])
@@ -212,13 +212,12 @@ class QwenForTraining(nn.Module):
 
 
 class Rotary:
-    """Rotation angles (and LogN factors) of some positions, made once a forward pass.
+    """Rotation angles (and LogN factors) of positions, computed once per forward pass.
 
     Args:
-        config: base, dimensions, trained length.
         positions: [length] or [batch, length].
-        end: one more than the largest of them.
-        prompt_len: decides the NTK alpha.
+        end: one more than the largest position.
+        prompt_len: determines the NTK alpha.
     """
 
     def __init__(self, config: ModelConfig, positions: Tensor, end: int, prompt_len: int) -> None:
@@ -249,7 +248,7 @@ class Rotary:
 
 
 def ntk_alpha(prompt_len: int, seq_length: int) -> float:
-    """Alpha of dynamic NTK for a prompt's length."""
+    """Returns the alpha of dynamic NTK for a prompt length."""
     return max(1.0, 2.0 ** math.ceil(math.log2(prompt_len / seq_length) + 1) - 1)
 
 
@@ -270,7 +269,7 @@ class LayerCache:
         """Stores new keys and values [batch, heads, length, dim] at `positions` [batch, length].
 
         Returns:
-            All keys, all values, and the mask [batch, 1, length, held] of what each may look at.
+            All keys, all values, and the mask [batch, 1, length, held] of the keys that each query may see.
         """
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         self.k[rows, :, positions] = k.transpose(1, 2).float()

@@ -1,8 +1,8 @@
 """Muon for the matrices of the layers, AdamW for everything else.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by five steps of a
-Newton-Schulz iteration. At this size and on few tokens it learns markedly more per step than AdamW; matrices of
-one shape are iterated together, so that a step costs little beside the backward pass.
+Newton-Schulz iteration. For a small model and few tokens it learns markedly more per step than AdamW. Matrices of one
+shape are iterated together, so a step costs little beside the backward pass.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Returns nearly orthogonal matrices of the same singular vectors.
+    """Returns nearly orthogonal matrices with the same singular vectors.
 
     Args:
         matrices: [n, rows, columns] float32.
-        steps: of the iteration.
+        steps: number of iterations.
     """
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
@@ -37,14 +37,14 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; a stacked projection (q, k, v) counts as its square parts.
+    """Orthogonalised momentum. A stacked projection (q, k, v) is treated as three square matrices.
 
     Args:
         params: two-dimensional parameters.
-        lr: step length; the same for every shape.
-        momentum: of the running gradient.
-        weight_decay: decoupled.
-        peers: share the iterations.
+        lr: step length, the same for every shape.
+        momentum: decay of the running gradient.
+        weight_decay: decoupled weight decay.
+        peers: the processes that share the iterations.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
                     at += len(u)
 
     def _orthogonalized(self, stacks: list[Tensor]) -> list[Tensor]:
-        """Each process iterates a share of every stack [n, rows, columns]; all get all of them."""
+        """Orthogonalises [n, rows, columns] stacks. Each process iterates a share of a stack; all get all results."""
         flat = torch.zeros(sum(s.numel() for s in stacks), device=stacks[0].device)
         results = [part.view(s.shape) for part, s in zip(flat.split([s.numel() for s in stacks]), stacks, strict=True)]
         for stack, result in zip(stacks, results, strict=True):
@@ -100,16 +100,16 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(
     model: nn.Module, muon_lr: float, adam_lr: float, peers: Peers | None = None
 ) -> list[torch.optim.Optimizer]:
-    """Splits the parameters between the two.
+    """Divides the parameters between Muon and AdamW.
 
-    The output layer takes much shorter steps than the embedding: its entries are a tenth as large, and Adam would turn
-    the faint push that every step gives to every absent token into a full step of noise.
+    The output layer gets a much smaller learning rate than the embedding: its entries are a tenth as large, and Adam
+    would turn the tiny gradient that every step has for every absent token into a full step of noise.
 
     Args:
         model: a `QwenForTraining`.
-        muon_lr: for the layers' matrices.
-        adam_lr: for the embedding, norms and biases; the head takes `HEAD_SHARE` of it.
-        peers: the other processes of the training, if any.
+        muon_lr: learning rate of the layers' matrices.
+        adam_lr: learning rate of the embedding, norms and biases; that of the output layer is `HEAD_SHARE` times this.
+        peers: the other processes, if any.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     embedding = [p for n, p in model.named_parameters() if n.endswith("wte.weight")]

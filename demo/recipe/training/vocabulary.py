@@ -1,11 +1,10 @@
-"""The vocabulary: ranks in `qwen.tiktoken` format, learned from our own corpus and made for copying.
+"""Learns the vocabulary, ranks in `qwen.tiktoken` format, from the corpus. It is designed for copying.
 
-The published pattern glues a space or a quote to the word behind it, so that with ordinary byte-pair merges
-` Parvel` in a question and `Parvel` in a JSON argument fall into different pieces, and a small model must
-translate between them to copy a name. Here only whole frequent words get a token with a space in front, and
-those merges rank last: every other word is cut into the same pieces wherever it stands. Chinese is cut into
-characters and frequent words of two, rare characters into two pieces. tiktoken does the encoding, as in
-the server; this file only chooses the ranks.
+The published pattern attaches a space or a quote to the word after it. With ordinary byte-pair merges, ` Parvel` in a
+question and `Parvel` in a JSON argument would be split differently, and a small model would have to translate between
+them to copy a name. Here only frequent whole words get a token with a leading space, and those merges rank last, so
+every other word is split the same way everywhere. Chinese is split into characters and frequent words of two
+characters, rare characters into two pieces. tiktoken does the encoding, as in the server; this file only chooses ranks.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ MIN_CHARACTER_COUNT = 4
 
 
 class _Counts:
-    """What the corpus is made of, by kind of piece."""
+    """Counts of the corpus's pieces by kind."""
 
     def __init__(self) -> None:
-        self.words: Counter[str] = Counter()  # runs of letters of the Latin alphabet, without what stands before
-        self.spaced: Counter[str] = Counter()  # those with exactly one space before
+        self.words: Counter[str] = Counter()  # runs of Latin letters, without a leading space or sign
+        self.spaced: Counter[str] = Counter()  # those with exactly one leading space
         self.characters: Counter[str] = Counter()
         self.pairs: Counter[str] = Counter()
         self.punctuation: Counter[str] = Counter()
@@ -59,8 +58,8 @@ def train_vocabulary(num_documents: int = 30_000, seed: int = 7) -> list[bytes]:
     """Returns the tokens in the order of their ranks.
 
     Args:
-        num_documents: how much of the corpus is counted.
-        seed: of the corpus.
+        num_documents: number of documents that are counted.
+        seed: seed of the corpus.
     """
     counts = _Counts()
     once: Counter[str] = Counter()
@@ -73,7 +72,7 @@ def train_vocabulary(num_documents: int = 30_000, seed: int = 7) -> list[bytes]:
     extras = _punctuation(counts, NUM_PUNCTUATION, set(singles))
     extras += [p.encode() for p in _pairs(counts, NUM_ZH_PAIRS, set(singles))]
     spaced = _spaced_words(counts)
-    # Names and made-up words count once a document at most: what matters is how many documents a piece helps.
+    # A word counts at most once per document: what matters is how many documents a piece helps.
     merges = _merges(Counter({w: once[w] for w in counts.words if once[w]}), NUM_RANKS, spaced, set(singles))
     room = NUM_RANKS - len(singles) - len(extras)
     number = next(n for n in range(room, 0, -1) if n + len(_whole(spaced, merges[:n])) <= room)
@@ -91,7 +90,7 @@ def _whole(spaced: list[str], merges: list[bytes]) -> list[bytes]:
 
 
 def _characters(counts: _Counts) -> list[bytes]:
-    """First two bytes of every character met, then the frequent characters whole."""
+    """Returns the first two bytes of every character seen, then the frequent characters."""
     heads = sorted({c.encode()[:2] for c in counts.characters if len(c.encode()) > 2})
     heads += [bytes([0xE4 + i, b]) for i in range(6) for b in range(0x80, 0xC0) if bytes([0xE4 + i, b]) not in heads]
     frequent = [c for c, n in counts.characters.most_common(NUM_ZH_CHARACTERS) if n >= MIN_CHARACTER_COUNT]
@@ -107,7 +106,7 @@ def _pairs(counts: _Counts, number: int, known: set[bytes]) -> list[str]:
 
 
 def _merges(words: Counter[str], number: int, whole: list[str], known: set[bytes]) -> list[bytes]:
-    """Byte-pair merges inside words; the words that shall be had whole weigh enough to come about."""
+    """Computes byte-pair merges inside words; words that must become whole tokens get enough extra weight."""
     weights = Counter(words)
     for rank, word in enumerate(whole):
         weights[word] += 120 if rank < 600 else 30
@@ -153,11 +152,11 @@ def _apply(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _punctuation(counts: _Counts, number: int, known: set[bytes]) -> list[bytes]:
-    """Frequent runs of punctuation, with the prefixes that tiktoken must be able to merge through."""
+    """Returns frequent runs of punctuation, with the prefixes that tiktoken needs to merge them."""
     out: list[bytes] = []
     for piece, _ in counts.punctuation.most_common(400):
         data = piece.encode()
-        # JSON must be able to end without a line break in the same token: constrained decoding stops there.
+        # The end of JSON must not share a token with a line break, as constrained decoding stops there.
         if not piece.isascii() or len(data) > 6 or ("\n" in piece and piece[0] in "\"]}{['"):
             continue
         steps = [data[:n] for n in range(2, len(data) + 1) if data[:n] not in known and data[:n] not in out]

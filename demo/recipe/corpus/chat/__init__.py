@@ -1,1 +1,1 @@
-"""Conversations without tools, a file a kind."""
+"""Conversations without tools, one file for each kind."""

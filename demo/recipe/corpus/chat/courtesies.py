@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""Small talk, who the model is, and what it cannot do."""
+"""Small talk, questions about the model itself, and requests that it must refuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from demo.recipe.corpus.chat.courtesy_table import COURTESY
-from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.document import Document, begin_chat
 from demo.recipe.corpus.slots import all_slots, make_value
 from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.templates import say
@@ -83,7 +83,7 @@ SELF = [
         "不会，我只是一个语言模型。",
     ),
 ]
-# More ways to ask, of some rows of the table by their English answer; for training alone.
+# More wordings of some questions, keyed by the English answer; drawn by training only.
 _OTHERWISE = {
     "I am Qwen, a very small language model that comes with qwen-server.": (
         "(Who am I talking to|Who is this|Say who you are|Can you tell me who you are|What kind of thing are you|So who are you|Which model is this)[?]",
@@ -153,7 +153,7 @@ def _table(rng: random.Random, table: Sequence[tuple[str, str, str, str]], lang:
 
 
 def _one_wording(template: str, rng: random.Random, split: str) -> str:
-    """The last of the first group's wordings, where there are many, is kept for the evaluation."""
+    """Chooses a wording of the first group. If it has five or more, the last is kept for the evaluation."""
     if not template.startswith("("):
         return template
     group, _, rest = template[1:].partition(")")
@@ -169,12 +169,12 @@ def courtesy(rng: random.Random, lang: str, split: str) -> Exchange:
 
 
 def about_itself(rng: random.Random, lang: str, split: str) -> Exchange:
-    """Identity."""
+    """A question about the model itself."""
     return _table(rng, SELF, lang, split)
 
 
 def refusal(rng: random.Random, lang: str, split: str) -> Exchange:
-    """Something it has no tool for."""
+    """A request that would need a tool."""
     template = rng.choice(_REFUSALS)[0 if lang == "en" else 1]
     slots = {
         k: make_value(all_slots()[k], rng, lang, split).surface
@@ -188,9 +188,7 @@ def small_talk(rng: random.Random, split: str) -> Document:
     """A few exchanges in a row."""
     lang = rng.choice(["en", "en", "zh"])
     topic, name = rng.choice([(courtesy, "small talk"), (about_itself, "identity"), (refusal, "refusals")])
-    doc = Document(name)
-    if rng.random() < 0.92:
-        doc.system()
+    doc = begin_chat(name, rng)
     for _ in range(rng.choice([0, 0, 1, 2])):
         doc.user((exchange := rng.choice([courtesy, about_itself])(rng, lang, split))[0]).assistant(exchange[1])
     question, answer = topic(rng, lang, split)

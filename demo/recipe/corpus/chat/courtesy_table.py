@@ -1,4 +1,3 @@
-
 """Small talk as a table."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny stories of varied wording, and short code."""
+"""Tiny stories with varied wordings, and short code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import random
 
 from demo.recipe.corpus import values, words
-from demo.recipe.corpus.chat.texts import start
-from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.document import Document, begin_chat
 from demo.recipe.corpus.templates import say
 
 _OPENINGS = [
@@ -48,7 +47,7 @@ _PLACES = ["a forest", "the sea", "a small village", "a river", "the mountains",
 
 
 def story(rng: random.Random, split: str) -> Document:
-    """Four or five sentences about somebody named in the question."""
+    """Four or five sentences about an animal named in the request."""
     lang = rng.choice(["en", "en", "zh"])
     animal, animal2 = rng.sample(words.ANIMALS, 2)
     named = rng.random() < 0.6
@@ -78,7 +77,7 @@ def story(rng: random.Random, split: str) -> Document:
         ask = say(
             "(讲|写|说)一个(关于|)" + ("叫{n}的" if named else "") + "{a}的(小|)故事[。]", rng, a=animal[1], n=name
         )
-    return start("stories", rng).user(ask).assistant(text)
+    return begin_chat("stories", rng).user(ask).assistant(text)
 
 
 _CODE = [
@@ -109,7 +108,7 @@ _CODE = [
 
 
 def code(rng: random.Random, split: str) -> Document:
-    """Small Python functions with the name asked for."""
+    """Small Python functions, often with the requested name."""
     lang = rng.choice(["en", "en", "zh"])
     what, body = rng.choice(_CODE)
     en, zh = what.split("/")
@@ -131,7 +130,6 @@ def code(rng: random.Random, split: str) -> Document:
     if rng.random() < 0.08:
         value = rng.choice([rng.randint(1, 99), values.phrase(rng, "en", split)])
         shown = json.dumps(value)
-        return (
-            start("code", rng).user(f"How do I print {shown} in Python?").assistant(f"```python\nprint({shown})\n```")
-        )
-    return start("code", rng).user(ask).assistant(f"```python\n{body.format(f=name)}\n```")
+        doc = begin_chat("code", rng).user(f"How do I print {shown} in Python?")
+        return doc.assistant(f"```python\nprint({shown})\n```")
+    return begin_chat("code", rng).user(ask).assistant(f"```python\n{body.format(f=name)}\n```")

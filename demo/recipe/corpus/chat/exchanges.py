@@ -1,4 +1,4 @@
-"""Conversations without tools: the door to the topics, and the short exchanges that also occur amid tools."""
+"""Short exchanges without tools, which also occur in conversations with tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from demo.recipe.corpus.chat.facts import arithmetic, capital, color_of, opposit
 
 
 def plain_exchange(rng: random.Random, lang: str, split: str, facts: bool = True) -> tuple[str, str]:
-    """A question anyone may ask at any time, and its answer; without `facts` nothing a tool could be asked for."""
+    """A question and its answer; without `facts`, none that a tool could answer."""
     topics = [courtesy, courtesy, about_itself]
     if facts:
         topics += [arithmetic, capital, opposite, translate_word, color_of]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""Follow-up questions: what was said earlier must be found again and copied."""
+"""Follow-up questions, whose answer must be found earlier in the conversation and copied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from demo.recipe.corpus import hard_texts, values, words
 from demo.recipe.corpus.chat.courtesies import courtesy
 from demo.recipe.corpus.chat.facts import arithmetic, capital, color_of
-from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.document import Document, begin_chat
 from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.templates import say
 
@@ -193,13 +193,11 @@ def _capital(text: str) -> str:
 
 
 def remember(rng: random.Random, split: str) -> Document:
-    """Facts are told one a turn, other talk goes on, then they are asked for."""
+    """The user tells facts, one a turn, talks of other things, and then asks for the facts."""
     thing: tuple[str, ...]
     lang = rng.choice(["en", "en", "zh"])
     base = 1 if lang == "en" else 5
-    doc = Document("memory")
-    if rng.random() < 0.92:
-        doc.system()
+    doc = begin_chat("memory", rng)
     things = rng.sample(_THINGS, rng.choice([1, 1, 2, 3]))
     known: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -243,7 +241,7 @@ def remember(rng: random.Random, split: str) -> Document:
 
 
 def in_one_message(rng: random.Random, split: str) -> Document:
-    """The fact and the question stand in the same message, or the message is asked back."""
+    """Facts and a question in one message, or a question about what was said before."""
     lang = rng.choice(["en", "en", "zh"])
     doc = Document("memory").system()
     base = 1 if lang == "en" else 5
@@ -275,7 +273,7 @@ def in_one_message(rng: random.Random, split: str) -> Document:
 
 
 def told_value(answer: str) -> str | None:
-    """What an answer of `remember` tells, without the words around it; None for any other text."""
+    """Extracts the value from an answer of `remember`; None for any other text."""
     for thing in _THINGS:
         for template in (thing[4], thing[8]):
             before, _, after = template.partition("{v}")

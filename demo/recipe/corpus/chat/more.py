@@ -1,4 +1,4 @@
-"""What a small model meets and cannot know, sums that go on from the last one, counting, greetings by name."""
+"""Questions about unknown topics, sums that continue from the last result, counting, greetings by name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import random
 
 from demo.recipe.corpus import values, words
 from demo.recipe.corpus.chat.facts import operands
-from demo.recipe.corpus.chat.texts import start
-from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.document import Document, begin_chat
 from demo.recipe.corpus.slots import all_slots, make_value
 from demo.recipe.corpus.templates import say
 
@@ -26,7 +25,7 @@ _UNKNOWN_ZH = [
 
 
 def unknown(rng: random.Random, split: str) -> Document:
-    """It says that it does not know, and what."""
+    """A question about something that a small model cannot know; the answer says so."""
     lang = rng.choice(["en", "en", "zh"])
     topic = make_value(
         all_slots()[rng.choice(["query", "topic", "person", "company", "title"])], rng, lang, split
@@ -35,14 +34,14 @@ def unknown(rng: random.Random, split: str) -> Document:
     answer = f"I'm sorry, I do not know enough about {topic}. I am a very small model."
     if lang == "zh":
         answer = f"抱歉，我对{topic}了解不多。我是一个很小的模型。"
-    return start("unknown", rng).user(text).assistant(answer)
+    return begin_chat("unknown", rng).user(text).assistant(answer)
 
 
 def running_sum(rng: random.Random, split: str) -> Document:
-    """A sum, then something done to its result, once or twice."""
+    """A sum whose result is changed once or twice."""
     lang = rng.choice(["en", "en", "zh"])
     a, b, result = operands(rng, "+", split)
-    doc = start("arithmetic", rng).user(rng.choice([f"{a} + {b}", f"What is {a} + {b}?", f"{a}+{b}="]))
+    doc = begin_chat("arithmetic", rng).user(rng.choice([f"{a} + {b}", f"What is {a} + {b}?", f"{a}+{b}="]))
     doc.assistant(f"{a} + {b} = {result}.")
     for _ in range(rng.choice([1, 1, 2])):
         n = rng.randint(1, 10)
@@ -74,7 +73,7 @@ def counting(rng: random.Random, split: str) -> Document:
     ask = say("(Count|Please count|Can you count) from {a} to {b}[.]", rng, a=numbers[0], b=numbers[-1])
     if lang == "zh":
         ask = say("(从{a}数到{b}|请从{a}数到{b})[。]", rng, a=numbers[0], b=numbers[-1])
-    return start("counting", rng).user(ask).assistant(("、" if lang == "zh" else ", ").join(map(str, numbers)))
+    return begin_chat("counting", rng).user(ask).assistant(("、" if lang == "zh" else ", ").join(map(str, numbers)))
 
 
 def greeting(rng: random.Random, split: str) -> Document:
@@ -102,9 +101,8 @@ def greeting(rng: random.Random, split: str) -> Document:
                 (f"{name} likes {hobby}. What does {name} like?", f"{name} likes {hobby}."),
             ]
         )
-    return (
-        start("greetings", rng).user(text + rng.choice(["", "." if text[-1] not in "?？。" else ""])).assistant(answer)
-    )
+    doc = begin_chat("greetings", rng).user(text + rng.choice(["", "." if text[-1] not in "?？。" else ""]))
+    return doc.assistant(answer)
 
 
 KINDS = [(unknown, 7), (running_sum, 6), (counting, 2), (greeting, 3)]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""System prompts: a name and a trade to take on, a rule that every answer keeps, facts about the user."""
+"""System prompts that give the model a name and a trade, a rule for every answer, or facts about the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from demo.recipe.corpus import hard_texts, values, words
 from demo.recipe.corpus.chat.courtesies import SELF, Topic, about_itself, courtesy
 from demo.recipe.corpus.chat.courtesy_table import COURTESY
-from demo.recipe.corpus.chat.facts import FACTS, arithmetic, capital, color_of, opposite
+from demo.recipe.corpus.chat.fact_table import FACTS
+from demo.recipe.corpus.chat.facts import arithmetic, capital, color_of, opposite
 from demo.recipe.corpus.document import Document
 from demo.recipe.corpus.slots import all_slots, make_value
 from demo.recipe.corpus.split import TRAIN
@@ -23,7 +24,7 @@ shop_assistant/店员 bank_clerk/银行职员 translator/翻译 gardener/园丁 
 
 
 def persona(rng: random.Random, split: str) -> Document:
-    """The system prompt gives it a name and a trade."""
+    """The system prompt gives the model a name and a trade."""
     lang = rng.choice(["en", "en", "zh"])
     name = values.person(rng, lang, split)
     en, zh = values.pick(rng, _ROLES, split)
@@ -63,7 +64,7 @@ def persona(rng: random.Random, split: str) -> Document:
 
 
 def system_rule(rng: random.Random, split: str) -> Document:
-    """The system prompt sets a rule that every answer keeps."""
+    """The system prompt sets a rule that every answer follows."""
     lang = rng.choice(["en", "en", "zh"])
     topics = [courtesy, about_itself, arithmetic, capital, color_of, opposite]
     kind = rng.randrange(7)
@@ -132,7 +133,7 @@ def system_rule(rng: random.Random, split: str) -> Document:
 
 
 def _asked(topics: Sequence[Topic], rng: random.Random, lang: str, split: str, kind: int) -> tuple[str, str]:
-    """A question in one language and, where the rule turns the language, the other's answer."""
+    """A question and its answer, which is in the other language if the rule says so."""
     topic = rng.choice(topics)
     if kind not in (2, 3):
         return topic(rng, lang, split)

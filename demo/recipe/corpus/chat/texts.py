@@ -1,4 +1,4 @@
-"""Texts made to order: copies, lists, JSON."""
+"""Requests for texts: copies, lists, JSON."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import random
 from collections.abc import Sequence
 
 from demo.recipe.corpus import hard_texts, values, words
-from demo.recipe.corpus.document import Document
+from demo.recipe.corpus.document import Document, begin_chat
 from demo.recipe.corpus.slots import all_slots, make_value
 from demo.recipe.corpus.split import TRAIN
 from demo.recipe.corpus.templates import say
-
-
-def start(category: str, rng: random.Random) -> Document:
-    """A conversation that mostly begins with the default system message."""
-    doc = Document(category)
-    return doc.system() if rng.random() < 0.92 else doc
 
 
 def _odd_text(rng: random.Random, lang: str, split: str) -> str:
@@ -46,9 +40,9 @@ def _odd_text(rng: random.Random, lang: str, split: str) -> str:
 
 
 def copying(rng: random.Random, split: str) -> Document:
-    """Say it again, spell it, take a piece of it, put it into a frame."""
+    """Repeating a text, spelling a word, picking a word, looking up a value."""
     lang = rng.choice(["en", "en", "zh"])
-    doc = start("copying", rng)
+    doc = begin_chat("copying", rng)
     for _ in range(rng.choice([1, 2, 3, 5])):
         text = _odd_text(rng, lang, split)
         kind = rng.random()
@@ -118,7 +112,7 @@ def listing(rng: random.Random, split: str) -> Document:
     name, table = rng.choice(list(_LISTS.items()))
     en, zh = name.split("/")
     count = rng.choice([1, 2, 3, 3, 3, 4, 5])
-    # Mostly the same things in the same order: nothing is learned from guessing another's choice.
+    # Mostly the same things in the same order: guessing an arbitrary choice teaches nothing.
     start_at = rng.randrange(len(table) - count) if rng.random() < 0.15 else 0
     items = [e[0] if lang == "en" else e[-1] for e in table[start_at : start_at + count]]
     number = rng.choice([str(count), words.NUMBER_WORDS[count] if lang == "en" else words.ZH_NUMBER_WORDS[count]])
@@ -137,7 +131,7 @@ def listing(rng: random.Random, split: str) -> Document:
         answer = (", " if lang == "en" else "、").join(items)
     else:
         answer = "\n".join((f"{i}. " if style == "numbered" else "- ") + item for i, item in enumerate(items, 1))
-    return start("lists", rng).user(ask).assistant(answer)
+    return begin_chat("lists", rng).user(ask).assistant(answer)
 
 
 _FIELDS = {
@@ -177,7 +171,7 @@ _ZH_FIELDS = {
 
 
 def json_answer(rng: random.Random, split: str) -> Document:
-    """Facts of a sentence put into JSON with the keys asked for."""
+    """Facts from a sentence as JSON with the requested keys."""
     lang = rng.choice(["en", "en", "zh"])
     keys = rng.sample(list(_FIELDS), rng.choice([1, 2, 2, 3, 4]))
     drawn = {k: make_value(all_slots()[_FIELDS[k]], rng, lang, split) for k in keys}
@@ -198,4 +192,4 @@ def json_answer(rng: random.Random, split: str) -> Document:
     else:
         told = "，".join(f"{_ZH_FIELDS.get(k, k) if rng.random() < 0.3 else k}是{v.surface}" for k, v in drawn.items())
         ask = say("(用JSON表示|输出JSON|写成JSON|返回JSON)，(字段|键)为{k}：{t}", rng, k="、".join(drawn), t=told)
-    return start("json", rng).user(ask).assistant(json.dumps(data, ensure_ascii=False))
+    return begin_chat("json", rng).user(ask).assistant(json.dumps(data, ensure_ascii=False))

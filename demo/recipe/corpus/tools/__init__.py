@@ -1,1 +1,1 @@
-"""Conversations with tools: what tools are for, what they are called, how they are asked for and what they answer."""
+"""Conversations with tools: purposes, names and descriptions of tools, questions for them, and their results."""

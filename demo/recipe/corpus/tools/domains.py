@@ -1,4 +1,4 @@
-"""What tools are for: domains, each with descriptions and questions in both languages.
+"""Domains: the purposes of tools, each with descriptions and questions in both languages.
 
 `domains.txt` lists them. `# key : nouns : verbs : English name/Chinese name`, then `d`/`D` descriptions, `s` arguments
 (`!` = required, `a.b` = b inside an object a), `q`/`Q` questions and `r` what a result holds. Lower case English, upper
@@ -24,7 +24,7 @@ HELD_OUT_DOMAINS = frozenset(
 
 @dataclass
 class Domain:
-    """One purpose of a tool."""
+    """A purpose of tools."""
 
     key: str
     nouns: list[str]
@@ -46,7 +46,7 @@ class Domain:
 
 @cache
 def all_domains() -> dict[str, Domain]:
-    """All that are listed, by key."""
+    """Returns all listed domains by key."""
     domains: dict[str, Domain] = {}
     for line in Path(__file__).with_name("domains.txt").read_text(encoding="utf-8").splitlines():
         mark, _, rest = line.partition(" ")
@@ -64,10 +64,10 @@ def all_domains() -> dict[str, Domain]:
 
 
 def domains_of(split: str) -> dict[str, Domain]:
-    """Those that one side draws, by key."""
+    """Returns the domains of one side of the split, by key."""
     return {k: domain for k, domain in all_domains().items() if (k in HELD_OUT_DOMAINS) == (split == HELD_OUT)}
 
 
 def trained_lines(lines: list[str]) -> list[str]:
-    """The wordings that training draws: of three or more the last is kept for the evaluation."""
+    """Returns the wordings for training. Of three or more, the last is kept for the evaluation."""
     return lines[:-1] if len(lines) > 2 else lines

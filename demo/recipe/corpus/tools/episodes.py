@@ -1,10 +1,9 @@
-"""The shapes of conversations with tools: one call, none, several, one after the other, many turns, sums."""
+"""Kinds of conversations with tools: one call, none, two, chained ones, many turns."""
 
 from __future__ import annotations
 
 import random
 
-from demo.recipe.corpus import values
 from demo.recipe.corpus.chat.exchanges import plain_exchange
 from demo.recipe.corpus.document import DEFAULT_SYSTEM, Document
 from demo.recipe.corpus.tools import results
@@ -34,7 +33,7 @@ def system_text(rng: random.Random) -> str:
 
 
 def single(episode: Episode, after: float = 0.75) -> Document:
-    """One question, one call, and mostly its result and the answer."""
+    """One question and one call, mostly with its result and the answer."""
     rng = episode.rng
     request = episode.request()
     question = polite(request.question, rng, episode.lang)
@@ -42,14 +41,14 @@ def single(episode: Episode, after: float = 0.75) -> Document:
     if rng.random() > after:
         return doc.assistant(*call_spans(request, episode.lang, None, True))
     result = episode.result(request.tool)
-    said = rng.choice([None, None, None, ""])  # a client may hand back a call without its thought
+    said = rng.choice([None, None, None, ""])  # a client may send a call back without its thought
     spans = call_spans(request, episode.lang, result, True, said)
     doc.assistant(*spans, final_span(result.answer, False))
     return doc
 
 
 def no_call(episode: Episode) -> Document:
-    """A question that no tool is for."""
+    """A question that none of the tools fits."""
     question, answer = episode.unfit()
     return (
         Document("tools no call")
@@ -82,7 +81,7 @@ def _then(first: str, second: str, lang: str, rng: random.Random) -> str:
 
 
 def two_calls(episode: Episode) -> Document:
-    """Two things asked at once, one call after the other."""
+    """Two requests in one question, with one call after the other."""
     rng, lang = episode.rng, episode.lang
     first = episode.request()
     others = [t for t in episode.tools if t is not first.tool]
@@ -110,7 +109,7 @@ _LOOKUPS = {
 
 
 def chained(episode: Episode) -> Document:
-    """The second call needs what the first brought."""
+    """The second call needs the result of the first."""
     rng, lang = episode.rng, episode.lang
     carriers = [(t, p) for t in episode.tools for p in t.parameters if p.required and p.slot.key in _LOOKUPS]
     if not carriers:
@@ -154,7 +153,7 @@ def chained(episode: Episode) -> Document:
 
 
 def _follow_up(request: Request, episode: Episode) -> Request:
-    """The same again with one thing changed, said briefly; else a fresh question."""
+    """A short follow-up with one value changed, or a new question."""
     rng = episode.rng
     names = [n for n, v in request.values.items() if isinstance(v.data, str) and v.surface]
     if len(names) != 1 or rng.random() < 0.4:
@@ -170,10 +169,10 @@ def _follow_up(request: Request, episode: Episode) -> Request:
 
 
 def conversation(episode: Episode) -> Document:
-    """Plain turns, the header, and several turns after it.
+    """Plain turns, then the header with the tools, then several turns.
 
-    The server moves the header along as turns are added; so many turns behind one header are seldom served, but they
-    give several times as many calls to learn from for the same reading.
+    The server moves the header along as turns are added, so many turns after one header are rare in service. But they
+    give several times as many calls for one reading of the header.
     """
     rng, lang = episode.rng, episode.lang
     doc = Document("tools conversation").system(system_text(rng))
@@ -195,10 +194,10 @@ def conversation(episode: Episode) -> Document:
 
 
 def drill(episode: Episode) -> Document:
-    """One question after the other, each with its call and nothing more.
+    """Many questions, each followed only by its call.
 
-    No client sends this; but choosing a tool and filling it in is what takes longest to learn, and here a reading of
-    the header is followed by three times as many calls as anywhere else.
+    No client sends this. But choosing a tool and filling in its arguments takes longest to learn, and here one
+    reading of the header is followed by three times as many calls as elsewhere.
     """
     rng, lang = episode.rng, episode.lang
     doc = Document("tools drill").system()
@@ -209,7 +208,7 @@ def drill(episode: Episode) -> Document:
             question, answer = episode.unfit()
             doc.user(*lead, question).assistant(final_span(answer, True))
             continue
-        # A tool called for the first time is what clients ask for; a second call can lean on the first.
+        # Prefer tools that were not called yet: a second call could copy from the first.
         unasked = unasked or rng.sample(episode.tools, len(episode.tools))
         request = episode.request(unasked.pop())
         doc.user(*lead, polite(request.question, rng, lang)).assistant(*call_spans(request, lang, None, True))
@@ -217,7 +216,7 @@ def drill(episode: Episode) -> Document:
 
 
 def calculator(episode: Episode) -> Document:
-    """Sums with a calculator at hand: it is the one to ask, however easy the sum."""
+    """Sums with a calculator among the tools: it must be called, however easy the sum."""
     rng, lang = episode.rng, episode.lang
     tool = episode.add_tool(all_domains()["calculator"])
     rng.shuffle(episode.tools)
@@ -228,75 +227,3 @@ def calculator(episode: Episode) -> Document:
         doc.user(*(header(episode.tools) if turn == 0 else []), polite(request.question, rng, lang))
         doc.assistant(*call_spans(request, lang, result, True), final_span(result.answer, False))
     return doc
-
-
-_MATH = {
-    "add": ("+", "add plus sum addition", "Add two numbers.", "两数相加"),
-    "subtract": ("-", "subtract minus difference", "Subtract b from a.", "两数相减"),
-    "multiply": ("*", "multiply times product", "Multiply two numbers.", "两数相乘"),
-}
-
-
-def math_tools(rng: random.Random, split: str) -> Document:
-    """The tools every agent tutorial begins with: sums of two numbers, perhaps one after the other."""
-    lang = "zh" if rng.random() < 0.35 else "en"
-    keys = rng.sample(list(_MATH), rng.choice([1, 2, 2, 3]))
-    tools: dict[str, tuple[Tool, list[str]]] = {}
-    params = rng.choice([["a", "b"], ["x", "y"], ["first", "second"], ["num1", "num2"], ["left", "right"]])
-    kind = rng.choice(["integer", "number"])
-    for key in keys:
-        domain = commander(rng, split)
-        domain.key = key
-        name = rng.choice(
-            [key, key, f"{key}_numbers", rng.choice(_MATH[key][1].split()), f"{values.pseudo_word(rng)}_{key}"]
-        )
-        description = _MATH[key][2] if lang == "en" or rng.random() < 0.5 else _MATH[key][3]
-        tool = Tool(domain, name, name, description, [])
-        schema = {"type": "object", "properties": {p: {"type": kind} for p in params}, "required": params}
-        tool.schema = lambda schema=schema: schema  # type: ignore[method-assign,misc]
-        tools[key] = (tool, params)
-    episode_tools = [t for t, _ in tools.values()]
-
-    def request(key: str, a: int, b: int) -> tuple[Request, int]:
-        value = {"+": a + b, "-": a - b, "*": a * b}[_MATH[key][0]]
-        return Request(tools[key][0], "", dict(zip(params, (a, b), strict=True)), {}), value
-
-    a, b, c = (rng.choice([rng.randint(1, 20), rng.randint(1, 200), rng.randint(10, 9999)]) for _ in range(3))
-    first, second = rng.choice(keys), rng.choice(keys)
-    one, value = request(first, a, b)
-    if lang == "en":
-        question = {
-            "add": [f"What is {a} + {b}?", f"What is {a} plus {b}?", f"Add {a} and {b}", f"the sum of {a} and {b}"],
-            "subtract": [f"What is {a} - {b}?", f"What is {a} minus {b}?", f"Subtract {b} from {a}"],
-            "multiply": [
-                f"What is {a} * {b}?",
-                f"What is {a} times {b}?",
-                f"Multiply {a} by {b}",
-                f"Multiply {a} and {b}",
-            ],
-        }
-        more = {"add": f"add {c}", "subtract": f"subtract {c}", "multiply": f"multiply by {c}"}
-    else:
-        question = {
-            "add": [f"{a}加{b}等于多少？", f"{a}+{b}等于几？", f"计算{a}加{b}"],
-            "subtract": [f"{a}减{b}等于多少？", f"{a}-{b}是多少？"],
-            "multiply": [f"{a}乘以{b}等于多少？", f"{a}*{b}是多少？", f"计算{a}乘{b}"],
-        }
-        more = {"add": f"再加{c}", "subtract": f"再减{c}", "multiply": f"再乘以{c}"}
-    text = rng.choice(question[first])
-    doc = Document("tools math").system(system_text(rng))
-    spans = call_spans(one, lang, Result(_shown_number(value, rng), ""), True)
-    if rng.random() < 0.5:
-        two, value = request(second, value, c)
-        text = text.rstrip("?？") + (
-            rng.choice([", then ", " and then ", ". Then "]) + more[second]
-            if lang == "en"
-            else rng.choice(["，", "，然后"]) + more[second]
-        )
-        spans += call_spans(two, lang, Result(_shown_number(value, rng), ""), False)
-    doc.user(*header(episode_tools), text)
-    return doc.assistant(*spans, final_span(f"The result is {value}." if lang == "en" else f"结果是{value}。", False))
-
-
-def _shown_number(value: int, rng: random.Random) -> str:
-    return rng.choice([str(value), str(value), f'{{"result": {value}}}'])

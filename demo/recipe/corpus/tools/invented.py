@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""Purposes of tools made up on the spot: a verb or a property, a noun, some arguments, and ways to ask for it."""
+"""Invented purposes of tools: a verb or property, a noun, some arguments, and wordings of requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _name(english: str) -> str:
 
 
 def commander(rng: random.Random, split: str) -> Domain:
-    """Does something to a thing; arguments are named in the question."""
+    """A tool that does something to a thing; the question names the arguments."""
     verb, noun = pick(rng, VERBS, split), _noun(rng, split)
     en, zh = noun
     asked, thing = (related.otherwise(mark, entry, rng, split) for mark, entry in (("v", verb), ("n", noun)))
@@ -52,7 +52,7 @@ def commander(rng: random.Random, split: str) -> Domain:
 
 
 def getter(rng: random.Random, split: str) -> Domain:
-    """Tells a property of something."""
+    """A tool that returns a property of something."""
     prop = pick(rng, PROPERTIES, split)
     en, zh = prop if rng.random() < 0.9 else (pseudo_word(rng, 2), pseudo_zh(rng))
     if split == TRAIN and rng.random() < 0.15:
@@ -91,7 +91,7 @@ def getter(rng: random.Random, split: str) -> Domain:
 
 
 def finder(rng: random.Random, split: str) -> Domain:
-    """Looks for things of a kind."""
+    """A tool that finds things of a kind."""
     en, zh = _noun(rng, split)
     key = rng.choice(_WHERE)
     domain = Domain(
@@ -134,6 +134,6 @@ def _thing_zh(key: str) -> str:
 
 
 def invent_domain(rng: random.Random, split: str) -> Domain:
-    """One of the three, at random."""
+    """Returns a random one of the three kinds."""
     shape = rng.random()
     return commander(rng, split) if shape < 0.5 else getter(rng, split) if shape < 0.8 else finder(rng, split)

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""What invented tools do, and what to: English/Chinese."""
+"""Verbs, nouns and properties of invented tools: English/Chinese."""
 
 from __future__ import annotations
 
@@ -38,4 +38,3 @@ director/导演 author/作者 publisher/出版社 lyrics/歌词 genre/类型 plo
 blood_type/血型 diagnosis/诊断 dosage/剂量 symptoms/症状 side_effects/副作用 definition/定义 synonym/同义词 pronunciation/发音 origin/起源 history/历史 summary/摘要 translation/译文
 version/版本 size/大小 location/位置 battery_level/电量 uptime/运行时间 memory_usage/内存占用 license/许可 download_count/下载量 checksum/校验和 creator/创建者 deadline/截止日期 progress/进度
 horoscope/星座运势 zodiac_sign/生肖 lucky_color/幸运色 nickname/昵称 hobby/爱好 job_title/职位 department/部门 manager/经理 grade/成绩 attendance/出勤 homework/作业 seat_number/座位号""")
-# What a property belongs to, or what is looked for goes by.

@@ -1,4 +1,4 @@
-"""Questions that need a tool, and the call that answers them."""
+"""Questions that need a tool, with the expected call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demo.recipe.corpus.values import Value
 
 @dataclass
 class Request:
-    """A question and the call it asks for."""
+    """A question and the expected call."""
 
     tool: Tool
     question: str
@@ -24,22 +24,20 @@ class Request:
     values: dict[str, Value]
 
     def arguments_json(self) -> str:
-        """As the reply writes them."""
+        """Returns the arguments as a reply writes them."""
         return json.dumps(self.arguments, ensure_ascii=False)
 
 
 def ask(
     tool: Tool, rng: random.Random, lang: str, split: str, fixed: dict[str, Value] | None = None, keep: float = 0.35
 ) -> Request:
-    """Asks for a tool.
+    """Makes a question for a tool.
 
     Args:
-        tool: what shall be called.
-        rng: the only source of chance.
-        lang: of the question.
-        split: which side's wordings and values.
-        fixed: values that are not drawn, by template name.
-        keep: how often optional arguments are mentioned.
+        lang: the language of the question.
+        split: the side of the split that wordings and values come from.
+        fixed: given values, by template name.
+        keep: probability of mentioning an optional argument.
     """
     lines = tool.domain.lines["q" if lang == "en" else "Q"]
     template = wording(lines, rng, TRAIN if tool.domain.key in HELD_OUT_DOMAINS and rng.random() < 0.6 else split)
@@ -66,7 +64,7 @@ def ask(
 
 
 def _with_tail(text: str, rng: random.Random, lang: str) -> str:
-    """Adds words behind the last value that do not belong to it."""
+    """Appends words that do not belong to the last value."""
     mark = text[-1:] if text[-1:] in "?？" else ""
     return text.removesuffix(mark) + rng.choice(_TAILS if lang == "en" else _TAILS_ZH) + mark
 
@@ -80,7 +78,7 @@ def _spelled_out(
     split: str,
     keep: float,
 ) -> str:
-    """Names arguments that the wording left out: required ones, and of invented tools also optional ones."""
+    """Names the arguments that the wording left out: required ones, and for invented tools also optional ones."""
     text = ""
     invented = tool.domain.key not in all_domains()
     for p in tool.parameters:
@@ -99,7 +97,7 @@ def _spelled_out(
 
 
 def collect(tool: Tool, chosen: dict[str, Value]) -> dict[str, object]:
-    """Arguments in the schema's order, objects nested."""
+    """Returns the arguments in the schema's order, with nested objects."""
     arguments: dict[str, object] = {}
     for p in tool.parameters:
         if p.template_name not in chosen:
@@ -152,7 +150,7 @@ _POLITE_ZH = ["{}", "{}", "{}", "{}", "请{}", "你好，{}", "您好！{}", "�
 
 
 def polite(text: str, rng: random.Random, lang: str) -> str:
-    """Wraps a question in the courtesies people use."""
+    """Adds words of courtesy to a question."""
     if rng.random() < 0.08:
         lead = rng.choice(_LEADS) + " " if lang == "en" else rng.choice(_LEADS_ZH)
         return lead + text

@@ -1,6 +1,6 @@
-"""Conversations with tools, rendered as the server renders them (QWEN.md section 6).
+"""Conversations with tools, rendered like the server renders them (prompts/react/render.py).
 
-Only the words around the corpus live here; a test holds them against the published prompts.
+A test compares the result with the published prompts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TAIL = (
     "Thought: I now know the final answer\nFinal Answer: the final answer to the original input question\n\n"
     "Begin!\n\nQuestion: "
 )
-# The prompt says every name again: copying practice in each document, at a small weight.
+# The prompt repeats every name, which is practice in copying; learned at this small weight.
 NAME_WEIGHT = 0.25
 
 
 def header(tools: list[Tool]) -> list[Span]:
-    """The instruction in front of a question."""
+    """Returns the instruction before a question, which lists the tools."""
     spans: list[Span] = [(_HEAD, 0.0)]
     for tool in tools:
         first, second, third = (
@@ -52,19 +52,18 @@ def header(tools: list[Tool]) -> list[Span]:
 
 
 def thought(tool: Tool, lang: str) -> str:
-    """What is said before a call."""
+    """Returns the thought before a call."""
     return f"I should use the {tool.name} tool." if lang == "en" else f"我应该使用{tool.name}工具。"
 
 
 def call_spans(request: Request, lang: str, result: Result | None, first: bool, said: str | None = None) -> list[Span]:
-    """One Thought, Action, Action Input and, unless it is the last thing, the Observation.
+    """Returns Thought, Action, Action Input and, if there is a result, the Observation.
 
     Args:
-        request: what is called.
-        lang: of the thought.
-        result: what comes back; None if the text ends before it.
-        first: whether the reply begins here.
-        said: a thought that is not to be learned (a client's, or none where the server forces a call).
+        lang: the language of the thought.
+        result: None if the text ends at the call.
+        first: the reply begins here.
+        said: a thought that is not learned (a client's, or an empty one where the server forces a call).
     """
     lead = f"{'' if first else chr(10)}Thought: {thought(request.tool, lang) if said is None else said}\n"
     call = f"Action: {request.tool.name}\nAction Input: {request.arguments_json()}\nObservation:"
@@ -73,14 +72,14 @@ def call_spans(request: Request, lang: str, result: Result | None, first: bool, 
 
 
 def final_span(answer: str, first: bool, weight: float = 1.0) -> Span:
-    """The end of a reply."""
+    """Returns the end of a reply."""
     return (f"{'' if first else chr(10)}Thought: {FINAL_THOUGHT}\nFinal Answer: {answer}", weight)
 
 
 CHINESE_SHARE = 0.45
-# What no tool fits is talk, or asks for a tool that is not there, which is the harder to tell.
+# Share of small talk among questions that no tool fits. The others ask for a missing tool, which is harder to detect.
 PLAIN_SHARES = {TRAIN: 0.35, HELD_OUT: 0.5}
-# With one of these at hand a question of fact or a sum would rather be the tool's.
+# With one of these tools, questions of fact and sums would be for the tool.
 _KNOWING = set(
     "search calculator translate dictionary population statistics web_page quiz wiki country_info synonyms solve root "
     "math_explain".split()
@@ -91,12 +90,11 @@ class Episode:
     """Builds one conversation around a set of tools.
 
     Args:
-        rng: the only source of chance.
-        split: which side's tools and wordings.
-        num_tools: how many are offered.
-        rich: how often arguments are described.
-        generic: how often a tool is of an invented purpose.
-        purposes: which side's purposes the others have, if not `split`'s.
+        split: the side of the split that tools and wordings come from.
+        num_tools: how many tools are offered.
+        rich: probability that a tool's arguments have descriptions.
+        generic: probability that a tool has an invented purpose.
+        purposes: the side that the other purposes come from, if not `split`.
     """
 
     def __init__(
@@ -120,10 +118,10 @@ class Episode:
         return pick_domain(self.rng, self.split, self.generic, self.purposes)
 
     def add_tool(self, domain: Domain) -> Tool | None:
-        """Offers one more tool, unless it resembles one that is there."""
+        """Adds a tool, unless it resembles another one."""
         lang = self.tool_lang if self.rng.random() < 0.9 else "en"
         if self.split == HELD_OUT:
-            lang = self.lang  # words it has never met in one language it cannot know in the other
+            lang = self.lang  # the model cannot translate words that it has never seen
         tool = make_tool(domain, self.rng, lang, self.split, self.rich)
         if any(t.name == tool.name or t.domain.key == tool.domain.key for t in self.tools):
             return None
@@ -131,15 +129,15 @@ class Episode:
         return tool
 
     def request(self, tool: Tool | None = None, fixed: dict[str, Value] | None = None) -> Request:
-        """A question one of the tools is for."""
+        """Makes a question for one of the tools."""
         return ask(tool or self.rng.choice(self.tools), self.rng, self.lang, self.split, fixed)
 
     def result(self, tool: Tool, fail: float = 0.07) -> Result:
-        """What the tool sends back."""
+        """Makes a result of a tool."""
         return results.make_result(tool.domain.result, self.rng, self.lang, self.split, fail)
 
     def unfit(self) -> tuple[str, str]:
-        """A question that none of the tools is for, and its answer."""
+        """Returns a question that none of the tools fits, and its answer."""
         knowing = any(t.domain.key in _KNOWING or t.domain.key.startswith("get_") for t in self.tools)
         searching = any(t.domain.key == "search" for t in self.tools)
         if searching or self.rng.random() < PLAIN_SHARES[self.split]:
@@ -157,6 +155,6 @@ class Episode:
 
 
 def _alike(a: Domain, b: Domain) -> bool:
-    """Whether two purposes may be meant by the same words: what they are about has a word in common."""
+    """Whether the same words could mean both purposes, as their nouns have a word in common."""
     words_a, words_b = ({word for noun in d.nouns for word in noun.split("_")} for d in (a, b))
     return bool(words_a & words_b) or a.key == b.key

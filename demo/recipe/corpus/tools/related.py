@@ -1,8 +1,8 @@
-"""Other words for the same: how people ask for what a tool calls otherwise.
+"""Other words for verbs, nouns and properties, as people do not always ask in a tool's own words.
 
-`related.txt` lists them. `v`, `n` and `p` are verbs, nouns and properties of `invented.py`; then other words for them,
-or kinds of them, in both languages. A property's are whole questions, with `{v}` for whose it is. Only training draws
-them, and only for entries of its own side: the evaluation asks for its invented tools in the tools' own words.
+`related.txt` lists them. `v`, `n` and `p` mark verbs, nouns and properties of `purpose_words.py`, followed by other
+words for them, or kinds of them, in both languages; for a property these are whole questions, with `{v}` for its owner.
+Only training draws them, for entries of its own side: the evaluation asks for invented tools in the tools' own words.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from demo.recipe.corpus.split import TRAIN
 
-SHARE = 0.35  # of what is asked for in training
+SHARE = 0.35  # share of the requests in training
 
 
 @cache
 def _table() -> dict[str, dict[str, list[list[str]]]]:
-    """Mark -> word -> other words in English and in Chinese; of a property, question templates."""
+    """Returns mark -> word -> other words in English and in Chinese (question templates for a property)."""
     found: dict[str, dict[str, list[list[str]]]] = {"v": {}, "n": {}, "p": {}}
     for line in Path(__file__).with_name("related.txt").read_text(encoding="utf-8").splitlines():
         mark, _, rest = line.partition(" ")
@@ -34,7 +34,7 @@ def _table() -> dict[str, dict[str, list[list[str]]]]:
 
 
 def otherwise(mark: str, entry: Sequence[str], rng: random.Random, split: str) -> Sequence[str]:
-    """The entry (English, Chinese) of verbs or nouns, or in training sometimes another word for it."""
+    """Returns the verb or noun (English, Chinese), or in training sometimes other words for it."""
     others = _table()[mark].get(entry[0])
     if split != TRAIN or others is None or rng.random() >= SHARE:
         return entry
@@ -42,19 +42,19 @@ def otherwise(mark: str, entry: Sequence[str], rng: random.Random, split: str) -
 
 
 def property_questions(name: str, rng: random.Random, split: str) -> list[str] | None:
-    """In training sometimes templates, English and Chinese, that ask for a property in other words."""
+    """Returns, in training and by chance, question templates (English, Chinese) for a property, else None."""
     return properties().get(name) if split == TRAIN and rng.random() < SHARE else None
 
 
 @cache
 def properties() -> dict[str, list[str]]:
-    """Question templates of both languages, by property."""
+    """Returns the question templates of both languages by property."""
     return {word: [texts[0] for texts in others] for word, others in _table()["p"].items()}
 
 
 @cache
 def meanings() -> tuple[dict[str, str], dict[str, str]]:
-    """What single English words, and Chinese ones of two characters or more, are other words for, where it is one."""
+    """Maps single English words, and Chinese ones of two or more characters, to the word they mean, if there is one."""
     owners: tuple[dict[str, set[str]], dict[str, set[str]]] = ({}, {})
     for mark in "vn":
         for word, others in _table()[mark].items():

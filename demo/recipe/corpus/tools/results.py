@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of words read best in long lines)
-"""What tools send back, and how the answer tells it."""
+"""Results of tools, and the answers that report them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from demo.recipe.corpus import values, words
 from demo.recipe.corpus.slots import all_slots, make_value
 from demo.recipe.corpus.split import TRAIN
 
-# Of numbers that tools send back, in training alone: the suites stay what they are. With a hundredth, as chance has it,
-# 444 was told as 4444.
+# Share of numbers in results that have repeated digits; in training only, so that the suites stay the same. With only
+# one in a hundred, as by chance, 444 was reported as 4444.
 _SHARE_OF_RUNS = 0.25
 
 
 class Result(NamedTuple):
-    """An observation, the answer that reports it, and the bare value, if it is one."""
+    """An observation, the answer that reports it, and the bare value if there is one."""
 
     observation: str
     answer: str
@@ -139,12 +139,12 @@ def _scalar(kind: str, rng: random.Random, lang: str, split: str) -> object:
 
 
 def fact(rng: random.Random, lang: str, split: str) -> str:
-    """A sentence that states something, true only in a tool's world."""
+    """Returns a sentence that states something made up."""
     return _filled(_SENTENCES if lang == "en" else _ZH_SENTENCES, rng, lang, split)
 
 
 def note(rng: random.Random, lang: str, split: str) -> str:
-    """A few words that are no sentence, as tools written in a minute send them."""
+    """Returns a few words that are no sentence, like the results of quickly written tools."""
     return _filled(_NOTES if lang == "en" else _ZH_NOTES, rng, lang, split)
 
 
@@ -174,12 +174,12 @@ def _filled(templates: list[str], rng: random.Random, lang: str, split: str) -> 
 
 
 def shown(value: object) -> str:
-    """A JSON value as prose shows it."""
+    """Returns a JSON value as it appears in prose."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def tell(data: dict[str, object], lang: str) -> str:
-    """States the entries of a flat object."""
+    """Returns a sentence that states the entries of a flat object."""
     if lang == "zh":
         return "，".join(f"{k.replace('_', ' ')}是{shown(v)}" for k, v in data.items()) + "。"
     parts = [f"the {k.replace('_', ' ')} is {shown(v)}" for k, v in data.items()]
@@ -188,7 +188,7 @@ def tell(data: dict[str, object], lang: str) -> str:
 
 
 def failure(rng: random.Random, lang: str) -> Result:
-    """An error and its report."""
+    """Returns an error and the answer that reports it."""
     text = (
         rng.choice((_ERRORS if lang == "en" or rng.random() < 0.4 else _ZH_ERRORS).split(";"))
         .strip()
@@ -202,14 +202,13 @@ def failure(rng: random.Random, lang: str) -> Result:
 
 
 def make_result(spec: str, rng: random.Random, lang: str, split: str, fail: float = 0.07) -> Result:
-    """Draws what a tool answers.
+    """Draws a result.
 
     Args:
-        spec: of the domain: one word, or `key=kind` pairs.
-        rng: the only source of chance.
-        lang: of the final answer.
-        split: which side's values.
-        fail: how often the tool fails.
+        spec: the domain's result: one word, or `key=kind` pairs.
+        lang: the language of the answer.
+        split: the side of the split that values come from.
+        fail: probability of a failure.
     """
     if rng.random() < fail:
         return failure(rng, lang)

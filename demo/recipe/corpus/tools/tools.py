@@ -1,7 +1,7 @@
-"""Tools that are made up on the spot: their names, descriptions and schemas, and questions that need them.
+"""Tools with varied names, descriptions and schemas.
 
-A tool comes from a domain of the table, or from a domain invented here out of a verb and a noun, so that no
-two tools of the corpus are alike. Evaluation uses domains and wordings that training never draws.
+A tool belongs to a listed domain or to an invented one, so that no two tools of the corpus are alike. The evaluation
+uses domains and wordings that training never draws.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from demo.recipe.corpus.values import pseudo_word
 
 @dataclass
 class Parameter:
-    """One argument of a tool; `parent` names the object it lies in."""
+    """An argument of a tool; `parent` names the object that contains it."""
 
     template_name: str
     name: str
@@ -33,7 +33,7 @@ class Parameter:
 
 @dataclass
 class Tool:
-    """A tool as a client would describe it."""
+    """A tool as a client describes it."""
 
     domain: Domain
     name: str
@@ -45,7 +45,7 @@ class Tool:
     labels: dict[str, str] = field(default_factory=dict)
 
     def schema(self) -> object:
-        """Its parameters as they stand in the prompt."""
+        """Returns the parameters as they appear in the prompt."""
         if not self.openai_style:
             return [
                 {"name": p.name, "description": p.description, "required": p.required, "schema": _property(p, False)}
@@ -73,7 +73,7 @@ class Tool:
         return schema
 
     def render(self) -> str:
-        """Its line of the prompt (QWEN.md section 6)."""
+        """Returns the tool's line in the prompt."""
         return (
             f"{self.name}: Call this tool to interact with the {self.human} API. What is the {self.human} API "
             f"useful for? {self.description} Parameters: {json.dumps(self.schema(), ensure_ascii=False)}"
@@ -93,7 +93,7 @@ def _property(p: Parameter, describe: bool) -> dict[str, object]:
 
 
 def style_name(parts: list[str], rng: random.Random) -> str:
-    """Joins words as programmers do."""
+    """Joins words in one of the styles of programmers."""
     parts = [w for part in parts for w in part.split("_")]
     shape = rng.random()
     if shape < 0.62:
@@ -106,7 +106,7 @@ def style_name(parts: list[str], rng: random.Random) -> str:
 
 
 def pick_domain(rng: random.Random, split: str, generic: float = 0.35, purposes: str | None = None) -> Domain:
-    """A domain of one side (of the side `purposes` if given), or one invented with the given chance."""
+    """Returns a domain of one side (of `purposes` if given), or with the probability `generic` an invented one."""
     if rng.random() < generic:
         return invent_domain(rng, split)
     return rng.choice(list(domains_of(purposes or split).values()))
@@ -136,16 +136,14 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
     """Describes a tool of a domain in a new way.
 
     Args:
-        domain: its purpose.
-        rng: the only source of chance.
-        lang: of the description.
-        split: which side's wordings.
-        rich: how often parameters carry descriptions.
+        lang: the language of the description.
+        split: the side of the split that wordings come from.
+        rich: probability that the parameters have descriptions.
     """
     verb, noun = rng.choice(domain.verbs), rng.choice(domain.nouns)
     parts = rng.choice([[verb, noun], [verb, noun], [noun], [noun, verb]])
     if len(parts) == 1 and len(domain.verbs) == 1:
-        parts = [verb, noun]  # an invented domain is told from its neighbours by its verb
+        parts = [verb, noun]  # an invented domain needs its verb to differ from its neighbours
     if rng.random() < 0.3:
         extra = rng.choice(
             [pseudo_word(rng), pseudo_word(rng), "api", "tool", "v2", "my", "service", rng.choice("xyz")]
@@ -200,13 +198,13 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
 
 
 def _with_other_options(slot: Slot, rng: random.Random, lang: str) -> Slot:
-    """Choices that no other tool has, and that a question names as they are."""
+    """Returns the slot with arbitrary choices, which questions name literally."""
     draw = hard_texts.chinese_word if lang == "zh" and rng.random() < 0.4 else hard_texts.english_word
     options = {draw(rng) for _ in range(rng.choice([2, 3, 3, 4]))}
     return replace(slot, kind="enum:" + ",".join(f"{option}~{option}~{option}" for option in sorted(options)))
 
 
 def wording(lines: list[str], rng: random.Random, split: str) -> str:
-    """One of a side's."""
+    """Returns a wording of one side of the split."""
     trained = trained_lines(lines)
     return lines[-1] if split == HELD_OUT and len(trained) < len(lines) else rng.choice(trained)
