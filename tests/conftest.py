@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from demo.random_checkpoint import Shape, write
+from tests.support import hypothesis_settings  # noqa: F401  its profile
 from tests.support.server_process import Server, ServerProcess, running_server
 from tests.support.wire import Wire
 

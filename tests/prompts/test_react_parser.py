@@ -252,7 +252,7 @@ FRAGMENTS = [
 ANY = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=14).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ANY, st.data(), st.sampled_from(["", "Thought:", "Thought: \nAction:", "Thought: \nAction: f\nAction Input:"]))
 def test_any_chunks_are_read_as_the_whole_text(text: str, data: st.DataObject, initial: str) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
@@ -260,7 +260,7 @@ def test_any_chunks_are_read_as_the_whole_text(text: str, data: st.DataObject, i
     assert _joined(_events(chunks, initial)) == _joined(_events([text], initial))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ANY)
 def test_calls_are_well_formed(text: str) -> None:
     events = _joined(_events(list(text)))
@@ -275,7 +275,7 @@ def test_calls_are_well_formed(text: str) -> None:
 WORDS = st.text('abc {}":1\n', max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WORDS, WORDS, st.sampled_from(["f", "get_weather"]), st.booleans(), st.booleans())
 def test_scaffolding_of_proper_replies_is_never_shown(
     thought: str, arguments: str, name: str, is_call: bool, has_more: bool

@@ -41,7 +41,7 @@ def test_text_flows(chunks: list[str], shown: list[str]) -> None:
     assert [fold(parser.push(chunk)).content for chunk in chunks] == shown
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("aAct:io \nTF", max_size=40))
 def test_only_what_a_turn_begins_with_is_held_back(text: str) -> None:
     parser = ReActParser("", "f")

@@ -30,13 +30,13 @@ def _streamed(chunks: list[str], stops: list[str], include_stop: bool = False) -
     return text, matcher.matched
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(STOPS, CHUNKS, st.booleans())
 def test_any_chunks_are_read_as_the_whole_text(stops: list[str], chunks: list[str], include_stop: bool) -> None:
     assert _streamed(chunks, stops, include_stop) == _whole("".join(chunks), stops, include_stop)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(STOPS, CHUNKS)
 def test_only_the_longest_beginning_of_a_stop_string_is_held_back(stops: list[str], chunks: list[str]) -> None:
     matcher = StopMatcher(StopStrings(stops))
@@ -52,7 +52,7 @@ def test_only_the_longest_beginning_of_a_stop_string_is_held_back(stops: list[st
         assert shown + longest == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(STOPS, CHUNKS)
 def test_with_the_stop_string_included_nothing_is_held_back(stops: list[str], chunks: list[str]) -> None:
     matcher = StopMatcher(StopStrings(stops), include_stop=True)

@@ -45,7 +45,7 @@ def test_every_cut_ends_in_a_replacement_character_or_cleanly(tokenizer: Tokeniz
         assert "".join(_pieces(tokenizer, token_ids[:end])) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 600), max_size=30), st.booleans())
 def test_any_ids_are_read_as_the_tokenizer_reads_them(tokenizer: Tokenizer, token_ids: list[int], show: bool) -> None:
     pieces = _pieces(tokenizer, token_ids, show)

@@ -96,7 +96,7 @@ _message = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_message)
 def test_messages_come_back_as_they_were(message: Any) -> None:
     (payload,) = FrameSplitter().push(encode(message))
@@ -127,7 +127,7 @@ def test_what_is_no_message_is_refused(value: object, decode: Callable[[bytes], 
         decode(msgspec.msgpack.encode(value))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.lists(st.integers(1, 300), max_size=8))
 def test_frames_come_whole_however_they_are_cut(payloads: list[bytes], cuts: list[int]) -> None:
     data = b"".join(map(frame, payloads))
@@ -144,7 +144,7 @@ def test_a_frame_that_is_too_long_is_refused_before_it_comes() -> None:
         FrameSplitter().push((MAX_FRAME_BYTES + 1).to_bytes(4, "little"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.builds(EngineConfig, checkpoint_path=_text, seed=st.none() | st.integers(0, 2**63), block_size=_ids))
 def test_engine_config_comes_back_as_it_was(config: EngineConfig) -> None:
     (payload,) = FrameSplitter().push(encode(config))

@@ -81,7 +81,7 @@ def test_broken_characters_become_replacement_characters(tokenizer: Tokenizer) -
     assert tokenizer.decode(ids) == tokenizer.token_name(ids[0]) == "\ufffd"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text())
 def test_text_comes_back_normalised(byte_tokenizer: Tokenizer, text: str) -> None:
     assert byte_tokenizer.decode(byte_tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
@@ -135,7 +135,7 @@ def test_special_tokens_in_long_text_stay_whole(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids, show_special_tokens=True) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(" \t\u3000\x1c\nab1!", max_size=40))
 def test_cutting_long_whitespace_loses_nothing(text: str) -> None:
     pieces = tokenizer_module._cut(text, re.compile(r"[^\S\r\n\x1c-\x1f]+"), 3)

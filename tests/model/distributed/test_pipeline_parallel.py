@@ -71,7 +71,7 @@ def drivers(three_layers: Path) -> Iterator[list[Driver]]:
         ]
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(plan=REQUESTS)
 def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None:
     """Prefix cache, preemption, chunks, choices, scores; on three stages, and on two whose ranks share each layer.
@@ -94,7 +94,7 @@ def speculating(tiny_checkpoint: Path) -> Iterator[list[Driver]]:
         yield made
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6)
 @given(requests=st.lists(REQUEST, min_size=2, max_size=6))
 def test_any_sampling(speculating: list[Driver], requests: list[dict[str, Any]]) -> None:
     """Grammars, penalties, seeds, stops, and guesses that are tried by all stages at once."""

@@ -122,7 +122,7 @@ def run(driver: Driver, plan: list[dict[str, Any]]) -> list[Reply]:
     return [reply for _, reply in sorted(driver.finish().items())]
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(plan=REQUESTS)
 def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None:
     """Prefix cache, preemption, chunks, choices, scores: all ranks see the same step; replies are one rank's."""

@@ -110,9 +110,6 @@ WAYS = st.builds(
 @given(way=WAYS)
 @settings(
     max_examples=2,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_in_any_company_in_any_chunks_cached_preempted_or_guessed(kind: Kind, way: Way) -> None:

@@ -16,7 +16,7 @@ from model.scheduling.sequence import NO_BLOCK, Sequence
 from tests.support.scheduling_integrity import check_blocks
 
 SAMPLING = SamplingParams(max_tokens=1000)
-PROFILE = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+PROFILE = settings(max_examples=60, stateful_step_count=40)
 
 
 def make_sequence(token_ids: list[int], seq_id: int = 0, alpha: float = 1.0, salt: str = "") -> Sequence:

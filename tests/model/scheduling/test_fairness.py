@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.scheduling.callers import Caller, split
@@ -239,7 +239,6 @@ def caller(name: str, weight: int) -> Caller:
     num=st.integers(0, 600),
     wants=st.lists(st.tuples(st.integers(1, 600), st.integers(1, 4)), min_size=1, max_size=8),
 )
-@settings(deadline=None, derandomize=True, database=None)
 def test_split(num: int, wants: list[tuple[int, int]]) -> None:
     """Nothing is wasted, nobody gets more than it wants, and who gets less has no less than another for its weight."""
     wanted = {caller(str(number), weight): want for number, (want, weight) in enumerate(wants)}

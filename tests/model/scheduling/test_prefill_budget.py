@@ -76,7 +76,7 @@ class Machine:
     num_known=st.integers(1, 600),
 )
 @example(decode_ms=30, token_ms=8, times_known=0.5, num_known=512)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_step_with_decodes_soon_takes_what_it_may(
     decode_ms: float, token_ms: float, times_known: float, num_known: int
 ) -> None:

@@ -773,13 +773,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None, derandomize=True, database=None
-)
+TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=25)
 
 
 @given(requests=st.lists(REQUEST, min_size=1, max_size=8), limits=LIMITS)
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_output_depends_on_no_limit(requests: list[dict[str, object]], limits: dict[str, int]) -> None:
     """The same requests, all at once: with and without caching, in a large pool and a small one."""
     outputs = []

@@ -101,9 +101,7 @@ def facts(reply: Reply) -> tuple[Any, ...]:
 
 
 @given(requests=st.lists(REQUEST, min_size=1, max_size=7))
-@settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_replies_are_those_without(pair: tuple[Driver, Driver], requests: list[dict[str, Any]]) -> None:
     """Any sampling, forms, choices, ends, preemptions, chunks, cached starts, and who leaves meanwhile.
 
@@ -196,9 +194,7 @@ def plan(
 ) -> list[int]:
     """How many tokens are guessed for each of some sequences."""
     speculator = Speculator(costs, 1000)
-    seqs = [
-        Sequence(i, "r", text, SamplingParams(max_tokens=99, eos_token_ids=(7,))) for i, text in enumerate(texts)
-    ]
+    seqs = [Sequence(i, "r", text, SamplingParams(max_tokens=99, eos_token_ids=(7,))) for i, text in enumerate(texts)]
     for seq in seqs:
         speculator.start([seq], seq.token_ids[:], [])
     drafts = speculator.draft(dict.fromkeys(seqs, 20), max_rows, forced)

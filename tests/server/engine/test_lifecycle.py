@@ -22,8 +22,8 @@ from server.telemetry.logs import JsonFormatter
 from tests.conftest import SMALL
 from tests.support.in_process_server import in_process_server
 from tests.support.paths import ROOT
+from tests.support.readable_requests import HI
 from tests.support.server_process import Server, ServerProcess, running_server
-from tests.support.wishes import HI
 
 # mypy: disable-error-code="call-overload,arg-type"
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from tests.support.readable_requests import HI
 from tests.support.server_process import ServerProcess
-from tests.support.wishes import HI
 
 
 def post(server: ServerProcess, path: str, body: dict[str, object]) -> socket.socket:

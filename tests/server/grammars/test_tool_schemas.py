@@ -25,9 +25,9 @@ from server.off_loop import OffLoop
 from server.wire.shapes.chat import ChatCompletionRequest
 from tests.server.conversion.test_conversion import ENGINE, chat, converter
 from tests.support.grammars import GRAMMARS
+from tests.support.hypothesis_settings import BATCHES
 from tests.support.paths import ROOT
 from tests.support.wire import Wire
-from tests.support.wishes import BATCHES
 
 JsonDict = dict[str, Any]
 LOOKAHEAD = r"^P(?!$)(\d+Y)?(T(?=\d)(\d+H)?)?$"  # the shape of what zod 4 writes for an ISO duration

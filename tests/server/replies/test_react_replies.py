@@ -156,7 +156,7 @@ fragments = st.sampled_from(
 )
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.lists(fragments, max_size=12).map(b"".join),
     cuts=st.lists(st.integers(1, 9), max_size=30),

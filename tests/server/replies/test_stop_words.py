@@ -9,9 +9,9 @@ import pytest
 from model.contract.messages import SequenceOutput
 from prompts.stop import StopStrings
 from server.replies.output_processor import ChoiceProcessor
+from tests.support.readable_requests import LETTERS
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire, events
-from tests.support.wishes import LETTERS
 
 JsonDict = dict[str, Any]
 TEXT = "one 中文 🙂 two"

@@ -9,9 +9,9 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.hypothesis_settings import BATCHES
 from tests.support.server_process import ServerProcess
 from tests.support.wire import CLOCK, TOOLS, WEATHER, allowed, assert_same, events, flat_chat, fold_chat, named
-from tests.support.wishes import BATCHES
 
 BATCH = 15
 JsonDict = dict[str, Any]

@@ -173,7 +173,7 @@ def outputs_of(ids: list[int], index: int, finish: str, sizes: list[int]) -> lis
 IDS = st.lists(st.sampled_from([*b"ab!", 0xE4, 0xB8, 0xAD, 256, 300, 500]), min_size=1, max_size=14)
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(
     st.lists(
         st.tuples(IDS, st.sampled_from(["stop", "length"]), st.lists(st.integers(1, 5), max_size=6)),

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.wishes import GREEDY, HI, READABLE
+from tests.support.readable_requests import GREEDY, HI, READABLE
 
 # The SDK's types want literals everywhere; these tests send plain dicts on purpose.
 # mypy: disable-error-code="call-overload,arg-type"

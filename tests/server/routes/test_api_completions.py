@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import openai
 
+from tests.support.readable_requests import GREEDY, HI, READABLE
 from tests.support.server_process import ServerProcess
-from tests.support.wishes import GREEDY, HI, READABLE
 
 # mypy: disable-error-code="call-overload,arg-type"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.hypothesis_settings import BATCHES
 from tests.support.server_process import ServerProcess
 from tests.support.wire import CLOCK, TOOLS, WEATHER, Wire, allowed, named
-from tests.support.wishes import BATCHES
 
 JsonDict = dict[str, Any]
 SEEDED: JsonDict = {"temperature": 1, "seed": 3}

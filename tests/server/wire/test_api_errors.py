@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
+from tests.support.readable_requests import HI
 from tests.support.server_process import ServerProcess
-from tests.support.wishes import HI
 
 # mypy: disable-error-code="call-overload,arg-type"
 

@@ -18,9 +18,9 @@ from server.wire import openapi
 from server.wire.shapes.chat import ChatCompletionRequest
 from server.wire.shapes.fields import MAX_TEMPERATURE
 from tests.conftest import SMALL
+from tests.support.hypothesis_settings import BATCHES
 from tests.support.in_process_server import in_process_server
 from tests.support.server_process import Server
-from tests.support.wishes import BATCHES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its own imports

@@ -150,7 +150,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return Conversation(tuple(messages), (ToolSpec.from_dict({"name": "lamp"}),) if has_tools else ())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations())
 def test_whatever_is_said_the_last_reply_is_learned_behind_the_servers_words(conversation: Conversation) -> None:
     *_, example = examples_of(conversation, TOKENIZER)
