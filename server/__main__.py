@@ -107,25 +107,25 @@ _TOOLS = {
         "tools.doctor.command:run",
     ),
     "quantize": _Tool(
-        "make an Int4 or Int8 checkpoint from an unquantised one", quantize_options, "tools.quantize.command:run", True
+        "make an Int4 or Int8 checkpoint from an unquantised one", quantize_options, "tools.start:quantize", True
     ),
     "convert": _Tool(
-        "write a checkpoint in transformers' Qwen2 layout, or back", convert_options, "tools.convert.command:run", True
+        "write a checkpoint in transformers' Qwen2 layout, or back", convert_options, "tools.start:convert", True
     ),
     "merge": _Tool(
-        "fold a LoRA adapter into the checkpoint it was trained on", merge_options, "tools.merge.command:run", True
+        "fold a LoRA adapter into the checkpoint it was trained on", merge_options, "tools.start:merge", True
     ),
     "export": _Tool(
-        "write a checkpoint as a GGUF file for llama.cpp", export_options, "tools.export.command:run", True
+        "write a checkpoint as a GGUF file for llama.cpp", export_options, "tools.start:export", True
     ),
     "perplexity": _Tool(
         "tell how well a checkpoint reads texts beyond its trained length",
         perplexity_options,
-        "tools.perplexity.command:run",
+        "tools.start:perplexity",
         True,
     ),
     "finetune": _Tool(
-        "train an adapter, or all weights, on conversations", finetune_options, "tools.finetune.command:run", True
+        "train an adapter, or all weights, on conversations", finetune_options, "tools.start:finetune", True
     ),
 }
 

@@ -143,7 +143,7 @@ def test_prometheus_scrapes_the_server() -> None:
 def exposed() -> dict[str, set[str]]:
     """Names and labels of everything a server exposes."""
     engine = EngineClient(EngineConfig(checkpoint_path="x"))
-    engine._supervisor.ready = EngineReady(1, 1, 1, 16, 1, 1, "float32", "cpu", 0.1)
+    engine._supervisor.ready = EngineReady(1, 1, 1, 16, 1, 1, "float32", "cpu")
     metrics = Metrics("m", EngineReadings(cache_config=lambda: engine.cache_config, max_loras=1))
     metrics.count_rejected("c")
     metrics.of("m").count_finished("stop")

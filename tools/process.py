@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from model.contract.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(module: str, doc: str | None, add_arguments: Callable[[argparse.ArgumentParser], None]) -> Any:
+    """Reads the command line of a process that is started as `python -m module`; `doc` is its docstring."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=(doc or "").splitlines()[0])
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def log_written(target: Path) -> None:
+    """Says what was written, a file or a folder of files, and how large it is."""
+    paths = target.iterdir() if target.is_dir() else [target]
+    logger.info("wrote %s, %.2f GB", target, sum(path.stat().st_size for path in paths) / 1e9)
 
 
 def run_work(work: Callable[[], None], *, out_of_memory: str, interrupted: str = "nothing was written") -> int:

@@ -55,7 +55,7 @@ class Fountain:
         for payload in self._splitter.push(data):
             match decode_to_engine(payload):
                 case EngineConfig():
-                    self._sock.sendall(encode(EngineReady(1 << 16, 512, 100, 16, 1, 1, "float32", "none", 0.0)))
+                    self._sock.sendall(encode(EngineReady(1 << 16, 512, 100, 16, 1, 1, "float32", "none")))
                 case AddRequest(seq_ids=seq_ids, sampling=sampling):
                     self._left |= dict.fromkeys(seq_ids, sampling.max_tokens)
                 case Abort(seq_ids=seq_ids):

@@ -28,14 +28,14 @@ class QuantizationConfig:
 
     Attributes:
         quant_method: "gptq" or "awq".
+        desc_act: groups are in the order of importance, so that files must tell each input's (`g_idx`).
         zero_offset: what the stored zeros lack: 1 in the published layout, 0 in GPTQModel's "gptq_v2" and AWQ.
     """
 
     quant_method: str
     bits: int
     group_size: int
-    desc_act: bool
-    sym: bool
+    desc_act: bool = False
     zero_offset: int = 1
 
 

@@ -188,9 +188,7 @@ class MemoryPlan:
             return self
         quantization = None
         if bits is not None:
-            quantization = QuantizationConfig(
-                quant_method="gptq", bits=bits, group_size=_GPTQ_GROUP, desc_act=False, sym=True
-            )
+            quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=_GPTQ_GROUP)
         return replace(
             self,
             config=replace(self.config, quantization=quantization, stored_weights=None),

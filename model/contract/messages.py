@@ -170,7 +170,6 @@ class EngineReady(_Part, tag="ready", frozen=True):
         weights_bytes: size of the loaded parameters.
         dtype: activation dtype, such as "bfloat16".
         device: torch's name of it, such as "cpu" or "cuda:0".
-        load_s: seconds the load took.
         adapters: one answer for each of `EngineConfig.adapters`.
     """
 
@@ -182,7 +181,6 @@ class EngineReady(_Part, tag="ready", frozen=True):
     weights_bytes: int
     dtype: str
     device: str
-    load_s: float
     adapters: tuple[AdapterLoaded, ...] = ()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterable
 
 from msgspec.structs import replace
@@ -65,7 +64,6 @@ class Engine:
     def __init__(
         self, config: EngineConfig, on_progress: ProgressCallback | None = None, ranks: Ranks = ONE_RANK
     ) -> None:
-        started = time.monotonic()
         self._runner = ModelRunner(config, on_progress, ranks)
         self._worker = worker = self._runner.worker
         self._adding = "-"
@@ -79,7 +77,6 @@ class Engine:
         self._grammars = GrammarAdmission(GrammarCompiler(config.checkpoint_path, vocab_size), self._runner.grammars)
         self._adapter_loader = AdapterLoader(worker.adapters, ranks.place.num_processes)
         self._adapter_of_seq: dict[int, int] = {}
-        self._load_s = time.monotonic() - started
 
     def _make_scheduler(self, config: EngineConfig) -> Scheduler:
         worker, limits = self._worker, self._worker.limits
@@ -116,7 +113,6 @@ class Engine:
             weights_bytes=loaded.weights_bytes,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(worker.backend.device),
-            load_s=self._load_s,
             adapters=loaded.adapters_loaded,
         )
 

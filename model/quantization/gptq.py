@@ -88,6 +88,7 @@ class GPTQLinear(nn.Module):
             self._first_input = shard.inputs[0]
             in_features, out_features = shard.num_inputs, shard.num_outputs
         self._bits = quantization.bits
+        self._desc_act = quantization.desc_act
         self._zero_offset = quantization.zero_offset
         self._group_size = group_size
         self._in_features = in_features
@@ -110,12 +111,14 @@ class GPTQLinear(nn.Module):
             Bytes that the backend keeps in their place.
 
         Raises:
-            CheckpointError: `g_idx` names a group that does not exist.
+            CheckpointError: `g_idx` names a group that does not exist, or is missing and needed.
         """
         qweight, qzeros, scales, g_idx, bias = self.qweight, self.qzeros, self.scales, self.g_idx, self.bias
         assert qweight is not None and qzeros is not None and scales is not None
         self.qweight = self.qzeros = self.scales = self.g_idx = self.bias = None
         if g_idx is None or g_idx.is_meta:
+            if self._desc_act and len(scales) > 1:
+                raise CheckpointError("g_idx is missing, and without it act-order (desc_act) cannot be undone")
             inputs = torch.arange(self._first_input, self._first_input + self._in_features, device=qweight.device)
             groups = inputs // self._group_size
         else:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.contract.errors import CheckpointError
+from model.contract.files.json_file import GENERATION_CONFIG, read_generation_config
 from model.contract.gguf.config import gguf_generation
 from model.contract.gguf.file import is_gguf
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "generation_config.json"
 CHATML = "chatml"
 RAW = "raw"
 
@@ -57,16 +56,7 @@ class GenerationDefaults:
             for remark in remarks:
                 logger.info("%s: %s", folder, remark)
             return cls._from_data(folder, data)
-        path = folder / FILE_NAME
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path}: must hold one JSON object")
-        return cls._from_data(path, data)
+        return cls._from_data(folder / GENERATION_CONFIG, read_generation_config(folder))
 
     @classmethod
     def _from_data(cls, path: Path, data: dict[str, Any]) -> GenerationDefaults:

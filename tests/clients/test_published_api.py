@@ -38,7 +38,7 @@ WEATHER = {"name": "get_weather", "description": "d", "parameters": {"type": "ob
 CALLED = {"role": "assistant", "content": "", "function_call": {"name": "get_weather", "arguments": '{"city": "P"}'}}
 RESULT = {"role": "function", "content": "sunny"}
 DEFAULTS = GenerationDefaults(temperature=0.7, top_p=0.6, top_k=5, max_window_size=100)
-ENGINE = EngineReady(4000, 512, 9, 16, 1, 1, "float32", "cpu", 0.1)
+ENGINE = EngineReady(4000, 512, 9, 16, 1, 1, "float32", "cpu")
 CHECKS: dict[str, Check] = {}
 
 

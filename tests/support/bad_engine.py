@@ -62,7 +62,7 @@ def main() -> None:
     config = decode_to_engine(read_frame(sock))
     assert isinstance(config, EngineConfig)
     mode, _, number = config.device.partition(":")
-    ready = encode(EngineReady(100, 512, 1, 16, 1, 1, "float32", "none", 0.0))
+    ready = encode(EngineReady(100, 512, 1, 16, 1, 1, "float32", "none"))
     if mode == "silent":
         time.sleep(60)
     elif mode == "refuses":

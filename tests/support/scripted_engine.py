@@ -37,7 +37,7 @@ def main() -> None:
     assert isinstance(config, EngineConfig)
     script = Path(config.checkpoint_path)
     replies = json.loads(script.read_text())
-    sock.sendall(encode(EngineReady(MAX_MODEL_LEN, 512, 1, 16, 1, 1, "float32", "none", 0.0)))
+    sock.sendall(encode(EngineReady(MAX_MODEL_LEN, 512, 1, 16, 1, 1, "float32", "none")))
     while True:
         message = decode_to_engine(read_frame(sock))
         match message:

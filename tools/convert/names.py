@@ -1,7 +1,6 @@
-"""Which tensor of the published layout is which of transformers' Qwen2 layout.
+"""Names of tensors in the published layout and in transformers' Qwen2 layout; `files.linears` has those of linears.
 
-Pure: names and shapes. The two compute the same within the trained length; what differs is that c_attn holds q, k and v
-in one tensor, and what things are called.
+Pure. The two compute the same within the trained length: they differ in names, and c_attn holds q, k and v in one.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ LAST = {"transformer.ln_f.weight": "model.norm.weight", "lm_head.weight": "lm_he
 
 
 def published_block(layer: int) -> str:
-    """What the names of a block begin with in the published layout."""
+    """Returns the prefix of a block's names in the published layout."""
     return f"transformer.h.{layer}."
 
 
 def qwen2_block(layer: int) -> str:
-    """What the names of a block begin with in the Qwen2 layout."""
+    """Returns the prefix of a block's names in the Qwen2 layout."""
     return f"model.layers.{layer}."
 
 
 def qwen2_targets(published: str) -> list[str]:
-    """The linears of the Qwen2 layout that a published name means, such as c_proj for those of both halves of a block.
+    """Lists the linears of the Qwen2 layout that a published name means: two for c_proj, none for an unknown name.
 
-    A name of that layout means itself; an unknown one nothing.
+    A name of that layout means itself.
     """
     parts = [
         part.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""What `qwen-server convert` can be told; one list for the command and for the process that does the work."""
+"""The options of `qwen-server convert`, for the command and for the process that does the work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConvertOptions:
         source: folder of a checkpoint.
         target: folder to write; missing or empty.
         to: the layout to write, of LAYOUTS.
-        dtype: of the weights; "auto" leaves them as they are, and takes that of the embedding for expanded ones.
+        dtype: dtype of the weights; "auto" leaves them as they are; quantised ones get the embedding's.
     """
 
     source: Path

@@ -13,11 +13,11 @@ from typing import Any
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.checkpoint_folder import CONVERTED_KEY
-from model.contract.files.json_file import read_json
+from model.contract.files.json_file import read_generation_config, read_json
 
 _DTYPE_FLAGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _NOT_KEPT = ("auto_map", "quantization_config", "transformers_version", "torch_dtype", "dtype")
-# Of generation_config.json: what both know. Without sampling the last ones mean nothing, and transformers says so.
+# Keys of generation_config.json that both know; without sampling transformers warns of the second ones.
 _SHARED = ("do_sample", "max_new_tokens", "repetition_penalty")
 _SAMPLING = ("top_p", "top_k", "temperature")
 
@@ -25,13 +25,13 @@ _SAMPLING = ("top_p", "top_k", "temperature")
 def qwen2_config(
     config: ModelConfig, raw: Mapping[str, Any], generation: Mapping[str, Any], *, dtype: str, ids: Mapping[str, int]
 ) -> dict[str, Any]:
-    """`config.json` in the Qwen2 layout.
+    """Makes `config.json` of the Qwen2 layout.
 
     Args:
-        raw: its config.json.
-        generation: its generation_config.json.
-        dtype: of the weights.
-        ids: of the tokens "endoftext" and "end", which ends a reply.
+        raw: the published config.json.
+        generation: the published generation_config.json.
+        dtype: dtype of the weights.
+        ids: token ids of "endoftext" and of "end", which ends a reply.
 
     Raises:
         CheckpointError: the layout cannot say what the checkpoint is.
@@ -71,12 +71,7 @@ def qwen2_config(
 
 
 def qwen2_generation_config(generation: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
-    """`generation_config.json` in the Qwen2 layout.
-
-    Args:
-        generation: the published one.
-        ids: as for `qwen2_config`.
-    """
+    """Makes `generation_config.json` of the Qwen2 layout from the published one; `ids` as for `qwen2_config`."""
     kept = _SHARED + (_SAMPLING if generation.get("do_sample") else ())
     return {
         "bos_token_id": ids["endoftext"],
@@ -90,8 +85,7 @@ class Qwen2Source:
     """The configuration of a checkpoint in the Qwen2 layout, read for the way back.
 
     Attributes:
-        config: as the published layout will have it.
-        is_tied: the output layer is the embedding.
+        is_tied: whether the output layer is the embedding.
 
     Raises:
         CheckpointError: it is none, or computes what a first-generation checkpoint cannot.
@@ -101,35 +95,31 @@ class Qwen2Source:
         self._path = folder / "config.json"
         self._raw = read_json(self._path)
         self._refuse_other_models()
-        original = self._raw.get(CONVERTED_KEY)
-        original = original if isinstance(original, dict) else {}
-        self._original: dict[str, Any] = original.get("config") or {}
-        self._original_generation: dict[str, Any] = original.get("generation_config") or {}
-        self._generation: dict[str, Any] = {}
-        if (folder / "generation_config.json").exists():
-            self._generation = read_json(folder / "generation_config.json")
+        original = _object(self._raw.get(CONVERTED_KEY))
+        self._original = _object(original.get("config"))
+        self._original_generation = _object(original.get("generation_config"))
+        self._generation = read_generation_config(folder)
         self.is_tied = bool(self._raw.get("tie_word_embeddings", False))
 
     @property
     def num_layers(self) -> int:
-        """Of the model."""
+        """Layers of the model."""
         return self._int("num_hidden_layers")
 
     @property
     def hidden_size(self) -> int:
-        """Of the model."""
+        """Width of the model's hidden states."""
         return self._int("hidden_size")
 
     def published(self, *, vocab_size: int, dtype: str) -> dict[str, Any]:
-        """`config.json` in the published layout.
+        """Makes `config.json` of the published layout.
 
         Args:
             vocab_size: rows of the embedding.
-            dtype: of the weights.
+            dtype: dtype of the weights.
         """
         trained = self._int("max_position_embeddings")
-        rope = self._raw.get("rope_parameters") or {}
-        base = self._raw.get("rope_theta") or rope.get("rope_theta") or 10000.0
+        base = self._raw.get("rope_theta") or _object(self._raw.get("rope_parameters")).get("rope_theta") or 10000.0
         defaults = {
             "seq_length": trained,
             "max_position_embeddings": trained,
@@ -166,11 +156,7 @@ class Qwen2Source:
         }
 
     def published_generation(self, ids: Mapping[str, int]) -> dict[str, Any]:
-        """`generation_config.json` in the published layout.
-
-        Args:
-            ids: of the tokens "endoftext" and "im_end".
-        """
+        """Makes `generation_config.json` of the published layout; `ids` has the tokens "endoftext" and "im_end"."""
         ends = self._generation.get("eos_token_id", self._raw.get("eos_token_id"))
         chats = ids["im_end"] in (ends if isinstance(ends, list) else [ends])
         found = {key: self._generation[key] for key in (*_SHARED, *_SAMPLING) if self._generation.get(key) is not None}
@@ -187,7 +173,8 @@ class Qwen2Source:
             raise CheckpointError(
                 f"{self._path}: model_type is {raw.get('model_type')!r}; what `--to qwen` takes is transformers' Qwen2"
             )
-        heads, scaling = self._int("num_attention_heads"), raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+        heads = self._int("num_attention_heads")
+        scaling = _object(raw.get("rope_scaling") or raw.get("rope_parameters"))
         reason = None
         if raw.get("num_key_value_heads", heads) != heads:
             reason = "it groups queries (num_key_value_heads), so it is of a later generation"
@@ -211,19 +198,19 @@ class Qwen2Source:
         return value
 
 
+def _object(value: Any) -> dict[str, Any]:
+    """Returns a value that is an object; an empty one for any other."""
+    return value if isinstance(value, dict) else {}
+
+
 def without_quantization(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json of a published checkpoint whose weights are plain numbers of a dtype now."""
+    """Makes config.json of a published checkpoint whose weights are plain numbers of a dtype now."""
     kept = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "dtype")}
     return {**kept, **{flag: name == dtype for name, flag in _DTYPE_FLAGS.items()}}
 
 
 def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and generation_config.json of a published checkpoint; the second may be absent.
-
-    Args:
-        config: of the checkpoint; what it corrects in a misspelt file is told.
-    """
+    """Reads config.json, with its spelling mended as in `config`, and generation_config.json, which may be absent."""
     raw = read_json(folder / "config.json")
     raw |= {"use_dynamic_ntk": config.use_dynamic_ntk, "use_logn_attn": config.use_logn_attn}
-    path = folder / "generation_config.json"
-    return raw, read_json(path) if path.exists() else {}
+    return raw, read_generation_config(folder)

@@ -1,7 +1,8 @@
-"""What writing whole checkpoints has in common: the dtype to round to, the disk space it takes, how far it is."""
+"""Shared by the tools that write whole checkpoints: rounding to a dtype, disk space, progress."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
+from model.contract.files.linears import linear_shapes
 
 Tensors = dict[str, torch.Tensor]
 
@@ -16,7 +18,7 @@ DISK_MARGIN = 1.02
 
 
 def cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """Tensors of their own, in the dtype to be written: views of one tensor or of a file cannot be saved.
+    """Copies tensors to the dtype to be written: views of one tensor or of a file cannot be saved.
 
     Raises:
         CheckpointError: a value is beyond what the dtype holds.
@@ -39,12 +41,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def disk_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that a checkpoint takes on disk, all linears unquantised."""
-    per_block = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size // 2
+    """Reckons the bytes that a checkpoint takes on disk, all linears unquantised."""
+    per_block = sum(map(math.prod, linear_shapes(config).values()))
     numbers = config.num_layers * per_block + 2 * config.vocab_size * config.hidden_size
     return int(numbers * dtype.itemsize * DISK_MARGIN)
 
 
 def watched(groups: Iterator[Tensors], num_layers: int, what: str) -> Iterator[Tensors]:
-    """Shows how far it is: blocks, and the three tensors outside of them."""
+    """Shows progress: blocks, and the three tensors outside of them."""
     yield from tqdm(groups, total=num_layers + 3, desc=what, unit="part", disable=None)

@@ -6,7 +6,6 @@ expanded if it was quantised, and up to a shard of results.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -35,7 +34,7 @@ from tools.convert.tokenizer_files import (
     tokenizer_config,
     tokenizer_json,
 )
-from tools.process import run_work
+from tools.process import log_written, parse_arguments, run_work
 
 logger = logging.getLogger(__name__)
 
@@ -162,16 +161,13 @@ def _groups_of_qwen2(weights: TensorSource, source: Qwen2Source) -> Iterator[Ten
 
 
 def main() -> int:
-    """The process: returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.convert.run", description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    """Runs the process and returns its exit status."""
+    arguments = parse_arguments("tools.convert.run", __doc__, add_arguments)
     options = ConvertOptions(**{**vars(arguments), "source": Path(arguments.source)})
 
     def work() -> None:
         convert(options)
-        size = sum(path.stat().st_size for path in options.target.iterdir())
-        logger.info("wrote %s, %.2f GB", options.target, size / 1e9)
+        log_written(options.target)
 
     return run_work(work, out_of_memory="use a machine with more")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import operator
 from pathlib import Path
 from typing import Any
 
 from model.contract.errors import CheckpointError
 from model.contract.files.byte_pairs import from_letters, letters, merges_of, never_joined
 from model.contract.files.json_file import read_json
-from model.contract.files.vocabulary import NUM_CONTROL_TOKENS, first_gap
+from model.contract.files.vocabulary import NUM_CONTROL_TOKENS, first_gap, require_whole
 from model.contract.tokenizer import ENDOFTEXT, IM_END, IM_START, PATTERN, Tokenizer
 from prompts.chatml import JINJA_TEMPLATE
 
@@ -26,11 +27,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
-    """`tokenizer.json` of a vocabulary.
-
-    Args:
-        ranks: as `read_vocabulary` returns them.
-    """
+    """Makes `tokenizer.json` of a vocabulary's ranks."""
     tokenizer = Tokenizer(ranks)
     controls = {name: tokenizer.special_id(name) for name in tokenizer.special_names}
     added = [
@@ -77,7 +74,7 @@ def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
 
 
 def tokenizer_config(max_length: int, *, chats: bool) -> dict[str, Any]:
-    """`tokenizer_config.json` beside it.
+    """Makes the `tokenizer_config.json` beside it.
 
     Args:
         max_length: the trained length.
@@ -100,10 +97,10 @@ def tokenizer_config(max_length: int, *, chats: bool) -> dict[str, Any]:
 
 
 def read_tokenizer_files(folder: Path) -> dict[bytes, int]:
-    """The ranks that `tokenizer.json` (or vocab.json and merges.txt) of a folder amounts to.
+    """Reads ranks from the `tokenizer.json` (or vocab.json and merges.txt) of a folder.
 
     Raises:
-        CheckpointError: missing, malformed, or a tokenizer that `qwen.tiktoken` cannot say.
+        CheckpointError: missing, malformed, or a tokenizer that `qwen.tiktoken` cannot express.
     """
     path = folder / TOKENIZER_FILE
     if path.exists():
@@ -115,9 +112,10 @@ def read_tokenizer_files(folder: Path) -> dict[bytes, int]:
         raise CheckpointError(f"{folder}: has no {TOKENIZER_FILE} and no vocab.json")
     names = {name: token_id for token_id, name in added.items()}
     try:
-        ranks = {from_letters(text): int(rank) for text, rank in vocab.items() if text not in names}
-    except (KeyError, TypeError, ValueError) as error:
+        ranks = {from_letters(text): operator.index(rank) for text, rank in vocab.items() if text not in names}
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its vocabulary is not one of bytes ({error!r})") from error
+    require_whole(ranks, path)
     if [tuple(map(letters, pair)) for pair in merges_of(ranks)] != merges:
         raise CheckpointError(f"{path}: its merges are not in the order of its ids; qwen.tiktoken has no other order")
     start = first_gap(ranks)
@@ -136,7 +134,7 @@ def read_tokenizer_files(folder: Path) -> dict[bytes, int]:
 
 
 def tiktoken_file(ranks: dict[bytes, int]) -> str:
-    """The text of `qwen.tiktoken`."""
+    """Makes the text of `qwen.tiktoken`."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order)
 

@@ -1,6 +1,6 @@
-"""Looks, measures, and prints; `python -m tools.doctor`, started by `qwen-server doctor`.
+"""Looks, measures and prints: `python -m tools.doctor`, started by `qwen-server doctor`.
 
-Nothing that fails on the way ends it: a report with a hole is what a report is for.
+A failure on the way does not end it: the report says what failed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
     """Makes the whole report.
 
     Args:
-        config: of the checkpoint whose kernels are looked at.
-        shape: what it is, in words.
-        device: to look at.
-        is_given: whether the checkpoint was asked for; else all kernels are looked at, and memory is not reckoned.
+        config: numbers of the checkpoint whose kernels are tried.
+        shape: names the checkpoint.
+        is_given: whether the checkpoint was asked for; else all kernels are tried, and memory is not reckoned.
     """
     report: dict[str, Any] = {
         "versions": facts.versions(),
@@ -47,8 +46,9 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
         "exam_failure": None,
         "kernels": [],
         "limits": {},
+        "dtype": "-",
+        "shape": shape,
     }
-    report |= {"dtype": "-", "shape": shape}
     try:
         dtype = _dtype(device, config)
         report["dtype"] = str(dtype).removeprefix("torch.")
@@ -66,7 +66,7 @@ def examine(config: ModelConfig, shape: str, device: torch.device, *, is_given: 
 
 
 def _dtype(device: torch.device, config: ModelConfig) -> torch.dtype:
-    """What the checkpoint would run in; what making a backend logs, the report says by itself."""
+    """Returns the dtype that the checkpoint would run in; silences the backend's log, which the report repeats."""
     logger = logging.getLogger("model.backends")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -101,7 +101,7 @@ def _kernel(exam: KernelExam, limits: dict[str, float]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command; its status is 1 where something does not work."""
+    """Runs the process; its status is 1 where something does not work."""
     parser = argparse.ArgumentParser(description="Started by `qwen-server doctor`, not by hand.")
     parser.add_argument("--config", required=True, help="of the checkpoint, as JSON")
     parser.add_argument("--shape", required=True, help="what it is called")

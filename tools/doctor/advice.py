@@ -1,4 +1,4 @@
-"""What is not well in a report, and what to do about it. Pure: it knows the report's fields, not the machine."""
+"""Says what is wrong in a report and what to do about it. Pure: it knows the report's fields, not the machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ MIN_TELLING_BYTES = 32 << 20
 
 
 class Advice(NamedTuple):
-    """One thing.
+    """One thing to do, in words.
 
     Attributes:
         is_problem: whether something does not work; otherwise it only could be better.
-        text: what it is, and what to do.
     """
 
     is_problem: bool
@@ -27,7 +26,7 @@ class Advice(NamedTuple):
 
 
 def advise(report: dict[str, Any]) -> list[Advice]:
-    """What to say of a report; nothing when all is well."""
+    """Returns the advice on a report, problems first; none when all is well."""
     parts = (_about_torch, _about_compilers, _about_kernels, _about_memory, _about_the_cpu)
     found = [advice for part in parts for advice in part(report)]
     return sorted(found, key=lambda advice: not advice.is_problem)
@@ -119,7 +118,7 @@ def _about_memory(report: dict[str, Any]) -> Iterator[Advice]:
 
 
 def _enough_devices(report: dict[str, Any], weights_bytes: int) -> str | None:
-    """The flag for the fewest CUDA devices whose memory holds the weights with room for a cache; None for too few."""
+    """Returns the flag for the fewest CUDA devices that hold the weights and some cache; None if all are too few."""
     sizes = [device.get("memory_bytes") or 0 for device in report["devices"] if device["device"].startswith("cuda")]
     for number in range(2, len(sizes) + 1):
         if weights_bytes / number < _WEIGHTS_SHARE * min(sizes[:number]):

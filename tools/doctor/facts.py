@@ -1,4 +1,4 @@
-"""What is installed and what the machine is, as far as it can be told without measuring."""
+"""Collects what is installed and what the machine is, as far as it can be told without measuring."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
 _CPUINFO = Path("/proc/cpuinfo")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-# What the kernels, oneDNN or OpenBLAS choose their code by.
+# The flags by which the kernels, oneDNN or OpenBLAS choose their code.
 _INSTRUCTION_SETS = re.compile(r"avx2|fma|f16c|avx512(f|bw|_bf16|_vnni|_fp16)|amx_\w+|asimd|asimddp|bf16|i8mm|sve2?")
 _HUGE_PAGE_TRIAL_BYTES = 32 << 20
 
 
 def versions() -> dict[str, str | None]:
-    """Versions by name; None for what is missing."""
+    """Returns versions by name; None for what is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -46,7 +46,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """The host: system, processor, memory."""
+    """Describes the host: system, processor, memory."""
     return {
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
@@ -65,7 +65,7 @@ def machine() -> dict[str, Any]:
 
 
 def devices() -> list[dict[str, Any]]:
-    """The GPUs that torch sees."""
+    """Describes the GPUs that torch sees."""
     found: list[dict[str, Any]] = []
     for kind in ("cuda", "xpu"):
         module = getattr(torch, kind)
@@ -100,7 +100,7 @@ def _nvidia_driver() -> str | None:
 
 
 def _c_compiler() -> str | None:
-    """The one Triton would take: CC, gcc or clang."""
+    """Returns the version of the compiler that Triton would take: CC, gcc or clang."""
     path = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if path is None or shutil.which(path) is None:
         return None
@@ -122,7 +122,7 @@ def _instruction_sets() -> list[str]:
 
 
 def _num_usable_cores() -> float:
-    """What the affinity and a container's quota leave."""
+    """Returns the cores that affinity and a container's quota leave."""
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     quota, _, period = _text(_CPU_QUOTA).partition(" ")
     return min(cores, round(int(quota) / int(period), 2)) if quota.isdigit() else cores
@@ -134,7 +134,7 @@ def _huge_pages() -> str | None:
 
 
 def _gives_huge_pages() -> bool | None:
-    """Whether memory can be moved into huge pages; None where that is not a matter."""
+    """Whether memory can be moved into huge pages; None where there are none."""
     if sys.platform != "linux":
         return None
     memory = torch.empty(_HUGE_PAGE_TRIAL_BYTES, dtype=torch.uint8).fill_(1)

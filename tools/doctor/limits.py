@@ -1,4 +1,4 @@
-"""What a device can do at best, measured: bytes a second that a copy moves, operations a second of a large product."""
+"""Measures what a device can do at best: bytes a second of copies and reads, operations a second of a product."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
-    """The least time that `run` took, the first call left out."""
+    """Returns the least time that `run` took, the first call left out."""
     run()
     synchronize(device)
     best = float("inf")
@@ -35,7 +35,7 @@ def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 10
 
 
 def copy_bytes_per_s(device: torch.device) -> float:
-    """Bytes read and written a second by a copy of an array far larger than any cache, if there is room for it."""
+    """Measures a copy of an array far larger than any cache: bytes read and written a second."""
     num_bytes = _MAX_COPY_BYTES.get(device.type, _DEFAULT_MAX_COPY_BYTES)
     if device.type in ("cuda", "xpu"):
         num_bytes = min(num_bytes, getattr(torch, device.type).mem_get_info(device)[0] // 4)
@@ -45,7 +45,7 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 
 def read_bytes_per_s(device: torch.device) -> float:
-    """Bytes read a second by the product of such an array with one row: what a decode step may hope for."""
+    """Measures the product of such an array with one row, a decode step's best case: bytes read a second."""
     num_bytes = _MAX_COPY_BYTES.get(device.type, 1 << 30)
     matrix = torch.ones(_READ_ROWS, num_bytes // 4 // _READ_ROWS, device=device)
     row = torch.ones(matrix.shape[1], device=device)
@@ -53,7 +53,7 @@ def read_bytes_per_s(device: torch.device) -> float:
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product of random matrices."""
+    """Measures a large product of random matrices: operations a second."""
     size = _MATMUL_SIZE.get(device.type, _DEFAULT_MATMUL_SIZE)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / best_seconds(lambda: torch.mm(a, b), device)

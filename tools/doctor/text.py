@@ -1,4 +1,4 @@
-"""A report as people read it, and paste it."""
+"""Writes a report as text that people read and paste."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GIB = 1 << 30
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report in sections of lines."""
+    """Writes the report in sections of lines."""
     sections = [
         ("versions", [(name, version or "-") for name, version in report["versions"].items()]),
         ("machine", _machine(report["machine"])),

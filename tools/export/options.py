@@ -1,4 +1,4 @@
-"""What `qwen-server export` can be told; for the command, and for the process that does the work (it needs torch)."""
+"""The options of `qwen-server export`, for the command and for the process that does the work."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ Tensor after tensor: what is in memory is one of them.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -14,10 +12,8 @@ from tqdm import tqdm
 
 from model.contract.errors import ConfigError
 from model.quantization.offline.gguf_export import export_gguf
-from tools.export.options import DESCRIPTION, add_arguments
-from tools.process import run_work
-
-logger = logging.getLogger(__name__)
+from tools.export.options import add_arguments
+from tools.process import log_written, parse_arguments, run_work
 
 
 def export(source: Path, target: Path, weight_type: str) -> None:
@@ -37,14 +33,12 @@ def export(source: Path, target: Path, weight_type: str) -> None:
             bar.update()
 
         export_gguf(source, target, weight_type, show)
-    logger.info("wrote %s, %.2f GB", target, target.stat().st_size / 1e9)
+    log_written(target)
 
 
 def main() -> int:
-    """The process: returns 0, 1 after one line on stderr, or 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m tools.export.run", description=DESCRIPTION)
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    """Runs the process and returns its exit status."""
+    arguments = parse_arguments("tools.export.run", __doc__, add_arguments)
     return run_work(
         lambda: export(Path(arguments.source), arguments.target, arguments.weight_type),
         out_of_memory="it needs none but the machine's own",

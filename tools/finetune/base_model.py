@@ -1,4 +1,4 @@
-"""The model that is trained: a checkpoint as transformers' Qwen2, with low-rank factors where only those are."""
+"""Loads the model that is trained: a checkpoint as transformers' Qwen2, with low-rank factors for LoRA and Q-LoRA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.convert.tokenizer_files import read_tokenizer_files
 from tools.finetune.libraries import require
 from tools.finetune.options import FinetuneOptions
 
-# What transformers opens, beside the checkpoint it was made of, while it is trained on.
+# The copy that transformers opens while a training runs.
 WORKING_COPY = ".base"
 
 
@@ -49,7 +49,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def compute_dtype(options: FinetuneOptions) -> torch.dtype:
-    """Of products and, where it is not trained itself, of the base model."""
+    """Returns the dtype of products and, where it is not trained itself, of the base model."""
     if options.dtype != "auto":
         return getattr(torch, options.dtype)  # type: ignore[no-any-return]
     if not uses_gpu(options):
@@ -61,7 +61,7 @@ def uses_gpu(options: FinetuneOptions) -> bool:
     """Whether it trains on a GPU.
 
     Raises:
-        ConfigError: it should, and there is none.
+        ConfigError: it was asked to, and there is no GPU.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU that torch can use")
@@ -72,7 +72,7 @@ def load_model(options: FinetuneOptions, folder: Path, *, checkpoints_gradients:
     """Loads the model and prepares it for its method.
 
     Args:
-        folder: in the Qwen2 layout.
+        folder: a checkpoint in the Qwen2 layout.
         checkpoints_gradients: activations will be computed twice.
 
     Raises:
@@ -121,7 +121,7 @@ def _with_adapter(options: FinetuneOptions, folder: Path, model: Any, *, checkpo
 
 
 def _trains_embeddings(options: FinetuneOptions, folder: Path) -> bool:
-    """Whether wte and lm_head are trained, too: as published, where a base model has to learn the turns' tokens."""
+    """Whether wte and lm_head are trained, too: as published, for base models, which know no ChatML."""
     if options.train_embeddings is not None:
         return options.train_embeddings
     if options.method == "qlora":

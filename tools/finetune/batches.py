@@ -1,4 +1,4 @@
-"""Samples of a training: from a file to padded batches."""
+"""Makes padded batches of conversations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def make_examples(
     """Encodes conversations and fits them into the length.
 
     Args:
-        conversations: to learn from.
         trained_length: beyond it the layout that is trained computes something else than the server.
 
     Raises:
@@ -77,11 +76,7 @@ def make_examples(
 
 
 class Padding:
-    """Makes a batch: rows filled up on the right.
-
-    Args:
-        pad_id: of the filling, which is neither attended to nor learned.
-    """
+    """Makes a batch of rows filled up on the right with `pad_id`, which is neither attended to nor learned."""
 
     def __init__(self, pad_id: int) -> None:
         self._pad_id = pad_id

@@ -1,4 +1,4 @@
-"""Conversations to train on, as a file has them: read, checked, and named by their line where something is wrong.
+"""Reads and checks the conversations of a file; errors name the line.
 
 Two shapes: the published fine-tuning script's (`conversations`, each turn with `from` and `value`) and OpenAI's
 (`messages`, with tools and calls). A file is JSONL, or one JSON list.
@@ -26,7 +26,7 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-# Of the published format, and what ShareGPT's files call the same.
+# The published format's names, and those of ShareGPT's files.
 _SPEAKERS: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -43,8 +43,8 @@ class Conversation:
     """One entry of a file.
 
     Attributes:
-        messages: at least one of the assistant.
-        tools: that the model is told about.
+        messages: at least one is the assistant's.
+        tools: the tools that the prompt describes.
         unlearned: indices of the assistant's messages that are shown and not learned (OpenAI's `weight`: 0).
     """
 
@@ -57,7 +57,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     """Reads a file of conversations.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or an entry is malformed; with the line it begins in.
+        ConfigError: it cannot be read, is empty, or an entry is malformed.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -79,7 +79,7 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 
 class _EntryError(ValueError):
-    """What is wrong with an entry."""
+    """An entry is malformed; the message says how."""
 
 
 def _entries_of_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
@@ -116,7 +116,7 @@ def _entries_of_list(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _next(text: str, place: int) -> int:
-    """The place of the next character that is no space."""
+    """Returns the place of the next character that is no space."""
     found = _SPACE.match(text, place)
     assert found is not None
     return found.end()
@@ -217,7 +217,7 @@ def _read_message(raw: Any, where: str) -> Message:
 
 
 def _read_content(content: Any, where: str) -> str | None:
-    """A text, or parts that are texts; None where there is none."""
+    """Reads a text, or parts that are texts; None where there is none."""
     if isinstance(content, str | None):
         return content
     texts = []
@@ -260,7 +260,7 @@ def _read_call(function: Any, call_id: Any, where: str) -> FunctionCall:
 
 
 def _answered(message: Message, calls: OpenCalls, where: str) -> str | None:
-    """The id of the call that a result answers; None is that of the only one that waits."""
+    """Returns the id of the call that a result answers; None means the only call that waits."""
     if message.tool_call_id is not None and not calls.knows(message.tool_call_id):
         raise _EntryError(f"`{where}.tool_call_id` {message.tool_call_id[:100]!r} is of no earlier call")
     if message.tool_call_id is None and calls.num_waiting != 1:

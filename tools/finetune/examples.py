@@ -1,9 +1,8 @@
-"""From a conversation to token ids and what of them is learned: each reply behind the very prompt the server makes.
+"""Makes token ids of conversations, and marks the learned ones: each reply behind the very prompt the server makes.
 
-A reply is learned from where the server lets the model begin to where it ends: of an answer the end of the turn, of a
-call `Observation:`, where generation stops. Neighbouring replies share an example as long as the later prompt is the
-earlier one with its reply; where it is not (the description of the tools moves from question to question), the
-next example begins.
+A reply is learned from where the server lets the model begin to where generation stops: an answer to the end of the
+turn, a call to `Observation:`. Neighbouring replies share an example as long as the later prompt is the earlier one
+with its reply; where it is not (the description of the tools moves from question to question), the next example begins.
 """
 
 from __future__ import annotations
@@ -24,12 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What the model is fed.
-
-    Attributes:
-        ids: tokens.
-        labels: the same where they are learned, IGNORED elsewhere.
-    """
+    """One sample: token ids, and labels, which are the ids where they are learned and IGNORED elsewhere."""
 
     ids: list[int]
     labels: list[int]
@@ -45,8 +39,8 @@ class _Draft:
     """An example while replies are added to it.
 
     Attributes:
-        segments: of the newest prompt, its open turn's text last, with the reply to it.
-        learned: by the index of a segment, the stretches of its text that are learned.
+        segments: the newest prompt, its open turn's text last, and the reply to it.
+        learned: index of a segment -> the stretches of its text that are learned.
         ends: indices of control tokens that are learned.
     """
 
@@ -55,7 +49,7 @@ class _Draft:
     ends: set[int] = field(default_factory=set)
 
     def leads_to(self, prompt: list[Segment]) -> bool:
-        """Whether a prompt is this with more behind it."""
+        """Whether a prompt continues this draft."""
         *before, last = self.segments or [Text("")]
         if not self.segments or prompt[: len(before)] != before or len(prompt) <= len(before):
             return False
@@ -65,7 +59,7 @@ class _Draft:
         return found == last
 
     def add(self, prompt: list[Segment], reply: str, *, ends_turn: bool, is_learned: bool) -> None:
-        """Goes on with a prompt, whose last segment is the open turn's text, and its reply."""
+        """Continues with a prompt, whose last segment is the open turn's text, and its reply."""
         *before, turn = prompt
         assert isinstance(turn, Text)
         begin = len(turn.text)
@@ -78,7 +72,7 @@ class _Draft:
                 self.ends.add(len(before) + 1)
 
     def encode(self, tokenizer: Tokenizer) -> Example:
-        """Makes ids of it; each stretch on its own, as prompt and reply are when the model is asked."""
+        """Encodes each stretch on its own, as the server encodes prompt and reply."""
         example = Example([], [])
         for index, segment in enumerate(self.segments):
             if isinstance(segment, Special):
@@ -99,7 +93,7 @@ def _append(example: Example, ids: list[int], is_learned: bool) -> None:
 
 
 def examples_of(conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Example]:
-    """Yields what there is to learn of a conversation; at least one example."""
+    """Yields the examples of a conversation, at least one."""
     messages, learned = _one_call_at_a_time(conversation)
     draft = _Draft()
     for index, message in enumerate(messages):
@@ -124,10 +118,10 @@ def examples_of(conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Ex
 
 
 def _one_call_at_a_time(conversation: Conversation) -> tuple[list[Message], set[int]]:
-    """The messages with each call in one of its own and its result behind it, as the server renders several calls.
+    """Gives each call a message of its own, with its result behind it, as the server renders several calls.
 
     Returns:
-        the messages, and the indices of those that are learned.
+        the messages, and the indices of the learned ones.
     """
     unlearned = [conversation.messages[index] for index in conversation.unlearned]
     skipped = {id(message) for message in unlearned} | {id(call) for message in unlearned for call in message.calls}
@@ -148,13 +142,13 @@ def _one_call_at_a_time(conversation: Conversation) -> tuple[list[Message], set[
 
 
 def _with_open_turn(prompt: list[Segment]) -> list[Segment]:
-    """The prompt with the open turn's text as its last segment, an empty one where the turn has none yet."""
+    """Ends a prompt with the open turn's text, an empty one where the turn has none yet."""
     opening: list[Segment] = [Special("<|im_start|>"), Text("assistant"), Text("\n")]
     return [*prompt, Text("")] if prompt[-3:] == opening else prompt
 
 
 def _last_turn(segments: list[Segment]) -> str:
-    """The text of the last turn of a conversation that is looked at."""
+    """Returns the text of a conversation's last turn."""
     text = segments[-2]
     assert isinstance(text, Text)
     return text.text

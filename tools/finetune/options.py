@@ -1,4 +1,4 @@
-"""What `qwen-server finetune` can be told; one list for the command and for the process that trains.
+"""The options of `qwen-server finetune`, for the command and for the process that trains.
 
 Defaults are those of the published fine-tuning scripts; where they differ between methods, None stands for the
 method's own.
@@ -30,17 +30,17 @@ class FinetuneOptions:
 
     Attributes:
         model: folder of the checkpoint, in the published or the Qwen2 layout.
-        model_name: what the person called it; adapters name it as their base.
+        model_name: adapters name it as their base.
         data: file of conversations.
         out: folder to write.
-        method: of METHODS.
+        method: one of METHODS.
         targets: linears that get factors, by their published names.
         train_embeddings: also train wte and lm_head as a whole; None does so for a base model that is to chat.
-        max_length: tokens of a sample; None is 2048, or the trained length if that is less.
+        max_length: the most tokens of a sample; None is 2048, or the trained length if that is less.
         long_samples: "truncate" or "drop".
-        save_steps: between checkpoints.
+        save_steps: steps between checkpoints.
         gradient_checkpointing: None is yes on a GPU.
-        deepspeed: its own configuration file.
+        deepspeed: DeepSpeed's own configuration file.
     """
 
     model: Path
@@ -74,7 +74,7 @@ class FinetuneOptions:
     resume: bool = False
 
 
-# Of the published scripts: finetune_lora_*.sh and finetune_ds.sh.
+# From the published scripts finetune_lora_*.sh and finetune_ds.sh.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"batch_size": 2, "gradient_accumulation_steps": 8, "learning_rate": 3e-4},
     "qlora": {"batch_size": 2, "gradient_accumulation_steps": 8, "learning_rate": 3e-4},
@@ -83,16 +83,14 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags; `read_options` understands what they parse to."""
+    """Adds the flags, which `read_options` turns into options."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint to start from")
     parser.add_argument("data", metavar="DATA", type=Path, help="JSON or JSONL with `conversations` or `messages`")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; missing or empty")
     parser.add_argument("--method", choices=METHODS, default="lora", help="what is trained (default: %(default)s)")
     _add_adapter(parser)
     _add_schedule(parser)
-    parser.add_argument(
-        "--max-length", type=positive, help="tokens of a sample (default: 2048, or the trained length)"
-    )
+    parser.add_argument("--max-length", type=positive, help="tokens of a sample (default: 2048, or the trained length)")
     parser.add_argument(
         "--long-samples",
         choices=("truncate", "drop"),
@@ -100,9 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of longer ones (default: %(default)s)",
     )
     parser.add_argument("--save-steps", type=positive, default=1000, help="between checkpoints (default: %(default)s)")
-    parser.add_argument(
-        "--save-total-limit", type=positive, default=10, help="checkpoints kept (default: %(default)s)"
-    )
+    parser.add_argument("--save-total-limit", type=positive, default=10, help="checkpoints kept (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="of the start and the order (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the computation (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
@@ -153,8 +149,8 @@ def read_options(arguments: argparse.Namespace, **more: Any) -> FinetuneOptions:
     """Builds the options, with the method's defaults filled in.
 
     Args:
-        arguments: parsed by what `add_arguments` added.
-        more: what replaces or adds to them.
+        arguments: the parsed flags.
+        more: values that replace them or are added.
     """
     values = {**vars(arguments), **more}
     for name, default in METHOD_DEFAULTS[values["method"]].items():

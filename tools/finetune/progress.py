@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs and what stays of it: a bar, the losses, their curve."""
+"""Shows a training while it runs, and keeps its losses and their curve."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def make_watcher(out: Path, *, is_main: bool, can_stop: bool) -> Any:
     """Makes the callback that watches a training.
 
     Args:
-        out: folder that is written.
-        is_main: shows and writes; else it only stops.
-        can_stop: an interrupt ends the training after the step, with a checkpoint. Several processes would have to
+        is_main: show and write; other processes only stop.
+        can_stop: let an interrupt end the training after the step, with a checkpoint. Several processes would have to
             agree on the step.
 
     Returns:
@@ -89,7 +88,7 @@ def make_watcher(out: Path, *, is_main: bool, can_stop: bool) -> Any:
 
         @staticmethod
         def _is_due(state: Any) -> bool:
-            """Where no bar is seen: a line now and then."""
+            """Whether to log a line, where no bar is seen."""
             every = max(1, state.max_steps // _NUM_LINES)
             return bool(state.global_step % every == 0 or state.global_step == state.max_steps)
 
@@ -106,11 +105,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def draw_curve(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the losses, where matplotlib is installed.
-
-    Args:
-        entries: at least one, with `step` and `loss`.
-    """
+    """Draws the losses, where matplotlib is installed; entries (at least one) have `step` and `loss`."""
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("Agg")

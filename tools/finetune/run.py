@@ -18,7 +18,7 @@ from tools.process import run_work
 
 
 def main() -> int:
-    """The process: returns its exit status."""
+    """Runs the process and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.finetune.run", description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--model-name", help="what adapters call their base (default: MODEL)")
@@ -31,7 +31,7 @@ def main() -> int:
     def work() -> None:
         if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
             logging.getLogger().setLevel(logging.ERROR)
-        # What the layout that is trained cannot say matters to nobody here: samples end at the trained length.
+        # What the trained layout lacks (NTK, LogN) does not matter here: samples end at the trained length.
         logging.getLogger("tools.convert.run").setLevel(logging.WARNING)
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
         from tools.finetune.training import finetune

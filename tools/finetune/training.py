@@ -1,4 +1,4 @@
-"""One training, from the options to the files: transformers' Trainer, its checkpoints, what is left at the end."""
+"""Runs one training, from the options to the files: transformers' Trainer, its checkpoints, the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tools.finetune.progress import CURVE, LOSSES, make_watcher
 logger = logging.getLogger(__name__)
 
 SETTINGS = "finetune.json"
-_ADAM_BETA2 = 0.95  # of the published scripts
+_ADAM_BETA2 = 0.95  # as in the published scripts
 # May differ between the start and a resumption: they change neither the samples nor the steps.
 _FREE = ("resume", "threads", "save_steps", "save_total_limit", "out", "gradient_checkpointing", "device", "deepspeed")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json", "merges.txt")
@@ -40,7 +40,7 @@ def finetune(options: FinetuneOptions) -> None:
 
     Raises:
         StartupError: data, checkpoint, libraries or folder cannot be used, or the disk is full.
-        KeyboardInterrupt: interrupted; what to do is said in it.
+        KeyboardInterrupt: interrupted; it says how to go on.
     """
     require("transformers", "peft", "accelerate", *(("deepspeed",) if options.deepspeed else ()))
     if options.deepspeed is not None and not options.deepspeed.is_file():
@@ -128,7 +128,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a folder."""
+    """Returns the newest whole checkpoint of a folder."""
     steps = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     whole = [path for path in steps if _is_whole(path)]
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
@@ -230,7 +230,7 @@ def _write(options: FinetuneOptions, base: Path, trainer: Any, state: Any) -> No
 
 
 def _move(source: Path, target: Path, *, last: str) -> None:
-    """Moves files one by one, the one by which a folder is known at the end."""
+    """Moves files one by one, `last` at the end: a folder is recognised by it."""
     mode = (target / SETTINGS).stat().st_mode
     for path in sorted(source.iterdir(), key=lambda path: path.name == last):
         path.chmod(mode)  # safetensors makes files that only their owner can read
@@ -238,7 +238,7 @@ def _move(source: Path, target: Path, *, last: str) -> None:
 
 
 def _explained(error: Exception, options: FinetuneOptions) -> Exception:
-    """A sentence in the place of an error that has a remedy; else the error itself."""
+    """Replaces an error that has a remedy by a sentence about it; returns any other as it is."""
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     is_full = is_full or "No space left" in str(error)
     if not is_full and isinstance(error, RuntimeError) and "write" in str(error):

@@ -31,12 +31,12 @@ CARD_FIGURES: dict[tuple[str, int | None], tuple[float, float | None]] = {
 
 
 def short_name(name: str) -> str:
-    """A published checkpoint's name as the table has it: `Qwen/Qwen-1_8B-Chat-Int4` is `qwen-1.8b-int4`."""
+    """Shortens a published checkpoint's name to the table's: `Qwen/Qwen-1_8B-Chat-Int4` to `qwen-1.8b-int4`."""
     return name.lower().removeprefix("qwen/").replace("1_8b", "1.8b").replace("-chat", "")
 
 
 def published_shape(name: str) -> ModelConfig | None:
-    """The numbers of a published checkpoint such as `qwen-7b` or `Qwen/Qwen-14B-Chat-Int4`; None for any other name."""
+    """Returns the numbers of a published checkpoint such as `qwen-7b` or `Qwen/Qwen-14B-Chat-Int4`; None for others."""
     name = short_name(name)
     if name not in PUBLISHED_NAMES:
         return None
@@ -45,7 +45,7 @@ def published_shape(name: str) -> ModelConfig | None:
     bits = _KINDS[f"-{kind}" if kind else ""]
     quantization = None
     if bits is not None:
-        quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=128, desc_act=False, sym=True)
+        quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=128)
     return ModelConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,

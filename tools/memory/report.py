@@ -28,12 +28,12 @@ _CARD_CASES = {"2048 in": (2048, 1), "8192 out": (1, 8192)}
 
 
 class Checkpoint(NamedTuple):
-    """What is reckoned with.
+    """The checkpoint that is looked at.
 
     Attributes:
-        name: as given, or of the published shape.
+        name: as given, or that of the published shape.
         config: its numbers.
-        file_bytes: of its safetensors files' tensors; None where there are no such files at hand.
+        file_bytes: bytes of the tensors in its files; None where there are no such files at hand.
     """
 
     name: str
@@ -42,13 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Prints the tables.
-
-    Args:
-        arguments: as parsed by `tools.memory.command`.
-
-    Returns:
-        The exit status.
+    """Prints the tables; returns the exit status.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is broken.
@@ -91,13 +85,7 @@ def find_checkpoint(name: str, hub: Hub = "huggingface", revision: str | None = 
 
 
 def reckon(checkpoint: Checkpoint, plan: MemoryPlan, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures, bytes in bytes.
-
-    Args:
-        checkpoint: read.
-        plan: how it is served.
-        arguments: `max_model_len`, `max_num_seqs`, `device_memory` and `gpu_memory_utilization`.
-    """
+    """Computes all figures."""
     config = checkpoint.config
     max_len = arguments.max_model_len or config.default_max_model_len
     lengths = sorted({length for length in _LENGTHS if length < max_len} | {max_len})

@@ -1,4 +1,4 @@
-"""What `qwen-server merge` can be told; one list for the command and for the process that does the work."""
+"""The options of `qwen-server merge`, for the command and for the process that does the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MergeOptions:
         source: folder of the checkpoint that the adapter was trained on.
         adapter: folder of the adapter.
         target: folder to write; missing or empty.
-        dtype: of the weights; "auto" is that of the checkpoint's embedding.
+        dtype: dtype of the weights; "auto" is the embedding's.
     """
 
     source: Path

@@ -1,13 +1,11 @@
 """Folds a LoRA adapter into a checkpoint: `python -m tools.merge.run MODEL ADAPTER OUT`.
 
-`qwen-server merge` is this module in the place of its own process. What it writes is a checkpoint in the published
-layout, unquantised: the sum of integers and an adapter is no table of few integers any more. Sums are taken in float32
-and rounded once.
+`qwen-server merge` is this module in the place of its own process. It writes a checkpoint in the published layout,
+unquantised: with an adapter added, weights are no small integers any more. Sums are made in float32 and rounded once.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -21,7 +19,7 @@ from model.quantization.offline.dense_weights import DenseWeights
 from tools.convert.qwen2_config import published_raw, without_quantization
 from tools.convert.rounding import Tensors, cast, choose_dtype, disk_bytes, dtype_name, watched
 from tools.merge.options import MergeOptions, add_arguments
-from tools.process import run_work
+from tools.process import log_written, parse_arguments, run_work
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ def merge(options: MergeOptions) -> None:
 
 
 def _merged(tensors: Tensors, adapter: Adapter, *, may_have_biases: bool) -> Tensors:
-    """Adds to a group of tensors what the adapter has for it."""
+    """Adds the adapter's updates to a group of tensors."""
     merged = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
@@ -66,17 +64,14 @@ def _merged(tensors: Tensors, adapter: Adapter, *, may_have_biases: bool) -> Ten
 
 
 def main() -> int:
-    """The process: returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.merge.run", description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    """Runs the process and returns its exit status."""
+    arguments = parse_arguments("tools.merge.run", __doc__, add_arguments)
     paths = {"source": Path(arguments.source), "adapter": Path(arguments.adapter)}
     options = MergeOptions(**{**vars(arguments), **paths})
 
     def work() -> None:
         merge(options)
-        size = sum(path.stat().st_size for path in options.target.iterdir())
-        logger.info("wrote %s, %.2f GB", options.target, size / 1e9)
+        log_written(options.target)
 
     return run_work(work, out_of_memory="use a machine with more")
 

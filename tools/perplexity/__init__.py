@@ -1,1 +1,1 @@
-"""How well a checkpoint reads text of growing length, with each of the means that reach beyond its trained length."""
+"""`qwen-server perplexity`: how well a checkpoint reads text beyond its trained length, with NTK, LogN and windows."""

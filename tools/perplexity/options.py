@@ -1,4 +1,4 @@
-"""What `qwen-server perplexity` can be told; one list for the command and for the process that does the work."""
+"""The options of `qwen-server perplexity`, for the command and for the process that does the work."""
 
 from __future__ import annotations
 

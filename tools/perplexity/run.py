@@ -1,8 +1,8 @@
 """Measures perplexity by length: `python -m tools.perplexity.run MODEL`.
 
-The weights are loaded once: what the rows of the table differ in are the rotary base (NTK), a factor on queries (LogN)
-and how far back layers read (windows). A piece of text of the longest length is cut into pieces of each shorter one, so
-that every column is of the same text, and each piece is a prompt of its own.
+The weights are loaded once: the rows of the table differ in the rotary base (NTK), a factor on queries (LogN) and how
+far back layers read (windows). A piece of text of the longest length is cut into pieces of each shorter one, so that
+all columns read the same text; each piece is a prompt of its own.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from model.execution.tensor_files import stored_rows
 from model.quantization import linear_maker
 from model.quantization.offline.calibration import calibration_samples
 from tools.perplexity.options import add_arguments
-from tools.process import run_work
+from tools.process import parse_arguments, run_work
 
 _BLOCK_SIZE = 16
 _CHUNK = 512  # tokens of a step
-_LOGIT_ROWS = 64  # at a time: a row is of the vocabulary's size
+_LOGIT_ROWS = 64  # at a time: a row has the vocabulary's size
 
 
 class Means(NamedTuple):
-    """A row of the table: what of the means beyond the trained length is on.
+    """A row of the table: which of the means beyond the trained length are on.
 
     Attributes:
         name: as the published table has it.
-        config: of the checkpoint, so changed.
+        config: the checkpoint's numbers with these means.
     """
 
     name: str
@@ -52,12 +52,7 @@ class Means(NamedTuple):
 
 
 def rows_of(config: ModelConfig, windows: tuple[int, ...]) -> list[Means]:
-    """The rows of the published table, for any checkpoint.
-
-    Args:
-        config: of the checkpoint, whatever it has on.
-        windows: of the last row, as of `--attention-window`.
-    """
+    """Returns the rows of the published table for any checkpoint; `windows` are those of the last row."""
     plain = replace(config, use_dynamic_ntk=False, use_logn_attn=False, attention_windows=())
     ntk = replace(plain, use_dynamic_ntk=True)
     logn = replace(ntk, use_logn_attn=True)
@@ -70,17 +65,17 @@ def rows_of(config: ModelConfig, windows: tuple[int, ...]) -> list[Means]:
 
 
 def default_windows(config: ModelConfig) -> tuple[int, ...]:
-    """Shorter ones in lower layers: a quarter, a half and all of the trained length."""
+    """Returns a window for each layer, shorter in lower ones: a quarter, a half and all of the trained length."""
     sizes = [max(1, config.seq_length // part) for part in (4, 2, 1)]
     return tuple(sizes[3 * layer // config.num_layers] for layer in range(config.num_layers))
 
 
 class Reader:
-    """A loaded checkpoint that tells how likely it finds a text.
+    """A loaded checkpoint that computes the likelihood of a text.
 
     Args:
-        folder: of the checkpoint, or a GGUF file.
-        dtype: of activations, or "auto".
+        folder: a checkpoint's folder, or a GGUF file.
+        dtype: dtype of activations, or "auto".
         device: "auto", "cpu", "cuda[:N]" and so on.
         num_threads: CPU threads, or None.
     """
@@ -100,15 +95,15 @@ class Reader:
 
     @property
     def dtype(self) -> str:
-        """Of activations and cache."""
+        """The dtype of activations and cache."""
         return str(self._dtype).removeprefix("torch.")
 
     def log_likelihoods(self, ids: list[int], config: ModelConfig) -> Iterator[float]:
-        """The sums, chunk by chunk, of the natural logarithms of each token's probability after those before it.
+        """Yields, chunk by chunk, the sums of the natural logarithms of each token's probability.
 
         Args:
-            ids: of a text; the first is not scored.
-            config: the checkpoint's, with the means that are to be on.
+            ids: a text; the first token is not scored.
+            config: the checkpoint's numbers, with the means that are on.
         """
         num_blocks = -(-len(ids) // _BLOCK_SIZE)
         device = self._backend.device
@@ -131,21 +126,17 @@ class Reader:
 
 
 def measure(reader: Reader, pieces: list[list[int]], lengths: list[int], rows: list[Means]) -> list[list[float]]:
-    """Perplexities, a list a row, one a length.
+    """Returns perplexities, a list a row, one a length.
 
     Args:
-        reader: of the checkpoint.
-        pieces: of text, each as long as the longest length.
+        pieces: token ids of text, each as long as the longest length.
         lengths: ascending.
-        rows: what is on in each.
     """
     table = [[0.0] * len(lengths) for _ in rows]
     num_tokens = sum(len(piece) // length * length for piece in pieces for length in lengths)
     with tqdm(total=num_tokens * len(rows), unit="token", desc="reading") as bar:
         for column, length in enumerate(lengths):
-            parts = [
-                piece[low : low + length] for piece in pieces for low in range(0, len(piece) - length + 1, length)
-            ]
+            parts = [piece[low : low + length] for piece in pieces for low in range(0, len(piece) - length + 1, length)]
             for row, means in enumerate(rows):
                 total = 0.0
                 for part in parts:
@@ -192,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def as_table(figures: dict[str, Any]) -> str:
-    """The figures for people, in Markdown."""
+    """Writes the figures for people, in Markdown."""
     lengths: list[int] = figures["lengths"]
     lines = [
         f"{figures['model']}, trained at {figures['trained_length']} tokens, {figures['dtype']};"
@@ -208,12 +199,9 @@ def as_table(figures: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The process: returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.perplexity.run", description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    return run_work(
-        lambda: _run(parser.parse_args()), out_of_memory="try shorter --lengths", interrupted="nothing was measured"
-    )
+    """Runs the process and returns its exit status."""
+    arguments = parse_arguments("tools.perplexity.run", __doc__, add_arguments)
+    return run_work(lambda: _run(arguments), out_of_memory="try shorter --lengths", interrupted="nothing was measured")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `qwen-server quantize` can be told; one list for the command and for the process that does the work."""
+"""The options of `qwen-server quantize`, for the command and for the process that does the work."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class QuantizeOptions:
         group_size: inputs that share a scale; -1 is all of them.
         act_order: quantise the inputs that matter most first (`desc_act`).
         damp: added to the diagonal of the Hessian, as a share of its mean.
-        calibration: file with text, or None for the built-in one.
+        calibration: a file with text; None takes the built-in text.
         num_samples: pieces of calibration text.
-        sample_length: tokens of each.
-        seed: of the choice of text.
+        sample_length: tokens in a piece.
+        seed: decides which pieces are chosen.
         device: "auto", "cpu" or "cuda[:N]".
         num_threads: CPU threads; None lets torch choose.
     """

@@ -7,7 +7,6 @@ outputs of the blocks before it as they are after quantisation.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import sys
@@ -32,7 +31,7 @@ from model.quantization.offline.checkpoint_writer import CheckpointWriter, check
 from model.quantization.offline.gptq_layout import check_shape, pack_linear
 from model.quantization.offline.gptq_solver import Hessian, output_error, quantize_linear
 from model.quantization.offline.tensor_source import TensorSource, all_finite
-from tools.process import run_work
+from tools.process import log_written, parse_arguments, run_work
 from tools.quantize.options import QuantizeOptions, add_arguments
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
     """Quantises a checkpoint.
 
     Args:
-        options: what and how.
         on_linear: called with the name and the relative output error of each linear that is done.
 
     Returns:
@@ -67,7 +65,7 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
         tokenizer,
         options.calibration,
         num_samples=options.num_samples,
-        # Beyond the trained length NTK would change the activations; there is nothing to be had from it.
+        # Beyond the trained length NTK would change the activations, to no use.
         sample_length=min(options.sample_length, config.seq_length),
         seed=options.seed,
     )
@@ -100,7 +98,7 @@ def _quantize_block(
     layer: int,
     on_linear: OnLinear,
 ) -> dict[str, torch.Tensor]:
-    """Quantises one block; returns its tensors as they are stored."""
+    """Quantises one block; returns its tensors as the layout stores them."""
     prefix = f"transformer.h.{layer}."
     names = ["ln_1.weight", "ln_2.weight", *(f"{name}.weight" for name in _LINEARS)]
     names += [f"{name}.bias" for name in _LINEARS if f"{prefix}{name}.bias" in source]
@@ -138,7 +136,7 @@ def _check_block(stored: dict[str, torch.Tensor], prefix: str, config: ModelConf
 
 
 def _as_float16(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published layout keeps everything that is not quantised in float16."""
+    """Rounds to float16, in which the published layout keeps everything that is not quantised."""
     converted = {name: tensor.to(device="cpu", dtype=torch.float16) for name, tensor in tensors.items()}
     for name, tensor in converted.items():
         if not all_finite(tensor):
@@ -160,7 +158,7 @@ def _check_source(options: QuantizeOptions) -> ModelConfig:
 
 def _check_target(options: QuantizeOptions, config: ModelConfig) -> None:
     kind = QuantizationConfig(
-        quant_method="gptq", bits=options.bits, group_size=options.group_size, desc_act=options.act_order, sym=True
+        quant_method="gptq", bits=options.bits, group_size=options.group_size, desc_act=options.act_order
     )
     weights = plan_memory(replace(config, quantization=kind), dtype="float16").weights_bytes
     check_target(options.target, int(weights * _DISK_MARGIN))
@@ -202,15 +200,12 @@ def _run(options: QuantizeOptions) -> None:
     worst = max(errors, key=errors.__getitem__)
     mean = sum(errors.values()) / len(errors)
     logger.info("relative output error %.2e on average, at most %.2e (%s)", mean, errors[worst], worst)
-    size = sum(path.stat().st_size for path in options.target.iterdir())
-    logger.info("wrote %s, %.2f GB", options.target, size / 1e9)
+    log_written(options.target)
 
 
 def main() -> int:
-    """The process: returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.quantize.run", description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    """Runs the process and returns its exit status."""
+    arguments = parse_arguments("tools.quantize.run", __doc__, add_arguments)
     options = QuantizeOptions(**{**vars(arguments), "source": Path(arguments.source)})
     return run_work(lambda: _run(options), out_of_memory="try --num-samples 16")
 

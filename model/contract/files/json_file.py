@@ -8,6 +8,7 @@ from typing import Any
 
 from model.contract.errors import CheckpointError
 
+GENERATION_CONFIG = "generation_config.json"
 # Settings, and what is long: indices of weights, tokenizers. A sparse file is as long as it says and costs its sender
 # nothing, and what is read takes some twenty times the bytes of its text.
 MAX_CONFIG_BYTES = 1 << 20
@@ -40,6 +41,16 @@ def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
         if not level:
             return value
     raise CheckpointError(f"{path}: is nested more than {_MAX_DEPTH} deep; no such file of a checkpoint is")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Reads the `generation_config.json` of a folder; an empty object where there is none.
+
+    Raises:
+        CheckpointError: as `read_json`.
+    """
+    path = folder / GENERATION_CONFIG
+    return read_json(path, MAX_CONFIG_BYTES) if path.exists() else {}
 
 
 def _children(value: Any) -> list[Any]:

@@ -63,8 +63,7 @@ def _gptq(raw: dict[str, Any], path: Path) -> QuantizationConfig:
         quant_method="gptq",
         bits=_whole(raw, "bits"),
         group_size=_whole({"group_size": -1} | raw, "group_size"),
-        desc_act=_flag(raw, "desc_act", default=False),
-        sym=_flag(raw, "sym", default=True),
+        desc_act=_flag(raw, "desc_act"),
         zero_offset=_ZERO_OFFSETS[layout],
     )
 
@@ -86,8 +85,6 @@ def _awq(raw: dict[str, Any], path: Path) -> QuantizationConfig:
         quant_method="awq",
         bits=_whole(raw, "bits" if "bits" in raw else "w_bit"),
         group_size=_whole(raw, "group_size" if "group_size" in raw else "q_group_size"),
-        desc_act=False,
-        sym=not _flag(raw, "zero_point", default=True),
         zero_offset=0,
     )
 
@@ -99,8 +96,8 @@ def _whole(raw: dict[str, Any], name: str) -> int:
     return value
 
 
-def _flag(raw: dict[str, Any], name: str, *, default: bool) -> bool:
+def _flag(raw: dict[str, Any], name: str) -> bool:
     value = raw.get(name)
     if not isinstance(value, bool | None):
         raise ValueError(f"{name} is {value!r}, neither true nor false")
-    return default if value is None else value
+    return bool(value)

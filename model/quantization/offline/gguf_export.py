@@ -12,7 +12,7 @@ import torch
 from model.contract.config import ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.byte_pairs import letters, merges_of
-from model.contract.files.json_file import read_json
+from model.contract.files.json_file import read_generation_config
 from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.files.vocabulary import read_vocabulary
@@ -97,8 +97,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _metadata(source: Path, config: ModelConfig) -> dict[str, Any]:
-    path = source / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
+    generation = read_generation_config(source)
     dtypes = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     chat_format = str(generation.get("chat_format") or "chatml")
     found: dict[str, Any] = {

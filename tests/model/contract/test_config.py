@@ -225,13 +225,13 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
 
 def test_gptq_is_described(tmp_path: Path) -> None:
     raw = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
-    expected = QuantizationConfig(quant_method="gptq", bits=4, group_size=128, desc_act=False, sym=True)
+    expected = QuantizationConfig(quant_method="gptq", bits=4, group_size=128)
     assert read(tmp_path, TODAY, quantization_config=raw).quantization == expected
 
 
 def test_gptq_in_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 8, "group_size": -1, "sym": False}))
-    expected = QuantizationConfig(quant_method="gptq", bits=8, group_size=-1, desc_act=False, sym=False)
+    expected = QuantizationConfig(quant_method="gptq", bits=8, group_size=-1)
     assert read(tmp_path, TODAY).quantization == expected
 
 

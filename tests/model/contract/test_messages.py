@@ -88,7 +88,7 @@ _message = st.one_of(
     _adapter_loaded,
     st.builds(
         EngineReady,
-        *(_ids, _ids, _ids, _ids, _ids, _ids, _text, _text, _floats),
+        *(_ids, _ids, _ids, _ids, _ids, _ids, _text, _text),
         st.lists(_adapter_loaded, max_size=3).map(tuple),
     ),
     st.builds(EngineFailed, _text, st.booleans(), st.booleans()),

@@ -95,7 +95,7 @@ def test_gptq(tmp_path: Path, kind: str, group_size: int, bits: int, layout: str
         tensors["layer.g_idx"] = groups.to(torch.int32)
     save_file(tensors, tmp_path / "model.safetensors")
     quantization = QuantizationConfig(
-        quant_method="gptq", bits=bits, group_size=group_size, desc_act=layout == "act-order", sym=False
+        quant_method="gptq", bits=bits, group_size=group_size, desc_act=layout == "act-order"
     )
 
     def make(shard: LinearShard | None) -> nn.Module:
@@ -110,7 +110,7 @@ def test_gptq(tmp_path: Path, kind: str, group_size: int, bits: int, layout: str
 
 
 def test_a_cut_through_a_word_is_refused() -> None:
-    quantization = QuantizationConfig(quant_method="gptq", bits=4, group_size=32, desc_act=False, sym=True)
+    quantization = QuantizationConfig(quant_method="gptq", bits=4, group_size=32)
     for shard in (row_parallel(96, 64, 0, 8), column_parallel(96, (64, 32), 0, 8)):
         with pytest.raises(CheckpointError, match="smaller --tensor-parallel-size"):
             GPTQLinear(

@@ -494,7 +494,6 @@ def test_what_clients_are_told(tiny_checkpoint: Path) -> None:
         weights_bytes=ready.weights_bytes,
         dtype="bfloat16",
         device="cpu",
-        load_s=ready.load_s,
     )
     assert ready.weights_bytes * 2 == make_driver(tiny_checkpoint).engine.ready.weights_bytes
 

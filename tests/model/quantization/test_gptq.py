@@ -130,16 +130,25 @@ def test_g_idx_beyond_the_groups_is_refused(tmp_path: Path) -> None:
         LoadedModel(tmp_path / "c")
 
 
+def test_act_order_without_its_groups_is_refused(tmp_path: Path) -> None:
+    """Groups in the order of the inputs would be other weights, and nobody would see it."""
+    shutil.copytree(GOLDEN / "gptq_int4_asym_desc_act", tmp_path / "c")
+    path = tmp_path / "c" / "model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if not n.endswith(".g_idx")}, str(path))
+    with pytest.raises(CheckpointError, match="g_idx is missing"):
+        LoadedModel(tmp_path / "c")
+
+
 @pytest.mark.parametrize(("bits", "group_size"), [(3, 128), (2, 64), (4, 0), (4, -2)])
 def test_what_is_not_supported_is_named(bits: int, group_size: int) -> None:
     config = read_model_config(GOLDEN / "gptq_int4")
-    quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=group_size, desc_act=False, sym=True)
+    quantization = QuantizationConfig(quant_method="gptq", bits=bits, group_size=group_size)
     other = type(config)(**{name: getattr(config, name) for name in config.__slots__} | {"quantization": quantization})
     with pytest.raises(CheckpointError, match="not supported"):
         linear_maker(other, TorchBackend(torch.device("cpu")), torch.float32)
 
 
 def test_shapes_that_do_not_divide_are_refused() -> None:
-    quantization = QuantizationConfig(quant_method="gptq", bits=4, group_size=32, desc_act=False, sym=True)
+    quantization = QuantizationConfig(quant_method="gptq", bits=4, group_size=32)
     with pytest.raises(CheckpointError, match="does not divide"):
         GPTQLinear(60, 64, quantization=quantization, backend=TorchBackend(torch.device("cpu")), dtype=torch.float32)

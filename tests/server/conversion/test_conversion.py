@@ -27,7 +27,7 @@ TOKENIZER = byte_tokenizer()
 
 ENGINE = EngineReady(
     max_model_len=200, vocab_size=512, num_blocks=9, block_size=16, kv_cache_bytes=1, weights_bytes=1, dtype="float32",
-    device="cpu", load_s=0.1,
+    device="cpu",
 )  # fmt: skip
 DEFAULTS = GenerationDefaults(temperature=0.7, top_p=0.8, top_k=5, repetition_penalty=1.1, eos_token_ids=(256, 300))
 HI = [{"role": "user", "content": "hi"}]

@@ -49,7 +49,7 @@ JsonDict = dict[str, Any]
 HI = [{"role": "user", "content": "hi"}]
 READY = EngineReady(
     max_model_len=4000, vocab_size=512, num_blocks=9, block_size=16, kv_cache_bytes=1, weights_bytes=1,
-    dtype="float32", device="cpu", load_s=0.1,
+    dtype="float32", device="cpu",
 )  # fmt: skip
 
 
