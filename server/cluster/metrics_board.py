@@ -32,6 +32,7 @@ class MetricsBoard:
     def tell(self, replica: str, text: str) -> None:
         """Takes a replica's metrics, in Prometheus's text format."""
         self._told[replica] = (time.monotonic(), text)
+        self._drop_silent()
 
     def forget(self, replica: str) -> None:
         """Drops a replica that has ended."""
@@ -39,9 +40,12 @@ class MetricsBoard:
 
     def all(self) -> dict[str, str]:
         """Returns the metrics of each replica that has reported of late."""
+        self._drop_silent()
+        return {name: text for name, (_, text) in self._told.items()}
+
+    def _drop_silent(self) -> None:
         oldest = time.monotonic() - _FORGET_AFTER_S
         self._told = {name: entry for name, entry in self._told.items() if entry[0] > oldest}
-        return {name: text for name, (_, text) in self._told.items()}
 
 
 class _Merged(Collector):

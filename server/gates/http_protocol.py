@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 << 10
 # From the first byte of a request (or from the connection) to the end of its head.
 HEAD_TIMEOUT_S = 60.0
+# Requests that may wait on a connection for the reply to the first: 30 bytes on the wire are some kilobytes here.
+_MAX_PIPELINED = 128
 # Pauses between probes of clients that may have left: a system near by has answered by then, one far away later.
 _FIRST_PROBE_S = 0.02
 _LAST_PROBE_S = 1.0
@@ -140,6 +142,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            message = f"At most {_MAX_PIPELINED} requests may wait on a connection."
+            self._refuse(ApiError(400, message, code="bad_request"))
         version = self.parser.get_http_version()
         if version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             # RFC 9112, 3.2; with two of them, a proxy before us may have looked at the other one.

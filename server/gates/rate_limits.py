@@ -15,6 +15,8 @@ from server.wire.errors import rate_limited
 
 _MINUTE_S = 60.0
 _MAX_CALLERS = 10_000
+# So many of them are kept at least when there are too many, so that not every new caller has all looked at.
+_KEPT_CALLERS = 0.9
 
 
 @dataclass(slots=True)
@@ -93,5 +95,5 @@ class RateLimiter:
                 bucket.refill()
             if all(bucket.left >= bucket.per_minute for bucket in buckets.values()):
                 del self._callers[caller]
-        for caller in list(self._callers)[: max(0, len(self._callers) - _MAX_CALLERS + 1)]:
+        for caller in list(self._callers)[: max(0, len(self._callers) - int(_KEPT_CALLERS * _MAX_CALLERS))]:
             del self._callers[caller]

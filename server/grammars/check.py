@@ -18,6 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from model.contract.grammar_compiler import ACCOUNT_S
@@ -172,9 +173,8 @@ class GrammarWorker:
             )
         self._process, self._control = process, control
         logger.debug("grammar worker %d started", process.pid)
-        assert process.stdin is not None
-        with process.stdin:
-            process.stdin.write(pack_ranks(self._tokenizer))
+        # A worker that hangs before it reads must not hold the lock.
+        threading.Thread(target=_feed, args=(process.stdin, pack_ranks(self._tokenizer)), daemon=True).start()
         return control
 
     def _end(self) -> None:
@@ -185,6 +185,11 @@ class GrammarWorker:
         if process is not None:
             process.kill()
             process.wait()
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    with contextlib.suppress(OSError), pipe:  # the worker was killed
+        pipe.write(data)
 
 
 def _ask(trial: socket.socket, grammars: list[str]) -> list[Verdict] | None:

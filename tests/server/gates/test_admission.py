@@ -209,7 +209,7 @@ def test_callers_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
     limiter = RateLimiter(60, None)
     for number in range(500):
         limiter.admit(str(number))
-        assert len(limiter._callers) <= 50
+        assert min(number, 45) <= len(limiter._callers) <= 50
     clock.now += 61
     limiter.admit("x")
     assert len(limiter._callers) == 1

@@ -115,6 +115,21 @@ async def test_who_leaves_with_a_second_request_waiting_has_left_the_first_too(c
     assert await asyncio.wait_for(told, 5) == "http.disconnect"
 
 
+async def test_requests_that_wait_on_one_connection_are_few(client: Client) -> None:
+    """A read of 256 KiB may hold nine thousand, and each takes some kilobytes."""
+    left: list[str] = []
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        left.append((await receive())["type"])
+        left.append((await receive())["type"])
+
+    client.protocol.app = wait
+    assert b"400 Bad Request" in await client.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+    assert len(client.protocol.pipeline) == http_protocol._MAX_PIPELINED
+    assert await client.ask(b"") == b""
+    assert left == ["http.request", "http.disconnect"]
+
+
 async def test_no_probe_goes_into_a_reply_with_a_second_request_waiting(client: Client) -> None:
     may_begin = asyncio.Event()
 

@@ -213,6 +213,24 @@ async def test_a_closed_checker_refuses() -> None:
     checker.close()
 
 
+def test_a_worker_that_hangs_before_it_reads_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is larger than a pipe holds; whoever writes it holds nobody up."""
+    started: list[str] = []
+
+    def hang(module: str, *_: str) -> list[str]:
+        started.append(module)
+        return [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+
+    monkeypatch.setattr(grammar_check, "module_command", hang)
+    monkeypatch.setattr(grammar_check, "pack_ranks", lambda _: b"x" * (1 << 20))
+    monkeypatch.setattr(grammar_check, "_START_TIMEOUT_S", 0.01)
+    worker = grammar_check.GrammarWorker(byte_tokenizer())
+    with pytest.raises(EngineUnavailableError, match="cannot be compiled now"):
+        worker.judge(["start: /a/"])
+    assert len(started) == 2
+    worker.close()
+
+
 class _SlowerAndSlower:
     """A grammar of which each token takes a millisecond more than the one before."""
 
