@@ -1,1 +1,1 @@
-"""From the wire to token ids, sampling and a grammar."""
+"""From requests on the wire to token ids, sampling and a grammar."""

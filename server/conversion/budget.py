@@ -1,4 +1,4 @@
-"""What a request may ask for: how the context is shared between a prompt and its reply, and how much in all."""
+"""Limits of a request: how a prompt and its reply share the context, and how much one request may ask for in all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from model.contract.sampling_params import SamplingParams
 from model.contract.tokenizer import Tokenizer
 from server.engine.client import Prompt
 
-# Of one reply that is not streamed; each takes 64 bytes of JSON.
+# Log-probabilities of one reply that is not streamed; each takes 64 bytes of JSON.
 MAX_REPLY_LOGPROBS = 1 << 19
 MAX_ALTERNATIVES = 20
 _SHORT_REPLY_TOKENS = 512
-# Outside of ASCII, normalisation may join so many characters into one.
+# Normalisation may join so many characters that are not ASCII into one.
 _MAX_JOINED_CHARS = 4
 
 
@@ -21,8 +21,8 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
     """Refuses texts that cannot fit whatever tokens they become, before the work of finding out which.
 
     Args:
-        texts: all of them go into one prompt, together.
-        max_model_len: prompt and reply together.
+        texts: the texts of one prompt.
+        max_model_len: the most tokens of prompt and reply together.
         param: the field they came from.
 
     Raises:
@@ -49,8 +49,8 @@ def prompt_window(truncation: str, max_tokens: int | None, max_model_len: int, *
 
     Args:
         truncation: "auto" or "disabled".
-        max_tokens: of the request; None is no limit.
-        max_model_len: prompt and reply together.
+        max_tokens: the request's limit for its reply; None is no limit.
+        max_model_len: the most tokens of prompt and reply together.
         clamp: cut `max_tokens` to what is left.
 
     Raises:
@@ -78,10 +78,9 @@ def budget(
     """Returns how many tokens may be generated.
 
     Args:
-        num_prompt_tokens: of the prompt.
-        max_tokens: of the request; None is no limit.
-        max_model_len: prompt and reply together.
-        default: where there is no limit; None is what is left of the context.
+        max_tokens: the request's limit for its reply; None is no limit.
+        max_model_len: the most tokens of prompt and reply together.
+        default: the limit of requests that name none; None is what is left of the context.
         param: the field of `max_tokens`.
         prompt_param: the field that holds the prompt.
         clamp: cut `max_tokens` to what is left.
@@ -116,9 +115,8 @@ def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bo
     """Refuses requests for more tokens than one may ask for: of prompts, and of all choices.
 
     Args:
-        n: choices of each.
+        n: choices of each prompt.
         shows_prompts: each choice repeats its prompt.
-        max_request_tokens: as configured.
 
     Raises:
         InvalidRequestError: naming what to lower.
@@ -139,8 +137,8 @@ def refuse_large_reply(prompts: Sequence[Prompt], n: int, max_model_len: int) ->
     """Refuses replies with more log-probabilities than are put into one JSON text.
 
     Args:
-        n: choices of each.
-        max_model_len: prompt and reply together; one choice may report all that fits.
+        n: choices of each prompt.
+        max_model_len: the most tokens of prompt and reply together; one choice may report all that fits.
 
     Raises:
         InvalidRequestError: naming what to lower.

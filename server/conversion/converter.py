@@ -1,4 +1,4 @@
-"""From neutral requests to what the engine and the text side need: ids, sampling, stops.
+"""From neutral requests to requests in ids, with sampling and stops, for the engine and for generation.
 
 The one place that knows what an option of a request means. Knows no wire and no HTTP: bad demands are
 InvalidRequestErrors.
@@ -32,10 +32,10 @@ from server.grammars.reply_grammar import ReplyGrammars
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES_PER_REQUEST = 4096
-# The engine is told the grammar with each prompt.
+# Every prompt is sent to the engine with the grammar.
 MAX_GRAMMAR_CHARS_IN_ALL = 1 << 24
 _SEED_MASK = (1 << 63) - 1
-# More of a prediction is not read: hardly any text has longer tokens.
+# No more characters of a prediction are read for a token: hardly any text has longer tokens.
 _MAX_CHARS_PER_TOKEN = 16
 
 
@@ -44,12 +44,10 @@ class Converter:
     """Makes requests ready for one checkpoint.
 
     Args:
-        encoder: of the checkpoint.
-        grammars: compiles what replies are held to.
         max_request_tokens: the most tokens a request may ask for, all choices together.
         clamp_max_tokens: cut a max_tokens that is more than the context has left, instead of refusing it.
-        default_max_tokens: of a chat that names no limit; None is what is left of the context.
-        truncation: of chats that name none: "auto" or "disabled".
+        default_max_tokens: limit of chats that name none; None is what is left of the context.
+        truncation: "auto" or "disabled", for chats that do not say.
     """
 
     encoder: PromptEncoder
@@ -115,7 +113,7 @@ class Converter:
         )
 
     async def _prediction_ids(self, text: str, max_tokens: int) -> tuple[int, ...]:
-        """What is expected, as far as there can be a reply."""
+        """Returns the ids of the predicted text, no more than the reply can have."""
         text = text[: max_tokens * _MAX_CHARS_PER_TOKEN]
         if not text:
             return ()

@@ -1,4 +1,4 @@
-"""What `generation_config.json` of a checkpoint says a request means when it does not say itself."""
+"""Defaults of requests, by the checkpoint's `generation_config.json`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class GenerationDefaults:
 
     Attributes:
         temperature: 0 where the file says `do_sample: false`.
-        top_p: in [0, 1]; 0 leaves the likeliest token alone.
+        top_p: from 0, which leaves the likeliest token alone, to 1.
         top_k: 0 is off.
         repetition_penalty: 1 is off.
         chat_format: "chatml", or "raw" for a base model.
         eos_token_ids: end a reply, besides the control tokens of the vocabulary.
-        stop_sequences: of two tokens or more: `stop_words_ids`, at which the published generate() ends a reply too.
-        max_new_tokens: of a chat's reply; None is what is left of the context.
+        stop_sequences: the `stop_words_ids` of two tokens or more, at which the published generate() ends a reply too.
+        max_new_tokens: limit of a chat's reply; None is what is left of the context.
         max_window_size: tokens of system text and turns that the published chat() keeps.
     """
 

@@ -19,14 +19,14 @@ from server.conversion.tools import NO_TOOLS, FunctionCalling
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """What an answer must look like.
+    """The form that an answer must have.
 
     Attributes:
         rule: body of a grammar rule; None when a whole grammar is given.
         grammar: a whole grammar of the client's own; None when there is a rule.
         param: the field that asked for it.
-        schema: the JSON schema of the rule, if that is what it is of.
-        place: of the schema in the request.
+        schema: the JSON schema that the rule was made of, if there was one.
+        place: the path of the schema in the request.
     """
 
     rule: str | None
@@ -36,7 +36,7 @@ class AnswerFormat:
     place: str = ""
 
     def as_grammar(self) -> str:
-        """The grammar of a reply that is nothing but the answer."""
+        """Returns the grammar of a reply that is nothing but the answer."""
         if self.grammar is not None:
             return self.grammar
         assert self.rule is not None, "one of the two is given"
@@ -45,11 +45,11 @@ class AnswerFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyOptions:
-    """How replies are to be: every name is the wire's, and means there what it means here.
+    """Options of the replies; a name that is the wire's too means the same here.
 
     Attributes:
         num_logprobs: alternatives to report a token; None reports no log-probabilities.
-        answer: what answers are held to; None is free text.
+        answer: the form that answers must have; None is free text.
         max_tokens_param: the field that `max_tokens` came from.
     """
 
@@ -82,11 +82,11 @@ class ReplyOptions:
 
     @classmethod
     def from_fields(cls, source: BaseModel, **own: Any) -> Self:
-        """Takes the fields of a request that are called as here; one that is absent or null is the default.
+        """Takes the fields of a request that have the same names; one that is absent or null is the default.
 
         Args:
-            source: a request with these fields, or with some of them; what it has beyond its own was never looked at.
-            own: what the reader of the request says itself.
+            source: a request; its extra fields, which were never checked, are not taken.
+            own: values that beat the request's fields.
         """
         known = type(source).model_fields
         sent = ((one.name, getattr(source, one.name)) for one in fields(cls) if one.name in known)
@@ -100,7 +100,6 @@ class ChatRequest:
     Attributes:
         messages: at least one; results of tools name calls that were made before them.
         calling: tools, and the choice among them.
-        options: of the reply.
         continue_final: whether a last message of the assistant is continued; None is yes.
         open_turn: end the prompt with the assistant's turn open.
         guards_results: quote what in tools' results looks like the assistant's words; None does as configured.
@@ -128,7 +127,6 @@ class TextRequest:
 
     Attributes:
         prompts: each a text, or each a list of token ids; at least one.
-        options: of the replies.
         echo: repeat the prompts in front of the replies, and report their log-probabilities too.
         allowed_special: names of the control tokens that texts may hold as tokens, or "all"; None goes by the next.
         add_special_tokens: they may hold all.

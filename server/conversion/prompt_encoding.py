@@ -20,7 +20,7 @@ from server.conversion.neutral_request import ChatRequest
 from server.conversion.tools import FunctionCalling
 from server.off_loop import OffLoop
 
-# Of a conversation; each is read, matched with its results and rendered.
+# Calls of a conversation; each is read, matched with its results and rendered.
 MAX_CALLS = 4096
 
 
@@ -43,9 +43,9 @@ class PromptEncoder:
 
     Args:
         chat_format: "auto", "chatml" or "raw", as configured.
-        guards_results: quote what in tools' results looks like a step of the assistant, unless told otherwise.
-        off_loop: where large requests are worked on.
-        tool_format: that the model learned.
+        guards_results: quote what in tools' results looks like a step of the assistant; a request may say otherwise.
+        off_loop: runs what is long for large requests.
+        tool_format: the format of tools that the model learned.
     """
 
     tokenizer: Tokenizer
@@ -145,7 +145,7 @@ class PromptEncoder:
         return chatml.keep_newest_turns(turns, lambda kept: count(kept) <= window)
 
     def special_names(self, allowed: Literal["all"] | Sequence[str] | None, add_special_tokens: bool) -> frozenset[str]:
-        """Names of the control tokens that a text may hold as tokens.
+        """Returns the names of the control tokens that a text may hold as tokens.
 
         Args:
             allowed: names of some, or "all"; None goes by the next.
@@ -170,8 +170,7 @@ class PromptEncoder:
         """Returns the ids of each text; one without any token starts where a document starts.
 
         Args:
-            texts: to encode.
-            special_names: of control tokens that stand for the tokens.
+            special_names: names of control tokens that are read as the tokens.
         """
 
         def encode(text: str) -> list[int]:

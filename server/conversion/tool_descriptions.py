@@ -1,7 +1,8 @@
 """Tools as requests describe them: what the model is told about each, and what its input is.
 
 Descriptions may be OpenAI's ({name, description, parameters}) or the older Qwen's ({name_for_model, parameters as a
-list, ...}); OpenAI's custom tools are read by custom_tools.py.
+list, ...}). The input of OpenAI's custom tools is text, free or held to a grammar, and no JSON: the model is told about
+one as about any other tool, with a sentence on how its input is written.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class DescribedTool:
     """One tool of a request.
 
     Attributes:
-        spec: what the model is told.
-        input: the JSON schema of its arguments, or what else it takes.
-        where: it stands in the request.
-        is_custom: it is a custom tool in OpenAI's sense.
-        is_strict: a schema that cannot be enforced in full is to be refused.
+        spec: its description for the model.
+        input: the JSON schema of its arguments, or the text it takes.
+        where: its place in the request.
+        is_custom: OpenAI's word for a tool whose input is text.
+        is_strict: refuse a schema that cannot be enforced in full.
     """
 
     spec: ToolSpec
@@ -39,12 +40,12 @@ class DescribedTool:
 
     @property
     def name(self) -> str:
-        """What the model calls it by."""
+        """The name by which the model calls it."""
         return self.spec.name_for_model
 
     @property
     def input_place(self) -> str:
-        """Where the request says what its input is."""
+        """The place in the request that describes its input."""
         return f"{self.where}.{'format' if self.is_custom else 'parameters'}"
 
 

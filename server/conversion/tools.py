@@ -20,12 +20,12 @@ MAX_TOOLS = 128
 
 @dataclass(frozen=True, slots=True)
 class FunctionCalling:
-    """What a request says about functions.
+    """The tools of a request, and the choice among them.
 
     Attributes:
-        tools: those the model is told about, and may call.
-        choice: whether it may, must, or must not call.
-        param: the field of the request that the tools stand in.
+        tools: the tools that the model may call.
+        choice: whether it may, must, or must not call one.
+        param: the field of the request that holds the tools.
     """
 
     tools: tuple[DescribedTool, ...] = ()
@@ -34,12 +34,12 @@ class FunctionCalling:
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
-        """What the model is told of each tool."""
+        """Each tool's description for the model."""
         return tuple(tool.spec for tool in self.tools)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the model calls them by."""
+        """The names by which the model calls them."""
         return tuple(tool.name for tool in self.tools)
 
     @property
@@ -65,10 +65,9 @@ def read_function_calling(
     """Reads the tools or functions of a request and its choice among them.
 
     Args:
-        tools: as OpenAI's APIs have them; those of the Responses API have no inner object.
-        tool_choice: among them.
-        functions: their older form.
-        function_call: among those.
+        tools: OpenAI's objects; in the Responses API they have no inner object.
+        functions: the older form of tools.
+        function_call: the older form of `tool_choice`.
 
     Raises:
         InvalidRequestError: malformed, contradictory, or a choice of something that is not there.

@@ -1,1 +1,1 @@
-"""From the engine's outputs to deltas, and to bytes."""
+"""From the engine's outputs to deltas, and from deltas to the bytes of each API."""

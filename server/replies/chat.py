@@ -25,7 +25,7 @@ from server.wire.shapes.generation import Usage
 
 @dataclass(slots=True)
 class _Folded:
-    """What the chunks of one choice have said so far; `calls` holds the message's `tool_calls` or `function_call`."""
+    """One choice, folded from its chunks so far; `calls` holds the message's `tool_calls` or `function_call`."""
 
     texts: list[str] = field(default_factory=list)
     calls: Any = field(default_factory=dict)
@@ -39,12 +39,11 @@ class ChatReply(ChunkReply):
     """The reply to one chat request.
 
     Args:
-        request: what this answers.
         model: the name the request asked for.
         tokenizer: names tokens in log-probabilities.
         is_legacy: write a call as `function_call`, not `tool_calls`.
-        speaks_functions: the client is of the age of `function_call`, whether or not this request has functions.
-        options: as `ChunkReply` takes them.
+        speaks_functions: the client knows `function_call`, whether or not this request has functions.
+        options: those of `ChunkReply`.
     """
 
     _id_prefix = "chatcmpl"
@@ -102,7 +101,7 @@ class ChatReply(ChunkReply):
             yield chunk
 
     def _pieces(self, delta: ChoiceDelta) -> list[JsonObject]:
-        """The `delta` objects of what is new: content, and calls in OpenAI's form."""
+        """Returns the `delta` objects of new content and calls, in OpenAI's form."""
         pieces: list[JsonObject] = []
         for event in delta.as_events():
             match event:
@@ -118,7 +117,7 @@ class ChatReply(ChunkReply):
         return pieces
 
     def _call(self, index: int, name: str | None, text: str) -> JsonObject:
-        """A piece of the call of a choice: its beginning, where there is a name, or more of its arguments."""
+        """Returns a piece of a choice's call: its beginning, if there is a name, or more of its arguments."""
         kind, key = ("custom", "input") if self._calls_custom[index] else ("function", "arguments")
         called = {key: text} if name is None else {"name": name, key: text}
         if self._is_legacy:
@@ -173,7 +172,7 @@ class ChatReply(ChunkReply):
         text = "".join(folded.texts)
         message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None} | folded.calls
         if self._speaks_functions:
-            # Clients of that age look for both without asking whether they are there.
+            # Such clients read both without asking whether they are there.
             message.setdefault("function_call", None)
         elif not text and "tool_calls" in message:
             message["content"] = None

@@ -1,4 +1,4 @@
-"""What chat and completions have in common on the wire: chunks in server-sent events, and a reply folded from them."""
+"""The common part of chats and completions on the wire: chunks in server-sent events, and a reply folded from them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ class ChunkReply(ABC):
     """The reply to one request, as chunks.
 
     Args:
-        request: what this answers.
         model: the name the request asked for.
         tokenizer: names tokens in log-probabilities.
         include_usage: end the stream with a chunk of usage.
         usage_so_far: and give every other chunk what was used until then.
 
     Attributes:
-        id: of the reply, and of each of its chunks.
+        id: the reply's id, which each of its chunks has.
     """
 
     _id_prefix: str
@@ -68,7 +67,7 @@ class ChunkReply(ABC):
         """Returns the chunk of a delta of a choice that is nothing but text."""
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
-        """Returns what stands around the JSON of the text in the plain events of a choice."""
+        """Returns the bytes before and after the JSON of the text, in the plain events of a choice."""
         chunk = self._text_chunk(index, "")
         if self._include_usage:
             chunk["usage"] = None
@@ -78,7 +77,7 @@ class ChunkReply(ABC):
 
     @abstractmethod
     def add_chunk(self, chunk: JsonObject) -> None:
-        """Takes the next chunk into the reply that is not streamed."""
+        """Adds the next chunk to the reply that is not streamed."""
 
     @abstractmethod
     def result(self, usage: Usage) -> ChatCompletion | Completion:
@@ -124,7 +123,7 @@ class ChunkReply(ABC):
         return failure_event(error)
 
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
-        """Takes deltas into the reply that is not streamed."""
+        """Adds deltas to the reply that is not streamed."""
         for delta in deltas:
             for chunk in self.chunks(delta):
                 self.add_chunk(chunk)
@@ -154,7 +153,7 @@ def usage_object(usage: TokenUsage) -> Usage:
 
 
 def usage_options(request: SamplingFields) -> dict[str, bool]:
-    """Returns what a request says about usage in its stream, as the options of a `ChunkReply`."""
+    """Returns the options of a `ChunkReply` that a request's `stream_options` ask for."""
     options = request.stream_options
     return {
         "include_usage": options is not None and bool(options.include_usage),

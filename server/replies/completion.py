@@ -24,7 +24,7 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")  # a character may come in several
 
 @dataclass(slots=True)
 class _Folded:
-    """What the chunks of one choice have said so far."""
+    """One choice, folded from its chunks so far."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: dict[str, JsonList] = field(default_factory=lambda: {key: JsonList() for key in _new_logprobs()})
@@ -106,14 +106,14 @@ class CompletionReply(ChunkReply):
             self._num_chars[index] += len(self._utf8[index].decode(shown or b""))
 
     def _top(self, token_id: int, score: TokenLogprob) -> dict[str, float]:
-        """The most likely tokens, and the token itself where it is not among them."""
+        """Returns the most likely tokens, and the token itself if it is not among them."""
         count = self._request.num_logprobs or 0
         top = dict(zip(map(self._name, score.top_ids[:count]), score.top_logprobs[:count], strict=True))
         top.setdefault(self._name(token_id), score.logprob)
         return top
 
     def _name(self, token_id: int) -> str:
-        """A token's text, or else something that no other token shares: these names are keys."""
+        """Returns a token's text, or else a name that no other token shares: these names are keys."""
         if self._request.return_tokens_as_token_ids:
             return f"token_id:{token_id}"
         token_bytes = self._tokenizer.token_bytes(token_id)

@@ -25,7 +25,7 @@ from server.wire.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-# Ten milliseconds' worth: a request of thousands of choices, or one that was not read for a while, has more.
+# These take ten milliseconds; a request of thousands of choices, or one that was not read for a while, has more.
 _MAX_SCORES_AT_ONCE = 4096
 # The engine's callback goes through all requests in one go: more than half a millisecond is not for it.
 _MAX_SCORES_IN_CALLBACK = 128
@@ -50,7 +50,7 @@ class TokenUsage(NamedTuple):
 
 
 class DeltaSink(Protocol):
-    """Where deltas can go without waking whoever waits for them."""
+    """Takes deltas without waking the task that waits for them."""
 
     def is_open(self) -> bool:
         """Whether it takes any now."""

@@ -24,7 +24,6 @@ class MessagesReply:
     """The reply to one request.
 
     Args:
-        request: what this answers.
         model: the name the request asked for.
         stop_sequences: the request's own; whatever else ends a reply is its natural end.
     """

@@ -1,7 +1,7 @@
 """From the token ids of one choice to the pieces of text a client may see.
 
-Detokenizer, reader of calls, then stop strings, which are matched on what a client sees; the text of a choice is
-decided here and nowhere else, for streams and for unstreamed replies alike.
+Ids pass the detokenizer, the parser of calls, and the stop strings, which are matched on the text that a client sees.
+The text of a choice is decided here and nowhere else, for streams and for unstreamed replies alike.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TOOL_CALLS = "tool_calls"
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """What is new of one choice.
+    """New text, calls and tokens of one choice.
 
     Attributes:
-        index: of the choice.
-        text: to append, where replies are shown as they are.
-        events: what the reader of calls made of the reply, where there is one.
-        token_ids: generated since the last delta, an ending id included; not those after a stop string.
-        logprobs: of the tokens whose text is decided on, when asked for.
-        prompt_logprobs: of the prompt's tokens but the first, in the first delta, when asked for.
+        index: the choice's number.
+        text: new text, where replies are shown as they are.
+        events: new events, where a parser reads calls out of the reply.
+        token_ids: ids generated since the last delta, an ending id included; not those after a stop string.
+        logprobs: scores of the tokens whose text is decided on, when asked for.
+        prompt_logprobs: scores of the prompt's tokens but the first, in the first delta, when asked for.
         finish_reason: None while it goes on, else "stop", "length" or "tool_calls".
         stop_reason: the stop string, or the id from `stop_token_ids`, that ended it.
     """
@@ -66,10 +66,9 @@ class ChoiceProcessor:
     """The text of one choice.
 
     Args:
-        index: of the choice.
-        tokenizer: of the checkpoint.
-        stops: strings that end it, in text that is shown; a call is none.
-        include_stop_str_in_output: leave what ended it (a stop string, or an ordinary token) in the text.
+        index: the choice's number.
+        stops: strings that end it, in text that is shown; the text of a call is not searched.
+        include_stop_str_in_output: leave the stop string, or the ordinary token, that ended it in the text.
         min_tokens: text of this many first tokens cannot end it.
         stop_token_ids: ids the request asked to stop at, reported as `stop_reason`.
         with_logprobs: pair the text with its tokens.
@@ -111,10 +110,9 @@ class ChoiceProcessor:
         self.finished = False
 
     def push(self, output: SequenceOutput) -> ChoiceDelta:
-        """Takes what a step did for this choice. Sets `finished`, also when a stop string was found.
+        """Takes a step's output, with a finish reason of "stop" or "length", or none.
 
-        Args:
-            output: with a finish reason of "stop" or "length", or none.
+        Sets `finished`, also when a stop string was found.
         """
         delta = ChoiceDelta(self._index, "", None, output.token_ids, None, output.prompt_logprobs)
         if self._aligner is not None:
@@ -141,7 +139,7 @@ class ChoiceProcessor:
         return None if self._matcher is None else self._matcher.matched
 
     def _is_over(self) -> bool:
-        """Whether a stop string was found, or nothing that follows can matter to the reader of calls."""
+        """Tells whether a stop string was found, or the parser needs no more text."""
         return self._matched is not None or (self._parser is not None and self._parser.done)
 
     def _push_token(self, token_id: int, is_ending: bool, logprob: TokenLogprob | None) -> str:
@@ -164,7 +162,7 @@ class ChoiceProcessor:
             self._add_events(self._parser.push(text), delta)
 
     def _match(self, text: str) -> str:
-        """Returns what may be shown of a text that is to be shown next."""
+        """Returns the part of the next text that may be shown already."""
         if self._matcher is None or self.num_tokens <= self._min_tokens:
             return text
         shown = self._matcher.push(text)
@@ -172,7 +170,7 @@ class ChoiceProcessor:
         return shown
 
     def _release(self) -> str:
-        """Returns what the matcher held back, when no text follows."""
+        """Returns the text that the matcher held back, since no text follows."""
         text = "" if self._matcher is None else self._matcher.flush()
         self._num_chars_back -= len(text)
         return text

@@ -18,7 +18,7 @@ from server.wire.errors import ApiError, dump_json
 from server.wire.shapes.fields import JsonObject
 from server.wire.shapes.responses import ResponseObject, ResponsesRequest, ResponseUsage
 
-# What a response fails with, in the words of its own list of codes.
+# Codes of failed responses, which have a list of their own.
 _FAILURES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
@@ -27,7 +27,7 @@ def new_response(id: str, request: ResponsesRequest, model: str, *, truncation: 
 
     Args:
         model: the name the request asked for.
-        truncation: what holds where the request says nothing about it.
+        truncation: the default for requests that do not say.
     """
     text = request.text
     reasoning = request.reasoning or {}
@@ -78,13 +78,13 @@ class ResponsesReply:
     """The reply to one request.
 
     Args:
-        request: what this answers; None if the request was never understood.
-        response: as `new_response` makes it.
+        request: None if it was never understood.
+        response: made by `new_response`.
         num_items: items of the conversation before the response's output.
         tokenizer: names tokens in log-probabilities.
 
     Attributes:
-        response: as it is now.
+        response: the response so far.
     """
 
     def __init__(

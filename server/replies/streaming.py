@@ -29,18 +29,13 @@ T = TypeVar("T")
 
 
 class Reply(Protocol):
-    """How one API writes the reply to a request: as events of a stream, or whole."""
+    """Writes the reply to a request as one API has it: as events of a stream, or whole."""
 
     def beginning(self) -> bytes:
         """Returns the events before the first delta."""
 
     def events(self, deltas: Sequence[ChoiceDelta], usage: Callable[[], TokenUsage]) -> bytes:
-        """Returns the events of some deltas.
-
-        Args:
-            deltas: what is new.
-            usage: returns the tokens so far.
-        """
+        """Returns the events of some deltas; `usage` returns the tokens so far."""
 
     def ending(self, usage: TokenUsage) -> bytes:
         """Returns the events after the last delta."""
@@ -49,7 +44,7 @@ class Reply(Protocol):
         """Returns the events that a broken stream ends with."""
 
     def add(self, deltas: Sequence[ChoiceDelta]) -> None:
-        """Takes deltas into the reply that is not streamed."""
+        """Adds deltas to the reply that is not streamed."""
 
     def whole(self, usage: TokenUsage) -> bytes:
         """Returns the reply that is not streamed, a JSON text."""
@@ -59,8 +54,7 @@ class EventsResponse(EventSourceResponse):
     """A reply of server-sent events.
 
     Args:
-        events: of the stream.
-        ping_interval_s: between comments while nothing else is sent; 0 sends none.
+        ping_interval_s: seconds between comments while nothing else is sent; 0 sends none.
         close: called however the stream ends.
     """
 
@@ -113,10 +107,8 @@ async def stream_events(
     """Yields the events of a stream, as bytes; what is ready together is yielded together.
 
     Args:
-        generation: already submitted.
-        reply: writes the events.
-        keep: is waited for before the stream ends well.
-        body: that what is yielded is sent to. Most events are written to it while this waits, without waking anybody.
+        keep: is awaited before the stream ends well.
+        body: the connection's end of the stream; most events are written there without waking this generator.
     """
     name_task(request_id_var.get())
     try:
@@ -138,19 +130,13 @@ async def stream_events(
 
 
 async def _off_loop_if_long(deltas: list[ChoiceDelta], work: Callable[[], T]) -> T:
-    """Does what is to be done with deltas; the scores of a long prompt, which come all at once, are many."""
+    """Does work with deltas, on a thread if they hold the scores of a long prompt, which come all at once."""
     num_scores = sum(len(delta.prompt_logprobs or ()) for delta in deltas)
     return await asyncio.to_thread(work) if num_scores > _MANY_SCORES else work()
 
 
 async def whole_reply(generation: Generation, reply: Reply, keep: Callable[[], Awaitable[None]] | None = None) -> bytes:
-    """Waits for the end of a generation and returns its reply, a JSON text.
-
-    Args:
-        generation: already submitted.
-        reply: writes it.
-        keep: is waited for before it is written.
-    """
+    """Returns the reply, a JSON text, when the generation has ended and `keep` was awaited."""
     async with aclosing(generation.deltas()) as all_deltas:
         async for deltas in all_deltas:
             await _off_loop_if_long(deltas, partial(reply.add, deltas))

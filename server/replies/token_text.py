@@ -1,4 +1,4 @@
-"""Which bytes of the text each generated token stands for, when text is held back, cut, or broken.
+"""Finds the bytes of the text that each generated token stands for, when text is held back, cut, or broken.
 
 A token's log-probability must reach the client with the token's text: not before it (the text may still turn
 out to be a stop string), not without it, and not at all if the text is cut off. Positions are counted in
@@ -18,9 +18,7 @@ class TokenEntry(NamedTuple):
     """A token as it is reported.
 
     Attributes:
-        token_id: of the token.
         shown: its bytes that are in the text; None for a token that ended the reply and is not shown.
-        logprob: of the token and its alternatives.
     """
 
     token_id: int
@@ -44,13 +42,7 @@ class TokenAligner:
         self._pending: deque[_Pending] = deque()
 
     def push(self, token_id: int, token_bytes: bytes | None, logprob: TokenLogprob) -> None:
-        """Takes a generated token.
-
-        Args:
-            token_id: of the token.
-            token_bytes: what it adds to the text; None for an ending token that is not shown.
-            logprob: of the token.
-        """
+        """Takes a generated token; without bytes, an ending token that is not shown."""
         state = self._decoder.getstate()[0]
         start = self._num_chars
         self._num_chars += len(self._decoder.decode(token_bytes or b""))
@@ -70,7 +62,7 @@ class TokenAligner:
         return released
 
     def finish(self, num_chars_out: int) -> list[TokenEntry]:
-        """Ends the text: returns what is left of the tokens whose text is (partly) out, the last one cut to it."""
+        """Ends the text; returns the tokens left whose text is out, the last one cut if only part of it is."""
         released = self.release(num_chars_out)
         if self._pending and self._pending[0].start < num_chars_out:
             cut = self._pending[0]

@@ -1,4 +1,4 @@
-"""Makes responses: what is kept of the conversation and what was sent to a generation, and its end to what is kept."""
+"""Makes responses: joins kept items and new ones for a generation, and keeps what comes of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NewResponse:
     """A response on its way.
 
     Attributes:
-        response: as clients see it before anything is done.
+        response: the object that clients see before anything is done.
         items: the whole conversation, up to what was sent now.
         num_before: how many of the items were kept before.
     """

@@ -31,11 +31,10 @@ async def read_page(
     """Returns a page of the items of a response or a conversation, cut short where they are many bytes.
 
     Args:
-        store: keeps them.
-        limit: the most.
+        limit: the most items.
         order: "asc", or "desc" with the newest first.
-        after: id of the item before the page.
-        before: id of the item behind the page.
+        after: the id of the item before the page.
+        before: the id of the item behind the page.
 
     Raises:
         ApiError: there is no such item.

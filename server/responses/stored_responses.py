@@ -1,7 +1,7 @@
-"""Responses and conversations as the store has them: the object as clients see it, and beside it all of its items.
+"""Responses and conversations in the store: the object as clients see it, and beside it all of its items.
 
-A response keeps the items of its whole conversation up to its own output, so that it can be gone on from when those
-before it are deleted. Ids of items say where they are kept.
+A response keeps the items of its whole conversation up to its own output, so that a client can go on from it when the
+responses before it are deleted. The id of an item says where it is kept.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def with_ids(items: Sequence[JsonObject], hex: str, first: int) -> list[JsonObje
     """Gives ids to the items that have none.
 
     Args:
-        items: new ones.
-        hex: of the object that keeps them.
-        first: number of the first, among all it keeps.
+        hex: the digits in the id of the response or conversation that keeps them.
+        first: the first item's number among all that are kept there.
     """
     return [
         item if "id" in item else {"id": item_id(item["type"], hex, number), **item}
@@ -73,12 +72,7 @@ def with_ids(items: Sequence[JsonObject], hex: str, first: int) -> list[JsonObje
 
 
 class StoredResponses:
-    """Finds what is kept.
-
-    Args:
-        store: keeps it.
-        off_loop: reads what is large.
-    """
+    """Finds kept responses, conversations and items, for their owners."""
 
     def __init__(self, store: Store, off_loop: OffLoop) -> None:
         self._store = store
@@ -155,7 +149,7 @@ class StoredResponses:
 
         Raises:
             ApiError: 404, one is not kept.
-            InvalidRequestError: those that are named are too long together.
+            InvalidRequestError: the named items are too long together.
         """
         named: dict[str, tuple[JsonObject, int]] = {}
         read: list[JsonObject] = []

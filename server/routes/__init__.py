@@ -1,1 +1,1 @@
-"""One module a group of routes; each only joins conversion, generation and reply."""
+"""Routes, one module a group; each only joins conversion, generation and reply."""

@@ -1,4 +1,4 @@
-"""/v1/batches: the requests of a file, done behind the live ones."""
+"""/v1/batches: the requests of a file, which run behind the live ones."""
 
 from __future__ import annotations
 

@@ -79,9 +79,9 @@ async def upload_file(request: Request, caller: CallerDep, services: ServicesDep
 
 
 async def _receive(request: Request, caller: Caller, services: Services, form: FormReader, id: str) -> StoredObject:
-    """Stores what comes as it comes; returns the object it is to become.
+    """Stores a file's content piece by piece as it comes; returns the object that makes it a file.
 
-    What is refused is read to its end all the same: a client that is cut off while it sends never reads the reply.
+    A refused file is read to its end all the same: a client that is cut off while it sends never reads the reply.
     """
     num_bytes = 0
     refusal: ApiError | StoreError | None = None

@@ -1,4 +1,4 @@
-"""How the server is: /health, /ready, /metrics and /version."""
+"""State of the server: /health, /ready, /metrics and /version."""
 
 from __future__ import annotations
 

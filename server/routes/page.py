@@ -21,7 +21,7 @@ from server.wire.shapes.chat import ChatCompletionRequest
 router = APIRouter(include_in_schema=False)
 
 _METHODS = ["GET", "HEAD"]
-# What the page offers to set, with the value of a request that leaves it out and the checkpoint does not say.
+# The parameters that the page lets people set, with their values where neither request nor checkpoint says any.
 _SAMPLING: dict[str, float] = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -75,7 +75,7 @@ def _defaults(services: Services) -> dict[str, float]:
 
 
 def _limits() -> dict[str, dict[str, Any]]:
-    """The bounds that requests are checked against, named as in JSON Schema."""
+    """Returns the bounds against which requests are checked, named as in JSON Schema."""
     limits = {}
     for name in _SAMPLING:
         field = ChatCompletionRequest.model_fields[name]

@@ -1,4 +1,4 @@
-"""/v1/responses: made, kept, polled, streamed again, cancelled and deleted."""
+"""/v1/responses: making, polling, streaming again, cancelling and deleting responses."""
 
 from __future__ import annotations
 

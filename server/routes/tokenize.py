@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what the model sees, as ids and as text; GET /tokenizer_info."""
+"""POST /tokenize and /detokenize, between what the model sees as ids and as text; GET /tokenizer_info."""
 
 from __future__ import annotations
 

@@ -56,10 +56,9 @@ class WebFile:
     """One file, ready to send.
 
     Attributes:
-        body: as it is.
-        compressed: with gzip.
-        media_type: its Content-Type.
-        etag: of its content.
+        compressed: `body` after gzip.
+        media_type: the Content-Type.
+        etag: a hash of `body`.
     """
 
     body: bytes
@@ -69,11 +68,7 @@ class WebFile:
 
     @classmethod
     def of(cls, name: str, body: bytes) -> WebFile:
-        """Prepares a file.
-
-        Args:
-            name: whose ending tells the type.
-        """
+        """Prepares a file; the ending of its name tells the type."""
         media_type = _MEDIA_TYPES["." + name.rpartition(".")[2]]
         etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it stands for both encodings
         return cls(body, gzip.compress(body, mtime=0), media_type, etag)

@@ -1,1 +1,1 @@
-"""What clients send and get: the shapes, their examples, the document that describes them, and errors."""
+"""Requests and replies on the wire: their shapes, examples, the OpenAPI document, how bodies are read, and errors."""

@@ -1,6 +1,6 @@
 """Errors of Anthropic's routes, wherever they arise: `{"type": "error", "error": {"type", "message"}}`.
 
-Gates and handlers know one shape, OpenAI's. What leaves for a path of this API is written anew here.
+Gates and handlers know one shape, OpenAI's. This middleware rewrites the errors of this API's paths.
 """
 
 from __future__ import annotations
@@ -29,19 +29,14 @@ _TYPES = {
 
 
 def is_messages_path(path: str) -> bool:
-    """Whether a path is one of this API."""
+    """Tells whether a path belongs to this API."""
     return path == _PATH or path.startswith(_PATH + "/")
 
 
 def message_error(
     status: int, code: str | None, message: str, request_id: str | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Returns status and body of an error.
-
-    Args:
-        status: that it has in OpenAI's API.
-        message: what is wrong and what to do about it.
-    """
+    """Returns status and body of an error that has this status, code and message in OpenAI's API."""
     if status == 429 and code == "server_overloaded":
         status = _OVERLOADED  # not the client's own doing
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60
 ENGINE_UNAVAILABLE = "engine_unavailable"
-# Of what orjson writes by itself; it ends at 254 levels.
+# orjson writes integers up to these bits; and so many levels, of the 254 at which it ends.
 _MAX_INT_BITS = 63
 _MAX_DEPTH = 200
 
@@ -33,12 +33,10 @@ class ApiError(HTTPException):
     """An error reply, complete.
 
     Args:
-        status_code: of the HTTP reply.
-        message: what is wrong and what to do about it.
+        message: says what is wrong and what to do about it.
         type: OpenAI's error class, such as `invalid_request_error`.
-        code: machine-readable, or None.
+        code: a machine-readable word, or None.
         param: the request field at fault, or None.
-        headers: extra headers of the reply.
     """
 
     def __init__(
@@ -188,8 +186,8 @@ def unreadable_body(cause: BaseException, encoding: str) -> ApiError:
     """Says why a body could not be read as JSON.
 
     Args:
-        cause: of the JSON reader.
-        encoding: the header Content-Encoding; empty without.
+        cause: what the JSON reader raised.
+        encoding: the header Content-Encoding; empty without one.
     """
     if encoding.lower() in ("", "identity") and isinstance(cause, UnicodeDecodeError):
         encoding = next((name for start, name in _COMPRESSED.items() if cause.object.startswith(start)), "")
@@ -211,7 +209,7 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def _field_path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
-    """The part of a pydantic location that exists in the body: the names of union branches are left out."""
+    """Returns the part of a pydantic location that exists in the body; names of union branches are left out."""
     loc: Sequence[str | int] = error["loc"]
     path: list[str | int] = []
     place = body
@@ -237,12 +235,7 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 
 def install_error_handlers(app: FastAPI, paths: Sequence[str]) -> None:
-    """Makes every error of the app's routes leave in the one shape.
-
-    Args:
-        app: to install them in.
-        paths: of its routes.
-    """
+    """Makes every error of the app, whose routes have these paths, leave in the one shape."""
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -1,4 +1,4 @@
-"""How bodies are read: within a budget, and off the event loop where they are large.
+"""Bodies are read within a budget, and off the event loop where they are large.
 
 FastAPI parses and checks a body on the event loop, and both hold the interpreter: four megabytes of small objects took
 0.8 s. Here the number of objects and lists is bounded before they are made, and what is large is read on a thread.
@@ -20,18 +20,18 @@ from server.gates.request_context import body_bytes_var
 from server.off_loop import SMALL_BYTES
 from server.wire.errors import ApiError, validation_error
 
-# Objects and lists of a body together, each worth 5 to 10 microseconds and some hundred bytes.
+# Objects and lists of a body together; each costs 5 to 10 microseconds and some hundred bytes.
 MAX_CONTAINERS = 1 << 15
-# Objects and lists within each other: what is told back is written by recursion.
+# Objects and lists within each other; a body may be quoted in a reply, which recursion writes.
 MAX_DEPTH = 350
 
-# In a text without escapes.
+# The strings and openings of a text without escapes.
 _STRING_OR_OPENING = re.compile(rb'"[^"]*"?|[{\[]')
 _QUOTE = ord('"')
 
 
 class BoundedJsonRoute(APIRoute):
-    """A route that takes one JSON object."""
+    """A route that takes one JSON object, as a body within bounds."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler, given a request that reads its body in its own way."""
@@ -45,7 +45,7 @@ class BoundedJsonRoute(APIRoute):
 
 
 class JsonBodyRoute(BoundedJsonRoute):
-    """One that asks the engine for work: rates and queue are about it."""
+    """A route that asks the engine for work, so that rate limits and the queue count its requests."""
 
 
 class _JsonRequest(Request):
@@ -54,7 +54,7 @@ class _JsonRequest(Request):
         self._field = field
 
     async def json(self) -> Any:
-        """The body: parsed, or where it is large also checked already, which checking again does not repeat.
+        """Returns the body: parsed, or if it is large checked already too, which FastAPI then does not repeat.
 
         Raises:
             ApiError: too many objects, or fields that are wrong.
@@ -82,14 +82,10 @@ class _JsonRequest(Request):
 
 
 def refuse_deep(body: bytes, data: object) -> None:
-    """Returns where a body is not nested too deeply to be told back.
-
-    Args:
-        body: the text.
-        data: that it holds.
+    """Refuses a body, parsed to `data`, that is nested too deeply to be quoted.
 
     Raises:
-        ApiError: it is.
+        ApiError: it has more than `MAX_DEPTH` levels.
     """
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
         return
@@ -103,9 +99,9 @@ def refuse_deep(body: bytes, data: object) -> None:
 
 
 def _count_containers(body: bytes) -> int:
-    """At least as many objects and lists as the body has, up to the first that is one too many.
+    """Counts the objects and lists of a body, up to one more than there may be.
 
-    Brackets in texts count only where it does not matter.
+    Brackets in strings count too, unless they would make the difference.
     """
     count = body.count(b"{") + body.count(b"[")
     if count <= MAX_CONTAINERS or b"\0" in body:  # in which case it is UTF-16 or UTF-32

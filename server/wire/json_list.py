@@ -13,16 +13,12 @@ import orjson
 
 from server.wire.errors import dump_json
 
-# Written in a few milliseconds.
+# So many are written in a few milliseconds.
 _ITEMS_AT_ONCE = 1 << 15
 
 
 class JsonList:
-    """A list that is kept as JSON from the start.
-
-    Args:
-        items: the first ones.
-    """
+    """A list that is kept as JSON from the start."""
 
     def __init__(self, items: Sequence[Any] = ()) -> None:
         self._pieces: list[bytes] = []

@@ -1,11 +1,11 @@
-"""What a path that is no route was meant to be: a prefix too few or too many, or what OpenAI serves and we do not."""
+"""Guesses what a path without a route was meant to be: a prefix too few or too many, or what only OpenAI serves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 _INSTEAD = "this server generates text, with POST /v1/chat/completions and POST /v1/completions"
-# By the beginnings of paths.
+# Beginnings of paths, and what to say about them.
 _NOT_SERVED = {
     "/v1/embeddings": f"These models make no embeddings; {_INSTEAD}.",
     "/v1/audio": f"These models neither hear nor speak; {_INSTEAD}.",
@@ -23,12 +23,7 @@ _NOT_SERVED = {
 
 
 def missing_route(path: str, routes: Iterable[str]) -> str:
-    """Returns what to say about a path that is no route.
-
-    Args:
-        path: asked for.
-        routes: the paths there are; those with parameters are not guessed at.
-    """
+    """Returns what to say about a path without a route; of `routes`, those with parameters are not guessed at."""
     known = [*(route for route in routes if "{" not in route), *_NOT_SERVED]
     meant = _meant(path.rstrip("/"), [route for route in known if route not in ("/", path)])
     sentence = next((text for start, text in _NOT_SERVED.items() if _is_below(meant or path, start)), None)
@@ -40,7 +35,7 @@ def missing_route(path: str, routes: Iterable[str]) -> str:
 
 
 def _meant(path: str, routes: Sequence[str]) -> str | None:
-    """The shortest route that ends with a path, or else the longest that a path ends with."""
+    """Returns the shortest route that ends with the path, or else the longest with which the path ends."""
     longer = [route for route in routes if len(path) > 1 and route.endswith(path)]
     if longer:
         return min(longer, key=len)

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made true: FastAPI announces its own 422, which no route of ours ever answers."""
+"""The OpenAPI document: what its operations may answer, without FastAPI's own 422, which no route of ours sends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Makes the app's document say only what its routes do."""
+    """Makes the app's document say no more than its routes do."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -31,7 +31,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-# What pydantic calls a bound of a value that a function of ours has looked at before.
+# Pydantic's names for bounds, where a function of ours has looked at the value before, and JSON schema's.
 BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
@@ -71,13 +71,13 @@ CHUNKS = "The reply, or with `stream` its chunks as server-sent events"
 
 
 def success_reply(model: type[Any], description_of_streams: str = "") -> Responses:
-    """Returns the entry of the document for what a route answers; a description is of one that streams, too."""
+    """Returns the document's entry for a good reply; one that may be streamed needs a description."""
     streams = {"description": description_of_streams, "content": {"text/event-stream": {}}}
     return {200: {"model": model, **(streams if description_of_streams else {})}}
 
 
 def error_reply(status: int, description: str) -> Responses:
-    """Returns an entry of the document for an error."""
+    """Returns the document's entry for an error."""
     return {status: {"model": ErrorReply, "description": description}}
 
 

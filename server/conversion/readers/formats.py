@@ -21,9 +21,9 @@ from server.wire.shapes.generation import GenerationFields
 
 _MAX_GBNF_CHARS = 32 * 1024  # it is converted in Python, on the event loop
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
-# Where vLLM falls back to another library is nothing that a reply shows.
+# They say where vLLM may fall back to another library, which no reply shows.
 _HARMLESS_OPTIONS = frozenset({"disable_fallback", "_backend"})
-# What peers call the kinds: vLLM's older names, then llama.cpp's and SGLang's.
+# Peers' names of the kinds: vLLM's older ones, then llama.cpp's and SGLang's.
 PEER_NAMES = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -39,12 +39,12 @@ PEER_NAMES = {
 def read_answer_format(
     request: GenerationFields, response_format: Mapping[str, Any] | None, format_param: str = "response_format"
 ) -> AnswerFormat | None:
-    """Reads what a request's answers must look like; None is free text.
+    """Reads the form that a request's answers must have; None is free text.
 
     Args:
-        request: with what vLLM and its peers have for it.
+        request: may have vLLM's and its peers' fields for it.
         response_format: OpenAI's object.
-        format_param: the field that this stands in.
+        format_param: the field that holds this object.
 
     Raises:
         InvalidRequestError: malformed, or two formats at once.
@@ -75,7 +75,7 @@ def read_response_format(value: Mapping[str, Any], param: str) -> AnswerFormat:
 
     Args:
         value: OpenAI's object.
-        param: the field that it stands in.
+        param: the field that holds it.
 
     Raises:
         InvalidRequestError: malformed.
@@ -117,14 +117,7 @@ def _from_structured_outputs(value: Mapping[str, Any]) -> AnswerFormat:
 
 
 def _from_kind(kind: str, value: Any, name: str, param: str) -> AnswerFormat:
-    """Reads a value of one of the kinds.
-
-    Args:
-        kind: of `_KINDS`.
-        value: as sent.
-        name: what it is called in messages.
-        param: the field it came from.
-    """
+    """Reads a value of one of the `_KINDS`; error texts call it `name`."""
     if kind == "json_object":
         return AnswerFormat(json_rule({"type": "object"}), None, param)
     if kind == "json":

@@ -22,7 +22,7 @@ from server.wire.shapes.chat import ContentPart
 from server.wire.shapes.fields import JsonObject
 from server.wire.shapes.responses import LOGPROBS, InputItem, ResponsesRequest
 
-# A conversation with all that is kept of it.
+# Items of a whole conversation, those that are kept included.
 MAX_ITEMS = 4096
 REFERENCE = "item_reference"
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

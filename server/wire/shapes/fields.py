@@ -1,4 +1,4 @@
-"""What the fields of requests are made of: bounds, kinds of numbers and texts, and lists that are refused early.
+"""Types of the fields of requests: bounds, kinds of numbers and texts, and lists that are refused early.
 
 An explicit null means the default; a list that is too long is refused before pydantic checks its items.
 """
@@ -22,7 +22,7 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
-# Of all stop strings together: each is looked for in every choice.
+# All stop strings together: each is looked for in every choice.
 MAX_STOP_CHARS_IN_ALL = 4096
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024

@@ -14,7 +14,7 @@ from server.wire.shapes.generation import RequestBody
 from server.wire.shapes.pages import Page
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
-# Of them some are the same line to a client: where generating requests may go.
+# The routes to which the lines of a batch may go.
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MIN_EXPIRY_S = 3600
 MAX_EXPIRY_S = 30 * 86400
@@ -23,10 +23,10 @@ _WINDOW = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 
 
 def window_seconds(window: str) -> int:
-    """Reads a completion window, such as 24h.
+    """Returns the seconds of a completion window such as 24h.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no time of at most 30 days.
     """
     match = _WINDOW.fullmatch(window)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
