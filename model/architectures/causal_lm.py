@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import KVCache
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from model.architectures.causal_lm import CausalLM
-from model.backends.base import Backend, GroupedWeight, LinearKernel
+from model.backends.base import Backend, LinearKernel
+from model.backends.weights import GroupedWeight
 from model.contract.config import ModelConfig
 from model.distributed.ranks import ONE_RANK, Ranks
 from model.distributed.shard import column_parallel, row_parallel

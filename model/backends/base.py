@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from model.adapters.low_rank import LowRankUpdate
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
@@ -24,50 +25,17 @@ MAX_RECORDED_TOKENS = 1024
 HostCopy = Callable[[], list[torch.Tensor]]
 
 
-class GPTQTensors(NamedTuple):
-    """A quantised weight as it is stored; see `model.quantization.gptq`.
-
-    Attributes:
-        qweight: [K / per, N] int32.
-        qzeros: [G, N / per] int32, zeros minus `zero_offset`.
-        scales: [G, N].
-        groups: [K] int64, the group of each input.
-        bits: 4 or 8.
-        zero_offset: 1 in the published layout, 0 in the second one.
-    """
-
-    qweight: torch.Tensor
-    qzeros: torch.Tensor
-    scales: torch.Tensor
-    groups: torch.Tensor
-    bits: int
-    zero_offset: int = 1
-
-    def has_equal_groups(self) -> bool:
-        """Whether all groups have as many inputs."""
-        sizes = torch.bincount(self.groups, minlength=len(self.scales))
-        return bool((sizes * len(self.scales) == len(self.groups)).all())
-
-    def order_by_group(self) -> torch.Tensor | None:
-        """The inputs sorted by group, [K] int64; None where they are sorted as they are stored (no act-order)."""
-        is_sorted = not bool((self.groups[1:] < self.groups[:-1]).any())
-        return None if is_sorted else torch.argsort(self.groups, stable=True)
-
-
 class LowRankTable(Protocol):
     """The low-rank factors that adapters have for one linear layer, by slot."""
 
     def prepare(self, updates: AbstractSequence[LowRankUpdate]) -> tuple[Any, int]:
-        """Lays factors out for the device; changes nothing, so any thread may call it.
-
-        Args:
-            updates: of one adapter, at least one.
+        """Lays the factors of one adapter out for the device; changes nothing, so any thread may call it.
 
         Returns:
-            what `put` takes, and its bytes.
+            What `put` takes, and its bytes.
 
         Raises:
-            AdapterError: a factor is beyond what the activations' type can hold.
+            AdapterError: a factor is beyond what the activations' dtype can hold.
         """
         ...
 
@@ -81,50 +49,9 @@ class LowRankTable(Protocol):
         Args:
             out: [T, N], the layer's own results; may be overwritten.
             x: [T, K].
-            plan: of `Backend.plan_adapters`.
-
-        Returns:
-            [T, N].
+            plan: from `Backend.plan_adapters`.
         """
         ...
-
-
-class GroupedWeight(NamedTuple):
-    """A weight of small integers with a scale, and perhaps an offset, for each group of consecutive inputs.
-
-    `weight[n, k] = scales[n, g] * level + offsets[n, g]` with `g = k // (K / G)`, where the level of a value is
-    `values[n, k] - zero`, or `codes[values[n, k]]`.
-
-    Attributes:
-        values: [N, K] uint8, from 0 to 2 ** bits - 1.
-        scales: [N, G] float32.
-        offsets: the same, or None.
-        bits: 4 or 8.
-        zero: the value whose level is 0: 128 of 8 bits; 8 or 0 of 4 bits.
-        codes: [16] float32 of 4 bits, or None.
-    """
-
-    values: torch.Tensor
-    scales: torch.Tensor
-    offsets: torch.Tensor | None
-    bits: int
-    zero: int
-    codes: torch.Tensor | None = None
-
-    @property
-    def shape(self) -> torch.Size:
-        """N and K."""
-        return self.values.shape
-
-    @property
-    def group_size(self) -> int:
-        """Inputs that share a scale."""
-        return self.values.shape[1] // self.scales.shape[1]
-
-    @property
-    def num_bytes(self) -> int:
-        """Of its tensors."""
-        return sum(t.nbytes for t in (self.values, self.scales, self.offsets) if t is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +100,7 @@ class DecodeGraphs(Protocol):
             sources: for each, where an unknown token is in `last_ids`, else -1.
 
         Returns:
-            logits [S, vocab_size] float32, overwritten by the next run.
+            Logits [S, vocab_size] float32, overwritten by the next run.
         """
         ...
 
@@ -189,7 +116,7 @@ class Steps(Protocol):
             sources: for each, where an unknown token is in `last_ids`, else -1.
 
         Returns:
-            the hidden states of the rows whose logits are needed, [R, hidden_size].
+            The hidden states of the rows whose logits are needed, [R, hidden_size].
         """
         ...
 
@@ -198,13 +125,11 @@ class Backend(Protocol):
     """Device operations. Implementations hold no state of a request; a plan is made anew each step.
 
     Attributes:
-        name: for logs.
         device: where parameters, cache and activations live.
         runs_ahead: whether work is queued, so that the next step can be launched while one runs.
         sample_tokens: picks tokens from logits; None leaves it to the sampler's torch operations.
     """
 
-    name: str
     device: torch.device
     runs_ahead: bool
     sample_tokens: SampleTokens | None
@@ -226,11 +151,7 @@ class Backend(Protocol):
         ...
 
     def measure_step_bytes(self, run: Callable[[], object]) -> int:
-        """Bytes that a step takes while it runs, where that must be set aside; else 0, without running it.
-
-        Args:
-            run: the largest step there can be.
-        """
+        """Bytes that the largest step takes while it runs, where that must be set aside; else 0, without running it."""
         ...
 
     def step_table_bytes(self, config: ModelConfig, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
@@ -242,12 +163,7 @@ class Backend(Protocol):
         ...
 
     def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
-        """Decides how many CPU threads tensor work uses.
-
-        Args:
-            num_threads: what was asked for, or None.
-            weights_bytes: size of the model.
-        """
+        """Sets how many CPU threads tensor work uses; None leaves the choice to the backend."""
         ...
 
     def default_max_num_batched_tokens(self) -> int:
@@ -269,22 +185,17 @@ class Backend(Protocol):
             wide_results: whether results should be float32, unrounded, where that costs nothing.
 
         Returns:
-            a function from [T, K] to [T, N].
+            A function from [T, K] to [T, N].
         """
         ...
 
     def prepare_gptq_linear(
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[LinearKernel, int] | None:
-        """Lays out a quantised weight for multiplying.
-
-        Args:
-            weight: the caller keeps no reference.
-            bias: [N] or None.
-            dtype: of the activations.
+        """Lays out a GPTQ weight, to which the caller keeps no reference, for multiplying activations of a dtype.
 
         Returns:
-            a function from [T, K] to [T, N] and the bytes it holds; None if the caller should expand the weight.
+            A function from [T, K] to [T, N] and the bytes it holds; None if the caller should expand the weight.
         """
         ...
 
@@ -304,9 +215,9 @@ class Backend(Protocol):
             num_inputs: K.
             num_outputs: N.
             num_slots: how many adapters there may be.
-            max_rank: that their factors may have.
-            dtype: of the activations.
-            num_parts: equal parts of the outputs that may be trained apart, each with factors of its own.
+            max_rank: the largest rank of their factors.
+            dtype: dtype of the activations.
+            num_parts: how many equal parts of the outputs may be trained apart, each with factors of its own.
         """
         ...
 
@@ -317,29 +228,13 @@ class Backend(Protocol):
     def prepare_grouped_linear(
         self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
     ) -> tuple[LinearKernel, int] | None:
-        """Lays out a grouped weight for multiplying.
-
-        Args:
-            weight: the caller keeps no reference.
-            bias: [N] or None.
-            dtype: of the activations.
-            wide_results: see `prepare_linear`.
-
-        Returns:
-            as `prepare_gptq_linear`.
-        """
+        """As `prepare_gptq_linear`, for a grouped weight; see `prepare_linear` for `wide_results`."""
         ...
 
     def finish_loading(
         self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int
     ) -> None:
-        """Called once when all weights are placed: whatever must be proved or settled before the first step.
-
-        Args:
-            config: of the checkpoint.
-            dtype: of the activations.
-            cache_dtype: of keys and values.
-            block_size: tokens in a block of the cache.
+        """Proves or settles what must be before the first step; called once, when all weights are placed.
 
         Raises:
             ConfigError: what was asked for does not work on this device.
@@ -354,11 +249,7 @@ class Backend(Protocol):
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds x to the residual (which may be overwritten), and normalises the sum.
-
-        Returns:
-            the normalised sum and the sum, both [T, hidden].
-        """
+        """Adds x to the residual (which may be overwritten); returns the normalised sum and the sum, [T, hidden]."""
         ...
 
     def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -366,12 +257,7 @@ class Backend(Protocol):
         ...
 
     def gated_linear(self, gate: LinearKernel, up: LinearKernel) -> LinearKernel | None:
-        """One call for `silu_mul(gate(x), up(x))`, to the same bits, where that is faster; else None.
-
-        Args:
-            gate: what `prepare_linear`, or another of its kind, returned.
-            up: the same.
-        """
+        """One call for `silu_mul(gate(x), up(x))`, to the same bits, where that is faster; else None."""
         ...
 
     def plan_attention(self, batch: ForwardBatch, cache: KVCache) -> Any:
@@ -384,9 +270,9 @@ class Backend(Protocol):
         Args:
             qkv: [T, sum(qkv_sizes)] of the checkpoint's `AttentionShape`, q, k and v side by side; backends so far
                 serve as many heads of keys and values as of queries.
-            layer: whose cache.
+            layer: the number of the layer, whose cache is used.
             batch: the step.
-            plan: of `plan_attention` for this batch.
+            plan: what `plan_attention` returned for this batch.
 
         Returns:
             [T, num_heads * head_dim].
@@ -401,7 +287,7 @@ class Backend(Protocol):
             with_adapters: whether rows may have adapters.
 
         Returns:
-            what replays them, or None where nothing is gained by it.
+            What replays them, or None where nothing is gained by it.
         """
         ...
 

@@ -8,27 +8,31 @@ they read memory at its full speed for up to 6 rows and are level with oneDNN be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel, LowRankTable
+from model.backends.base import DecodeGraphs, HostCopy, LinearKernel, LowRankTable, StepContext, Steps
 from model.backends.cpu.attention.step_attention import StepAttention, attention_code
 from model.backends.cpu.linears.gated_linear import make_gated_linear
 from model.backends.cpu.linears.gptq_linear import make_gptq_linear, make_grouped_linear
 from model.backends.cpu.linears.packed_linear import make_dense_linear
 from model.backends.cpu.low_rank.table import make_packed_table
 from model.backends.cpu.rows.row_kernels import RowFunctions, row_functions
-from model.backends.huge_pages import CachePages, use_huge_pages
-from model.backends.immediate import ImmediateSteps
+from model.backends.huge_pages import CachePages
 from model.backends.memory import available_cpu_bytes
-from model.backends.torch_attention import GatheredPlan, attention, plan_attention
+from model.backends.onednn_linear import make_onednn_linear
+from model.backends.torch_attention import attention, plan_attention
 from model.backends.torch_low_rank import TorchLowRankTable, plan_adapter_rows
+from model.backends.weights import GPTQTensors, GroupedWeight
+from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
+from model.sampling.sampling_row import SampleTokens
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -37,24 +41,23 @@ _DEFAULT_MAX_CPU_CACHE_BYTES = 4 << 30
 
 _SMALL_MODEL_BYTES = 128 << 20
 
-# oneDNN lays a packed weight out for some expected number of rows; measured flat between 1 and 64.
-_PACK_ROWS_HINT = 16
 
-
-class TorchBackend(ImmediateSteps):
+class TorchBackend:
     """Implements `Backend` with torch, and kernels of our own where they serve.
+
+    It has nothing to queue, record or set aside: each call returns when its work is done.
 
     Args:
         device: the CPU; `TorchDeviceBackend` is for others.
         own_kernels: whether kernels of our own may serve.
     """
 
-    name = "torch"
+    runs_ahead = False
+    sample_tokens: SampleTokens | None = None
 
     def __init__(self, device: torch.device, *, own_kernels: bool = True) -> None:
         self.device = device
         self._own_kernels = own_kernels
-        self._can_pack = device.type == "cpu" and _packed_linear_works()
         self._epsilons: dict[float, torch.Tensor] = {}
         self._cache_pages = CachePages()
 
@@ -70,6 +73,17 @@ class TorchBackend(ImmediateSteps):
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
         """See `Backend`. Half of what is available, at most 4 GiB."""
         return min(available_cpu_bytes() // 2, _DEFAULT_MAX_CPU_CACHE_BYTES)
+
+    def measure_step_bytes(self, run: Callable[[], object]) -> int:
+        """See `Backend`. The cache takes a part of what is free; steps have the rest."""
+        return 0
+
+    def step_table_bytes(self, config: ModelConfig, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
+        """See `Backend`. A step makes what it needs."""
+        return 0
+
+    def release_memory(self) -> None:
+        """See `Backend`. Nothing is kept."""
 
     def set_num_threads(self, num_threads: int | None, weights_bytes: int) -> None:
         """See `Backend`. All cores; but one for small models, whose threads would wait more than they work.
@@ -102,17 +116,7 @@ class TorchBackend(ImmediateSteps):
             packed_linear = make_dense_linear(weight, bias, wide_results=wide_results)
             if packed_linear is not None:
                 return packed_linear
-        if not (self._can_pack and weight.dtype in (torch.bfloat16, torch.float32)):
-            return lambda x: F.linear(x, weight, bias)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS_HINT)
-        use_huge_pages(torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed))
-        linear = torch.ops.mkldnn._linear_pointwise.default
-
-        def apply(x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = linear(x, packed, bias, "none", [], "")
-            return out
-
-        return apply
+        return make_onednn_linear(weight, bias) or (lambda x: F.linear(x, weight, bias))
 
     def prepare_gptq_linear(
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
@@ -146,6 +150,11 @@ class TorchBackend(ImmediateSteps):
     ) -> tuple[LinearKernel, int] | None:
         """See `Backend`. As a GPTQ weight."""
         return make_grouped_linear(weight, bias, dtype, wide_results=wide_results) if self._own_kernels else None
+
+    def finish_loading(
+        self, config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int
+    ) -> None:
+        """See `Backend`. Nothing is left to be settled."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Backend`."""
@@ -196,39 +205,39 @@ class TorchBackend(ImmediateSteps):
         """See `Backend`."""
         return plan.attend(qkv, layer)
 
+    def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> DecodeGraphs | None:
+        """See `Backend`. There is nothing to record."""
+        context.is_on_any_rank(True)
+        return None
+
+    def make_steps(self, context: StepContext, *, is_recorded: bool = True) -> Steps | None:
+        """See `Backend`. A batch is laid out where it is computed, or as for a CPU."""
+        context.is_on_any_rank(True)
+        return None
+
+    def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
+        """See `Backend`. They are there, or waited for when they are read."""
+        return lambda: tensors
+
 
 class _Plan:
-    """Attention of a step: by kernels of our own or by torch, which depends on the activations' type."""
+    """Attention of a step: by kernels of our own or by torch, which depends on the activations' dtype."""
 
     def __init__(self, batch: ForwardBatch, cache: KVCache, own_kernels: bool) -> None:
         self._batch, self._cache, self._own_kernels = batch, cache, own_kernels
-        self._chosen: GatheredPlan | StepAttention | None = None
+        self._attend: Callable[[torch.Tensor, int], torch.Tensor] | None = None
 
     def attend(self, qkv: torch.Tensor, layer: int) -> torch.Tensor:
-        if self._chosen is None:
-            code = attention_code(self._cache, qkv.dtype) if self._own_kernels else None
-            if code is None:
-                self._chosen = plan_attention(self._batch, self._cache)
-            else:
-                self._chosen = StepAttention(code, self._batch, self._cache, qkv.dtype)
-        if isinstance(self._chosen, StepAttention):
-            return self._chosen.attend(qkv, layer)
-        return attention(qkv, layer, self._batch, self._chosen)
+        if self._attend is None:
+            self._attend = self._choose(qkv.dtype)
+        return self._attend(qkv, layer)
 
-
-def _packed_linear_works() -> bool:
-    """Whether torch still has the oneDNN operators we pack with (they are private) and they give F.linear's result."""
-    try:
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(48, 32, generator=generator).bfloat16()
-        x = torch.randn(3, 32, generator=generator).bfloat16()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS_HINT)
-        result = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-        return torch.allclose(result.float(), F.linear(x, weight).float(), rtol=1e-2, atol=1e-2)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
+    def _choose(self, dtype: torch.dtype) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        code = attention_code(self._cache, dtype) if self._own_kernels else None
+        if code is not None:
+            return StepAttention(code, self._batch, self._cache, dtype).attend
+        plan = plan_attention(self._batch, self._cache)
+        return lambda qkv, layer: attention(qkv, layer, self._batch, plan)
 
 
 def require_known_dtype(name: str) -> torch.dtype:

@@ -12,10 +12,11 @@ from collections.abc import Sequence as AbstractSequence
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
-from model.backends.device_memory import available_device_bytes, measure_step_bytes
+from model.backends.base import LinearKernel
+from model.backends.memory import available_device_bytes, measure_step_bytes
 from model.backends.torch_backend import TorchBackend, require_known_dtype
-from model.backends.torch_gptq import TorchGroupedLinear, make_torch_gptq_linear
+from model.backends.torch_quantized import TorchGroupedLinear, make_torch_gptq_linear
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.contract.errors import ConfigError
 from model.sampling.sampling_row import SamplingRow
 from model.sampling.torch_sampling import sample_tokens

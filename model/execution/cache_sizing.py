@@ -6,8 +6,8 @@ import logging
 
 import torch
 
-from model.backends import memory_of_rank
 from model.backends.base import MAX_RECORDED_TOKENS
+from model.backends.devices import memory_of_rank
 from model.contract.attention_windows import num_blocks_kept
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError

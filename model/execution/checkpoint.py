@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model.architectures.causal_lm import CausalLM
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.contract.errors import CheckpointError
 from model.contract.files.weight_files import find_weight_files
 from model.contract.gguf.file import is_gguf, shards

@@ -13,8 +13,9 @@ from model.adapters.loading import load_first, make_store
 from model.adapters.store import AdapterStore
 from model.architectures import make_model
 from model.architectures.causal_lm import CausalLM
-from model.backends import device_of_rank, make_backend, num_threads_of_rank
+from model.backends import make_backend
 from model.backends.base import Backend
+from model.backends.devices import device_of_rank, num_threads_of_rank
 from model.backends.torch_backend import require_known_cache_dtype
 from model.contract.config import ModelConfig
 from model.contract.engine_config import EngineConfig

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.distributed.ranks import Ranks
 from model.distributed.shard import Cut, share_of
 from model.execution.forward_batch import ForwardBatch
-from model.quantization.grouped import expand_rows
+from model.quantization.grouped import StoredRows
 
 
 class Embedding(nn.Module):
@@ -28,32 +28,20 @@ class Embedding(nn.Module):
             torch.empty(vocab_size, hidden_size, dtype=dtype, device="meta"), requires_grad=False
         )
         self._dtype = dtype
-        self._grouped: GroupedWeight | None = None
+        self._rows: StoredRows | None = None
 
     def take_grouped(self, weight: GroupedWeight) -> int:
-        """Keeps rows as they are stored: a step expands the few that it reads. Returns their bytes.
-
-        Values of 4 bits are kept two in a byte: the first half of a row in the low halves.
-        """
-        if weight.bits == 4 and weight.values.shape[1] % 2 == 0:
-            low, high = weight.values.chunk(2, 1)
-            weight = weight._replace(values=low | high << 4)
+        """Keeps rows as they are stored: a step expands the few that it reads. Returns their bytes."""
         self.weight = None
-        self._grouped = weight
-        return weight.num_bytes
+        self._rows = StoredRows(weight)
+        return self._rows.num_bytes
 
     def forward(self, token_ids: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """Maps [T] int64 to [T, hidden_size]; the step is there for what treats its rows differently."""
-        grouped = self._grouped
-        if grouped is None:
-            assert self.weight is not None
-            return F.embedding(token_ids, self.weight)
-        values = grouped.values[token_ids]
-        if grouped.bits == 4:
-            values = torch.cat((values & 15, values >> 4), 1)
-        offsets = None if grouped.offsets is None else grouped.offsets[token_ids]
-        rows = expand_rows(values, grouped.scales[token_ids], offsets, grouped.zero, grouped.codes)
-        return rows.to(self._dtype)
+        if self._rows is not None:
+            return self._rows.expand(token_ids).to(self._dtype)
+        assert self.weight is not None
+        return F.embedding(token_ids, self.weight)
 
 
 class VocabParallelEmbedding(Embedding):

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from model.backends.base import Backend, GroupedWeight, LinearKernel
+from model.backends.base import Backend, LinearKernel
+from model.backends.weights import GroupedWeight
 from model.distributed.shard import Cut, LinearShard
 from model.execution.forward_batch import ForwardBatch
 from model.quantization.grouped import expand

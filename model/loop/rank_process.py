@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
-from model.backends import device_of_rank
+from model.backends.devices import device_of_rank
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import RestartNeededError, StartupError
 from model.contract.messages import EngineFailed, Ping

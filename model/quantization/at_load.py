@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.quantization.grouped import expand_rows
 
 NF4_CODES = (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.contract.errors import CheckpointError
 from model.contract.gguf.file import GGUFTensor, read_gguf
 from model.contract.gguf.tensor_names import checkpoint_name

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.backends.base import Backend, GPTQTensors, LinearKernel
+from model.backends.base import Backend, LinearKernel
+from model.backends.weights import GPTQTensors
 from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.distributed.shard import Cut, LinearShard

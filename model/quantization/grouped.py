@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.distributed.shard import Cut
+from model.quantization.packing import pack_halves, unpack_halves
 
 # float32 products at a time
 _NUMBERS_PER_PASS = 16 << 20
@@ -37,6 +38,27 @@ def expand_rows(
     if offsets is not None:
         levels += offsets[..., None]
     return levels.view(num_rows, -1)
+
+
+class StoredRows:
+    """A grouped weight that stays as small as it is stored: the rows that are read are expanded each time.
+
+    Values of 4 bits lie two in a byte (`pack_halves`).
+
+    Attributes:
+        num_bytes: bytes that it holds.
+    """
+
+    def __init__(self, weight: GroupedWeight) -> None:
+        self._has_halves = weight.bits == 4 and weight.shape[1] % 2 == 0
+        self._weight = weight._replace(values=pack_halves(weight.values)) if self._has_halves else weight
+        self.num_bytes = self._weight.num_bytes
+
+    def expand(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Some rows, a slice or [R] int64, as [R, K] float32."""
+        values, scales, offsets, _, zero, codes = self._weight
+        values = unpack_halves(values[rows]) if self._has_halves else values[rows]
+        return expand_rows(values, scales[rows], None if offsets is None else offsets[rows], zero, codes)
 
 
 def part_of(weight: GroupedWeight, cut: Cut) -> GroupedWeight | None:

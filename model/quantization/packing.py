@@ -1,4 +1,4 @@
-"""Small integers packed into 32-bit words, the first of a word in its lowest bits, as in the published GPTQ layout."""
+"""Small integers packed into 32-bit words as in the published GPTQ layout, or two in a byte."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
     for place in range(per_word):
         words |= parts[:, place] << (place * bits)
     return words
+
+
+def pack_halves(values: torch.Tensor) -> torch.Tensor:
+    """Packs values of 4 bits two in a byte: the first half of each row in the low halves of [R, C / 2] uint8."""
+    low, high = values.chunk(2, 1)
+    return low | high << 4
+
+
+def unpack_halves(packed: torch.Tensor) -> torch.Tensor:
+    """The [R, C] uint8 values that `pack_halves` has packed."""
+    return torch.cat((packed & 15, packed >> 4), 1)

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight
 from model.backends.cuda.gptq_layout import pack, pack_grouped
 from model.backends.cuda.kernels.attention import decode_attention as decode
 from model.backends.cuda.kernels.attention import prefill_attention as prefill
 from model.backends.cuda.kernels.matmul import gptq_matmul as gptq
 from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
 from model.quantization.grouped import expand

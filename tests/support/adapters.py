@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.adapters.reader import read_adapter
-from model.backends.base import GPTQTensors
+from model.backends.weights import GPTQTensors
 from model.contract.config import ModelConfig
 from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import torch
 
-from model.backends import examine_kernels, find_device, make_backend, why_no_kernels
-from model.backends.exam import KernelExam
+from model.backends import make_backend
+from model.backends.devices import find_device, why_no_kernels
+from model.backends.exam import KernelExam, examine_kernels
 from model.contract.config import ModelConfig
 from model.contract.errors import StartupError
 from model.contract.memory_plan import plan_memory

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from model.backends import describe_device, why_no_kernels, why_torch_cannot
+from model.backends.devices import describe_device, why_no_kernels, why_torch_cannot
 from model.backends.huge_pages import use_huge_pages
 from model.backends.memory import available_cpu_bytes
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from model.backends import find_device
+from model.backends.devices import find_device
 from model.contract.config import ModelConfig, QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.json_file import read_json

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.base import LinearKernel
 from model.backends.cpu.attention.step_attention import attention_code
 from model.backends.cpu.linears.gptq_linear import make_gptq_linear
 from model.backends.cpu.linears.packed_linear import make_dense_linear
 from model.backends.exam import KernelExam
 from model.backends.torch_backend import TorchBackend
+from model.backends.weights import GPTQTensors
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight, HostCopy, LinearKernel, LowRankTable
+from model.backends.base import HostCopy, LinearKernel, LowRankTable
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.matmul.gptq_matmul import MAX_ROWS_OF_TILES
 from model.backends.cuda.linear_choice import LinearChoice, time_us_on_device, wide_product, wide_products_work
@@ -25,7 +25,8 @@ from model.backends.cuda.self_check.inputs import KernelShape
 from model.backends.cuda.steps.attention_plan import AttentionPlan, make_plan
 from model.backends.cuda.steps.recorded_steps import RecordedSteps
 from model.backends.cuda.steps.recording import CudaRecorder
-from model.backends.device_memory import available_device_bytes, measure_step_bytes
+from model.backends.memory import available_device_bytes, measure_step_bytes
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.contract.config import ModelConfig
 from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
@@ -48,8 +49,6 @@ class CudaBackend(RecordedSteps):
         batch_invariant: whether a row's result must not depend on what else is in the step: tiles of one size for every
             product, and keys cut into as many parts always. Then every kernel must pass.
     """
-
-    name = "cuda"
 
     def __init__(self, device: torch.device, *, must_pass: bool = False, batch_invariant: bool = False) -> None:
         self.device = device

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model.backends.base import GPTQTensors, GroupedWeight
+from model.backends.weights import GPTQTensors, GroupedWeight
 
 # Words of one output in a tile: 128 inputs at 4 bits, 64 at 8. Half of them where groups are no multiples of a slice.
 _ROWS = 16

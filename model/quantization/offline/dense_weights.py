@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from model.architectures.qwen import is_saved_buffer
-from model.backends.base import GPTQTensors, LinearKernel
+from model.backends.base import LinearKernel
 from model.backends.torch_backend import TorchBackend
+from model.backends.weights import GPTQTensors
 from model.contract.errors import CheckpointError
 from model.contract.files.checkpoint_folder import gguf_in
 from model.contract.files.linears import linear_shapes

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backends import gathered_attention, torch_gptq
-from model.backends.base import GPTQTensors
+from model.backends import gathered_attention, torch_quantized
 from model.backends.gathered_attention import groups_of_like_length
 from model.backends.torch_device_backend import TorchDeviceBackend
-from model.backends.torch_gptq import TorchGPTQLinear, make_torch_gptq_linear
+from model.backends.torch_quantized import TorchGPTQLinear, make_torch_gptq_linear
+from model.backends.weights import GPTQTensors
 from model.contract.sampling_params import SamplingParams
 from model.quantization.gptq import dequantize
 from model.sampling.sampling_row import SamplingRow
@@ -114,7 +114,7 @@ def test_gptq_products_are_those_of_the_expanded_weight(
     order = torch.arange(num_inputs) if linear._order is None else linear._order
     assert torch.equal(linear._expand(slice(0, None)), weight[:, order])
     torch.testing.assert_close(linear(x), F.linear(x, weight, bias), rtol=2e-2, atol=2e-2)
-    monkeypatch.setattr(torch_gptq, "_EXPANDED_BYTES", num_inputs * 2 * 7)
+    monkeypatch.setattr(torch_quantized, "_EXPANDED_BYTES", num_inputs * 2 * 7)
     parts = TorchGPTQLinear(stored, bias, dtype)(x)
     torch.testing.assert_close(parts, linear(x), rtol=2e-2, atol=2e-2)
 

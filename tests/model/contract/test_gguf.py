@@ -16,7 +16,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 
-from model.backends.base import GroupedWeight
+from model.backends.weights import GroupedWeight
 from model.contract.errors import CheckpointError
 from model.contract.files.model_config import read_model_config
 from model.contract.gguf.config import gguf_generation

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends.base import GPTQTensors
 from model.backends.torch_backend import TorchBackend
+from model.backends.weights import GPTQTensors
 from model.contract.config import QuantizationConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.model_config import read_model_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.backends.base import GPTQTensors
+from model.backends.weights import GPTQTensors
 from model.contract.errors import CheckpointError
 from model.quantization.gptq import dequantize
 from model.quantization.offline.gptq_layout import check_shape, pack_linear

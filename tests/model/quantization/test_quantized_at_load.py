@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends.base import GroupedWeight
 from model.backends.cpu.linears import product_kernels
 from model.backends.cpu.linears.gptq_linear import make_grouped_linear
-from model.backends.torch_gptq import TorchGroupedLinear
+from model.backends.torch_quantized import TorchGroupedLinear
+from model.backends.weights import GroupedWeight
 from model.contract.config import QUANTIZED_BITS, ModelConfig
 from model.contract.errors import ConfigError
 from model.contract.files.model_config import read_model_config

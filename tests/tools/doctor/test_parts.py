@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends import find_device
 from model.backends.cpu import exam as cpu_exam
 from model.backends.cpu.exam import examine_cpu
+from model.backends.devices import find_device
 from model.contract.config import ModelConfig
 from tools.doctor import __main__ as doctor
 from tools.doctor import facts, limits

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight, LinearKernel
+from model.backends.base import LinearKernel
 from model.backends.cpu.linears.packed_linear import PackedLinear
 from model.backends.cpu.linears.packing import pack_gptq_words, pack_groups, pack_integers
 from model.backends.cpu.linears.product_ir import BLOCK, INPUTS_PER_VECTOR
 from model.backends.cpu.linears.product_kernels import load_kernels
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.quantization.packing import unpack_rows
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from model.backends.base import GPTQTensors
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack
+from model.backends.weights import GPTQTensors
 from model.contract.config import ModelConfig
 
 _INT32_LIMIT = (1 << 31) - 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from model.backends.base import GroupedWeight
 from model.backends.cuda.gptq_layout import PackedKind, PackedWeight, pack_grouped
 from model.backends.cuda.operations import Operation
 from model.backends.cuda.self_check.inputs import Draw, KernelShape, drawn_gptq_weight
+from model.backends.weights import GroupedWeight
 
 _NUM_OUTPUTS = 72  # of quantised weights
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.base import GPTQTensors
 from model.backends.cpu import jit
 from model.backends.cpu.linears import gptq_linear, product_kernels
 from model.backends.cpu.linears.gptq_linear import make_gptq_linear
 from model.backends.cpu.linears.packed_linear import make_dense_linear
 from model.backends.cpu.linears.packing import aligned_empty, pack_gptq_words, pack_integers
 from model.backends.torch_backend import TorchBackend
+from model.backends.weights import GPTQTensors
 from model.quantization.gptq import dequantize
 from model.quantization.packing import unpack_rows
 from tests.model.quantization.test_gptq import pack_rows

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backends.base import GPTQTensors, GroupedWeight
 from model.backends.cuda import torch_operations
 from model.backends.cuda.gptq_layout import PackedWeight, pack, pack_grouped
 from model.backends.cuda.kernels.matmul import gptq_matmul as gptq
 from model.backends.cuda.kernels.matmul.gptq_dequantize import dequantize as dequantize_packed
+from model.backends.weights import GPTQTensors, GroupedWeight
 from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
 from model.quantization.grouped import expand, moved
