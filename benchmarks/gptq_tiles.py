@@ -104,7 +104,7 @@ def _many_rows(name: str, weights: list[PackedWeight]) -> Iterator[dict[str, Any
     for num_rows in (128, 256, 512):
         x = torch.randn(num_rows, weights[0].in_features, device="cuda").bfloat16()
         calls: dict[str, Callable[[int], object]] = {
-            "tiles": lambda i, x=x: gptq._few_rows(x, weights[i % len(weights)], None, is_fixed=False),
+            "tiles": lambda i, x=x: gptq._few_rows(x, weights[i % len(weights)], None, batch_invariant=False),
             "dequantised": lambda i, x=x: gptq._many_rows(x, weights[i % len(weights)], None),
             "cuBLAS, bf16": lambda i, x=x: torch.nn.functional.linear(x, dense[i % len(dense)]),
         }

@@ -15,7 +15,7 @@ import torch
 from model.architectures.qwen import QWenLMHeadModel
 from model.backends import make_backend
 from model.backends.cuda.backend import CudaBackend
-from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.decode_graphs import CudaDecodeGraphs
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.contract.engine_config import EngineConfig
 from model.contract.files.model_config import read_model_config
@@ -149,9 +149,9 @@ def test_late_copies_change_nothing(tiny_checkpoint: Path, monkeypatch: pytest.M
     requests = random_requests(random.Random(5), 12, 60)
     settings: dict[str, Any] = {"num_blocks": 60, "block_size": 4, "max_model_len": 110, "max_num_batched_tokens": 24}
     expected = run_staggered(drive(tiny_checkpoint, **settings), requests, 2)
-    replay, run_step, copy_to_host = CapturedDecodes.run, CudaSteps.run, CudaBackend.copy_to_host
+    replay, run_step, copy_to_host = CudaDecodeGraphs.run, CudaSteps.run, CudaBackend.copy_to_host
 
-    def late_replay(self: CapturedDecodes, *arguments: Any) -> torch.Tensor:
+    def late_replay(self: CudaDecodeGraphs, *arguments: Any) -> torch.Tensor:
         torch.cuda._sleep(3_000_000)  # some 2 ms
         return replay(self, *arguments)
 
@@ -163,7 +163,7 @@ def test_late_copies_change_nothing(tiny_checkpoint: Path, monkeypatch: pytest.M
         torch.cuda._sleep(1_000_000)
         return copy_to_host(self, tensors)
 
-    monkeypatch.setattr(CapturedDecodes, "run", late_replay)
+    monkeypatch.setattr(CudaDecodeGraphs, "run", late_replay)
     monkeypatch.setattr(CudaSteps, "run", late_step)
     monkeypatch.setattr(CudaBackend, "copy_to_host", late_copy)
     found = run_staggered(drive(tiny_checkpoint, **settings), requests, 2)

@@ -55,7 +55,7 @@ class CudaBackend(RecordedSteps):
         self.runs_ahead = True
         must_pass |= batch_invariant
         self.operations = Operations(device, may_replace=not must_pass)
-        self._must_pass, self._is_fixed = must_pass, batch_invariant
+        self._must_pass, self._batch_invariant = must_pass, batch_invariant
         self._notes = Notes(None)
         self._dtype = torch.bfloat16
         self.sample_tokens: SampleTokens | None = functools.partial(sample_tokens, self.operations)
@@ -108,7 +108,7 @@ class CudaBackend(RecordedSteps):
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
         """See `Backend`. cuBLAS, and for up to four rows a kernel of our own where that is faster."""
-        if self._is_fixed:
+        if self._batch_invariant:
             result = torch.float32 if wide_results else weight.dtype
             tiles = self.operations["tile_matmul"]
             return lambda x: tiles(x, weight, bias, result)
@@ -145,8 +145,8 @@ class CudaBackend(RecordedSteps):
         return functools.partial(self._gptq_matmul, weight, bias), num_bytes
 
     def _gptq_matmul(self, weight: PackedWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-        if self._is_fixed:
-            fixed: torch.Tensor = self.operations["gptq_few_rows"](x, weight, bias, is_fixed=True)
+        if self._batch_invariant:
+            fixed: torch.Tensor = self.operations["gptq_few_rows"](x, weight, bias, batch_invariant=True)
             return fixed
         name = "gptq_one_row" if len(x) == 1 else "gptq_few_rows" if len(x) <= MAX_ROWS_OF_TILES else "gptq_many_rows"
         out: torch.Tensor = self.operations[name](x, weight, bias)
@@ -209,7 +209,7 @@ class CudaBackend(RecordedSteps):
         if batch.attention_plan is not None:
             plan: AttentionPlan = batch.attention_plan
             return plan
-        return make_plan(batch.spans, cache, batch.token_ids.device, self._dtype, is_fixed=self._is_fixed)
+        return make_plan(batch.spans, cache, batch.token_ids.device, self._dtype, batch_invariant=self._batch_invariant)
 
     def attention(self, qkv: torch.Tensor, layer: int, batch: ForwardBatch, plan: AttentionPlan) -> torch.Tensor:
         """See `Backend`."""

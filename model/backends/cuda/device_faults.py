@@ -1,4 +1,4 @@
-"""What went wrong on a device, and whether it still works: a failed launch harms nobody, a wrong address ends all."""
+"""Errors of a device, and whether it survived them: a failed launch harms nobody, a wrong address ends the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HEAD_CHARS, _TAIL_CHARS = 120, 200
 
 
 class BrokenDeviceError(Exception):
-    """Nothing works on the device any more, until the process is another one."""
+    """Nothing works on the device any more in this process."""
 
 
 def require_living_device(device: torch.device, error: Exception) -> None:
@@ -22,7 +22,7 @@ def require_living_device(device: torch.device, error: Exception) -> None:
 
 
 def is_alive(device: torch.device) -> bool:
-    """Whether the device computes."""
+    """Returns whether the device computes."""
     try:
         return float(torch.ones(2, device=device).sum()) == 2.0
     except RuntimeError:
@@ -30,12 +30,12 @@ def is_alive(device: torch.device) -> bool:
 
 
 def is_recording(device: torch.device) -> bool:
-    """Whether a graph is being recorded, in which nothing may be waited for."""
+    """Returns whether a graph is being recorded, in which nothing may wait for the device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the largest magnitude; infinite where one has a NaN and the other has not."""
+    """Returns the largest difference over the largest magnitude; infinite where one has a NaN and the other has not."""
     if found.numel() == 0:
         return 0.0
     found, expected = found.detach().double(), expected.detach().double()
@@ -48,7 +48,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and text of an error, for the log: compilers say what it is first and why last."""
+    """Returns type and text of an error for the log; of a long text the start and the end, where compilers say most."""
     text = " ".join(str(error).split("CUDA kernel errors might be")[0].split())
     if len(text) > _HEAD_CHARS + _TAIL_CHARS:
         text = f"{text[:_HEAD_CHARS]} ... {text[-_TAIL_CHARS:]}"

@@ -112,7 +112,7 @@ def pack(stored: GPTQTensors) -> PackedWeight | None:
 
 
 class PackedKind(NamedTuple):
-    """What a grouped weight compiles into the kernels."""
+    """The traits of a grouped weight that are compiled into the kernels."""
 
     bits: int
     group_size: int
@@ -124,7 +124,7 @@ def pack_grouped(weight: GroupedWeight, *, wide_results: bool = False) -> Packed
     """Packs a weight of another origin than GPTQ.
 
     Args:
-        weight: its groups are of consecutive inputs.
+        weight: a weight whose groups are of consecutive inputs.
         wide_results: see `PackedWeight`.
 
     Returns:
@@ -189,14 +189,14 @@ def _packed(
 
 
 def _in_order(qweight: torch.Tensor, order: torch.Tensor, bits: int) -> torch.Tensor:
-    """The values of the published words, inputs in this order: [N, K] int32."""
+    """Returns the values of the published words, inputs in this order: [N, K] int32."""
     per_word = _WORD_BITS // bits
     shifts = ((order % per_word) * bits).to(torch.int32)[:, None]
     return (qweight[order // per_word] >> shifts).bitwise_and_((1 << bits) - 1).t()
 
 
 def _to_words(values: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
-    """[N, K] int32 values as words dealt out as above: [N, num_tiles * rows] int32."""
+    """Deals [N, K] int32 values out to words as the module says: [N, num_tiles * rows] int32."""
     per_word = _WORD_BITS // bits
     values = torch.nn.functional.pad(values, (0, -values.shape[1] % (rows * per_word)))
     values = values.reshape(len(values), -1, per_word // 2, rows, 2)  # output, tile, place, word, half
@@ -208,7 +208,7 @@ def _to_words(values: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
 
 
 def _common_group_size(sorted_groups: torch.Tensor, num_groups: int) -> int | None:
-    """The size of all groups (the last may be shorter), if 16 sorted inputs in a row never straddle two."""
+    """Returns the size of all groups (the last may be shorter), if no 16 sorted inputs in a row straddle two."""
     counts = torch.bincount(sorted_groups, minlength=num_groups).tolist()
     size = int(counts[0])
     if any(count != size for count in counts[:-1]) or counts[-1] > size:
@@ -217,6 +217,6 @@ def _common_group_size(sorted_groups: torch.Tensor, num_groups: int) -> int | No
 
 
 def _unpack_columns(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """[G, N / per] int32 words to [G, N] int32 values."""
+    """Unpacks [G, N / per] int32 words to [G, N] int32 values."""
     shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32, device=words.device)
     return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).flatten(1)

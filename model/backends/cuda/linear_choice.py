@@ -1,7 +1,7 @@
-"""Which product reads a weight faster when there are up to four rows: cuBLAS's or our own.
+"""Chooses the product that reads a weight faster when there are up to four rows: cuBLAS's or our own.
 
-The two round differently, so which one serves is timed once in the life of a device, not of a process: the choice is
-kept, and two starts answer alike. Where nothing can be kept cuBLAS serves, untimed.
+The two round differently, so they are timed once in the life of a device, not of a process: the choice is kept, and two
+starts answer alike. Where nothing can be kept cuBLAS serves, untimed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _FLUSH_BYTES = 256 << 20
 _REPEATS = 9
 
-# Where the times of so many rows are kept; a number in between goes the way of the next.
+# The section of the notes that keeps the times of so many rows; a number in between uses those of the next.
 _SECTIONS = {
     1: "one row, ours in us, cuBLAS in us",
     2: "2 rows, ours in us, cuBLAS in us",
@@ -86,7 +86,7 @@ class LinearChoice:
             product = self._undecided[name]
             try:
                 times = self._times(num_rows, name, product)
-            except Exception as error:  # a shape that our kernel cannot be compiled for
+            except Exception as error:  # our kernel may not compile for a shape
                 require_living_device(product.weight.device, error)
                 logger.warning("%d rows times %s: cuBLAS, for ours fails: %s", num_rows, name, one_line(error))
                 continue
@@ -162,7 +162,7 @@ def wide_product(weight: torch.Tensor) -> LinearKernel:
 
 
 def wide_products_work(device: torch.device) -> bool:
-    """Whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
+    """Returns whether torch multiplies bfloat16 into float32, which spares logits a rounding and a pass."""
     x, weight = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 32), (48, 32)))
     try:
         wide = wide_product(weight)(x)

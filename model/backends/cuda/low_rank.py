@@ -22,7 +22,7 @@ _MANY_ROWS = 32
 
 
 class AdapterTable(NamedTuple):
-    """Which rows of a step have which adapter.
+    """The rows of a step that have adapters.
 
     Attributes:
         slots: [T] int32, -1 for rows without an adapter and for those of chunks; None where there are no others.

@@ -1,8 +1,8 @@
-"""What was found out about a device and these kernels, kept beside Triton's own files so that two starts agree.
+"""Findings about a device and these kernels, kept beside Triton's own files so that two starts agree.
 
-Two things may not be decided anew at each start: which of two products that round differently is used, and which
-kernel must not be tried again because the device did not survive it. The file's name holds all they depend on, so
-that another driver, device, torch, Triton or kernel starts afresh.
+Two things may not be decided anew at each start: which of two products that round differently serves, and which kernels
+must not be tried again because the device did not survive them. The file's name holds all they depend on, so that
+another driver, device, torch, Triton or kernel starts afresh.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Notes:
         return kept
 
     def can_keep(self) -> bool:
-        """Whether there is a place to keep anything."""
+        """Returns whether there is a place to keep anything."""
         return self.keep("kept", "is", True) is not None
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ class Notes:
 
 
 def device_notes(device: torch.device) -> Notes:
-    """The notes about a CUDA device; a change of anything they depend on gives others."""
+    """Returns the notes about a CUDA device; a change of anything they depend on gives others."""
     properties = torch.cuda.get_device_properties(device)
     versions = [torch.__version__, triton.__version__, str(torch.version.cuda)]
     facts = [properties.name, f"{properties.major}.{properties.minor}", *versions, _source_digest()]
@@ -94,7 +94,7 @@ def device_notes(device: torch.device) -> Notes:
 
 
 def _source_digest() -> str:
-    """A digest of this backend's text."""
+    """Returns a digest of this backend's source text."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

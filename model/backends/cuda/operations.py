@@ -1,4 +1,4 @@
-"""Which operations the backend runs: each a Triton kernel, or torch's own in its place."""
+"""The operations that the backend runs: each a Triton kernel, or torch's own in its place."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ TORCH: dict[str, Operation] = {
     "gptq_many_rows": torch_operations.gptq_matmul,
 }
 
-# A recorded step may not wait for the device, as these do in torch.
+# In torch these wait for the device, which a recorded step may not.
 DECODES_NEED = ("decode_attention",)
 PROMPTS_NEED = ("decode_attention", "prefill_attention")
 
 
 class Operations:
-    """What is in use, by the kernels' names.
+    """The operations in use, by the kernels' names.
 
     The self-check tries a few sizes, and a kernel is compiled anew for some others. What fails to compile or start in
     service is replaced there and then.
@@ -87,7 +87,7 @@ class Operations:
         return self._in_use[name]
 
     def replace(self, name: str, reason: str) -> None:
-        """Has torch do what a kernel cannot."""
+        """Puts torch's operation in a kernel's place."""
         self.replaced[name] = reason
         if name in TORCH:
             self._in_use[name] = TORCH[name]

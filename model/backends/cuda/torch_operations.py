@@ -1,6 +1,6 @@
-"""What each Triton kernel does, in torch: what a kernel is checked against, and what serves where it fails.
+"""The work of each Triton kernel in torch: kernels are checked against it, and it serves where a kernel fails.
 
-Signatures are those of the kernels. Attention reads lengths on the host, so it cannot be part of a CUDA graph.
+Signatures are the kernels' own. Attention reads lengths on the host, so it cannot be part of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def make_decode_inputs(
 def row_matmul(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """See `kernels.matmul.row_matmul.row_matmul`; a reference only, for the library's own product is at hand."""
+    """See `kernels.matmul.row_matmul.row_matmul`; only a reference, for the library's product serves instead."""
     out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     return out.to(dtype or x.dtype)
 

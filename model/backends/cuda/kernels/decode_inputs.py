@@ -1,8 +1,8 @@
-"""What a decode step needs to know of its rows, worked out on the device from a few numbers a sequence.
+"""Works out the inputs of a step's rows on the device, from a few numbers a row.
 
 A CUDA graph reads its inputs from fixed places. The host fills one buffer with four numbers a row and the block tables,
-a copy carries it over, and this kernel, part of the graph, makes the rest: the token (which may be one that the step
-before has just sampled and the host has not seen), where its key goes, its angles, its LogN factor.
+a copy brings it to the device, and this kernel, part of the graph, makes the rest: the token (the step before may have
+just sampled it, so that the host has not seen it), the slot of its key, its angles, its LogN factor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AngleTables(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """Outputs of the kernel; B rows.
+    """Inputs of B rows.
 
     Attributes:
         token_ids: [B] int64.

@@ -37,7 +37,7 @@ def let_successor_start(IS_DEPENDENT: tl.constexpr):
 
 @functools.cache
 def is_supported() -> bool:
-    """Whether the current device can start kernels so."""
+    """Returns whether the current device can start kernels so."""
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.version.cuda is None:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)

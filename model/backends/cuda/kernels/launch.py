@@ -1,4 +1,4 @@
-"""How every kernel is started, and the one place where its launches can be watched.
+"""Starts every kernel, and lets a tool watch the launches.
 
 Kernels are compiled for the arguments they are first called with. `recorded` lets a tool call the public functions
 with tensors that have no storage and learn which kernels, types and configurations a GPU would compile.

@@ -1,4 +1,4 @@
-"""RMSNorm in one pass over a row, with the residual addition before it when there is one."""
+"""RMSNorm in one pass over a row, with the residual addition before it where there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trials and timed calls of kernels are made of: a checkpoint's shapes, and numbers drawn for them.
+"""A checkpoint's shapes, and numbers drawn for them: the inputs of trials and timed calls of kernels.
 
 What is compiled into a kernel (heads, dims, dtypes, tiles) is the checkpoint's own, so that the kernels that will serve
 are the ones that are tried.
@@ -20,7 +20,7 @@ _INT32_LIMIT = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class KernelShape:
-    """What a checkpoint compiles into its kernels.
+    """The traits of a checkpoint that are compiled into its kernels.
 
     Attributes:
         device: the device that the kernels run on.

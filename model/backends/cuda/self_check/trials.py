@@ -1,4 +1,4 @@
-"""What each kernel is tried on: inputs of a small and an odd size, drawn anew from a fixed seed for each contestant."""
+"""The trials of kernels: inputs of a small and an odd size, drawn anew from a fixed seed for kernel and torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from model.backends.cuda.self_check.inputs import Draw, DrawnCache, KernelShape
 
 
 class Trial(NamedTuple):
-    """How a kernel is tried.
+    """A trial of a kernel.
 
     Attributes:
-        run: calls it, or torch's operation, with inputs of a size; returns all that it made.
+        run: calls the kernel, or torch's operation, with inputs of a size; returns all that it made.
         sizes: first a small one.
     """
 

@@ -1,4 +1,4 @@
-"""A call of each kernel as it is in service, with the bytes or operations that bound it; to be timed by the doctor."""
+"""Calls of kernels in sizes of service, with the bytes or operations that bound them, for the doctor to time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.backends.cuda.self_check.inputs import Draw, DrawnCache, KernelShape,
 
 
 class Workload(NamedTuple):
-    """A call, and what it must move or compute at least."""
+    """A call, and the least bytes and operations that it takes."""
 
     run: Callable[[], Any]
     num_bytes: int
@@ -23,7 +23,7 @@ class Workload(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How large the calls are.
+    """Sizes of the calls.
 
     Attributes:
         num_tokens: tokens of a prefill.

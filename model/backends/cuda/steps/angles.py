@@ -1,4 +1,4 @@
-"""Rotary angles on the device, made once: a step gathers them there, and nothing is worked out or sent for it."""
+"""Rotary angles of all positions, made once on the device: a step gathers its own there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def angle_table_bytes(config: ModelConfig, max_model_len: int) -> int:
 
 
 def _alphas(config: ModelConfig, max_model_len: int) -> list[float]:
-    """What `ModelConfig.rope_alpha` is for some length, ascending."""
+    """Returns every value that `ModelConfig.rope_alpha` has for some length, ascending."""
     lengths = {1, max_model_len}
     length = config.seq_length
     while length < max_model_len:

@@ -1,4 +1,4 @@
-"""What attention needs to know of a step, in one copy to the device: which rows decode, which are chunks, and where."""
+"""The plan of a step's attention, in one copy to the device: rows that decode, rows of chunks, places of their keys."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class AttentionPlan:
         decodes: the sequences with one new token, or None.
         num_splits: how many parts the decodes' keys are cut into.
         tiles: the chunks of more tokens, or None.
-        is_fixed: whether keys are always cut into as many parts.
+        batch_invariant: whether keys are always cut into as many parts.
     """
 
     cache: KVCache
     decodes: DecodeRows | None
     num_splits: int
     tiles: PrefillTiles | None
-    is_fixed: bool = False
+    batch_invariant: bool = False
 
     def num_splits_for(self, window: int) -> int:
-        """How many parts the keys are cut into in a layer with a window: no more than it has work for."""
-        return min(self.num_splits, max_num_splits(window)) if window and not self.is_fixed else self.num_splits
+        """Returns how many parts the keys are cut into in a layer with a window: no more than it has work for."""
+        return min(self.num_splits, max_num_splits(window)) if window and not self.batch_invariant else self.num_splits
 
 
 def make_plan(
@@ -49,7 +49,7 @@ def make_plan(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    is_fixed: bool = False,
+    batch_invariant: bool = False,
 ) -> AttentionPlan:
     """Plans a step.
 
@@ -58,7 +58,7 @@ def make_plan(
         cache: keys and values.
         device: gets the numbers.
         dtype: dtype of the queries.
-        is_fixed: whether tiles and parts must not depend on what else is in the step.
+        batch_invariant: whether tiles and parts must not depend on what else is in the step.
     """
     table: list[int] = []
     decodes: list[tuple[int, int, int]] = []  # row, keys, where its blocks begin
@@ -73,7 +73,7 @@ def make_plan(
             chunks.append((row, span.start, span.num_tokens, start))
         row += span.num_tokens
     longest_chunk = max((n for _, _, n, _ in chunks), default=1)
-    block_rows = choose_block_rows(dtype, longest_chunk, is_fixed=is_fixed)
+    block_rows = choose_block_rows(dtype, longest_chunk, batch_invariant=batch_invariant)
     records = tile_records(chunks, block_rows)
     parts = [*(list(column) for column in zip(*decodes, strict=True)), [n for r in records for n in r], table]
     views = iter(_to_device(parts, device))
@@ -84,14 +84,14 @@ def make_plan(
     return AttentionPlan(
         cache=cache,
         decodes=None if rows is None else DecodeRows(*rows, table_view),
-        num_splits=choose_num_splits(len(decodes), num_heads, longest, is_fixed=is_fixed),
+        num_splits=choose_num_splits(len(decodes), num_heads, longest, batch_invariant=batch_invariant),
         tiles=PrefillTiles(tiles.view(-1, 4), table_view, block_rows) if chunks else None,
-        is_fixed=is_fixed,
+        batch_invariant=batch_invariant,
     )
 
 
 def _to_device(parts: list[list[int]], device: torch.device) -> list[torch.Tensor]:
-    """Several lists of numbers as int32 views of one tensor."""
+    """Sends lists of numbers in one tensor; returns int32 views of it."""
     numbers: list[int] = []
     places = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""What lays out decode steps and steps with prompts alike: the fields of a row, its angles, the batch."""
+"""The fields of rows and the batch that is made of them, alike for decode steps and steps with prompts."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class BatchBuilder:
         angles: rotary angles of all positions.
         dtype: dtype of the activations.
         make_inputs: `make_decode_inputs`, or torch's operation in its place.
-        is_fixed: whether tiles and parts of keys must not depend on what else is in the step.
+        batch_invariant: whether tiles and parts of keys must not depend on what else is in the step.
     """
 
     context: StepContext
     angles: Angles
     dtype: torch.dtype
     make_inputs: Callable[..., DecodeInputs] = make_decode_inputs
-    is_fixed: bool = False
+    batch_invariant: bool = False
 
     def num_splits(self, num_seqs: int, max_length: int) -> int:
-        """How many parts the decodes' keys are cut into; see `choose_num_splits`."""
+        """Chooses how many parts the decodes' keys are cut into; see `choose_num_splits`."""
         num_heads = self.context.cache.data.shape[2]
-        return choose_num_splits(num_seqs, num_heads, max_length, is_fixed=self.is_fixed)
+        return choose_num_splits(num_seqs, num_heads, max_length, batch_invariant=self.batch_invariant)
 
     def row_fields(self, span: SequenceSpan, source: int, table_start: int) -> tuple[int, int, int, int]:
-        """The fields of a sequence's last new token, at its first new position; see `decode_inputs.NUM_FIELDS`.
+        """Returns the fields of a sequence's last new token, at its first new position; see `decode_inputs.NUM_FIELDS`.
 
         Args:
             span: the sequence's share of the step.
@@ -58,7 +58,7 @@ class BatchBuilder:
         return token, span.start, self.angles.rows[span.rope_alpha], table_start
 
     def blocks(self, span: SequenceSpan) -> list[int]:
-        """The blocks that hold a sequence's keys once the step has run."""
+        """Returns the blocks that hold a sequence's keys once the step has run."""
         return span.block_table[: -(-span.context_len // self.context.cache.block_size)]
 
     def row_inputs(self, fields: torch.Tensor, table: torch.Tensor) -> DecodeInputs:
@@ -101,6 +101,6 @@ class BatchBuilder:
             slots=inputs.slots,
             logit_rows=inputs.slots[:0],  # the caller has them
             block_size=cache.block_size,
-            attention_plan=AttentionPlan(cache, decodes, num_splits, tiles, self.is_fixed),
+            attention_plan=AttentionPlan(cache, decodes, num_splits, tiles, self.batch_invariant),
             adapter_plan=adapter_plan,
         )

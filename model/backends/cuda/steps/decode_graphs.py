@@ -1,7 +1,7 @@
-"""Decode steps as CUDA graphs: recorded once for some batch sizes, replayed without allocation or a word from the host.
+"""Decode steps as CUDA graphs: recorded once for some batch sizes, replayed without allocation or launches by the host.
 
 A step of n sequences runs in the graph of the next batch size; its surplus rows have position -1: they attend to
-nothing, write nothing to the cache, and their logits are not looked at. What a graph reads lies in fixed places.
+nothing, write nothing to the cache, and nobody reads their logits. A graph reads its inputs from fixed places.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.execution.forward_batch import SequenceSpan
 _BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
-class CapturedDecodes:
+class CudaDecodeGraphs:
     """Implements `model.backends.base.DecodeGraphs`.
 
     Args:
@@ -67,7 +67,7 @@ class CapturedDecodes:
         return max(self.batch_sizes, default=0)
 
     def _decode(self, batch_size: int) -> torch.Tensor:
-        """What is recorded: the step, from the numbers in the fixed buffer to logits [batch_size, vocab_size]."""
+        """Runs the step that is recorded, from the numbers in the fixed buffer to logits [batch_size, vocab_size]."""
         builder, numbers = self._builder, self._numbers
         table = numbers[self._table_start :]
         inputs = builder.row_inputs(numbers[: batch_size * NUM_FIELDS].view(batch_size, NUM_FIELDS), table)

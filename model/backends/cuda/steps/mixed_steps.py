@@ -1,4 +1,4 @@
-"""Steps of any kind: laid out on the device from one copy, and replayed from a CUDA graph where they are short.
+"""Steps of prompts and decodes, laid out on the device from one copy; short ones are replayed from CUDA graphs.
 
 Launching the 300 to 500 kernels of a step takes Python 6 to 20 ms. A long prompt keeps the device busy for longer than
 that; a short one, alone or beside decodes, does not, and everybody in the step waits for Python. So steps are recorded
@@ -40,7 +40,7 @@ _TILE_FIELDS = 4
 
 
 class StepSize(NamedTuple):
-    """What is fixed in a step's layout.
+    """The fixed numbers of a step's layout.
 
     Attributes:
         num_tokens: rows.
@@ -124,7 +124,7 @@ class CudaSteps:
         return sizes
 
     def _block_rows(self, longest_chunk: int) -> int:
-        return choose_block_rows(self._builder.dtype, longest_chunk, is_fixed=self._builder.is_fixed)
+        return choose_block_rows(self._builder.dtype, longest_chunk, batch_invariant=self._builder.batch_invariant)
 
     def _set_numbers(self, size: StepSize, has_sequences: bool) -> int:
         """Lays out a decode and a chunk, or nothing; their keys go to blocks that nothing has been written to."""
@@ -214,7 +214,7 @@ class CudaSteps:
         return self._staged.on_device[first : first + len(logit_rows)]
 
     def _run_recorded(self, size: StepSize) -> torch.Tensor:
-        """What is recorded; all sizes leave their hidden states in one place."""
+        """Runs a step that is recorded; all sizes leave their hidden states in one place."""
         num_seqs = min(size.num_decodes, _DECODES_TO_SPLIT_FOR)
         batch = self._batch(size, self._builder.num_splits(num_seqs, self._context.max_model_len), ())
         hidden = self._context.forward(batch)
@@ -225,7 +225,7 @@ class CudaSteps:
         return self._result[: size.num_tokens]
 
     def _batch(self, size: StepSize, num_splits: int, spans: AbstractSequence[SequenceSpan]) -> ForwardBatch:
-        """The step whose numbers are on the device, or are to be there."""
+        """Makes the batch of the numbers on the device, which may be sent later."""
         numbers = self._staged.on_device
         table = numbers[size.table_start :]
         inputs = self._builder.row_inputs(numbers[: size.tiles_start].view(-1, NUM_FIELDS), table)

@@ -15,7 +15,7 @@ from model.backends.cuda.operations import DECODES_NEED, PROMPTS_NEED, Operation
 from model.backends.cuda.self_check.check import noted_fault
 from model.backends.cuda.steps.angles import Angles, angle_table_bytes
 from model.backends.cuda.steps.batch_builder import BatchBuilder
-from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.decode_graphs import CudaDecodeGraphs
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.cuda.steps.recording import NoRecorder, Recorder, out_of_step
 from model.contract.config import ModelConfig
@@ -23,12 +23,12 @@ from model.distributed.ranks import OutOfStepError
 
 logger = logging.getLogger(__name__)
 
-# How the notes call recording steps, beside the kernels.
+# The name of recording among the kernels' names in the notes.
 _RECORDING = "recording of decode steps"
 
 
 class RecordedSteps:
-    """What the CUDA backend answers to what `Backend` asks about steps.
+    """The methods of the CUDA backend that make steps; see `Backend`.
 
     Attributes:
         device: the device that runs the steps.
@@ -39,7 +39,7 @@ class RecordedSteps:
     operations: Operations
     _notes: Notes
     _dtype: torch.dtype
-    _is_fixed: bool
+    _batch_invariant: bool
     _recorder: Recorder | None = None
     _angles: Angles | None = None
 
@@ -48,13 +48,13 @@ class RecordedSteps:
         block_table_bytes = 4 * max_num_seqs * -(-max_model_len // block_size)
         return angle_table_bytes(config, max_model_len) + 3 * block_table_bytes
 
-    def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> CapturedDecodes | None:
+    def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> CudaDecodeGraphs | None:
         """See `Backend`."""
         is_hindered = self._recorder is None or self._cannot_record("decode steps", DECODES_NEED)
         if context.is_on_any_rank(is_hindered) or self._recorder is None:
             return None
         try:
-            return CapturedDecodes(self._builder(context), self._recorder, with_adapters=with_adapters)
+            return CudaDecodeGraphs(self._builder(context), self._recorder, with_adapters=with_adapters)
         except BrokenDeviceError as error:
             raise noted_fault(self._notes, _RECORDING, error) from error
         except OutOfStepError:
@@ -90,10 +90,10 @@ class RecordedSteps:
         if self._angles is None:
             self._angles = Angles.make(context.config, context.max_model_len, self.device)
         make_inputs = self.operations["make_decode_inputs"]
-        return BatchBuilder(context, self._angles, self._dtype, make_inputs, self._is_fixed)
+        return BatchBuilder(context, self._angles, self._dtype, make_inputs, self._batch_invariant)
 
     def _cannot_record(self, what: str, needed: tuple[str, ...]) -> bool:
-        """Whether something that is known already stands against recording such steps; says so."""
+        """Returns whether something known forbids recording such steps, and logs it."""
         replaced = [name for name in needed if name in self.operations.replaced]
         reason = f"torch does the work of {', '.join(replaced)}" if replaced else self._notes.read("faults", _RECORDING)
         if reason:

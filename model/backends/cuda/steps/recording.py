@@ -1,6 +1,6 @@
-"""Recording steps as CUDA graphs: what records, in which order, what is proved of each, and what happens when it fails.
+"""Records steps as CUDA graphs, ascending in size, and holds each replay to the numbers of the step itself.
 
-Everything but the recording itself runs on a CPU too, so that tests can hold it to its word.
+Everything but the recording itself runs on a CPU too, for tests.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from model.distributed.ranks import OutOfStepError
 
 logger = logging.getLogger(__name__)
 
-# Recording stops here; sizes it did not come to run as any other step.
+# Recording stops after this; sizes it did not come to are launched kernel by kernel.
 MAX_CAPTURE_S = 90.0
 
-# The same kernels on the same numbers; a library may choose another algorithm while it is recorded.
+# The kernels and numbers are the same, but a library may choose another algorithm while it is recorded.
 _MAX_REPLAY_ERROR = 0.02
 
 Size = TypeVar("Size", bound=Hashable)
@@ -182,14 +182,14 @@ class Recordings(Generic[Size]):
 
 
 def out_of_step(what: str, error: Exception) -> OutOfStepError:
-    """What to raise where a rank cannot record what the others do."""
+    """Returns the error to raise where a rank cannot record what the others do."""
     return OutOfStepError(
         f"{what} cannot be recorded on every rank ({one_line(error)}); start with --no-cuda-graphs"
     )
 
 
 def sizes_up_to(highest: int, sizes: AbstractSequence[int]) -> list[int]:
-    """The sizes below the highest, and the highest."""
+    """Returns the sizes below the highest, and the highest."""
     return [*(size for size in sizes if size < highest), highest]
 
 

@@ -24,7 +24,7 @@ from model.backends.cuda.steps import recording
 from model.backends.cuda.steps.angles import Angles, angle_table_bytes
 from model.backends.cuda.steps.attention_plan import make_plan
 from model.backends.cuda.steps.batch_builder import BatchBuilder
-from model.backends.cuda.steps.decode_graphs import CapturedDecodes
+from model.backends.cuda.steps.decode_graphs import CudaDecodeGraphs
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig
@@ -191,8 +191,8 @@ def context_of(model: FakeModel, max_model_len: int = 60, **changes: Any) -> Ste
     return StepContext(model, lambda rows: rows, CONFIG, cache, torch.arange(50, 56), max_model_len, 16, **changes)
 
 
-def capture(model: FakeModel, recorder: FakeRecorder, **options: Any) -> CapturedDecodes:
-    return CapturedDecodes(BatchBuilder(context_of(model), ANGLES, torch.float32), recorder, **options)
+def capture(model: FakeModel, recorder: FakeRecorder, **options: Any) -> CudaDecodeGraphs:
+    return CudaDecodeGraphs(BatchBuilder(context_of(model), ANGLES, torch.float32), recorder, **options)
 
 
 def test_recorded_rows_have_their_adapters(model: FakeModel) -> None:

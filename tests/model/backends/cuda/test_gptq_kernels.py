@@ -80,11 +80,11 @@ def test_tiles_of_one_size(device: torch.device, bits: int, group_size: int, dty
     """To the bit the same for a row alone and among any number of others, and as exact."""
     layer = Layer(bits, group_size, device)
     x = torch.randn(37, 320).to(dtype).to(device)
-    together = gptq.gptq_matmul(x, layer.packed, None, is_fixed=True)
+    together = gptq.gptq_matmul(x, layer.packed, None, batch_invariant=True)
     exact = F.linear(x.double().cpu(), layer.expected.double())
     torch.testing.assert_close(together.double().cpu(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     for rows in (slice(0, 1), slice(5, 6), slice(11, 30)):
-        assert torch.equal(gptq.gptq_matmul(x[rows], layer.packed, None, is_fixed=True), together[rows])
+        assert torch.equal(gptq.gptq_matmul(x[rows], layer.packed, None, batch_invariant=True), together[rows])
 
 
 @pytest.mark.parametrize(("bits", "group_size", "dtype", "is_symmetric", "has_act_order"), CASES[:2] + CASES[5:])

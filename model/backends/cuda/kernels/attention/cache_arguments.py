@@ -1,4 +1,4 @@
-"""How kernels of attention are handed one layer's part of the KV cache."""
+"""The arguments by which kernels of attention get one layer's part of the KV cache."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Attention of one query row a sequence over its paged keys: split over the keys, then merged.
 
-Reading the cache is all that counts here. The keys of a sequence are cut into as many parts as it takes to give every
-multiprocessor work even at batch 1; the number of parts is fixed at launch (a CUDA graph cannot change it), their
-length follows the context, which is read on the device. The arithmetic is plain float32 on vectors: one row against a
+Reading the cache takes nearly all the time. The keys of a sequence are cut into as many parts as it takes to give every
+multiprocessor work even at batch 1; the number of parts is fixed at launch (a CUDA graph cannot change it), and their
+length follows the context, which the device reads. The arithmetic is plain float32 on vectors: one row against a
 tile would leave fifteen sixteenths of a tensor core's product unused, and the tile would have to pass through shared
 memory.
 """
@@ -34,7 +34,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class DecodeRows(NamedTuple):
-    """Which rows of a step are decodes, and where their keys are.
+    """The rows of a step that are decodes, and the places of their keys.
 
     Attributes:
         rows: [B] int32, the row of the step's queries, and of its output; -1 for none.
@@ -55,10 +55,10 @@ def _merge(
     first, num_splits,
     HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SPLITS: tl.constexpr, SPLITS_AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The output of one head from its parts, [BLOCK_DIM] float32."""
+    """Adds up the output of one head from its parts, [BLOCK_DIM] float32."""
     dims = tl.arange(0, BLOCK_DIM)
     all_splits = tl.arange(0, BLOCK_SPLITS)
-    # Not from the first-level cache, which may know what another step left there.
+    # Bypasses the first-level cache, which may hold what another step left there.
     all_log_sums = tl.load(
         log_sum_ptr + first + all_splits, mask=all_splits < num_splits, other=float("-inf"), cache_modifier=".cg"
     )
@@ -72,7 +72,7 @@ def _merge(
         log_sums = tl.load(
             log_sum_ptr + first + splits, mask=splits < num_splits, other=float("-inf"), cache_modifier=".cg"
         )
-        # Parts that had no keys were not written: what is there may be anything, so it is not read.
+        # Parts that had no keys were not written, so their memory may hold anything and is not read.
         mask = (log_sums > float("-inf"))[:, None] & (dims < HEAD_DIM)[None, :]
         places = partial_ptr + (first + splits)[:, None] * HEAD_DIM + dims[None, :]
         parts = tl.load(places, mask=mask, other=0.0, cache_modifier=".cg")
@@ -157,7 +157,7 @@ def _decode_attention_kernel(
         tl.store(partial_ptr + index * HEAD_DIM + dims, out, mask=dim_mask & (first < last))
         log_sum = tl.where(is_empty, float("-inf"), highest + tl.log2(total))
         tl.store(log_sum_ptr + index, log_sum)
-        # Who comes last merges all parts, in their order; after the barrier what all threads found is written.
+        # The last program merges all parts, in their order; after the barrier all threads' results are written.
         tl.debug_barrier()
         if tl.atomic_add(num_done_ptr + pair, 1, sem="acq_rel") == num_splits - 1:
             tl.store(num_done_ptr + pair, 0)
@@ -166,16 +166,16 @@ def _decode_attention_kernel(
             tl.store(places, merged.to(out_ptr.dtype.element_ty), mask=dim_mask)
 
 
-def choose_num_splits(num_seqs: int, num_heads: int, max_length: int, *, is_fixed: bool = False) -> int:
-    """How many parts the keys are cut into.
+def choose_num_splits(num_seqs: int, num_heads: int, max_length: int, *, batch_invariant: bool = False) -> int:
+    """Chooses how many parts the keys are cut into.
 
     Args:
         num_seqs: sequences of the launch.
         num_heads: heads of the model.
         max_length: the longest sequence that the launch may see.
-        is_fixed: whether the number must not depend on the step.
+        batch_invariant: whether the number must not depend on the step.
     """
-    if is_fixed:
+    if batch_invariant:
         return _FIXED_SPLITS
     wanted = -(-_TARGET_PROGRAMS // max(1, num_seqs * num_heads))
     # At large batches a few parts remain: one long context among short ones would run on alone otherwise.
@@ -184,7 +184,7 @@ def choose_num_splits(num_seqs: int, num_heads: int, max_length: int, *, is_fixe
 
 
 def max_num_splits(num_keys: int) -> int:
-    """The most parts that so many keys are cut into."""
+    """Returns the most parts that so many keys are cut into."""
     return max(1, min(_MAX_SPLITS, -(-num_keys // _MIN_SPLIT_TOKENS)))
 
 

@@ -19,10 +19,10 @@ from model.backends.cuda.kernels.dependent_launch import let_successor_start, wa
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-# Below any score; a power of 2 of what is less, less this, is 0.
+# Below any score: 2 to the power of -inf less this is 0, where -inf less -inf would be NaN.
 _LEAST = tl.constexpr(-1e30)
 
-# Few, as each is a kernel to compile; in float32 larger ones spill.
+# Rows of a tile: in half precision, and in float32, where larger ones spill. Each size is a kernel to compile.
 BLOCK_ROWS = {True: (16, 64, 128), False: (16,)}
 
 
@@ -43,7 +43,7 @@ class PrefillTiles(NamedTuple):
 
 @triton.jit
 def _blocks_at(table, first_key, last_key, BLOCKS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """The numbers of the blocks of a tile of keys, [BLOCKS]."""
+    """Loads the numbers of the blocks of a tile of keys, [BLOCKS]."""
     places = first_key // BLOCK_SIZE + tl.arange(0, BLOCKS)
     return tl.load(table + places, mask=places * BLOCK_SIZE < last_key, other=0)
 
@@ -167,7 +167,7 @@ def _prefill_kernel(
         BLOCK_KEYS, BLOCK_DIM, PRECISION,
     )  # fmt: skip
     first_key = num_seen_by_all
-    if HAS_WINDOW:  # of which none may be in the window of any row
+    if HAS_WINDOW:  # the window of no row may reach back so far
         first_key = tl.maximum(first_key, first_seen // BLOCK_KEYS * BLOCK_KEYS)
     out, highest, total = _attend_keys(
         out, highest, total, query, first_key, first_position + num_rows, row_positions, first_seen, window, keys_ptr,
@@ -199,16 +199,16 @@ def tile_records(chunks: Iterable[tuple[int, int, int, int]], block_rows: int) -
     return records
 
 
-def choose_block_rows(dtype: torch.dtype, longest_chunk: int, *, is_fixed: bool = False) -> int:
-    """Rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks.
+def choose_block_rows(dtype: torch.dtype, longest_chunk: int, *, batch_invariant: bool = False) -> int:
+    """Chooses the rows of a query tile: 128 keeps the tensor cores fed, fewer waste less on short chunks.
 
     Args:
         dtype: dtype of the queries.
         longest_chunk: rows of the step's longest chunk.
-        is_fixed: whether the number must not depend on the step.
+        batch_invariant: whether the number must not depend on the step.
     """
     sizes = BLOCK_ROWS[dtype != torch.float32]
-    return next((size for size in sizes if size >= longest_chunk and not is_fixed), sizes[-1])
+    return next((size for size in sizes if size >= longest_chunk and not batch_invariant), sizes[-1])
 
 
 def prefill_attention(

@@ -1,4 +1,4 @@
-"""Packed integers to numbers: inside other kernels, and a slice of a weight at a time for cuBLAS to multiply."""
+"""Turns packed integers into numbers: inside other kernels, and a slice of a weight at a time for cuBLAS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.backends.cuda.kernels.launch import launch
 
 @triton.jit
 def signed_values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
-    """Integers less their zero (which broadcasts) at one place of the words, float32 and exact, without conversion.
+    """Returns the integers at a place of the words less their zero, float32 and exact, by no conversion instruction.
 
     The value's bits are left where they stand in the word and made part of the mantissa of 2 ** 23. Places that would
     reach into the exponent take one shift of the word, which all of them share.
@@ -31,7 +31,7 @@ def signed_values(words, zeros, PLACE: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def levels(words, zeros, codes_ptr, PLACE: tl.constexpr, BITS: tl.constexpr, HAS_CODES: tl.constexpr):
-    """What the values at one place of the words stand for before they are scaled, float32."""
+    """Returns the levels that the values at one place of the words stand for, float32; they are scaled later."""
     if HAS_CODES:
         return tl.load(codes_ptr + ((words >> (PLACE * BITS)) & ((1 << BITS) - 1)))
     else:
@@ -51,7 +51,7 @@ _PAIR = """{{
 _BF16_PAIR = tl.constexpr(_PAIR.format(magic="0x43004300", one="0x3f803f80", type="bf16"))
 _FP16_PAIR = tl.constexpr(_PAIR.format(magic="0x64006400", one="0x3c003c00", type="f16"))
 
-# How `pair_of_values` goes about it.
+# The numbers that `pair_of_values` makes.
 IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -59,9 +59,9 @@ IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.const
 def pair_of_values(
     words, zeros, codes_ptr, PLACE: tl.constexpr, BITS: tl.constexpr, HAS_CODES: tl.constexpr, UNPACKING: tl.constexpr
 ):
-    """What the values at a place of the words, and half a word further on, stand for before they are scaled.
+    """Returns the levels of the values at a place of the words, and of those half a word further on.
 
-    UNPACKING says in which numbers: float32, or (4 bits without codes) two at a time in bfloat16 or float16.
+    UNPACKING says in which numbers they are: float32, or (4 bits without codes) two at a time in bfloat16 or float16.
     """
     if UNPACKING == IN_FLOAT32:
         low = levels(words, zeros, codes_ptr, PLACE, BITS, HAS_CODES)
@@ -83,7 +83,7 @@ def pair_of_values(
 
 @triton.jit
 def load_zeros(zeros_ptr, group, out_features, columns, mask, HAS_ZEROS: tl.constexpr, BITS: tl.constexpr):
-    """The zeros of groups, float32; where none are stored, the middle of the range."""
+    """Loads the zeros of groups, float32; where none are stored, the middle of the range."""
     if HAS_ZEROS:
         return tl.load(zeros_ptr + group * out_features + columns, mask=mask, other=0).to(tl.float32)
     else:

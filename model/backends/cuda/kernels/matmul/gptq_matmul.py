@@ -5,7 +5,7 @@ Two ways, by the number of rows:
   float32 once a group; less is rounded than in a dequantised weight. One row goes the same way: with tensor cores a
   weight costs a thread two instructions and a half, with plain multiply-adds four.
 - more: slices of the weight are dequantised into a buffer that stays in the L2 cache, for cuBLAS to multiply.
-The first splits the inputs over programs; which of them comes last adds the parts, in a fixed order.
+The first splits the inputs over programs; the last one to finish adds the parts, in a fixed order.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from model.backends.cuda.kernels.matmul.gptq_tile_kernel import tile_kernel
 # From here on a product is bound by arithmetic, and cuBLAS's is worth a pass over the weight.
 MAX_ROWS_OF_TILES = 256
 
-# More than these are put in the order of the weight's inputs beforehand, not value by value as they are read.
+# More rows than these are permuted beforehand, not value by value as they are read.
 _MAX_ROWS_TO_GATHER = 16
 
-# What is dequantised at a time: a fraction of an H200's 50 MB of L2.
+# Bytes that are dequantised at a time: a fraction of an H200's 50 MB of L2.
 _SLICE_BYTES = 24 << 20
 
-# Adding up what a program leaves takes longer than a few steps more.
+# Adding up a part takes longer than a few steps more.
 _MAX_SPLITS = 16
 _MIN_STEPS_PER_SPLIT = 4
 
@@ -45,7 +45,7 @@ _UNPACKING: dict[torch.dtype, int] = {torch.bfloat16: IN_BFLOAT16.value, torch.f
 
 
 class Tiles(NamedTuple):
-    """How a product is cut up.
+    """The tiles that a product is cut into.
 
     Attributes:
         warp_tiles: the number of warps where each takes tiles of its own, 0 where they share one.
@@ -78,12 +78,12 @@ def choose_tiles(num_rows: int, out_features: int, dtype: torch.dtype) -> Tiles:
 
 
 def choose_num_splits(num_warps: int, num_steps: int, wanted_warps: int) -> int:
-    """How many parts the inputs are cut into, given the warps there are without."""
+    """Chooses how many parts the inputs are cut into, given the warps of one part."""
     return max(1, min(_MAX_SPLITS, num_steps // _MIN_STEPS_PER_SPLIT, -(-wanted_warps // num_warps)))
 
 
 def gptq_matmul(
-    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool = False
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, batch_invariant: bool = False
 ) -> torch.Tensor:
     """Multiplies with a quantised weight.
 
@@ -91,16 +91,16 @@ def gptq_matmul(
         x: [T, K], contiguous rows.
         weight: [N, K].
         bias: [N] or None.
-        is_fixed: whether tiles and parts must not depend on the number of rows.
+        batch_invariant: whether tiles and parts must not depend on the number of rows.
 
     Returns:
         [T, N], dtype of x, or float32 where the weight asks for it.
     """
     if x.stride(1) != 1:
         x = x.contiguous()
-    if x.shape[0] > MAX_ROWS_OF_TILES and not is_fixed:
+    if x.shape[0] > MAX_ROWS_OF_TILES and not batch_invariant:
         return _many_rows(x, weight, bias)
-    return _few_rows(x, weight, bias, is_fixed=is_fixed)
+    return _few_rows(x, weight, bias, batch_invariant=batch_invariant)
 
 
 def _result_dtype(x: torch.Tensor, weight: PackedWeight) -> torch.dtype:
@@ -108,20 +108,22 @@ def _result_dtype(x: torch.Tensor, weight: PackedWeight) -> torch.dtype:
 
 
 def _unpacking(x: torch.Tensor, weight: PackedWeight) -> int:
-    """Triton's interpreter knows no assembly."""
+    """Chooses how values are unpacked; Triton's interpreter knows no assembly."""
     if weight.bits != 4 or weight.codes is not None or os.environ.get("TRITON_INTERPRET") == "1":
         return _IN_FLOAT32
     return _UNPACKING.get(x.dtype, _IN_FLOAT32)
 
 
-def _few_rows(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, is_fixed: bool) -> torch.Tensor:
+def _few_rows(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, *, batch_invariant: bool
+) -> torch.Tensor:
     num_rows, out_features, permutation = x.shape[0], weight.out_features, weight.permutation
     if permutation is not None and num_rows > _MAX_ROWS_TO_GATHER:
         x, permutation = x.index_select(1, permutation), None
-    tiles = choose_tiles(16 if is_fixed else num_rows, out_features, x.dtype)
+    tiles = choose_tiles(16 if batch_invariant else num_rows, out_features, x.dtype)
     num_column_blocks = triton.cdiv(out_features, tiles.columns)
     num_token_blocks = triton.cdiv(num_rows, tiles.tokens)
-    num_warps = num_column_blocks * (1 if is_fixed else num_token_blocks) * tiles.num_warps
+    num_warps = num_column_blocks * (1 if batch_invariant else num_token_blocks) * tiles.num_warps
     num_steps = triton.cdiv(weight.num_tiles, max(1, tiles.warp_tiles))
     steps_per_split = triton.cdiv(num_steps, choose_num_splits(num_warps, num_steps, tiles.wanted_warps))
     num_splits = triton.cdiv(num_steps, steps_per_split)

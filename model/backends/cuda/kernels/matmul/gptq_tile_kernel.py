@@ -1,6 +1,6 @@
 """The kernel of products with quantised weights: tiles of words times tiles of rows, on tensor cores.
 
-It knows tiles of words (see `gptq_layout`) and numbers of programs; which tiles serve is `gptq_matmul`'s business.
+It knows tiles of words (see `gptq_layout`) and numbers of programs; `gptq_matmul` chooses the tiles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model.backends.cuda.kernels.matmul.gptq_dequantize import load_zeros, pair_
 @triton.jit
 def _slice_of(words, zeros, codes_ptr, PLACE: tl.constexpr, BITS: tl.constexpr, HAS_CODES: tl.constexpr,
               UNPACKING: tl.constexpr):  # fmt: skip
-    """The values of one slice, [..., word, half]."""
+    """Returns the values of one slice, [..., word, half]."""
     low, high = pair_of_values(words, zeros, codes_ptr, PLACE, BITS, HAS_CODES, UNPACKING)
     return tl.join(low, high)
 
@@ -23,7 +23,7 @@ def _slice_of(words, zeros, codes_ptr, PLACE: tl.constexpr, BITS: tl.constexpr, 
 @triton.jit
 def _slices_of(words, zeros, codes_ptr, PLACE: tl.constexpr, NUM_SLICES: tl.constexpr, BITS: tl.constexpr,
                HAS_CODES: tl.constexpr, UNPACKING: tl.constexpr):  # fmt: skip
-    """One, two or four slices from PLACE on, as an operand: [outputs, inputs], or with an axis in front."""
+    """Returns one, two or four slices from PLACE on as an operand, [outputs, inputs], or with an axis in front."""
     first = _slice_of(words, zeros, codes_ptr, PLACE, BITS, HAS_CODES, UNPACKING)
     if NUM_SLICES == 1:
         values = first
@@ -68,11 +68,11 @@ def tile_kernel(
     HAS_BIAS: tl.constexpr, UNPACKING: tl.constexpr, ROWS: tl.constexpr, WARP_TILES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRECISION: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs by tokens, scaled once a group; of the programs that share outputs the last adds up all their sums.
+    """Multiplies outputs by tokens, scaled once a group; of the programs that share outputs the last adds up all sums.
 
     The weight is the first operand, so that what is unpacked in registers need not go through shared memory. With
-    WARP_TILES, one for each warp, a step is so many tiles and each warp works alone on one of them, to the end: the way
-    for few rows. With 0 all warps share a tile.
+    WARP_TILES, one for each warp, a step is so many tiles and each warp works alone on one of them, to the end: this
+    serves few rows. With 0 all warps share a tile.
     """
     SLICE: tl.constexpr = 2 * ROWS  # inputs: of each word the two values at a place and half a word further on
     NUM_SLICES: tl.constexpr = 16 // BITS
@@ -155,7 +155,7 @@ def tile_kernel(
     if num_splits > 1:
         size = num_rows * out_features
         tl.store(partial_ptr + split.to(tl.int64) * size + places, out, mask=mask)
-        # Who comes last adds up all parts, in their order; after the barrier all threads' sums are written.
+        # The last program adds up all parts, in their order; after the barrier all threads' sums are written.
         tl.debug_barrier()
         num_done_ptr += tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         is_last = tl.atomic_add(num_done_ptr, 1, sem="acq_rel") == num_splits - 1

@@ -1,8 +1,8 @@
-"""Low-rank factors of adapters for the rows of a step: `hidden = A x`, then `out += B hidden`, by a table of slots.
+"""Adds what adapters have for the rows of a step: `hidden = A x`, then `out += B hidden`, by a table of slots.
 
 A program takes one row and a few ranks or outputs; a row without an adapter costs it a look at the table. Sums are
 float32 in one order, so that what a row gets depends on the row and its adapter alone. Factors of all slots lie in two
-tensors that never move, so that a recorded step would find them.
+tensors that never move, so that a recorded step finds them.
 """
 
 from __future__ import annotations

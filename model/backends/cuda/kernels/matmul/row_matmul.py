@@ -1,4 +1,4 @@
-"""Up to four rows times an unquantised weight: nothing but reading the weight, as fast as the memory gives it.
+"""Multiplies up to four rows with an unquantised weight, as fast as the memory gives the weight.
 
 A program takes a few outputs and runs along their inputs; products are summed elementwise in float32 and across the
 tile only once, at the end. There are programs enough without splitting the inputs, so one kernel does it all, bias and
@@ -14,7 +14,7 @@ import triton.language as tl
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
 from model.backends.cuda.kernels.launch import launch, next_power_of_2
 
-# More are multiplied on tensor cores, by the library.
+# The library multiplies more rows, on tensor cores.
 MAX_ROWS = 4
 
 _BLOCK_OUTPUTS = 8
@@ -25,7 +25,7 @@ _BLOCK_INPUTS = 512
 def _load_tile(rows, is_output, start, in_features, BLOCK_INPUTS: tl.constexpr):
     inputs = start + tl.arange(0, BLOCK_INPUTS)
     mask = is_output[:, None] & (inputs < in_features)[None, :]
-    # Each weight is used once a step: it need not push what comes again out of the cache.
+    # Each weight is used once a step: it must not push out of the cache what is used again.
     return tl.load(rows + inputs[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
 
 
@@ -53,7 +53,7 @@ def _row_matmul_kernel(
     tokens = tl.arange(0, BLOCK_ROWS)
     is_output = outputs < out_features
     rows = weight_ptr + outputs.to(tl.int64)[:, None] * in_features
-    # The weight is nobody's result: its first tile is on its way before the kernel in front has ended.
+    # No kernel writes the weight: its first tile is on its way before the kernel in front has ended.
     weight = _load_tile(rows, is_output, 0, in_features, BLOCK_INPUTS)
     wait_for_predecessor(IS_DEPENDENT)
     total = _times_x(weight, x_ptr, tokens, num_rows, 0, in_features, x_stride, BLOCK_ROWS, BLOCK_INPUTS)

@@ -1,7 +1,7 @@
-"""Rows times an unquantised weight in tiles of one size, whatever the number of rows: `--batch-invariant`.
+"""Multiplies rows with an unquantised weight in tiles of one size, whatever the number of rows: `--batch-invariant`.
 
-A row's result depends on that row alone, which a library's does not: it takes another kernel for another number of
-rows, and sums in another order. The price is a tile that fits no number of rows best.
+A row's result then depends on that row alone. A library takes another kernel for another number of rows, which sums in
+another order. The price is a tile that fits no number of rows best.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Greedy choice, temperature, top_k, top_p, min_p and the draw: no sort, no host, every row spread over the device.
+"""Samples with temperature, top_k, top_p and min_p: no sort, no host, every row spread over the device.
 
-What the filters keep of a row is everything above some weight, and some of those that equal it. That weight is looked
-for on its bits: floats of one sign are ordered as their bits are, so a round tries 32 thresholds and settles five bits;
+The filters keep of a row everything above some weight, and some of those that equal it. That weight is found by its
+bits: floats of one sign are ordered as their bits are, so a round tries 32 thresholds and settles five bits;
 six rounds settle all 30 that a weight of at most 1 can have. Sorting moves each of 151,936 logits several times, and a
 top-k of fixed size is not exact.
 
-A row is cut into parts, each of them a program of its own: one multiprocessor alone needs 20 microseconds to read a
-row, which it would have to do a dozen times. Programs do not wait for one another; what they found of their parts is
-added up, in the order of the parts, by all programs of the next launch.
+A row is cut into parts, one a program: one multiprocessor alone needs 20 microseconds to read a row, and would have to
+read it a dozen times. Programs do not wait for one another; all programs of the next launch add up what those of this
+one found, in the order of the parts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUM_ROUNDS = 6
 
 
 class RowFilters(NamedTuple):
-    """How each row is sampled; S rows.
+    """Sampling parameters of S rows.
 
     Attributes:
         temperature: [S] float32; 0 is greedy.
@@ -45,7 +45,7 @@ class RowFilters(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What the programs leave for those of the next launch; S rows of P parts.
+    """Tensors by which programs tell those of the next launch what they found; S rows of P parts.
 
     Attributes:
         highest: [S, P] float32, the largest logit of each part; NaN where one of its logits is.

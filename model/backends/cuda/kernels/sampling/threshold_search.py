@@ -1,6 +1,6 @@
-"""The kernels that look for the weight above which a row's weights are kept, by top_k or by top_p.
+"""Finds the weight above which a row's weights are kept, by top_k or by top_p.
 
-A program looks at one part of one row, as in `weights`. It must not know how often a round is launched.
+A program looks at one part of one row, as in `weights`. `sample_rows` decides how often a round is launched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ONE_BITS = tl.constexpr(0x3F800000)
 
 @triton.jit
 def _is_searched(temperature_ptr, top_k_ptr, top_p_ptr, row, vocab_size, BY_MASS: tl.constexpr):
-    """Whether a row has this filter."""
+    """Returns whether a row has this filter."""
     is_random = tl.load(temperature_ptr + row) > 0
     if BY_MASS:
         has_filter = tl.load(top_p_ptr + row) < 1.0
@@ -29,7 +29,7 @@ def _is_searched(temperature_ptr, top_k_ptr, top_p_ptr, row, vocab_size, BY_MASS
 
 @triton.jit
 def _settle(amounts_ptr, low, above, target, row, num_parts, shift, BLOCK_PARTS: tl.constexpr):
-    """Five more bits of a row's threshold: the least it may have now, what is above its interval, and which it is."""
+    """Settles five bits of a row's threshold; returns its least bits, what is above its interval, and its place."""
     parts = tl.arange(0, BLOCK_PARTS)
     steps = tl.arange(0, 32)
     places = (row * num_parts + parts)[:, None] * 32 + steps[None, :]
@@ -49,7 +49,7 @@ def narrow_kernel(
     BY_MASS: tl.constexpr, IS_FIRST: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """One round: settles what the round before found, and looks at the 32 thresholds of the next five bits."""
+    """Settles what the round before found, and sums what is above the 32 thresholds of the next five bits."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
@@ -112,7 +112,7 @@ def keep_kernel(
     row_stride, vocab_size,
     BY_MASS: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """What a search found becomes the row's threshold; then each part says what of it is kept."""
+    """Makes what a search found the row's threshold; then sums what each part keeps."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)

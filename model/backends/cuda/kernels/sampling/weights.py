@@ -1,7 +1,7 @@
-"""The kernels before and after the search: logits become weights, and in the end a column is drawn by what is kept.
+"""Turns logits into weights, before thresholds are looked for, and draws a column from what is kept, after that.
 
-A program looks at one part of one row. None waits for another of its own launch; what the parts have found is added up,
-in their order, by all programs of the next.
+A program looks at one part of one row, and waits for no other of its launch: all programs of the next launch add up
+what the parts have found, in the order of the parts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.backends.cuda.kernels.dependent_launch import let_successor_start, wa
 def survey_kernel(
     logits_ptr, highest_ptr, best_ptr, row_stride, vocab_size, PART: tl.constexpr, IS_DEPENDENT: tl.constexpr
 ):
-    """The largest logit of each part, and where it is."""
+    """Finds the largest logit of each part, and its column."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
@@ -33,7 +33,7 @@ def survey_kernel(
 
 @triton.jit
 def _highest_of_row(highest_ptr, row, num_parts, BLOCK_PARTS: tl.constexpr):
-    """The largest logit of a row, in which part it is, and whether the row is of numbers."""
+    """Returns the largest logit of a row, its part, and whether the row is of numbers."""
     parts = tl.arange(0, BLOCK_PARTS)
     found = tl.load(highest_ptr + row * num_parts + parts, mask=parts < num_parts, other=float("-inf"))
     num_broken = tl.sum((found != found).to(tl.int32), 0)
@@ -49,7 +49,7 @@ def weigh_kernel(
     row_stride, vocab_size,
     PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Overwrites logits with exp((logit - highest) / temperature), and sums each part: all of it is kept so far."""
+    """Overwrites logits with exp((logit - highest) / temperature), and sums each part, of which all is kept so far."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     part = tl.program_id(0)
@@ -80,7 +80,7 @@ def draw_kernel(
     row_stride, vocab_size, num_parts,
     HAS_RANDOM: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The first kept column where the running sum of kept weights exceeds the draw's share; if none, the last kept."""
+    """Draws the first kept column where the running sum of kept weights exceeds the draw's share; else the last one."""
     wait_for_predecessor(IS_DEPENDENT)
     let_successor_start(IS_DEPENDENT)
     row = tl.program_id(0)
