@@ -55,23 +55,21 @@ class CallerLane:
         self.has_room.set()
 
 
+@dataclass(eq=False, slots=True)
 class BatchJob:
     """Takes a batch to its end.
 
-    Args:
+    Attributes:
         slots: places for lines in the engine, of all batches.
         max_line_bytes: longest line.
     """
 
-    def __init__(
-        self, batch: Batch, lane: CallerLane, store: Store, client: LineClient, slots: Slots, max_line_bytes: int
-    ) -> None:
-        self.batch = batch
-        self._lane = lane
-        self._store = store
-        self._client = client
-        self._slots = slots
-        self._max_line_bytes = max_line_bytes
+    batch: Batch
+    lane: CallerLane
+    store: Store
+    client: LineClient
+    slots: Slots
+    max_line_bytes: int
 
     async def run(self) -> None:
         """Goes on from the batch's status to its end."""
@@ -98,11 +96,11 @@ class BatchJob:
         try:
             async with asyncio.timeout(max(0.0, batch.wire["expires_at"] - time.time())):
                 if batch.status == "validating":
-                    async with self._lane.checking:
+                    async with self.lane.checking:
                         is_good = await self._check()
                     if not is_good:
                         return
-                async with self._lane.running:
+                async with self.lane.running:
                     num_missing = await self._do_lines()
         except TimeoutError:
             await self._expire()
@@ -137,20 +135,20 @@ class BatchJob:
         logger.info("%s: %d of %d lines to do", self.batch.id, total - len(done), total)
         if len(done) == total:
             return 0
-        caller = self._lane.caller
+        caller = self.lane.caller
         num_seen = 0
-        await self._client.engine_ready()  # one waits for it, not each line
-        async with self._slots.sharing(caller), asyncio.TaskGroup() as group:
+        await self.client.engine_ready()  # one waits for it, not each line
+        async with self.slots.sharing(caller), asyncio.TaskGroup() as group:
             async for line in self._lines():
                 num_seen += 1
                 if str(line.number) not in done:
-                    await self._lane.has_room.wait()
-                    await self._slots.take(caller, len(line.text))
+                    await self.lane.has_room.wait()
+                    await self.slots.take(caller, len(line.text))
                     group.create_task(self._do_line(line))
         return total - num_seen
 
     def _pieces(self) -> AsyncIterator[list[Line]]:
-        return read_lines(self._store, self.batch.owner, self.batch.wire["input_file_id"], self._max_line_bytes)
+        return read_lines(self.store, self.batch.owner, self.batch.wire["input_file_id"], self.max_line_bytes)
 
     async def _lines(self) -> AsyncIterator[Line]:
         async for lines in self._pieces():
@@ -160,14 +158,14 @@ class BatchJob:
     async def _count_done(self) -> set[str]:
         """Returns the numbers of the lines that have results, and counts them."""
         batch = self.batch
-        output = await self._store.names(batch.owner, batch.output_id, CONTENT)
-        errors = await self._store.names(batch.owner, batch.error_id, CONTENT)
+        output = await self.store.names(batch.owner, batch.output_id, CONTENT)
+        errors = await self.store.names(batch.owner, batch.error_id, CONTENT)
         batch.counts["completed"], batch.counts["failed"] = len(output), len(errors)
         return {*output, *errors}
 
     async def _do_line(self, line: Line) -> None:
         """Has a line answered and stores the result; its slot was taken."""
-        caller = self._lane.caller
+        caller = self.lane.caller
         request_id = f"{self.batch.id}-{line.number}"
         request_id_var.set(request_id)
         name_task(request_id)
@@ -176,17 +174,17 @@ class BatchJob:
                 custom_id, body = await asyncio.to_thread(_parse, line.text)
             else:
                 custom_id, body = _parse(line.text)
-            status, reply = await self._client.ask(self.batch.wire["endpoint"], body, caller)
+            status, reply = await self.client.ask(self.batch.wire["endpoint"], body, caller)
             result = self.batch.result(line.number, custom_id, status, request_id, reply)
             error = await self._try(result)
         finally:
-            await self._slots.give_back(caller, len(line.text))
+            await self.slots.give_back(caller, len(line.text))
         if error is not None:  # its slot is for callers whose results have room
-            self._lane.has_room.clear()
+            self.lane.has_room.clear()
             try:
                 await self._write(result)
             finally:
-                self._lane.has_room.set()
+                self.lane.has_room.set()
 
     async def _expire(self) -> None:
         """Writes errors for the lines that were not done in time, where doing them had begun."""
@@ -212,7 +210,7 @@ class BatchJob:
         batch = self.batch
         if status == "completed":
             await self._write([batch.enter("finalizing")])
-        sizes = [await self._store.size_of(batch.owner, id, CONTENT) for id in (batch.output_id, batch.error_id)]
+        sizes = [await self.store.size_of(batch.owner, id, CONTENT) for id in (batch.output_id, batch.error_id)]
         await self._write(batch.end(status, *sizes))
         logger.info("%s %s: %s", batch.id, status, batch.counts)
 
@@ -233,7 +231,7 @@ class BatchJob:
     async def _try(self, changes: Sequence[Change]) -> StoreError | None:
         """Stores changes; returns the error where that fails now."""
         try:
-            await self._store.write(*changes)
+            await self.store.write(*changes)
         except StoreError as error:
             return error
         return None

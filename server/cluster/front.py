@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
@@ -52,14 +54,15 @@ class Front:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await Router().lifespan(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = find_caller(scope, None, Credentials(), self._trusted_proxies)
         await self._shaped(scope, receive, send)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(receive)
-        if body is None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
         key = routing_key(body) if scope["method"] == "POST" else None
         answer = self._replicas.remote(to_send(scope), body, key=key)
@@ -76,21 +79,3 @@ class Front:
             logger.warning("a replica was lost before it answered: %s", error)
             gone = EngineUnavailableError("The server that took this request is gone; please send it again.")
             await as_api_error(gone).response()(scope, receive, send)
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """Returns the whole body; None if the client has left."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    for word in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{word}.complete"})

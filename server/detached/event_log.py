@@ -21,6 +21,7 @@ class EventLog:
         shows_numbers: give each event its number as the `id` that browsers send back.
 
     Attributes:
+        events: all events; none where they became too many.
         num_bytes: bytes of the events that are kept.
         is_over: no more events will come.
     """
@@ -28,7 +29,7 @@ class EventLog:
     def __init__(self, take: Callable[[EventLog, int], bool], *, shows_numbers: bool = False) -> None:
         self._take = take
         self._shows_numbers = shows_numbers
-        self._events: list[bytes] = []
+        self.events: list[bytes] = []
         self._place = 0  # number of the next event that is written, which may be a repetition
         self._num_events = 0  # written, also where they are not kept
         self._news: set[asyncio.Future[None]] = set()
@@ -37,11 +38,6 @@ class EventLog:
         self._left_at = time.monotonic()
         self.is_over = False
         self._is_dropped = False
-
-    @property
-    def events(self) -> list[bytes]:
-        """All events; none where they became too many."""
-        return self._events
 
     @property
     def idle_s(self) -> float:
@@ -63,15 +59,15 @@ class EventLog:
         self._num_events = max(self._num_events, self._place)
         if self._shows_numbers:
             event = b"id: %d\n" % number + event
-        if number < len(self._events):
-            if self._events[number] != event:
+        if number < len(self.events):
+            if self.events[number] != event:
                 raise RepeatedOtherwiseError
         elif not self._is_dropped:
-            self._events.append(event)
+            self.events.append(event)
             if self._take(self, len(event)):
                 self.num_bytes += len(event)
             else:
-                self._is_dropped, self._events, self.num_bytes = True, [], 0
+                self._is_dropped, self.events, self.num_bytes = True, [], 0
 
     def rewind(self) -> None:
         """Takes the next events for repetitions of the first ones."""
@@ -114,7 +110,7 @@ class EventLog:
                 if self._is_dropped:
                     yield failure(events_are_gone(), start)
                     return
-                if batch := self._events[start : start + _MAX_EVENTS_TOGETHER]:
+                if batch := self.events[start : start + _MAX_EVENTS_TOGETHER]:
                     start += len(batch)
                     yield b"".join(batch)
                 elif self.is_over:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from server.detached.event_log import EventLog
@@ -21,6 +22,7 @@ MAX_EVENT_BYTES_IN_ALL = 128 << 20
 _RETRY_AFTER_S = 10
 
 
+@dataclass(eq=False, slots=True)
 class Run:
     """One reply.
 
@@ -30,14 +32,13 @@ class Run:
         is_ending: it is over and being stored, which is not interrupted.
     """
 
-    def __init__(self, id: str, caller: Caller, log: EventLog) -> None:
-        self.id = id
-        self.caller = caller
-        self.log = log
-        self.state: Mapping[str, Any] = {}
-        self.is_cancelled = False
-        self.is_ending = False
-        self.task: asyncio.Task[None] | None = None
+    id: str
+    caller: Caller
+    log: EventLog
+    state: dict[str, Any] = field(default_factory=dict)
+    is_cancelled: bool = False
+    is_ending: bool = False
+    task: asyncio.Task[None] | None = None
 
     async def cancel(self) -> None:
         """Cancels the task, unless it is about to end by itself, and waits for its end."""

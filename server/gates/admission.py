@@ -52,6 +52,9 @@ class Admission:
     Args:
         max_queue_requests: most requests that may wait for a first token, shared by callers.
         max_queue_tokens: most prompt tokens that may wait; a request that would wait alone is always let in.
+
+    Attributes:
+        num_inside: generating requests that were let in and have not been answered to the last byte.
     """
 
     def __init__(
@@ -62,14 +65,9 @@ class Admission:
         self._max_queue_requests = max_queue_requests
         self._max_queue_tokens = max_queue_tokens
         self._preparing = CallerCounts()
-        self._num_inside = 0
+        self.num_inside = 0
         self._rate = StartRate()
         engine.on_start(self._rate.note)
-
-    @property
-    def num_inside(self) -> int:
-        """Generating requests that were let in and have not been answered to the last byte."""
-        return self._num_inside
 
     @contextmanager
     def enter(self, caller: Caller, num_tokens: int) -> Iterator[None]:
@@ -88,11 +86,11 @@ class Admission:
         except EngineUnavailableError:
             self._metrics.count_rejected(ENGINE_UNAVAILABLE)
             raise
-        self._num_inside += 1
+        self.num_inside += 1
         try:
             yield
         finally:
-            self._num_inside -= 1
+            self.num_inside -= 1
 
     def check(self, caller: Caller, num_tokens: int) -> None:
         """Returns if another request of `num_tokens` prompt tokens may wait.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
@@ -42,37 +43,28 @@ class WorkRoutes:
         return scope["path"] in self._paths or any(route.matches(scope)[0] is Match.FULL for route in self._patterns)
 
 
+@dataclass(eq=False, slots=True)
 class GateMiddleware:
     """Answers requests that may not come in: 401, 429 or 503.
 
-    Args:
+    Attributes:
         trusted_proxies: networks of proxies whose `X-Forwarded-For` is believed.
         work: the requests that `limiter` and `admission` are asked about.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        credentials: Credentials,
-        trusted_proxies: tuple[Network, ...],
-        limiter: RateLimiter,
-        admission: Admission,
-        work: WorkRoutes,
-        metrics: Metrics,
-    ) -> None:
-        self._app = app
-        self._credentials = credentials
-        self._trusted_proxies = trusted_proxies
-        self._limiter = limiter
-        self._admission = admission
-        self._work = work
-        self._metrics = metrics
+    app: ASGIApp
+    _: KW_ONLY
+    credentials: Credentials
+    trusted_proxies: tuple[Network, ...]
+    limiter: RateLimiter
+    admission: Admission
+    work: WorkRoutes
+    metrics: Metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         with ExitStack() as inside:
             try:
@@ -80,24 +72,24 @@ class GateMiddleware:
             except (ApiError, EngineUnavailableError) as error:
                 await as_api_error(error).response()(scope, receive, send)
                 return
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
 
     def _enter(self, scope: Scope, inside: ExitStack) -> None:
-        is_work = scope in self._work
+        is_work = scope in self.work
         try:
-            key = check_key(scope, self._credentials)
-            caller = find_caller(scope, key, self._credentials, self._trusted_proxies)
+            key = check_key(scope, self.credentials)
+            caller = find_caller(scope, key, self.credentials, self.trusted_proxies)
             if is_work:
-                self._limiter.admit(caller.name)
+                self.limiter.admit(caller.name)
         except ApiError as error:
-            self._metrics.count_rejected(error.code or "")
+            self.metrics.count_rejected(error.code or "")
             raise
         scope.setdefault("state", {})["caller"] = caller
         caller_var.set(caller)
         if is_work:
             declared = Headers(scope=scope).get("content-length", "")
             num_bytes = int(declared[:19]) if declared.isdecimal() else 0
-            inside.enter_context(self._admission.enter(caller, num_bytes // _BYTES_PER_TOKEN))
+            inside.enter_context(self.admission.enter(caller, num_bytes // _BYTES_PER_TOKEN))
 
 
 def check_key(scope: Scope, credentials: Credentials) -> str | None:
