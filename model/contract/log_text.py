@@ -15,6 +15,11 @@ def on_one_line(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def with_indented_lines(text: str) -> str:
     """Returns a text of several lines, such as a traceback, as a log's line and what clearly belongs to it."""
     return "\n    ".join(on_one_line(line.replace("\t", " ")) for line in text.split("\n"))

@@ -167,8 +167,6 @@ def _inverse_frequencies(spans: AbstractSequence[SequenceSpan], config: ModelCon
 
 
 def _slots(block_table: list[int], start: int, end: int, block_size: int) -> list[int]:
-    if end - start == 1:
-        return [block_table[start // block_size] * block_size + start % block_size]
     slots: list[int] = []
     for index in range(start // block_size, (end - 1) // block_size + 1):
         first = block_table[index] * block_size

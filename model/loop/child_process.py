@@ -11,7 +11,9 @@ import sys
 import orjson
 
 from model.contract.engine_config import EngineConfig
-from model.contract.log_text import with_indented_lines
+from model.contract.errors import RestartNeededError, StartupError
+from model.contract.log_text import first_line, with_indented_lines
+from model.contract.messages import EngineFailed
 
 _PR_SET_PDEATHSIG = 1
 
@@ -60,3 +62,16 @@ def die_with_parent() -> None:
     """Asks the kernel to end this process when the one that started it is gone: in a step that hangs, nobody reads."""
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def failure_of(error: Exception, what: str = "") -> EngineFailed:
+    """Says what an error that ends a process means for the next one.
+
+    Args:
+        what: goes before the words of an error that was not foreseen.
+    """
+    if isinstance(error, StartupError):
+        return EngineFailed(str(error), is_startup_error=True)
+    if isinstance(error, RestartNeededError):
+        return EngineFailed(str(error), is_startup_error=False, wants_restart=True)
+    return EngineFailed(what + first_line(error), is_startup_error=False)

@@ -18,10 +18,10 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model.contract.engine_config import EngineConfig, LoadAdapter
-from model.contract.errors import RestartNeededError, StartupError
 from model.contract.messages import (
     Abort,
     AddRequest,
@@ -33,10 +33,11 @@ from model.contract.messages import (
     UnloadAdapter,
     decode_to_engine,
 )
-from model.loop.child_process import configure_logging, die_with_parent
+from model.loop.child_process import configure_logging, die_with_parent, failure_of
 from model.loop.connection import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
+    from model.loop.engine import Engine
     from model.loop.rank_leader import RankLeader
 
 logger = logging.getLogger(__name__)
@@ -56,15 +57,8 @@ def run(connection: Connection[ToEngine]) -> int:
     config = connection.receive()
     assert isinstance(config, EngineConfig)
     configure_logging(config)
-    last_progress = 0.0
-
-    def report_progress(loaded_bytes: int, total_bytes: int) -> None:
-        nonlocal last_progress
-        if time.monotonic() - last_progress >= _PROGRESS_INTERVAL_S:
-            last_progress = time.monotonic()
-            connection.send(LoadProgress(loaded_bytes, total_bytes))
-
     leader: RankLeader | None = None
+    what = "the engine failed to start"
     try:
         if import_error is not None:
             raise import_error
@@ -72,26 +66,42 @@ def run(connection: Connection[ToEngine]) -> int:
 
         if config.tensor_parallel_size * config.pipeline_parallel_size > 1:
             leader = _lead_ranks(config, connection)
-        engine = Engine(config, report_progress) if leader is None else Engine(config, report_progress, leader.ranks)
+        on_progress = _progress_reporter(connection)
+        engine = Engine(config, on_progress) if leader is None else Engine(config, on_progress, leader.ranks)
+        if leader is not None:
+            leader.note_serving()
+        gc.freeze()
+        gc.enable()
+        connection.send(engine.ready)
+        what = "the engine failed"
+        _serve(engine, connection)
     except ConnectionClosed:
         raise
-    except StartupError as e:
-        connection.send(EngineFailed(str(e), is_startup_error=True))
+    except Exception as error:
+        failed = failure_of(error, f"{what}: ")
+        if not (failed.is_startup_error or failed.wants_restart):
+            if leader is not None:
+                leader.await_failure()
+            logger.error("%s:\n%s", what, traceback.format_exc())
+        connection.send(failed)
         return 1
-    except RestartNeededError as e:
-        connection.send(EngineFailed(str(e), is_startup_error=False, wants_restart=True))
-        return 1
-    except Exception as e:
-        if leader is not None:
-            leader.await_failure()
-        logger.error("the engine failed to start:\n%s", traceback.format_exc())
-        connection.send(EngineFailed(f"the engine failed to start: {_one_line(e)}", is_startup_error=False))
-        return 1
-    if leader is not None:
-        leader.note_serving()
-    gc.freeze()
-    gc.enable()
-    connection.send(engine.ready)
+    return 0
+
+
+def _progress_reporter(connection: Connection[ToEngine]) -> Callable[[int, int], None]:
+    last_progress = 0.0
+
+    def report(loaded_bytes: int, total_bytes: int) -> None:
+        nonlocal last_progress
+        if time.monotonic() - last_progress >= _PROGRESS_INTERVAL_S:
+            last_progress = time.monotonic()
+            connection.send(LoadProgress(loaded_bytes, total_bytes))
+
+    return report
+
+
+def _serve(engine: Engine, connection: Connection[ToEngine]) -> None:
+    """Steps until told to end."""
     watchdog = engine.watchdog
     watchdog.start()
     try:
@@ -116,20 +126,12 @@ def run(connection: Connection[ToEngine]) -> int:
                     case Ping():
                         pass
                     case Shutdown():
-                        return 0
+                        return
             for news in engine.take_adapter_news():
                 connection.send(news)
             # Also after a lone abort or ping: the step is empty then, but tells the other side the new state.
             connection.send(engine.step())
             watchdog.end()
-    except ConnectionClosed:
-        raise
-    except Exception as e:
-        if leader is not None:
-            leader.await_failure()
-        logger.error("the engine failed:\n%s", traceback.format_exc())
-        connection.send(EngineFailed(f"the engine failed: {_one_line(e)}", is_startup_error=False))
-        return 1
     finally:
         watchdog.stop()
 
@@ -155,11 +157,6 @@ def _lead_ranks(config: EngineConfig, connection: Connection[ToEngine]) -> RankL
         os._exit(1)
 
     return RankLeader(config, end, connection.close)
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def main() -> None:

@@ -22,13 +22,12 @@ from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo  # type: 
 
 from model.backends.devices import device_of_rank
 from model.contract.engine_config import EngineConfig
-from model.contract.errors import RestartNeededError, StartupError
-from model.contract.messages import EngineFailed, Ping
+from model.contract.messages import Ping
 from model.contract.parallel import Placement
 from model.distributed.group import GroupRanks
 from model.distributed.step import RankStep
 from model.execution.worker import Worker
-from model.loop.child_process import configure_logging
+from model.loop.child_process import configure_logging, failure_of
 from model.loop.connection import Connection, ConnectionClosed
 
 logger = logging.getLogger(__name__)
@@ -114,16 +113,6 @@ def run_rank(config: EngineConfig, rank: int, connection: Connection[RankStep], 
             logger.error("it failed:\n%s", traceback.format_exc())
         connection.send(failed)
         return 1
-
-
-def failure_of(error: Exception) -> EngineFailed:
-    """Says what an error that ends a process means for the next one."""
-    if isinstance(error, StartupError):
-        return EngineFailed(str(error), is_startup_error=True)
-    if isinstance(error, RestartNeededError):
-        return EngineFailed(str(error), is_startup_error=False, wants_restart=True)
-    lines = str(error).strip().splitlines()
-    return EngineFailed(lines[0] if lines else type(error).__name__, is_startup_error=False)
 
 
 def _show_signs_of_life(connection: Connection[RankStep]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from model.contract.log_text import first_line
 from model.distributed.ranks import OutOfStepError
 from model.execution.launched_step import ModelRunnerOutput
 from model.scheduling.sequence import ScheduledBatch, ScheduledSequence
@@ -119,18 +120,15 @@ class StepGuard:
         """
         if num_tokens == 1 or not is_out_of_memory(error):
             return False
-        self._lower_budget(num_tokens, _one_line(error))
-        return True
-
-    def _lower_budget(self, num_tokens: int, reason: str) -> None:
         self._num_good_steps = 0
         self.token_budget = min(self.token_budget, max(1, num_tokens // 2))
         logger.error(
             "out of memory in a step of %d tokens; the next ones have at most %d (%s)",
             num_tokens,
             self.token_budget,
-            reason,
+            first_line(error)[:300],
         )
+        return True
 
     def _shrink(self, batch: ScheduledBatch, error: Exception) -> ModelRunnerOutput:
         if self.shrink_for(batch.num_tokens, error):
@@ -213,8 +211,3 @@ def _take(result: ModelRunnerOutput, indices: list[int]) -> ModelRunnerOutput:
         tokens=[result.tokens[i] for i in indices],
         prompt_logprobs=[result.prompt_logprobs[i] for i in indices],
     )
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

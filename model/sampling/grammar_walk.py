@@ -37,19 +37,6 @@ class GrammarWalk:
         is_over: nothing may follow any more, or nobody wants to know.
     """
 
-    __slots__ = (
-        "_compiled",
-        "_matcher",
-        "account",
-        "ahead",
-        "can_guess",
-        "forced",
-        "is_known",
-        "is_over",
-        "mask",
-        "token_ids",
-    )
-
     def __init__(self, compiled: CompiledGrammar, account: GrammarAccount, *, can_guess: bool) -> None:
         self._compiled = compiled
         self._matcher: LLMatcher | None = None

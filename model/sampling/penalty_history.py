@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as AlignedList
+from dataclasses import dataclass, field
 
 import torch
 
@@ -129,7 +130,7 @@ class PenaltyHistory:
             self.forget([seq_id for seq_id in self._slots if seq_id not in running])
 
     def _start(self, row: SamplingRow) -> _Slot:
-        slot = _Slot(self._free.pop(), row.num_prompt_tokens)
+        slot = _Slot(self._free.pop(), row.num_prompt_tokens, row.num_prompt_tokens)
         self._slots[row.seq_id] = slot
         self._ids[slot.index].fill_(row.token_ids[0])
         self._added[slot.index].zero_()
@@ -138,19 +139,17 @@ class PenaltyHistory:
         return slot
 
 
+@dataclass(slots=True)
 class _Slot:
     """Where a sequence's history is, how long it is, and which ids its output has had.
 
     The device's row has `length` tokens; the host knew `num_known` of them when it last looked.
     """
 
-    __slots__ = ("index", "length", "num_known", "seen")
-
-    def __init__(self, index: int, length: int) -> None:
-        self.index = index
-        self.length = length
-        self.num_known = length
-        self.seen: set[int] = set()
+    index: int
+    length: int
+    num_known: int
+    seen: set[int] = field(default_factory=set)
 
 
 def _has_penalty(sampling: SamplingParams) -> bool:

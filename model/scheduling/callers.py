@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from model.scheduling.block_manager import BlockManager
@@ -34,6 +35,7 @@ class SequenceQueue(list[Sequence]):
             del self[index]
 
 
+@dataclass(slots=True, eq=False)
 class Caller:
     """What one caller has in the engine.
 
@@ -47,17 +49,14 @@ class Caller:
         last_turn: when that was, in admissions of all callers.
     """
 
-    __slots__ = ("is_background", "last_turn", "name", "num_sequences", "round", "running", "waiting", "weight")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.weight = 1
-        self.is_background = False
-        self.waiting = SequenceQueue()
-        self.running = SequenceQueue()
-        self.num_sequences = 0
-        self.round = 0
-        self.last_turn = 0
+    name: str
+    weight: int = 1
+    is_background: bool = False
+    waiting: SequenceQueue = field(default_factory=SequenceQueue)
+    running: SequenceQueue = field(default_factory=SequenceQueue)
+    num_sequences: int = 0
+    round: int = 0
+    last_turn: int = 0
 
 
 def split(num_tokens: int, wanted: dict[Caller, int]) -> dict[Caller, int]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 from model.contract.sampling_params import SamplingParams
@@ -30,6 +31,7 @@ class SequenceStatus(enum.Enum):
     FINISHED = "finished"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """Token ids and bookkeeping of one choice of one request.
 
@@ -65,81 +67,38 @@ class Sequence:
             block manager's own.
     """
 
-    __slots__ = (
-        "adapter_id",
-        "arrival_index",
-        "arrival_time_s",
-        "block_table",
-        "cache_chain",
-        "cache_salt",
-        "caller",
-        "choice_index",
-        "first_scheduled_time_s",
-        "is_background",
-        "last_turn",
-        "leader",
-        "matched_at",
-        "matched_blocks",
-        "num_cached_tokens",
-        "num_computed_tokens",
-        "num_passed_blocks",
-        "num_prompt_tokens",
-        "priority",
-        "request_id",
-        "rope_alpha",
-        "round",
-        "sampling",
-        "seq_id",
-        "status",
-        "token_ids",
-        "weight",
-    )
+    seq_id: int
+    request_id: str
+    token_ids: list[int]
+    sampling: SamplingParams
+    _: KW_ONLY
+    caller: str = ""
+    weight: int = 1
+    priority: int = 0
+    round: int = 0
+    choice_index: int = 0
+    rope_alpha: float = 1.0
+    cache_salt: str = ""
+    is_background: bool = False
+    adapter_id: int = 0
+    arrival_time_s: float = field(default_factory=time.monotonic)
+    num_prompt_tokens: int = field(init=False)
+    arrival_index: int = field(init=False, default=0)
+    status: SequenceStatus = field(init=False, default=SequenceStatus.WAITING)
+    block_table: list[int] = field(init=False, default_factory=list)
+    num_passed_blocks: int = field(init=False, default=0)
+    cache_chain: list[int] = field(init=False, default_factory=list)
+    num_computed_tokens: int = field(init=False, default=0)
+    num_cached_tokens: int = field(init=False, default=0)
+    first_scheduled_time_s: float | None = field(init=False, default=None)
+    last_turn: int = field(init=False, default=0)
+    leader: Sequence | None = field(init=False, default=None)
+    matched_blocks: list[int] = field(init=False, default_factory=list)
+    matched_at: int = field(init=False, default=-1)
 
-    def __init__(
-        self,
-        seq_id: int,
-        request_id: str,
-        prompt_ids: Iterable[int],
-        sampling: SamplingParams,
-        *,
-        caller: str = "",
-        weight: int = 1,
-        priority: int = 0,
-        round: int = 0,
-        choice_index: int = 0,
-        rope_alpha: float = 1.0,
-        cache_salt: str = "",
-        is_background: bool = False,
-        adapter_id: int = 0,
-        arrival_time_s: float | None = None,
-    ) -> None:
-        self.seq_id = seq_id
-        self.request_id = request_id
-        self.token_ids: list[int] = list(prompt_ids)
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.token_ids)
         self.num_prompt_tokens = len(self.token_ids)
-        self.sampling = sampling
-        self.caller = caller
-        self.weight = weight
-        self.priority = priority
-        self.round = round
-        self.is_background = is_background
-        self.arrival_index = 0
-        self.choice_index = choice_index
-        self.rope_alpha = rope_alpha
-        self.cache_salt = cache_salt
-        self.adapter_id = adapter_id
-        self.status = SequenceStatus.WAITING
-        self.block_table: list[int] = []
-        self.num_passed_blocks = 0
-        self.cache_chain: list[int] = []
-        self.num_computed_tokens = 0
-        self.num_cached_tokens = 0
-        self.arrival_time_s = time.monotonic() if arrival_time_s is None else arrival_time_s
-        self.first_scheduled_time_s: float | None = None
-        self.last_turn = 0
-        self.leader: Sequence | None = None
-        self.matched_blocks: list[int] = []
-        self.matched_at = -1
 
     def __repr__(self) -> str:
         return (
@@ -171,11 +130,6 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Known tokens whose keys and values are not in the cache; 1 for a sequence that decodes."""
         return len(self.token_ids) - self.num_computed_tokens
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """A copy of the prompt."""
-        return self.token_ids[: self.num_prompt_tokens]
 
     @property
     def is_prefilling(self) -> bool:
@@ -245,11 +199,6 @@ class ScheduledSequence(NamedTuple):
     def num_rows(self) -> int:
         """What it takes of a step: its tokens and drafts."""
         return self.num_tokens + len(self.draft_ids)
-
-    @property
-    def has_unknown_token(self) -> bool:
-        """Whether the chunk's last token is one that the step before is to sample."""
-        return self.token_ids[-1] == UNKNOWN_TOKEN
 
 
 class ScheduledBatch:

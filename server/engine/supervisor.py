@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
 
@@ -48,13 +47,6 @@ class EngineState(StrEnum):
     RECOVERING = "recovering"
     DRAINING = "draining"
     DEAD = "dead"
-
-
-class _Death(NamedTuple):
-    message: str
-    is_startup_error: bool
-    has_worked: bool
-    wants_restart: bool = False
 
 
 class EngineSupervisor:
@@ -153,16 +145,16 @@ class EngineSupervisor:
     async def _keep_alive(self) -> None:
         failures = 0
         while True:
-            death = await self._run_once()
-            failures = 1 if death.has_worked else failures + 1
-            if death.is_startup_error or (self.ready is None and not death.wants_restart):
-                self._give_up(death.message)
+            failed = await self._run_once()
+            failures = 1 if self._has_worked else failures + 1
+            if failed.is_startup_error or (self.ready is None and not failed.wants_restart):
+                self._give_up(failed.message)
                 return
             if failures > MAX_FAILURES_IN_A_ROW:
-                self._give_up(f"{death.message}; that was failure {failures} in a row")
+                self._give_up(f"{failed.message}; that was failure {failures} in a row")
                 return
             backoff_s = min(_FIRST_BACKOFF_S * 2 ** (failures - 1), _MAX_BACKOFF_S)
-            logger.error("%s; starting the engine again in %.2f s (failure %d)", death.message, backoff_s, failures)
+            logger.error("%s; starting the engine again in %.2f s (failure %d)", failed.message, backoff_s, failures)
             await asyncio.sleep(backoff_s)
             self.num_restarts += 1
 
@@ -171,8 +163,8 @@ class EngineSupervisor:
         self.state = EngineState.DEAD
         self._on_fatal(reason)
 
-    async def _run_once(self) -> _Death:
-        """Runs one engine process from its birth to its end."""
+    async def _run_once(self) -> EngineFailed:
+        """Runs one engine process from its birth to its end; returns why it ended."""
         self._failed = None
         self._is_ready = self._has_worked = False
         self._last_progress_log = time.monotonic()
@@ -180,7 +172,7 @@ class EngineSupervisor:
             process, self._first_process = self._first_process or EngineProcess(self._module), None
             link = self._link = await EngineLink.open(process, self._config(), self._on_message)
         except OSError as error:  # no descriptors or no memory: a moment later there may be
-            return _Death(f"cannot start the engine process: {error}", is_startup_error=False, has_worked=False)
+            return EngineFailed(f"cannot start the engine process: {error}", is_startup_error=False)
         logger.info("engine process %d started", link.pid)
         watch = asyncio.create_task(self._end_if_silent(link), name="engine watch")
         try:
@@ -193,13 +185,7 @@ class EngineSupervisor:
         finally:
             watch.cancel()
         self._link = None
-        failed = self._failed
-        return _Death(
-            message=failed.message if failed else f"the engine process ended unexpectedly ({reason})",
-            is_startup_error=failed is not None and failed.is_startup_error,
-            has_worked=self._has_worked,
-            wants_restart=failed is not None and failed.wants_restart,
-        )
+        return self._failed or EngineFailed(f"the engine process ended unexpectedly ({reason})", is_startup_error=False)
 
     async def _end_if_silent(self, link: EngineLink) -> None:
         """Ends an engine that says nothing for too long, be it that it hangs or that it was stopped.

@@ -370,7 +370,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
             return
         leader = self.live[which % len(self.live)]
         self.num_made += 1
-        seq = make_sequence(leader.prompt_ids, self.num_made, leader.rope_alpha, leader.cache_salt)
+        prompt = leader.token_ids[: leader.num_prompt_tokens]
+        seq = make_sequence(prompt, self.num_made, leader.rope_alpha, leader.cache_salt)
         self.manager.fork_prefix(leader, seq)
         self.live.append(seq)
 

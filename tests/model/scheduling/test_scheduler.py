@@ -48,7 +48,7 @@ def sample(token_ids: list[int], choice_index: int, alpha: float) -> int:
 def alone(seq: Sequence, scheduler: Scheduler) -> tuple[list[int], str]:
     """What a sequence generates when nothing else runs: no scheduler, no cache."""
     blocks = scheduler.block_manager
-    tokens, output = seq.prompt_ids, list[int]()
+    tokens, output = seq.token_ids[: seq.num_prompt_tokens], list[int]()
     if seq.sampling.max_tokens == 0:
         return output, "length"
     while True:
