@@ -111,7 +111,9 @@ def budget(
     return max_tokens
 
 
-def refuse_large_request(prompts: Sequence[Prompt], n: int, *, shows_prompts: bool, max_request_tokens: int) -> None:
+def refuse_large_request(
+    prompts: Sequence[Prompt], n: int, max_request_tokens: int, *, shows_prompts: bool = False
+) -> None:
     """Refuses requests for more tokens than one may ask for: of prompts, and of all choices.
 
     Args:

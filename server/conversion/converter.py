@@ -6,7 +6,7 @@ InvalidRequestErrors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -14,7 +14,6 @@ from typing import cast
 from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from model.contract.sampling_params import SamplingParams
-from prompts.tool_format import ReplyParser
 from server.conversion.budget import (
     budget,
     prompt_window,
@@ -104,11 +103,11 @@ class Converter:
             grammar=await self.replies.of_chat(calling, prompt.rendered, options.answer, options.n),
         )
         prompts = [Prompt(prompt.ids, sampling, await self._prediction_ids(chat.prediction, max_tokens))]
-        self._check_size(options, prompts, engine.max_model_len, shows_prompts=False)
+        self._check_size(options, prompts, engine.max_model_len)
         return self._generation_request(
             options,
             prompts,
-            new_parser=None if prompt.rendered.is_plain else self._new_parser(prompt.rendered.opening, calling),
+            opening=None if prompt.rendered.is_plain else prompt.rendered.opening,
             calling=calling,
         )
 
@@ -119,9 +118,6 @@ class Converter:
             return ()
         (ids,) = await self.encoder.texts([text])
         return tuple(ids[:max_tokens])
-
-    def _new_parser(self, opening: str, calling: FunctionCalling) -> Callable[[], ReplyParser]:
-        return partial(self.encoder.tool_format.parser, opening, calling.names, calling.text_tools)
 
     async def completion(self, text: TextRequest, engine: EngineReady) -> GenerationRequest:
         """Makes texts ready for the engine.
@@ -143,14 +139,9 @@ class Converter:
             raise InvalidRequestError(
                 f"So large a grammar for {len(id_lists)} prompts is too much; send several requests.", param="prompt"
             )
+        most, clamp = engine.max_model_len, self.clamp_max_tokens
         budgets = [
-            budget(
-                len(ids),
-                options.max_tokens,
-                engine.max_model_len,
-                default=DEFAULT_COMPLETION_TOKENS,
-                clamp=self.clamp_max_tokens,
-            )
+            budget(len(ids), options.max_tokens, most, default=DEFAULT_COMPLETION_TOKENS, clamp=clamp)
             for ids in id_lists
         ]
         sampling = self._sampling(
@@ -228,10 +219,9 @@ class Converter:
         )
 
     def _check_size(
-        self, options: ReplyOptions, prompts: Sequence[Prompt], max_model_len: int, *, shows_prompts: bool
+        self, options: ReplyOptions, prompts: Sequence[Prompt], max_model_len: int, *, shows_prompts: bool = False
     ) -> None:
-        max_request_tokens = self.max_request_tokens
-        refuse_large_request(prompts, options.n, shows_prompts=shows_prompts, max_request_tokens=max_request_tokens)
+        refuse_large_request(prompts, options.n, self.max_request_tokens, shows_prompts=shows_prompts)
         if not options.stream:
             refuse_large_reply(prompts, options.n, max_model_len)
 
@@ -248,9 +238,11 @@ class Converter:
         prompts: Sequence[Prompt],
         *,
         echo_texts: Sequence[str] = (),
-        new_parser: Callable[[], ReplyParser] | None = None,
+        opening: str | None = None,
         calling: FunctionCalling = NO_TOOLS,
     ) -> GenerationRequest:
+        """Joins prompts and options; with an opening, a parser that goes on from it reads the replies."""
+        parser = self.encoder.tool_format.parser
         stops = (options.stop,) if isinstance(options.stop, str) and options.stop else tuple(options.stop)
         if not options.ignore_eos:
             stops = (*stops, *self.encoder.default_stops)
@@ -267,7 +259,7 @@ class Converter:
             return_token_ids=options.return_token_ids,
             show_special_tokens=not options.skip_special_tokens,
             echo_texts=tuple(echo_texts),
-            new_parser=new_parser,
+            new_parser=None if opening is None else partial(parser, opening, calling.names, calling.text_tools),
             custom_tools=calling.custom_tools,
             text_tools=calling.text_tools,
         )

@@ -24,7 +24,7 @@ class GenerationDefaults:
 
     Attributes:
         temperature: 0 where the file says `do_sample: false`.
-        top_p: from 0, which leaves the likeliest token alone, to 1.
+        top_p: 0 leaves the likeliest token alone.
         top_k: 0 is off.
         repetition_penalty: 1 is off.
         chat_format: "chatml", or "raw" for a base model.

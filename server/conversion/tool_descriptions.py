@@ -56,9 +56,7 @@ def read_tool(tool: Mapping[str, Any], index: int) -> DescribedTool:
         InvalidRequestError: it is malformed.
     """
     if tool.get("type") == "custom":
-        where = f"tools[{index}].custom" if "custom" in tool else f"tools[{index}]"
-        spec = _tool_spec(described_custom(tool, index), where)
-        return DescribedTool(spec, read_custom_input(tool, index), where, is_custom=True)
+        return _read_custom(tool, index)
     where = f"tools[{index}].function" if "function" in tool else f"tools[{index}]"
     return read_function(_function_of(tool, index), where)
 
@@ -70,7 +68,8 @@ def read_function(function: Mapping[str, Any], where: str) -> DescribedTool:
         InvalidRequestError: it is malformed.
     """
     spec = _tool_spec(function, where)
-    return DescribedTool(spec, _input(spec, function, where), where, is_strict=function.get("strict") is True)
+    taken: ToolInput = TextInput() if spec.takes_code else _schema(function, where)
+    return DescribedTool(spec, taken, where, is_strict=function.get("strict") is True)
 
 
 def _function_of(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -104,11 +103,6 @@ def _tool_spec(function: Mapping[str, Any], where: str) -> ToolSpec:
     return spec
 
 
-def _input(spec: ToolSpec, function: Mapping[str, Any], where: str) -> ToolInput:
-    """What a function takes: by its schema JSON, unless its description asks the model for code."""
-    return TextInput() if spec.takes_code else _schema(function, where)
-
-
 def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     param = f"{where}.parameters"
     try:
@@ -122,76 +116,39 @@ def _schema(function: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return schema
 
 
-_HOW = "Write the input as plain text, not as JSON."
-
-
-def described_custom(tool: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Returns a custom tool described as a function, for the prompt.
-
-    Args:
-        tool: {"type": "custom", "custom": {name, description, format}}, or with these fields at the top, as the
-            Responses API has it.
-        index: among the tools.
-
-    Raises:
-        InvalidRequestError: it is malformed.
-    """
-    custom = _custom(tool, index)
-    grammar = _grammar(custom, index)
-    how = _HOW
-    if grammar is not None:
-        syntax, definition = grammar
-        kind = "the regular expression" if syntax == "regex" else "the Lark grammar"
-        how = f"{_HOW} It must match {kind}: {definition}"
-    return {
-        "name": custom.get("name"),
-        "description": custom.get("description"),
-        "parameters": [],
-        "args_format": how,
-    }
-
-
-def read_custom_input(tool: Mapping[str, Any], index: int) -> TextInput:
-    """Returns what the input of a custom tool is held to.
-
-    Raises:
-        InvalidRequestError: its format is malformed.
-    """
-    grammar = _grammar(_custom(tool, index), index)
-    if grammar is None:
-        return TextInput()
-    syntax, definition = grammar
-    return TextInput(regex_rule(definition) if syntax == "regex" else lark_rule(definition))
-
-
-def _custom(tool: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+def _read_custom(tool: Mapping[str, Any], index: int) -> DescribedTool:
+    """Reads {"type": "custom", "custom": {name, description, format}}, or with the inner fields at the top."""
+    where = f"tools[{index}].custom" if "custom" in tool else f"tools[{index}]"
     custom = tool.get("custom", tool)
     if not isinstance(custom, Mapping):
-        raise InvalidRequestError(f"'tools[{index}].custom' must be an object.", param=f"tools[{index}].custom")
-    return custom
+        raise InvalidRequestError(f"'{where}' must be an object.", param=where)
+    how, rule = "Write the input as plain text, not as JSON.", None
+    if (grammar := _input_grammar(custom.get("format"), f"{where}.format")) is not None:
+        syntax, definition = grammar
+        kind = "the regular expression" if syntax == "regex" else "the Lark grammar"
+        how += f" It must match {kind}: {definition}"
+        rule = regex_rule(definition) if syntax == "regex" else lark_rule(definition)
+    told = {"name": custom.get("name"), "description": custom.get("description"), "args_format": how}
+    return DescribedTool(_tool_spec(told | {"parameters": []}, where), TextInput(rule), where, is_custom=True)
 
 
-def _grammar(custom: Mapping[str, Any], index: int) -> tuple[str, str] | None:
-    """Returns syntax and definition of the grammar an input is held to; None is free text."""
-    param = f"tools[{index}].custom.format"
-    custom_format = custom.get("format")
-    if custom_format is None:
+def _input_grammar(input_format: object, param: str) -> tuple[str, str] | None:
+    """Returns syntax and definition of the grammar that an input must match; None is free text."""
+    if input_format is None:
         return None
-    kind = custom_format.get("type") if isinstance(custom_format, Mapping) else None
-    if not isinstance(custom_format, Mapping) or kind not in ("text", "grammar"):
+    kind = input_format.get("type") if isinstance(input_format, Mapping) else None
+    if not isinstance(input_format, Mapping) or kind not in ("text", "grammar"):
         raise InvalidRequestError(f"'{param}.type' is 'text' or 'grammar', not {str(kind)[:40]!r}.", param=param)
     if kind == "text":
         return None
-    grammar = custom_format.get("grammar", custom_format)
-    syntax, definition = (
-        (grammar.get("syntax"), grammar.get("definition")) if isinstance(grammar, Mapping) else (None, None)
-    )
+    place = f"{param}.grammar" if "grammar" in input_format else param
+    grammar = input_format.get("grammar", input_format)
+    fields: Mapping[str, Any] = grammar if isinstance(grammar, Mapping) else {}
+    syntax, definition = fields.get("syntax"), fields.get("definition")
     if syntax not in ("lark", "regex"):
-        raise InvalidRequestError(
-            f"'{param}.grammar.syntax' is 'lark' or 'regex', not {str(syntax)[:40]!r}.", param=param
-        )
+        raise InvalidRequestError(f"'{place}.syntax' is 'lark' or 'regex', not {str(syntax)[:40]!r}.", param=param)
     if not isinstance(definition, str) or not definition or len(definition) > MAX_GRAMMAR_CHARS:
-        raise InvalidRequestError(f"'{param}.grammar.definition' must be a text of reasonable length.", param=param)
+        raise InvalidRequestError(f"'{place}.definition' must be a text of reasonable length.", param=param)
     if definition != definition.encode(errors="replace").decode():
-        raise InvalidRequestError(f"'{param}.grammar.definition' has half a surrogate pair in it.", param=param)
+        raise InvalidRequestError(f"'{place}.definition' has half a surrogate pair in it.", param=param)
     return syntax, definition

@@ -43,7 +43,7 @@ class ChatReply(ChunkReply):
         tokenizer: names tokens in log-probabilities.
         is_legacy: write a call as `function_call`, not `tool_calls`.
         speaks_functions: the client knows `function_call`, whether or not this request has functions.
-        options: those of `ChunkReply`.
+        options: passed to `ChunkReply`.
     """
 
     _id_prefix = "chatcmpl"

@@ -86,10 +86,7 @@ class Background:
         return self._start(new, generation, inside)
 
     def _start(self, new: NewResponse, generation: Generation | None, inside: ExitStack) -> Run:
-        async def work(run: Run) -> None:
-            await self._make(run, new, generation)
-
-        run = self._services.runs.start(new.id, new.caller, work, inside=inside)
+        run = self._services.runs.start(new.id, new.caller, lambda run: self._make(run, new, generation), inside=inside)
         run.state = new.response
         return run
 

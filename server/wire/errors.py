@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 60
 ENGINE_UNAVAILABLE = "engine_unavailable"
+_UNAVAILABLE_RETRY_S = "5"
 # orjson writes integers up to these bits; and so many levels, of the 254 at which it ends.
 _MAX_INT_BITS = 63
 _MAX_DEPTH = 200
@@ -96,17 +97,6 @@ def _repaired(content: Any, depth: int = 0) -> Any:
     return orjson.Fragment(orjson.dumps(content)) if depth % _MAX_DEPTH == _MAX_DEPTH - 1 else content
 
 
-def engine_unavailable(message: str, *, retry_after_s: int = 5) -> ApiError:
-    """503: the engine is loading, recovering, draining or gone."""
-    return ApiError(
-        503,
-        message,
-        type=ENGINE_UNAVAILABLE,
-        code=ENGINE_UNAVAILABLE,
-        headers={"Retry-After": str(min(retry_after_s, MAX_RETRY_AFTER_S))},
-    )
-
-
 def server_overloaded(message: str, *, retry_after_s: int) -> ApiError:
     """429: more requests wait than may."""
     return _too_many(message, "server_overloaded", retry_after_s)
@@ -140,7 +130,8 @@ def as_api_error(error: BaseException) -> ApiError:
         case InvalidRequestError():
             return ApiError(400, error.message, code=error.code, param=error.param)
         case EngineUnavailableError():
-            return engine_unavailable(str(error))
+            headers = {"Retry-After": _UNAVAILABLE_RETRY_S}
+            return ApiError(503, str(error), type=ENGINE_UNAVAILABLE, code=ENGINE_UNAVAILABLE, headers=headers)
         case StoreFullError():
             return ApiError(507, str(error), code="storage_full", headers={"x-should-retry": "false"})
         case StoreError():

@@ -154,6 +154,7 @@ def test_other_tools_still_take_json() -> None:
         (custom(type="grammar", grammar={"syntax": "lark", "definition": ""}), "tools[0].custom.format"),
         (regex("[a\ud800]"), "tools[0].custom.format"),
         (custom(type="grammar", grammar={"syntax": "lark", "definition": 'start: "\ud800"'}), "tools[0].custom.format"),
+        ({"type": "custom", "name": "calc", "format": {"type": "grammar", "syntax": "ebnf"}}, "tools[0].format"),
         ({"type": "computer"}, "tools[0].type"),
     ],
 )
