@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -13,37 +12,24 @@ import pytest
 import torch
 
 from model.adapters.store import AdapterStore
-from model.backends.base import StepContext
 from model.backends.cpu.rows.angles import cos_sin
 from model.backends.cuda.backend import CudaBackend
-from model.backends.cuda.device_faults import BrokenDeviceError
-from model.backends.cuda.kernels.launch import recorded
-from model.backends.cuda.kernels.sampling.sample_rows import RowFilters, sample_rows
-from model.backends.cuda.operations import KERNELS
-from model.backends.cuda.steps import recording
 from model.backends.cuda.steps.angles import Angles, angle_table_bytes
 from model.backends.cuda.steps.attention_plan import make_plan
-from model.backends.cuda.steps.batch_builder import BatchBuilder
-from model.backends.cuda.steps.decode_graphs import CudaDecodeGraphs
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.backends.torch_backend import TorchBackend
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.distributed.ranks import OutOfStepError
 from model.execution.cache_sizing import step_bytes
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.execution.worker import Worker
-from model.sampling.sampling_row import SamplingRow, stream_key
-from model.scheduling.sequence import UNKNOWN_TOKEN
 from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
+from tests.model.backends.cuda.fakes import CPU, InterpretedBackend
 from tests.model.backends.test_torch_backend import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 from tests.support.engine_driver import Driver, make_driver
 from tests.support.paths import GOLDEN
-
-CPU = torch.device("cpu")
-ANGLES = Angles.make(CONFIG, 60, CPU)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the native ones")
 
@@ -143,208 +129,7 @@ def test_angles_are_those_of_a_batch() -> None:
         assert torch.equal(tables.sin[row], sin)
 
 
-class FakeRecorder:
-    """A graph that runs its work anew at each replay, into the result of the first time."""
-
-    def __init__(self) -> None:
-        self.num_marks = 0
-        self.num_waits = 0
-        self.replayed: list[int] = []
-
-    def record(self, run: Any) -> Any:
-        output = run()
-
-        def replay() -> None:
-            self.replayed.append(len(output))
-            output.copy_(run())
-
-        return replay, output
-
-    def mark(self) -> Any:
-        self.num_marks += 1
-
-        def wait() -> None:
-            self.num_waits += 1
-
-        return wait
-
-
-class FakeModel:
-    """Notes the batches it is run with; its logits name the token of each row."""
-
-    def __init__(self) -> None:
-        self.batches: list[ForwardBatch] = []
-
-    def __call__(self, batch: ForwardBatch) -> torch.Tensor:
-        self.batches.append(batch)
-        return torch.nn.functional.one_hot(batch.token_ids, 100).float()
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    return FakeModel()
-
-
-def context_of(model: FakeModel, max_model_len: int = 60, **changes: Any) -> StepContext:
-    """Six sequences at most; what the model returns passes for hidden states and for logits."""
-    cache = allocate_kv_cache(CONFIG, num_blocks=30, block_size=4, dtype=torch.float32, device=CPU)
-    return StepContext(model, lambda rows: rows, CONFIG, cache, torch.arange(50, 56), max_model_len, 16, **changes)
-
-
-def capture(model: FakeModel, recorder: FakeRecorder, **options: Any) -> CudaDecodeGraphs:
-    return CudaDecodeGraphs(BatchBuilder(context_of(model), ANGLES, torch.float32), recorder, **options)
-
-
-def test_recorded_rows_have_their_adapters(model: FakeModel) -> None:
-    """A replay reads the slots of this step's rows, not of the one that was recorded; rows to spare have none."""
-    graphs = capture(model, FakeRecorder(), with_adapters=True)
-    assert all(batch.adapter_plan.slots.tolist() == [-1] * len(batch.token_ids) for batch in model.batches)
-    graphs.run([SequenceSpan([i], 0, 1.0, [i], 1, slot) for i, slot in enumerate((2, -1, 0))], [-1] * 3)
-    assert model.batches[-1].adapter_plan.slots.tolist() == [2, -1, 0, -1]
-    graphs.run([SequenceSpan([1], 0, 1.0, [1], 1, 1)], [-1])
-    assert model.batches[-1].adapter_plan.slots.tolist() == [1]
-
-
-def test_a_step_runs_in_the_next_larger_graph(model: FakeModel) -> None:
-    recorder = FakeRecorder()
-    graphs = capture(model, recorder)
-    assert graphs.batch_sizes == [1, 2, 4, 6]
-    assert graphs.max_num_rows == 6
-    assert [n for n, _ in itertools.groupby(len(batch.token_ids) for batch in model.batches)] == [1, 2, 4, 6]
-    for num_rows, expected in ((1, 1), (2, 2), (3, 4), (5, 6), (6, 6)):
-        spans = [SequenceSpan([7 + i], i, 1.0, [i], 1) for i in range(num_rows)]
-        logits = graphs.run(spans, [-1] * num_rows)
-        assert recorder.replayed[-1] == expected
-        assert logits.argmax(-1).tolist() == [7 + i for i in range(num_rows)]
-
-
-def test_what_a_graph_reads(model: FakeModel) -> None:
-    """Known and unknown tokens, alphas, blocks; surplus rows write to no slot and read no key."""
-    graphs = capture(model, FakeRecorder())
-    graphs.run([SequenceSpan([3], i, 1.0, [9], 1) for i in range(4)], [-1] * 4)
-    spans = [SequenceSpan([7], 33, 3.0, list(range(20, 11, -1)), 1), SequenceSpan([UNKNOWN_TOKEN], 4, 1.0, [1, 5], 1)]
-    spans.append(SequenceSpan([8], 0, 7.0, [2], 1))
-    graphs.run(spans, [-1, 5, -1])
-    batch = model.batches[-1]
-    expected = ForwardBatch.build([s._replace(token_ids=[0]) for s in spans], CONFIG, 4, CPU)
-    assert batch.token_ids.tolist() == [7, 55, 8, 0]
-    assert batch.slots.tolist() == [*expected.slots.tolist(), -1]
-    assert torch.equal(batch.cos[:3], expected.cos)
-    assert torch.equal(batch.sin[:3], expected.sin)
-    assert torch.equal(batch.query_scale[:3], expected.query_scale)
-    decodes = batch.attention_plan.decodes
-    assert decodes.lengths.tolist() == [34, 5, 1, 0]
-    starts = decodes.table_starts.tolist()
-    assert decodes.table[starts[0] : starts[0] + 9].tolist() == list(range(20, 11, -1))
-    assert decodes.table[starts[1] : starts[1] + 2].tolist() == [1, 5]
-    assert decodes.table[starts[2]].item() == 2
-
-
-def test_a_staging_buffer_is_not_overwritten_while_it_is_read(model: FakeModel) -> None:
-    recorder = FakeRecorder()
-    graphs = capture(model, recorder)
-    for number in range(5):
-        graphs.run([SequenceSpan([1], 0, 1.0, [0], 1)], [-1])
-        assert recorder.num_marks == number + 1
-        assert recorder.num_waits == max(0, number - 1), "waits for the copy of two steps ago"
-
-
-class FailingRecorder(FakeRecorder):
-    """Cannot record steps of more than some sequences."""
-
-    def __init__(self, error: Exception, max_rows: int) -> None:
-        super().__init__()
-        self.error = error
-        self.max_rows = max_rows
-
-    def record(self, run: Any) -> Any:
-        if len(run()) > self.max_rows:
-            raise self.error
-        return super().record(run)
-
-
-def test_recording_without_memory(model: FakeModel) -> None:
-    """What could be recorded is used; with nothing, steps run as any other."""
-    error = torch.OutOfMemoryError("no memory")
-    graphs = capture(model, FailingRecorder(error, 2))
-    assert graphs.batch_sizes == [1, 2]
-    assert graphs.max_num_rows == 2
-    assert capture(model, FailingRecorder(error, 0)).max_num_rows == 0
-
-
-@pytest.mark.parametrize("max_rows", [0, 2])
-@pytest.mark.parametrize("error", [RuntimeError("capture invalidated"), torch.AcceleratorError("no"), KeyError("x")])
-def test_recording_that_fails_leaves_none(
-    model: FakeModel, error: Exception, max_rows: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    graphs = capture(model, FailingRecorder(error, max_rows))
-    assert graphs.max_num_rows == 0
-    assert type(error).__name__ in caplog.text
-
-
-def test_a_device_that_died_while_recording_ends_the_start(
-    model: FakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*args: object, **kwargs: object) -> None:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
-
-    monkeypatch.setattr("model.backends.cuda.device_faults.torch.ones", die)
-    with pytest.raises(BrokenDeviceError, match="capture invalidated"):
-        capture(model, FailingRecorder(RuntimeError("capture invalidated"), 0))
-
-
-@pytest.mark.parametrize("kind", ["old", "nan"])
-def test_a_replay_that_disagrees_leaves_none(
-    model: FakeModel, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A graph that gives the numbers it was recorded with, or none, from some size on."""
-
-    class Stale(FakeRecorder):
-        def record(self, run: Any) -> Any:
-            replay, output = super().record(run)
-            if len(output) < 4:
-                return replay, output
-            return (lambda: None if kind == "old" else output.fill_(float("nan"))), output
-
-    assert capture(model, Stale()).max_num_rows == 0
-    assert "a replayed step is off by" in caplog.text
-
-
-def test_a_backend_without_room_for_its_tables_has_no_graphs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*args: object) -> None:
-        raise torch.OutOfMemoryError("no memory for angles")
-
-    monkeypatch.setattr(Angles, "make", fail)
-    backend: Any = InterpretedBackend(CPU)
-    assert backend.capture_decode(context_of(FakeModel())) is None
-    assert "no memory for angles" in caplog.text
-    assert backend.make_steps(context_of(FakeModel())) is None
-    assert "done on the host" in caplog.text
-    with pytest.raises(OutOfStepError, match="cannot be recorded on every rank"):
-        backend.capture_decode(context_of(FakeModel(), any_rank=lambda is_true: is_true))
-
-
-def test_recording_that_takes_too_long_keeps_the_smallest(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "MAX_CAPTURE_S", -1.0)
-    recorder = FakeRecorder()
-    graphs = capture(model, recorder)
-    assert graphs.batch_sizes == [1]
-    graphs.run([SequenceSpan([1], 0, 1.0, [0], 1)], [-1])
-    assert recorder.replayed[-1] == 1
-
-
 WARM_UP = Worker._warm_up
-
-
-class InterpretedBackend(CudaBackend):
-    """The CUDA backend on a CPU, with graphs that are none."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.recorder = FakeRecorder()
-        self._recorder = self.recorder  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -460,46 +245,6 @@ def test_sampling_on_the_device(tiny_checkpoint: Path) -> None:
         alone = plain.run([request])[seq_id]
         assert alone.token_ids == together[seq_id].token_ids
         assert len(alone.logprobs) == 3
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7])
-def test_the_sampling_kernels_see_one_alignment(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another would be another kernel: every stream would wait for its compiler."""
-    seen: list[RowFilters] = []
-
-    def look(logits: torch.Tensor, filters: RowFilters, **needs: bool) -> Any:
-        assert needs == {"has_random": True, "has_top_k": True, "has_top_p": True}
-        seen.append(filters)
-        return sample_rows(logits, filters, **needs)
-
-    monkeypatch.setitem(KERNELS, "sample_rows", look)
-    sampling = SamplingParams(max_tokens=9, temperature=0.5, top_k=7, top_p=0.75, min_p=0.25)
-    rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(num_rows)]
-    backend = CudaBackend(CPU)
-    assert backend.sample_tokens is not None
-    with recorded() as launches:
-        ids, _ = backend.sample_tokens(torch.zeros(num_rows, 1008), rows)
-    assert len(ids) == num_rows
-    assert len(launches) > 10
-    for launch in launches:
-        tensors = [argument for argument in launch.arguments if isinstance(argument, torch.Tensor)]
-        assert all(tensor.data_ptr() % 16 == 0 and tensor.is_contiguous() for tensor in tensors)
-    (filters,) = seen
-    for column, value in zip(filters, (0.5, 7, 0.75, 0.25), strict=False):
-        assert column.tolist() == [value] * num_rows
-
-
-def test_draws_are_the_streams_own() -> None:
-    """A flat row maps the stream's number to a token directly."""
-    backend = CudaBackend(CPU)
-    sampling = SamplingParams(max_tokens=9, temperature=1.0)
-    rows = [SamplingRow(i, sampling, [0] * 4, 3, stream_key(i, 0)) for i in range(3)]
-    assert backend.sample_tokens is not None
-    ids, is_valid = backend.sample_tokens(torch.zeros(3, 1000), rows)
-    again, _ = backend.sample_tokens(torch.zeros(1, 1000), rows[1:2])
-    assert is_valid.all()
-    assert len(set(ids.tolist())) == 3
-    assert again.tolist() == ids[1:2].tolist()
 
 
 def test_batch_invariant_steps_have_tiles_and_parts_of_one_size() -> None:

@@ -16,20 +16,16 @@ from model.backends.base import StepContext
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.operations import TORCH
 from model.backends.cuda.steps import mixed_steps, recording
-from model.backends.cuda.steps.angles import Angles
 from model.backends.cuda.steps.batch_builder import BatchBuilder
 from model.backends.cuda.steps.mixed_steps import CudaSteps
 from model.contract.config import ModelConfig
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
 from model.scheduling.sequence import UNKNOWN_TOKEN
-from tests.model.backends.cuda.test_cuda_backend import FailingRecorder, FakeRecorder
+from tests.model.backends.cuda.fakes import ANGLES, CPU, FailingRecorder, FakeRecorder
 from tests.model.backends.test_torch_backend import CONFIG
 from tests.model.loop.test_run_ahead import facts, random_requests, run_staggered
 from tests.support.engine_driver import Driver, make_driver
-
-CPU = torch.device("cpu")
-ANGLES = Angles.make(CONFIG, 60, CPU)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the native ones")
 
