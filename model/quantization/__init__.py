@@ -12,7 +12,7 @@ from model.distributed.shard import LinearShard
 from model.layers.linear import Linear, MakeLinear
 from model.quantization.at_load import quantize_at_load
 from model.quantization.awq import AWQLinear
-from model.quantization.gptq import GPTQLinear, check_supported
+from model.quantization.gptq import GPTQLinear
 
 
 def linear_maker(
@@ -26,7 +26,6 @@ def linear_maker(
         at_load: how to quantise weights while they are loaded; see `model.contract.config.QUANTIZED_BITS`.
 
     Raises:
-        CheckpointError: it is quantised in a way that is not supported.
         ConfigError: it is to be quantised at load, and is quantised already.
     """
     require_can_quantize(config, at_load)
@@ -34,7 +33,6 @@ def linear_maker(
     quantization = config.quantization
     if quantization is None:
         return functools.partial(Linear, backend=backend, dtype=dtype, quantize=quantize)
-    check_supported(quantization)
     kind = AWQLinear if quantization.quant_method == "awq" else GPTQLinear
 
     def make_quantized_linear(

@@ -18,23 +18,7 @@ from model.distributed.shard import Cut, LinearShard
 from model.execution.forward_batch import ForwardBatch
 from model.quantization.packing import WORD_BITS, unpack_rows
 
-SUPPORTED_BITS = (4, 8)
 _INPUTS_PER_PASS = 1024
-
-
-def check_supported(quantization: QuantizationConfig) -> None:
-    """Refuses what `GPTQLinear` cannot hold.
-
-    Raises:
-        CheckpointError: naming what is not supported.
-    """
-    method, bits, group_size = quantization.quant_method.upper(), quantization.bits, quantization.group_size
-    if method == "AWQ" and bits != 4:
-        raise CheckpointError(f"AWQ with {bits} bits is not supported; 4 are")
-    if bits not in SUPPORTED_BITS:
-        raise CheckpointError(f"{method} with {bits} bits is not supported; 4 and 8 are")
-    if group_size != -1 and group_size <= 0:
-        raise CheckpointError(f"{method} with group_size {group_size} is not supported; use -1 or above 0")
 
 
 class GPTQLinear(nn.Module):

@@ -148,7 +148,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], list[tuple[str, ..
         raise CheckpointError(f"{path}: is no byte-pair tokenizer")
     try:
         merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-        added = {int(token["id"]): str(token["content"]) for token in raw.get("added_tokens") or ()}
+        added = {operator.index(token["id"]): str(token["content"]) for token in raw.get("added_tokens") or ()}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is malformed ({error!r})") from error
     return model["vocab"], merges, added

@@ -17,6 +17,7 @@ _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 # Of GPTQ's two layouts; AWQ's zeros are stored as they are.
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 _AWQ_LAYOUT = "gemm"
+_BITS = {"gptq": (4, 8), "awq": (4,)}
 
 
 def read_quantization(raw: Any, path: Path) -> QuantizationConfig | None:
@@ -48,9 +49,17 @@ def read_quantization(raw: Any, path: Path) -> QuantizationConfig | None:
             f"{remedy}"
         )
     try:
-        return _awq(fields, path) if method == "awq" else _gptq(fields, path)
+        config = _awq(fields, path) if method == "awq" else _gptq(fields, path)
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: quantization_config is incomplete or malformed ({e!r})") from e
+    if config.bits not in _BITS[method]:
+        known = " and ".join(map(str, _BITS[method]))
+        raise CheckpointError(f"{path}: {method.upper()} with {config.bits} bits is not supported; {known} are")
+    if config.group_size != -1 and config.group_size <= 0:
+        raise CheckpointError(
+            f"{path}: {method.upper()} with group_size {config.group_size} is not supported; use -1 or above 0"
+        )
+    return config
 
 
 def _gptq(raw: dict[str, Any], path: Path) -> QuantizationConfig:
