@@ -1,7 +1,7 @@
 """Attention over the paged cache in few torch operations, for devices where a loop over sequences would cost most.
 
 Keys and values are gathered into dense arrays, sequences of like length together, and torch's attention does the
-rest. Gathering is a second pass over what is read; what it takes is bounded, by taking turns with sequences and heads.
+rest. Gathering reads everything twice; its memory is bounded by taking turns with sequences and heads.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence as AbstractSequence
 import torch
 import torch.nn.functional as F
 
-# Of gathered keys and values at a time; and of scores, where torch writes them out.
+# The most bytes of gathered keys and values at a time; and of scores, where torch writes them out.
 _GATHER_BYTES = 256 << 20
-# Queries of a chunk at a time: what is masked grows with them.
+# How many queries of a chunk are taken at a time: the mask grows with them.
 _QUERY_ROWS = 1024
 _MIN_QUERY_ROWS = 16
 
@@ -26,18 +26,18 @@ def slots_of(
     block_size: int,
     firsts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Where the keys of sequences are.
+    """The cache slots of the keys of sequences.
 
     Args:
-        table: [any], block numbers.
-        starts: [B], where in it the blocks of a sequence begin.
-        lengths: [B], its keys.
-        width: the longest of them.
+        table: block numbers of all sequences, one dimension.
+        starts: [B], where in the table the blocks of each sequence begin.
+        lengths: [B], how many keys each sequence has.
+        width: the largest of the lengths.
         block_size: tokens in a block.
-        firsts: [B], the position of the first of its keys; None for 0.
+        firsts: [B], the position of each sequence's first key; None for 0.
 
     Returns:
-        [B, width] int64; beyond its end a sequence's last slot is repeated, whose content is a number.
+        [B, width] int64; beyond its end a sequence's last slot is repeated, whose content is no NaN.
     """
     positions = torch.arange(width, device=table.device)[None].minimum((lengths[:, None] - 1).clamp_min(0))
     if firsts is not None:
@@ -50,11 +50,11 @@ def groups_of_like_length(lengths: AbstractSequence[int], data: torch.Tensor) ->
     """Splits sequences so that what a group gathers, each as long as its longest, stays within bounds.
 
     Args:
-        lengths: of the sequences.
+        lengths: how many keys each sequence has.
         data: one layer's cache, [2, num_heads, num_slots, head_dim].
 
     Returns:
-        indexes of the sequences of each group.
+        The indexes of the sequences of each group.
     """
     key_bytes = _key_bytes(data) * data.shape[1]
     groups: list[list[int]] = []
@@ -77,11 +77,11 @@ def attend_decodes(
         query: [B, num_heads, head_dim], rotated and scaled.
         data: [2, num_heads, num_slots, head_dim], one layer's keys and values.
         scales: [2, num_heads, num_slots] float32 beside int8 data, else None.
-        slots: [B, L] int64, of `slots_of`.
-        lengths: [B], the keys of each; 0 gives zeros.
+        slots: [B, L] int64, from `slots_of`.
+        lengths: [B], how many keys each has; 0 gives zeros.
 
     Returns:
-        [B, num_heads, head_dim], dtype of the query.
+        [B, num_heads, head_dim] in the query's dtype.
     """
     is_key = (torch.arange(slots.shape[1], device=slots.device)[None] < lengths[:, None].clamp_min(1))[:, None, None]
     out = torch.empty_like(query)
@@ -106,12 +106,12 @@ def attend_chunk(
         query: [n, num_heads, head_dim], rotated and scaled.
         data: [2, num_heads, num_slots, head_dim], one layer's keys and values, the chunk's own included.
         scales: [2, num_heads, num_slots] float32 beside int8 data, else None.
-        slots: [start + n] int64, where the keys are; with a window they may begin where that of the first row does.
+        slots: [start + n] int64, the slots of the keys; with a window they may begin where the first row's does.
         start: position of the first row.
         window: how many of the last positions a row reads; 0 for all.
 
     Returns:
-        [n, num_heads, head_dim], dtype of the query.
+        [n, num_heads, head_dim] in the query's dtype.
     """
     out = torch.empty_like(query)
     num_passed = start + len(query) - len(slots)
@@ -134,7 +134,7 @@ def attend_chunk(
 
 
 def _key_bytes(data: torch.Tensor) -> int:
-    """Of a gathered key and value of one head; int8 ones are expanded."""
+    """Bytes of a gathered key and value of one head; those in int8 are expanded."""
     return 2 * data.shape[-1] * max(2, data.itemsize)
 
 
@@ -145,11 +145,13 @@ def _head_ranges(data: torch.Tensor, num_keys: int) -> list[slice]:
 
 
 def _rows_at_once(query: torch.Tensor, num_keys: int) -> int:
-    """Rows of a chunk whose scores, twice in float32, stay within bounds; a fused kernel writes none.
+    """How many rows of a chunk are taken at a time, so that their scores, twice in float32, stay within bounds.
+
+    A fused kernel writes no scores.
 
     Args:
-        query: of the chunk.
-        num_keys: of all heads together.
+        query: the chunk's queries.
+        num_keys: how many keys there are, those of each head counted.
     """
     if query.device.type == "cuda" and query.dtype != torch.float32:
         return _QUERY_ROWS
@@ -169,7 +171,7 @@ def _gather(
 
 
 def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_seen: torch.Tensor) -> torch.Tensor:
-    """Attention of [B, heads, n, head_dim] with scale 1; in float32 without a kernel that may round its products."""
+    """Attention of [B, heads, n, head_dim] with scale 1; in float32 by products: a fused kernel may round them."""
     if query.dtype != torch.float32:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen, scale=1.0)
     scores = torch.matmul(query, keys.transpose(-1, -2)).masked_fill_(~is_seen, float("-inf"))

@@ -17,25 +17,21 @@ _HUGE_PAGE_BYTES = 2 << 20
 _PAGE_BYTES = 4096
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
-# Of the machine in one piece; of the container, whose other memory each further try would push out.
+# The machine has none in one piece, or the container none at all; a further try would push out its other memory.
 _NO_MEMORY = (errno.ENOMEM, errno.EBUSY)
 _LONG_CONTEXT = 4096
 _GROWTH = 1.25
-# Of a step at most, and as much for each of its tokens on top: a small part of either's own time.
+# The most time that a step, and each token of it on top, gives to moving pages: a small part of either's own time.
 _STEP_S, _TOKEN_S = 5e-3, 2e-4
 
 
 def use_huge_pages(address: int, num_bytes: int) -> bool:
     """Moves a range of this process's memory into huge pages, as far as whole ones lie in it.
 
-    Args:
-        address: of the first byte.
-        num_bytes: of the range; what is smaller than a huge page is left alone.
-
     Returns:
         Whether the kernel did it. False costs speed and nothing else: not Linux, too old, no memory in one piece.
     """
-    # The first lets the kernel's own thread finish what the second could not do at once.
+    # The first advice lets the kernel's own thread finish what the second could not do at once.
     return _advise(address, num_bytes, _MADV_HUGEPAGE, _MADV_COLLAPSE)
 
 
@@ -44,8 +40,8 @@ class CachePages:
 
     Behind 8,191 tokens of the 1.8B shape attention then takes 3.1 ms a layer, not 4.3. From the start the pages would
     cost 0.8 s and 1.5 GB as the first tokens are written, one for each head of each layer, and most sequences never
-    fill them. So what is there moves when a sequence has become long, and again whenever it is a quarter longer; a
-    little in each step, for nobody to wait.
+    fill them. So the cache moves when a sequence has become long, and again whenever it is a quarter longer; a little
+    in each step, so that nobody waits.
     """
 
     def __init__(self) -> None:
@@ -55,10 +51,10 @@ class CachePages:
         """Does a step's share.
 
         Args:
-            address: of the cache.
-            num_bytes: of all of it.
-            longest: of the step's contexts.
-            num_tokens: of the step: one that computes many has more time.
+            address: where the cache begins.
+            num_bytes: size of the whole cache.
+            longest: the longest context of the step, in tokens.
+            num_tokens: how many tokens the step computes: one of many has more time.
         """
         least = _LONG_CONTEXT / _GROWTH
         if address != self._address:
@@ -71,7 +67,7 @@ class CachePages:
             self._end = max(self._next, (address + num_bytes) // _HUGE_PAGE_BYTES)
         deadline = time.perf_counter() + _STEP_S + num_tokens * _TOKEN_S
         while self._next < self._end and time.perf_counter() < deadline:
-            # Where nothing has been written the kernel refuses.
+            # The kernel refuses where nothing has been written yet.
             _advise(self._next * _HUGE_PAGE_BYTES, _HUGE_PAGE_BYTES, _MADV_COLLAPSE)
             is_full = ctypes.get_errno() in _NO_MEMORY
             self._next = self._end if is_full else self._next + 1

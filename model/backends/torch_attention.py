@@ -1,4 +1,4 @@
-"""Attention over the paged cache in torch operations: what serves where no kernel of our own does.
+"""Attention over the paged cache in torch operations, where no kernel of our own serves.
 
 A step is many small operations, so the keys of many sequences are gathered for few large ones (gathered_attention.py).
 """
@@ -20,9 +20,9 @@ class _Decodes(NamedTuple):
     """Sequences of one new token and of like length.
 
     Attributes:
-        rows: [B] int64, in the step.
-        slots: [B, L] int64, where their keys are.
-        lengths: [B] int64, how many each has.
+        rows: [B] int64, their rows in the step.
+        slots: [B, L] int64, the cache slots of their keys.
+        lengths: [B] int64, how many keys each has.
     """
 
     rows: torch.Tensor
@@ -31,7 +31,7 @@ class _Decodes(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """A sequence of several new tokens, from row `first_row` and position `start` on; slots of the keys they read."""
+    """A sequence of several new tokens, from row `first_row` and position `start` on, and the slots that they read."""
 
     first_row: int
     num_rows: int
@@ -40,7 +40,7 @@ class _Chunk(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """What layers of one window read: groups of sequences that decode, and the others."""
+    """The keys that layers of one window read: of groups of sequences that decode, and of the others."""
 
     decodes: list[_Decodes]
     chunks: list[_Chunk]
@@ -53,7 +53,7 @@ class GatheredPlan:
     Attributes:
         cache: keys and values.
         cos: see `rotation`, likewise `sin`.
-        keys: by window; 0 reads all.
+        keys: the keys to read by window; window 0 reads all.
     """
 
     cache: KVCache
@@ -159,11 +159,11 @@ def rotate_and_cache(
         data: [2, num_heads, num_slots, head_dim], one layer's cache.
         scales: [2, num_heads, num_slots] float32 beside int8 data, else None.
         batch: the step.
-        cos: see `rotation`.
-        sin: likewise.
+        cos: see `rotation`, likewise `sin`.
+        sin: see `cos`.
 
     Returns:
-        queries and keys [T, 2, num_heads, head_dim] float32.
+        Queries and keys [T, 2, num_heads, head_dim] float32.
     """
     _, num_heads, _, head_dim = data.shape
     qkv = qkv.view(len(qkv), 3, num_heads, head_dim)
@@ -180,14 +180,12 @@ def rotate_and_cache(
 
 
 def rotation(batch: ForwardBatch, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What queries and keys of a step are multiplied with, in the halves layout.
+    """The factors of a step's queries and keys: dim i is rotated with dim i + rotary_dim / 2.
 
-    Args:
-        batch: `cos` and `sin` of [T, rotary_dim / 2], and `query_scale`.
-        head_dim: of the cache; dims past `rotary_dim` are not rotated, but queries are scaled.
+    Dims past `rotary_dim` are not rotated, but those of queries are scaled.
 
     Returns:
-        cos and signed sin, both [T, 2, 1, head_dim] float32; index 0 of the second dimension is for queries.
+        Cosines and signed sines, both [T, 2, 1, head_dim] float32; index 0 of the second dimension is for queries.
     """
     num_tokens, half = batch.cos.shape
     cos = batch.cos.new_ones(num_tokens, 2, 1, head_dim)
@@ -205,8 +203,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary_dim: in
 
     Args:
         x: [T, 2, num_heads, head_dim].
-        cos: see `rotation`.
-        sin: likewise.
+        cos: see `rotation`, likewise `sin`.
+        sin: see `cos`.
         rotary_dim: how many of the dims are rotated.
 
     Returns:

@@ -2,8 +2,8 @@
 
 The torch operations are also the reference that every kernel of our own is tested against. Only the kernels (cpu/)
 promise that a row's result depends on that row alone; they multiply, normalise and attend for bfloat16 and float32
-activations. What decided the shape of the products was measured on a 2-core AVX-512 machine (benchmarks/decode.py):
-they read memory at its full speed for up to 6 rows and are level with oneDNN beyond.
+activations. On a 2-core AVX-512 machine (benchmarks/decode.py) their products read memory at its full speed for up to
+6 rows, and are level with oneDNN beyond.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from model.sampling.sampling_row import SampleTokens
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-# Unless told otherwise a laptop's cache takes at most this much.
+# A laptop's KV cache takes at most this much unless a size is asked for.
 _DEFAULT_MAX_CPU_CACHE_BYTES = 4 << 30
 
 _SMALL_MODEL_BYTES = 128 << 20
@@ -65,7 +65,8 @@ class TorchBackend:
         """See `Backend`. float16 weights on a CPU run as bfloat16: CPUs have no fast float16 products."""
         if requested != "auto":
             return require_known_dtype(requested)
-        has_fast_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        has_onednn = torch.backends.mkldnn.is_available()  # else torch lacks the operator that is asked
+        has_fast_bf16 = has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         if declared == "float32" or not has_fast_bf16:
             return torch.float32
         return torch.bfloat16
@@ -121,7 +122,7 @@ class TorchBackend:
     def prepare_gptq_linear(
         self, weight: GPTQTensors, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[LinearKernel, int] | None:
-        """See `Backend`. The kernels of our own where they serve; else the caller expands the weight."""
+        """See `Backend`. By kernels of our own where they serve; else the caller expands the weight."""
         return make_gptq_linear(weight, bias, dtype) if self._own_kernels else None
 
     def make_low_rank_table(
@@ -134,7 +135,7 @@ class TorchBackend:
         *,
         num_parts: int = 1,
     ) -> LowRankTable:
-        """See `Backend`. Kernels of our own where they serve."""
+        """See `Backend`. With kernels of our own where they serve."""
         if self._own_kernels and self.device.type == "cpu":
             table = make_packed_table(num_inputs, num_outputs, num_slots, dtype)
             if table is not None:
@@ -148,7 +149,7 @@ class TorchBackend:
     def prepare_grouped_linear(
         self, weight: GroupedWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, wide_results: bool = False
     ) -> tuple[LinearKernel, int] | None:
-        """See `Backend`. As a GPTQ weight."""
+        """See `Backend`. By kernels of our own where they serve, as for a GPTQ weight."""
         return make_grouped_linear(weight, bias, dtype, wide_results=wide_results) if self._own_kernels else None
 
     def finish_loading(
@@ -211,12 +212,12 @@ class TorchBackend:
         return None
 
     def make_steps(self, context: StepContext, *, is_recorded: bool = True) -> Steps | None:
-        """See `Backend`. A batch is laid out where it is computed, or as for a CPU."""
+        """See `Backend`. `ForwardBatch.build` lays a batch out as well."""
         context.is_on_any_rank(True)
         return None
 
     def copy_to_host(self, tensors: list[torch.Tensor]) -> HostCopy:
-        """See `Backend`. They are there, or waited for when they are read."""
+        """See `Backend`. They are there already, or reading them waits."""
         return lambda: tensors
 
 
@@ -241,7 +242,7 @@ class _Plan:
 
 
 def require_known_dtype(name: str) -> torch.dtype:
-    """Returns the torch dtype of a name the settings allow.
+    """Returns the torch dtype of a name that the settings allow.
 
     Raises:
         ConfigError: unknown name.
@@ -252,7 +253,7 @@ def require_known_dtype(name: str) -> torch.dtype:
 
 
 def require_known_cache_dtype(name: str) -> torch.dtype:
-    """Returns the torch dtype of a name the settings allow for the KV cache: those of activations, and int8.
+    """Returns the torch dtype of a name that the settings allow for the KV cache: those of activations, and int8.
 
     Raises:
         ConfigError: unknown name.

@@ -1,7 +1,7 @@
-"""torch's operations on a device that our kernels do not serve: older GPUs, other makers', or one without Triton.
+"""torch's operations on a device that our kernels do not serve: an older GPU, another maker's, or one without Triton.
 
-Right, and much faster than a CPU; several times slower than the kernels are where they run. A step is many small
-launches, so attention gathers the keys of many sequences for few large operations.
+They are exact, much faster than a CPU, and several times slower than the kernels are where they run. A step is many
+small launches, so attention gathers the keys of many sequences for few large operations.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class TorchDeviceBackend(TorchBackend):
     """Implements `Backend` with torch alone, for anything but a CPU.
 
     Args:
-        device: that torch knows.
-        has_bfloat16: whether it computes in bfloat16 by itself.
+        device: any device that torch knows.
+        has_bfloat16: whether the device computes in bfloat16 by itself.
     """
 
     def __init__(self, device: torch.device, *, has_bfloat16: bool) -> None:
         super().__init__(device, own_kernels=False)
         self._has_bfloat16 = has_bfloat16
-        if device.type == "mps":  # which has no float64, and draws are made in it
+        if device.type == "mps":  # it has no float64, in which tokens are drawn
             self.sample_tokens = _sample_on_the_host
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -86,7 +86,7 @@ class TorchDeviceBackend(TorchBackend):
     def prepare_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide_results: bool = False
     ) -> LinearKernel:
-        """See `Backend`. The library's product as it is."""
+        """See `Backend`. torch's product as it is."""
         return lambda x: F.linear(x, weight, bias)
 
     def prepare_gptq_linear(

@@ -1,6 +1,6 @@
-"""Adapters in torch's operations: one small product of two factors for the rows of each adapter.
+"""Adapters in torch's operations: two small products for the rows of each adapter.
 
-The reference for the kernels of our own, and what serves where those do not.
+They are the reference for our own kernels, and serve where those do not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class AdapterRows(NamedTuple):
     """Which rows of a step have which adapter.
 
     Attributes:
-        by_slot: each adapter with its rows: a slice where they lie together.
-        rows: [R] int64 on the host, those that have one, the rows of an adapter together.
-        segments: [S, 3] int64 on the host: slot, first of its rows in `rows`, how many.
+        by_slot: each adapter's slot with its rows, a slice where they lie together.
+        rows: [R] int64 on the host, the rows that have an adapter, those of one adapter together.
+        segments: [S, 3] int64 on the host, for each adapter its slot, where its rows begin in `rows`, and their number.
     """
 
     by_slot: list[tuple[int, slice | torch.Tensor]]
@@ -31,47 +31,35 @@ class AdapterRows(NamedTuple):
 
 
 def plan_adapter_rows(spans: AbstractSequence[SequenceSpan], device: torch.device) -> AdapterRows | None:
-    """Finds the rows of each adapter; None where no row has one.
-
-    Args:
-        spans: of the step.
-        device: of the rows in `by_slot`.
-    """
-    runs: dict[int, list[tuple[int, int]]] = {}
+    """Finds the rows of each adapter in a step; None where no row has one. Those of `by_slot` go to the device."""
+    rows_of: dict[int, list[int]] = {}
     first = 0
     for span in spans:
-        end = first + span.num_tokens
         if span.adapter_slot >= 0:
-            known = runs.setdefault(span.adapter_slot, [])
-            if known and known[-1][1] == first:
-                known[-1] = (known[-1][0], end)
-            else:
-                known.append((first, end))
-        first = end
-    if not runs:
+            rows_of.setdefault(span.adapter_slot, []).extend(range(first, first + span.num_tokens))
+        first += span.num_tokens
+    if not rows_of:
         return None
-    numbers = {slot: [row for first, end in known for row in range(first, end)] for slot, known in runs.items()}
-    segments = []
-    first = 0
-    for slot, rows in numbers.items():
-        segments.append((slot, first, len(rows)))
-        first += len(rows)
+    by_slot: list[tuple[int, slice | torch.Tensor]] = []
+    segments: list[tuple[int, int, int]] = []
+    all_rows: list[int] = []
+    for slot, rows in rows_of.items():
+        segments.append((slot, len(all_rows), len(rows)))
+        all_rows += rows
+        are_together = rows[-1] - rows[0] + 1 == len(rows)
+        by_slot.append(
+            (slot, slice(rows[0], rows[-1] + 1) if are_together else torch.tensor(rows).to(device, non_blocking=True))
+        )
     return AdapterRows(
-        [(slot, _rows(known, numbers[slot], device)) for slot, known in runs.items()],
-        torch.tensor([row for rows in numbers.values() for row in rows], dtype=torch.int64),
-        torch.tensor(segments, dtype=torch.int64),
+        by_slot, torch.tensor(all_rows, dtype=torch.int64), torch.tensor(segments, dtype=torch.int64)
     )
 
 
-def _rows(runs: list[tuple[int, int]], numbers: list[int], device: torch.device) -> slice | torch.Tensor:
-    return slice(*runs[0]) if len(runs) == 1 else torch.tensor(numbers).to(device, non_blocking=True)
-
-
 def in_dtype(factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns a factor in the activations' type.
+    """Returns a factor in the activations' dtype.
 
     Raises:
-        AdapterError: it is beyond what that type can hold.
+        AdapterError: it is beyond what that dtype can hold.
     """
     out = factor.to(dtype)
     if dtype == torch.float16 and not bool(torch.isfinite(out).all()):
@@ -80,14 +68,7 @@ def in_dtype(factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class TorchLowRankTable:
-    """Implements `LowRankTable`.
-
-    Args:
-        num_outputs: of the layer.
-        num_slots: how many adapters there may be.
-        dtype: of the activations.
-        device: of the factors.
-    """
+    """Implements `LowRankTable`, with factors on a device."""
 
     def __init__(self, num_outputs: int, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self._num_outputs = num_outputs

@@ -19,7 +19,7 @@ class Embedding(nn.Module):
     Args:
         vocab_size: number of rows, padding rows included.
         hidden_size: length of each.
-        dtype: of the rows.
+        dtype: dtype of the rows.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype) -> None:
@@ -45,13 +45,13 @@ class Embedding(nn.Module):
 
 
 class VocabParallelEmbedding(Embedding):
-    """Some of the rows on each rank; what a rank does not have is 0 in the sum.
+    """Each rank has some of the rows; those it does not have are 0 in the sum.
 
     Args:
         vocab_size: number of rows on all ranks.
         hidden_size: length of each.
-        dtype: of the rows.
-        ranks: that share them.
+        dtype: dtype of the rows.
+        ranks: the ranks that share them.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype, ranks: Ranks) -> None:

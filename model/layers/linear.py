@@ -43,7 +43,7 @@ class Linear(nn.Module):
         bias: whether the checkpoint has one.
         shard: the part of it that this rank has; None is all.
         backend: lays out the weight once loaded, and multiplies.
-        dtype: of weight and activations.
+        dtype: dtype of weight and activations.
         wide_results: see `Backend.prepare_linear`.
         quantize: packs the weight as soon as it is there; None where it should, or must, stay as it is.
 
@@ -86,12 +86,12 @@ class Linear(nn.Module):
         self.kernel: LinearKernel | None = None
 
     def quantize_with(self, quantize: Callable[[torch.Tensor], GroupedWeight | None]) -> None:
-        """Has the weight packed as soon as it is there; to be called before it is."""
+        """Has the weight packed as soon as it is loaded; to be called before."""
         self._quantize = quantize
-        self.stored_dtype_tensors = frozenset({"weight"})  # of the file's numbers, not of rounded ones
+        self.stored_dtype_tensors = frozenset({"weight"})  # it is packed from the file's numbers, not from rounded ones
 
     def take_grouped(self, weight: GroupedWeight) -> int:
-        """Takes a weight of the file as it is stored, in the place of numbers; returns its bytes."""
+        """Takes a weight as the file stores it, instead of numbers; returns its bytes."""
         self._grouped = weight
         return weight.num_bytes
 

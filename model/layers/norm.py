@@ -12,10 +12,10 @@ class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension.
 
     Args:
-        hidden_size: its length.
+        hidden_size: the length of that dimension.
         epsilon: added to the mean square.
         backend: does the arithmetic.
-        dtype: of weight and activations.
+        dtype: dtype of weight and activations.
     """
 
     def __init__(self, hidden_size: int, epsilon: float, *, backend: Backend, dtype: torch.dtype) -> None:

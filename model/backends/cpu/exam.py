@@ -24,31 +24,24 @@ from model.execution.kv_cache import KVCache
 from model.quantization.gptq import dequantize
 
 _CPU = torch.device("cpu")
-# Of a product that is tried; a multiple of what the kernels take at a time.
+# Outputs of a product that is compared with torch; a multiple of what the kernels take at a time.
 _FEW_OUTPUTS = 128
 _TOLERANCE = {torch.bfloat16: 4e-2, torch.float32: 1e-3}
 _NUM_SEQS, _CONTEXT = 4, 1024
 _REPEATS = 7
-# Written between two timings; larger than the caches of most processors.
+# Bytes written between two timings; larger than the caches of most processors.
 _FLUSH_BYTES = 128 << 20
 
 
 def examine_cpu(
     config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype, *, all_kernels: bool
 ) -> list[KernelExam]:
-    """Examines the kernels.
-
-    Args:
-        config: of the checkpoint, whose shapes are taken.
-        dtype: of activations.
-        cache_dtype: of keys and values.
-        all_kernels: also those that the checkpoint does not run.
-    """
+    """Examines the kernels in a checkpoint's shapes; see `examine_kernels`."""
     bits = None if config.quantization is None else config.quantization.bits
     group_size = 128 if config.quantization is None else config.quantization.group_size
     is_packed = config.stored_weights is not None and any(config.stored_weights.packed_bytes)
     if is_packed:
-        group_size = 32  # of most of GGUF's types
+        group_size = 32  # that of most GGUF types
     exams = []
     if all_kernels or (bits is None and not is_packed and dtype == torch.bfloat16):
         exams.append(_examine_product("product, bfloat16", config, torch.bfloat16, None, group_size))
@@ -141,7 +134,7 @@ def _examine_decode_attention(config: ModelConfig, cache_dtype: torch.dtype) -> 
 
 
 def _cache(config: ModelConfig, num_blocks: int, dtype: torch.dtype) -> KVCache:
-    """One layer of numbers."""
+    """A cache of one layer of random numbers."""
     size = (1, 2, config.num_heads, num_blocks * 16, config.head_dim)
     if dtype == torch.int8:
         return KVCache(torch.randint(-127, 128, size, dtype=torch.int8), 16, torch.rand(size[:-1]) / 127)
@@ -166,7 +159,7 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _time_us(run: Callable[[], object]) -> float:
-    """Of a call whose operands are not in the cache."""
+    """The median time of a call whose operands are not in the processor's cache."""
     run()
     times = []
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8)

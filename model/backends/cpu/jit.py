@@ -29,9 +29,9 @@ class Code(NamedTuple):
     """Compiled functions.
 
     Attributes:
-        addresses: by name.
-        parallel: OpenMP's way to run one on several threads: (function, argument, number of threads, 0).
-        engine: what the code lives in.
+        addresses: where each function is, by name.
+        parallel: OpenMP's GOMP_parallel: (function, argument, number of threads, 0).
+        engine: LLVM's object that owns the code.
     """
 
     addresses: dict[str, int]
@@ -42,9 +42,9 @@ class Code(NamedTuple):
         """Runs a function on several threads, or on the calling one alone, and returns when all have done it.
 
         Args:
-            name: one that takes the address of its arguments.
-            num_threads: how many.
-            words: the arguments, of 64 bits each.
+            name: a function that takes the address of its arguments.
+            num_threads: how many threads run it.
+            words: the arguments, 64 bits each.
         """
         self.run_at(name, num_threads, struct.pack(f"{len(words)}q", *words))
 
@@ -60,8 +60,8 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
     """Compiles a module for this processor, or returns None where there is no compiler or no OpenMP.
 
     Args:
-        text: in LLVM's language.
-        names: of the functions wanted.
+        text: the module in LLVM's language.
+        names: the functions that are wanted of it.
     """
     openmp = _openmp()
     if openmp is None:
@@ -76,7 +76,7 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
         llvm.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     try:
         engine = _compile(llvm, text)
-    except (RuntimeError, OSError):  # llvmlite's own for all that LLVM refuses
+    except (RuntimeError, OSError):  # llvmlite raises RuntimeError for all that LLVM refuses
         logger.warning("LLVM cannot compile the CPU kernels for this machine: torch's operators serve", exc_info=True)
         return None
     parallel = openmp.GOMP_parallel
@@ -85,7 +85,7 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
     return Code({name: engine.get_function_address(name) for name in names}, parallel, engine)
 
 
-# How hard LLVM tries: with its passes, and where it makes code of what they leave.
+# How hard LLVM tries, in its passes and in generating code; part of the cache's key.
 _PASS_LEVEL, _CODE_LEVEL = 2, 3
 
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from model.backends.cpu.ir.numbers import KINDS, NumberWriter
 from model.backends.cpu.ir.writer import LANES, float_literal, ints, lanes
 
-KEYS = 64  # at a time
-TILE_ROWS = 96  # share the keys that were laid out
+KEYS = 64  # that are taken at a time
+TILE_ROWS = 96  # that share keys laid out in scratch memory
 VECTORS = KEYS // LANES
 MAX_ROWS = 6
 # How many vectors a pass takes, by rows, where a register holds less than one.
 NARROW_VECTORS = {1: 4, 2: 2, 3: 2}
 MASKED = -1e30
-# Of 16 bits. 256 products with an int8, or 64, add up to less than 32 bits hold.
+# The largest integer of 16 bits. 256 products with an int8, or 64, add up to less than 32 bits hold.
 _MAX_INTEGER = 32767.0
 MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """A kernel.
+    """What distinguishes one kernel from another.
 
     Attributes:
-        dtype: of the results, "float32" or "bfloat16".
+        dtype: dtype of the results, "float32" or "bfloat16".
         cache_dtype: "float32", "bfloat16" or "int8" (with a scale for each token and head).
         arithmetic: how products are made:
             "bf16": pairs of bfloat16 (AVX512-BF16); for a bfloat16 cache and bfloat16 queries. Weights are rounded to
@@ -53,7 +53,7 @@ class AttentionKernel:
 
     @property
     def padded_dim(self) -> int:
-        """Of a value in scratch memory."""
+        """How many numbers a value takes in scratch memory."""
         full = 2 * LANES if self.has_pairs else LANES
         return -(-self.head_dim // full) * full
 
@@ -101,7 +101,7 @@ class Part(NumberWriter):
         self.do(f"%{name} = getelementptr i8, ptr %scratch, i64 {self.kernel.scratch[name]}")
 
     def slot_of(self, key: str) -> str:
-        """The slot, as 64 bits, of one of the keys that `%table` tells."""
+        """The slot, as 64 bits, of a key, by `%table`."""
         return self.emit(f"sext i32 {self.number('i32', '%table', key)} to i64")
 
     def fetch(self, base: str, key: str) -> None:
@@ -134,9 +134,9 @@ class Part(NumberWriter):
         """The first numbers of a key, value or query as a vector of words, then zeros.
 
         Args:
-            dtype: in memory.
-            address: of the first.
-            count: 16, or 32 in pairs, or fewer.
+            dtype: their dtype in memory.
+            address: where the first one is.
+            count: how many, at most 16, or 32 in pairs.
         """
         _, kind = KINDS[dtype]
         full = self.per_vector
@@ -166,7 +166,10 @@ class Part(NumberWriter):
         return self.address(kind, "%head.keys", number)
 
     def integer_unit(self, largest: str) -> tuple[str, str]:
-        """What an integer of 1 stands for where the largest stands for a number, and the inverse in all lanes."""
+        """The number that an integer of 1 stands for where the largest integer stands for `largest`, and its inverse.
+
+        The inverse is in all lanes, 0 for 0.
+        """
         unit = self.emit(f"fmul float {largest}, {float_literal(1 / _MAX_INTEGER)}")
         is_zero = self.emit(f"fcmp oeq float {largest}, 0.0")
         inverse = self.emit(f"fdiv float {float_literal(_MAX_INTEGER)}, {largest}")
@@ -188,7 +191,7 @@ class Part(NumberWriter):
         return vectors
 
     def exchange(self, a: str, b: str, half: int) -> tuple[str, str]:
-        """Two vectors of words, in which the one's words of every other `half` change places with the other's."""
+        """Two vectors whose words change places: of each 2 * `half` words, a's last `half` with b's first."""
         masks = (
             [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)],
             [LANES + lane if lane & half else lane ^ half for lane in range(LANES)],

@@ -20,9 +20,9 @@ def module_text(dtype: str, cache_dtype: str, query_dtype: str, *, has_bf16: boo
     """A module with the function `rotate`, which takes the arguments' address and runs on every thread.
 
     Args:
-        dtype: of activations, "float32" or "bfloat16".
+        dtype: dtype of activations, "float32" or "bfloat16".
         cache_dtype: "float32", "bfloat16" or "int8" (with a scale for each token and head).
-        query_dtype: of the rotated queries.
+        query_dtype: dtype of the rotated queries.
         has_bf16: see `NumberWriter`.
     """
     return DECLARATIONS + _Writer(dtype, cache_dtype, query_dtype, has_bf16).function()

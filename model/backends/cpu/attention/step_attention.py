@@ -26,13 +26,13 @@ _NO_WINDOW = 1 << 62
 
 
 class AttentionCode(NamedTuple):
-    """The compiled kernels for one type of activations and one kind of cache.
+    """The compiled kernels for one dtype of activations and one kind of cache.
 
     Attributes:
-        attend: runs attention over the paged cache.
-        rotate: see rotary_ir.py.
-        scratch_bytes: of a thread.
-        query_dtype: of the rotated queries.
+        attend: attention over the paged cache, see module.py.
+        rotate: rotation and writing to the cache, see rotary_ir.py.
+        scratch_bytes: bytes of scratch memory that each thread needs.
+        query_dtype: dtype of the rotated queries.
     """
 
     attend: Code
@@ -48,7 +48,7 @@ class StepAttention:
         code: the kernels.
         batch: the step.
         cache: keys and values.
-        dtype: of activations.
+        dtype: dtype of activations.
     """
 
     def __init__(self, code: AttentionCode, batch: ForwardBatch, cache: KVCache, dtype: torch.dtype) -> None:
@@ -105,13 +105,13 @@ def _slot_tables(
 ) -> tuple[torch.Tensor, list[int]]:
     """The slots of the positions of all sequences, int32, and where each sequence's position 0 is, or would be.
 
-    Each has some more than the kernel reads, and what it fetches ahead. With a window those before the first 64 keys
-    among which a layer reads some are left out.
+    Each sequence has a few more than the kernel reads or fetches ahead. With a window, positions before the first 64
+    keys of which a layer reads some are left out.
 
     Args:
-        spans: of the step.
+        spans: the step's sequences.
         block_size: tokens in a block.
-        window: the largest of all layers'; None where one reads all positions.
+        window: the largest window of all layers; None where one reads all positions.
     """
     blocks = array("i")
     starts = []
@@ -136,14 +136,14 @@ def _slot_tables(
 
 
 def _passed(span: SequenceSpan, first: int, shift: int, block_size: int) -> list[tuple[int, int]]:
-    """Where in a table those blocks are that a sequence has given back, and a slot whose numbers may be weighed 0."""
+    """Where in a table blocks are that a sequence has given back, and a slot to read in their place, with weight 0."""
     slot = span.block_table[span.start // block_size] * block_size + span.start % block_size
     indices = range(first, span.start // block_size)
     return [((index + shift) * block_size, slot) for index in indices if span.block_table[index] == NO_BLOCK]
 
 
 def _tiles(spans: AbstractSequence[SequenceSpan], starts: list[int]) -> torch.Tensor:
-    """Rows of a sequence that follow each other, at most `TILE_ROWS`; those with most to do first."""
+    """Divides each sequence's rows into tiles of at most `TILE_ROWS`; those with most to do come first."""
     tiles = []
     row = 0
     for span, start in zip(spans, starts, strict=True):
@@ -157,7 +157,7 @@ def _tiles(spans: AbstractSequence[SequenceSpan], starts: list[int]) -> torch.Te
 
 
 def attention_code(cache: KVCache, dtype: torch.dtype) -> AttentionCode | None:
-    """The kernels for a cache and activations, or None where they cannot serve: a type, a head, no compiler."""
+    """The kernels for a cache and activations; None where they cannot serve a dtype or a head, or nothing compiles."""
     data = cache.data
     head_dim = data.shape[-1]
     if data.device.type != "cpu" or data.dtype not in DTYPE_NAMES or dtype not in (torch.float32, torch.bfloat16):

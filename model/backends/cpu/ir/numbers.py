@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from model.backends.cpu.ir.writer import LANES, IRWriter, floats, ints, lanes
 
-# Of a type of numbers: bytes, and LLVM's type.
+# Bytes of each dtype, and LLVM's type for its bits.
 KINDS = {"float32": (4, "float"), "bfloat16": (2, "i16"), "int8": (1, "i8")}
 
 # 2 ** f for |f| <= 1/2: the Taylor series of exp(f ln 2), off by 2e-8 at most.
@@ -29,7 +29,7 @@ class NumberWriter(IRWriter):
         """Runs the body for every 16 of `count` numbers.
 
         Args:
-            name: of the loop.
+            name: a name for the loop.
             count: any number.
             body: writes code, twice; gets the place of the first number, and how many there are where fewer than 16.
         """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 LANES = 16  # numbers in a vector: 64 bytes of float32
 
-# All that kernels call; what a processor lacks is not called there.
+# The functions that kernels call; those for one processor are not called on others.
 DECLARATIONS = """
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <16 x double> @llvm.fma.v16f64(<16 x double>, <16 x double>, <16 x double>)
@@ -64,10 +64,10 @@ class IRWriter:
         """Begins a function, perhaps one whose `%arguments` is an array of 64-bit words.
 
         Args:
-            signature: name and parameters.
+            signature: the function's name and parameters.
             arguments: a name for each word; `%name` is its value from here on.
-            num_addresses: so many of them, the first ones, are addresses.
-            loops: names that `loop` will be called with.
+            num_addresses: how many of them, the first ones, are addresses.
+            loops: all names that `loop` will be called with.
         """
         self._lines.append(f"define void @{signature} {{")
         self.label("entry")
@@ -98,7 +98,7 @@ class IRWriter:
         self.label(f"{name}.end")
 
     def call_by_height(self, name: str, height: str, most: int, arguments: str) -> None:
-        """Calls the one of the functions `name1` to `name<most>` whose number `height` is."""
+        """Calls the function `name1` to `name<most>` for a number of rows."""
         cases = " ".join(f"i64 {m}, label %{name}.{m}" for m in range(1, most))
         self.do(f"switch i64 {height}, label %{name}.{most} [ {cases} ]")
         for m in range(1, most + 1):

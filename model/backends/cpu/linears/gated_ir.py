@@ -1,7 +1,7 @@
-"""The text of what runs two products and multiplies the one's outputs by silu of the other's, a share a thread.
+"""The text of the function that runs two products and multiplies the one's outputs by silu of the other's.
 
-The products are those of product_ir.py, which differ by their arguments alone; what they give is rounded as if it had
-been kept, so the result has the bits of two products and a multiplication after them.
+It calls the kernels of product_ir.py. Their results are rounded as if they had been kept, so the result has the bits of
+two products and a multiplication after them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def module_text(dtype: str, *, has_bf16: bool) -> str:
     """A module with the function `gated`, which takes the arguments' address and runs on every thread.
 
     Args:
-        dtype: of both products' results, "float32" or "bfloat16".
+        dtype: dtype of both products' results, "float32" or "bfloat16".
         has_bf16: see `NumberWriter`.
     """
     writer = NumberWriter(has_bf16=has_bf16)

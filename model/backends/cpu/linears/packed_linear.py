@@ -53,7 +53,7 @@ class BegunProduct(NamedTuple):
     """A product whose arguments are filled in, and whose kernels have not run yet.
 
     Attributes:
-        address: of the kernels' arguments.
+        address: where the kernels' arguments are.
         out: [T, N], where they write results.
         inputs: kept because the arguments have their addresses only.
     """
@@ -67,15 +67,15 @@ class PackedLinear:
     """Maps [T, K] to [T, N].
 
     Args:
-        kernels: for such weights.
+        kernels: the kernels for such weights.
         packed: [N / 64, K / inputs, 4, 64] uint8; see packing.py.
         scales: [N / 64, G, 64] float32, of integers.
         offsets: the same, `scale * (middle - zero)`, where zeros are not all in the middle.
         bias: [N] or None.
         order: [K] int64: which input stands at each place, where they were sorted by group.
-        dtype: of activations and results.
+        dtype: dtype of activations and results.
         wide_results: whether results are float32 though the activations are not.
-        num_padded: how many of the packed inputs, and of the packed outputs, there are not.
+        num_padded: how many of the packed inputs, and of the packed outputs, are only there to fill up.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class PackedLinear:
         return BegunProduct(ctypes.addressof(self._arguments), out, (x, sums))
 
     def end(self, out: torch.Tensor) -> torch.Tensor:
-        """Results as they are wanted: without what was filled up, and of the right type."""
+        """Results without the outputs that fill up, in the dtype that is wanted."""
         if self._num_padded[1]:
             out = out[:, : -self._num_padded[1]].contiguous()
         return out.to(self._result_dtype)

@@ -1,4 +1,4 @@
-"""The text of the kernels that multiply: what the machine's own compiler library turns into code at start.
+"""The text of the kernels that multiply by a packed weight.
 
 One kernel multiplies M rows of activations with a packed weight (`packing.py` has the layout). The weight is read once,
 in order, and each value is expanded in registers and used for all M rows; for more rows than a kernel has, a block
@@ -51,13 +51,13 @@ class Kernel:
     """What distinguishes one kernel from another.
 
     Attributes:
-        bits: of a weight: 4 or 8 (integers with a scale for each group), 16 or 32 (bfloat16 or float32, one group, no
-            scales).
+        bits: bits of a weight: 4 or 8 (integers with a scale for each group), 16 or 32 (bfloat16 or float32, one group,
+            no scales).
         is_bf16: whether activations and results are bfloat16; else both are float32.
         rows: M, from 1 to `MAX_ROWS`.
         has_offsets: whether zeros differ from the middle, so that `scale * (zero - middle) * sum(x)` is taken off.
         wide_results: whether results are float32 where the activations are bfloat16.
-        codes: of 4 bits: the level of each value, where they are not evenly spaced.
+        codes: the level of each value of 4 bits, where they are not evenly spaced.
         has_permutes: whether a register holds a whole vector, and the processor looks 16 levels up at once (AVX-512).
     """
 
@@ -76,12 +76,12 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """Of its function, which takes the arguments' address, a first and a last block, and the first row."""
+        """The name of its function, which takes the arguments' address, first and last block, and the first row."""
         return f"rows{self.rows}"
 
 
 def module_text(kernels: Sequence[Kernel]) -> str:
-    """A module with these kernels, which have the same codes, and what shares their work among threads."""
+    """A module with these kernels, which have the same codes, and the function that shares their work among threads."""
     functions = [_Writer(kernel).function() for kernel in kernels]
     return "\n".join([DECLARATIONS, codes_table(kernels[0].codes), _share(), *functions])
 
@@ -97,10 +97,10 @@ def multiply_block(writer: IRWriter, arguments: str, block: str, loop: str) -> N
     """Writes the calls that make 64 outputs of a product for all rows.
 
     Args:
-        writer: of the function.
-        arguments: address of the product's `ARGUMENTS`.
-        block: which 64 outputs.
-        loop: one of the function's loops.
+        writer: writes the function.
+        arguments: the address of the product's `ARGUMENTS`.
+        block: the number of the 64 outputs.
+        loop: a name among the function's loops.
     """
 
     def argument(name: str, kind: str = "i64") -> str:
@@ -196,9 +196,9 @@ class _Writer(WeightWriter):
         """A few times 64 bytes of weights for each vector of outputs, times all rows.
 
         Args:
-            group: its number.
-            place: of the block's group among all blocks' groups.
-            step: its number within the group.
+            group: the group's number.
+            place: the number of the block's group among all blocks' groups.
+            step: the step's number within the group.
         """
         bits = self.kernel.bits
         stride = 2 if self.kernel.is_bf16 else 1

@@ -18,10 +18,10 @@ class ProductKernels(NamedTuple):
     """Kernels for 1 to `MAX_ROWS` rows.
 
     Attributes:
-        bits: of a weight.
-        code: the function `SHARE` and theirs.
-        addresses: of theirs, by number of rows less one.
-        dtype: of the activations that they take.
+        bits: bits of a weight.
+        code: the kernels, and the function `SHARE` that calls them.
+        addresses: where each kernel is, by its number of rows less one.
+        dtype: dtype of the activations that they take, bfloat16 or float32.
     """
 
     bits: int
@@ -30,7 +30,7 @@ class ProductKernels(NamedTuple):
     dtype: torch.dtype
 
     def tell_rows(self, arguments: ctypes.Array[ctypes.c_int64], num_rows: int) -> None:
-        """Fills in those of `product_ir.ARGUMENTS` that are about rows: how many run at a time, in which kernels."""
+        """Fills in which kernels take how many rows at a time, of `product_ir.ARGUMENTS`."""
         num_runs = -(-num_rows // MAX_ROWS)
         height = -(-num_rows // num_runs)  # 8 rows as 4 and 4, not 6 and 2
         few = height * num_runs - num_rows
@@ -50,9 +50,8 @@ def load_kernels(
     """Compiles the kernels of one kind of weight, or returns None where that is not possible.
 
     Args:
-        bits: see `Kernel`, likewise `has_offsets` and `codes`.
-        dtype: of the activations there are; where the processor has no products of bfloat16 the kernels take float32.
-        wide_results: whether results of bfloat16 activations are float32.
+        bits: see `Kernel`, likewise the others.
+        dtype: dtype of the activations; where the processor has no products of bfloat16 the kernels take float32.
     """
     is_bf16 = dtype == torch.bfloat16 and has_bf16_products()
     permutes = has_permutes()

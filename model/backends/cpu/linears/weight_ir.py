@@ -19,7 +19,7 @@ class WeightWriter(IRWriter):
     """Writes the expansion of weights.
 
     Args:
-        bits: see `Kernel`, likewise the others.
+        bits: bits of a weight; see `Kernel`, likewise the others.
         codes: the levels of 4-bit values, or None.
         has_permutes: whether the processor looks 16 levels up in a register.
     """

@@ -1,1 +1,1 @@
-"""Adapters: what rows get from the low-rank factors of theirs."""
+"""Adapters: low-rank factors, packed, and the kernel that adds their products to the rows that have them."""

@@ -1,9 +1,9 @@
-"""The text of the kernel for adapters: what the rows of a step get from the low-rank factors of theirs, in one pass.
+"""The text of the kernel that adds to the rows of a step what their adapters' low-rank factors give, in one pass.
 
 First `hidden = A x` for every row and its adapter, then `out += B hidden`, all threads on all adapters: of the blocks
-of factors, counted over the whole step, each thread takes every so many-th. A block is read once for each four rows
-that share it, and from the cache after the first. However many rows there are, a row's sums are taken in one order:
-what it gets depends on the row and its adapter alone.
+of factors, counted over the whole step, each thread takes every n-th. A block is read once for each four rows that
+share it, and from the cache after the first. However many rows there are, a row's sums are taken in one order: its
+result depends on the row and its adapter alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _NUM_ADDRESSES = 6
 
 # A segment: slot of the adapter, first place in `rows`, how many rows.
 _SEGMENT_WORDS = 3
-# What a table has of a slot: how many parts; then of each the addresses of A and B, blocks of A, first output, blocks
-# of B.
+# A slot's entry: how many parts; then of each the addresses of A and B, blocks of A, first output, blocks of B.
 MAX_PARTS = 3
 _PART_WORDS = 5
 ENTRY_WORDS = 1 + MAX_PARTS * _PART_WORDS

@@ -1,7 +1,7 @@
 """The text of the kernels for what a layer does between its products, row by row.
 
 Each replaces several small torch operations, which took 10 ms of a step of a 1.8B model; and each computes a row in one
-way whatever the number of rows, which torch's do not: the last few numbers of what a thread gets are rounded otherwise.
+way whatever the number of rows. torch's do not: the last few numbers of a thread's share are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def module_text(dtype: str, *, has_bf16: bool) -> str:
     """A module with `FUNCTIONS`, each of which takes the address of its arguments and runs on every thread.
 
     Args:
-        dtype: of activations, "float32" or "bfloat16".
+        dtype: dtype of activations, "float32" or "bfloat16".
         has_bf16: see `NumberWriter`.
     """
 

@@ -11,16 +11,12 @@ from model.backends.cpu.jit import Code, compile_functions, has_bf16_products
 from model.backends.cpu.rows.row_ir import FUNCTIONS, module_text
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
-# Numbers below which one thread is done before a second one would be awake.
+# With fewer numbers one thread is done before a second one is awake.
 NUMBERS_FOR_THREADS = 1 << 14
 
 
 class RowFunctions:
-    """The compiled functions for one type of activations.
-
-    Args:
-        code: of `row_ir`.
-    """
+    """The compiled functions of row_ir.py for one dtype of activations."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
@@ -65,7 +61,7 @@ def _float_bits(value: float) -> int:
 
 @functools.cache
 def row_functions(dtype: torch.dtype) -> RowFunctions | None:
-    """The functions for activations of a type, or None where they cannot serve: another type, no compiler."""
+    """The functions for a dtype of activations, or None where they cannot serve: another dtype, no compiler."""
     if dtype not in (torch.float32, torch.bfloat16):
         return None
     code = compile_functions(module_text(DTYPE_NAMES[dtype], has_bf16=has_bf16_products()), FUNCTIONS)
