@@ -65,8 +65,8 @@ class TorchBackend:
         """See `Backend`. float16 weights on a CPU run as bfloat16: CPUs have no fast float16 products."""
         if requested != "auto":
             return require_known_dtype(requested)
-        has_onednn = torch.backends.mkldnn.is_available()  # else torch lacks the operator that is asked
-        has_fast_bf16 = has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # lacking where torch has no oneDNN
+        has_fast_bf16 = ask is not None and bool(ask())
         if declared == "float32" or not has_fast_bf16:
             return torch.float32
         return torch.bfloat16

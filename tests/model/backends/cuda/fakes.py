@@ -8,7 +8,7 @@ import torch
 
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.steps.angles import Angles
-from tests.model.backends.test_torch_backend import CONFIG
+from tests.support.random_attention import CONFIG
 
 CPU = torch.device("cpu")
 ANGLES = Angles.make(CONFIG, 60, CPU)

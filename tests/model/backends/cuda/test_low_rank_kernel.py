@@ -12,7 +12,7 @@ from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 from model.contract.memory_plan import plan_memory
 from model.distributed.shard import column_parallel
 from model.execution.forward_batch import SequenceSpan
-from tests.model.backends.test_torch_backend import CONFIG
+from tests.support.random_attention import CONFIG
 
 HIDDEN = 48
 CPU = torch.device("cpu")

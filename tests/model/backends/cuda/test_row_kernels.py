@@ -18,7 +18,7 @@ from model.backends.cuda.linear_choice import LinearChoice
 from model.backends.cuda.notes import Notes
 from model.backends.torch_backend import TorchBackend
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
-from tests.model.backends.test_torch_backend import CONFIG
+from tests.support.random_attention import CONFIG
 
 
 def rotated(x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
