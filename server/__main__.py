@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from model.contract.errors import StartupError
 from server.cli.command_line import SHELLS, Parser, command_names, completion
 from server.cli.published_flags import names_checkpoint, translate
+from server.config.sources import load_settings, requested_log_format
+from server.config.types import TokensOrContext
 from server.hubs.download import add_hub_arguments
-from server.setting_types import TokensOrContext
 from server.settings import SECRETS, Settings, flag_name, is_repeatable, variable_name
-from server.settings_sources import load_settings, requested_log_format
 from server.telemetry.logs import json_line
 from tools.batch import arguments as batch_arguments
 from tools.bench import arguments as bench_arguments

@@ -15,12 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import ConfigError
-from server.config_file import read_key_file
-from server.gates.credentials import Credentials
-from server.hubs.demo import DEMO
-from server.hubs.download import Hub
-from server.hubs.resolve import served_names
-from server.setting_types import (
+from server.config.files import read_key_file
+from server.config.types import (
     ANY_NAME,
     Adapters,
     CacheDtype,
@@ -32,6 +28,10 @@ from server.setting_types import (
     TokensOrContext,
     Windows,
 )
+from server.gates.credentials import Credentials
+from server.hubs.demo import DEMO
+from server.hubs.download import Hub
+from server.hubs.resolve import served_names
 from server.tls import Tls, tls_from_files
 
 ENV_PREFIX = "QWEN_SERVER_"

@@ -15,9 +15,9 @@ import yaml
 
 from model.contract.engine_config import EngineConfig
 from model.contract.messages import EngineReady
+from server.config.sources import load_settings
 from server.engine.client import EngineClient
 from server.settings import ENV_PREFIX, Settings
-from server.settings_sources import load_settings
 from server.telemetry.metrics import EngineReadings, Metrics
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess

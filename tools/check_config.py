@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.contract.files.model_config import read_model_config
+from server.config.sources import trace_settings
 from server.hubs.resolve import folder_here
 from server.settings import Settings, shown
-from server.settings_sources import trace_settings
 from server.telemetry.tracing import require_tracing
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.contract.errors import ConfigError
+from server.config.sources import load_settings
 from server.settings import Settings
-from server.settings_sources import load_settings
 from server.telemetry.tracing import require_tracing
 
 # Requests that are on their way to a replica when it begins to go.

@@ -11,10 +11,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from model.contract.errors import AdapterError, StartupError
 from model.contract.files.adapter_config import ADAPTER_CONFIG
+from server.config.types import check_adapter_name
 from server.engine.adapters import ServedAdapter
 from server.hubs.resolve import resolve_adapter
 from server.services import Services, ServicesDep
-from server.setting_types import check_adapter_name
 from server.wire.errors import ApiError
 from server.wire.json_body import JsonBodyRoute
 from server.wire.openapi import BAD_REQUEST, COMMON_ERRORS, NOT_FOUND, UNAVAILABLE

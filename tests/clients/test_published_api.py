@@ -13,6 +13,7 @@ import pytest
 from model.contract.errors import InvalidRequestError
 from model.contract.messages import EngineReady
 from server.cli.published_flags import translate
+from server.config.sources import load_settings
 from server.conversion.converter import Converter
 from server.conversion.defaults import GenerationDefaults
 from server.conversion.generation_request import GenerationRequest
@@ -21,7 +22,6 @@ from server.conversion.readers.chat import read_chat
 from server.gates.credentials import Credentials
 from server.gates.gate import refusal
 from server.settings import Settings
-from server.settings_sources import load_settings
 from server.wire.shapes.chat import ChatCompletionRequest
 from tests.support.grammars import GRAMMARS
 from tests.support.paths import ROOT

@@ -20,8 +20,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from server.__main__ import build_parser
+from server.config.sources import load_settings
 from server.run_module import module_command
-from server.settings_sources import load_settings
 from tests.docs.guide import PAGES, Example, examples
 from tests.support.paths import ROOT
 from tests.support.server_process import ServerProcess

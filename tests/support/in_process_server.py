@@ -21,12 +21,12 @@ from model.contract.messages import decode_to_engine
 from model.loop.connection import Connection, ConnectionClosed
 from model.loop.process import run
 from server.__main__ import build_parser
+from server.config.sources import load_settings
 from server.conversion.defaults import GenerationDefaults
 from server.engine import supervisor
 from server.engine.client import EngineClient
 from server.engine.process import EngineProcess
 from server.serve import draining_server
-from server.settings_sources import load_settings
 from server.startup import find_adapters, inspect_checkpoint
 from tests.support.server_process import Server
 

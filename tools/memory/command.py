@@ -7,8 +7,8 @@ import re
 
 from model.contract.config import NO_QUANTIZATION, QUANTIZED_BITS
 from model.contract.memory_plan import DTYPE_BYTES, KV_DTYPE_BYTES
+from server.config.types import parse_size
 from server.hubs.download import add_hub_arguments
-from server.setting_types import parse_size
 from tools.command_line import number, positive
 
 DESCRIPTION = "Reckons weights, KV cache and what fits into a device, from config.json alone."

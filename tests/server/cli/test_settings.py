@@ -12,11 +12,11 @@ from model.contract.errors import ConfigError
 from server.__main__ import build_parser
 from server.app import create_app
 from server.cli.flag_table import with_table
+from server.config.sources import load_settings
+from server.config.types import parse_size
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
-from server.setting_types import parse_size
 from server.settings import Settings, flag_name
-from server.settings_sources import load_settings
 from tests.support.paths import ROOT
 from tests.support.vocabulary import byte_tokenizer
 from tools.check_config import check_config

@@ -10,9 +10,9 @@ import pytest
 
 from model.contract.errors import CheckpointError
 from server.__main__ import main
+from server.config.sources import load_settings
 from server.conversion.defaults import GenerationDefaults
 from server.hubs.resolve import describe_checkpoint, resolve_checkpoint, served_names
-from server.settings_sources import load_settings
 from tests.support.paths import ROOT
 from tools.memory.report import find_checkpoint
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from model.contract.errors import CheckpointError, ConfigError
+from server.config.sources import load_settings
 from server.hubs import download as hub_download
 from server.hubs.resolve import describe_checkpoint, resolve_checkpoint
-from server.settings_sources import load_settings
 from tests.support.paths import ROOT
 
 FILES = {

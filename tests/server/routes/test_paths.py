@@ -13,10 +13,10 @@ from fastapi.routing import APIRoute
 from model.contract.engine_config import EngineConfig
 from server.app import ROUTERS, create_app
 from server.batches.batch import Batch
+from server.config.sources import load_settings
 from server.conversion.defaults import GenerationDefaults
 from server.engine.client import EngineClient
 from server.settings import Settings
-from server.settings_sources import load_settings
 from server.store.records import Put
 from server.wire.missing_routes import missing_route
 from server.wire.shapes.files import BatchRequest

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from model.contract.errors import ConfigError
 from server.__main__ import main
-from server.settings_sources import load_settings
+from server.config.sources import load_settings
 from server.telemetry import tracing
 from server.tls import tls_from_files
 from tests.conftest import SMALL

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.contract.errors import ConfigError
-from server.config_file import read_config_file
+from server.config.files import read_config_file
 from server.settings import ENV_PREFIX, SECRETS, Settings, flag_name, shown, variable_name
 
 CONFIG_VARIABLE = "QWEN_SERVER_CONFIG"
