@@ -160,7 +160,7 @@ class Converter:
     async def _completion_prompts(
         self, text: TextRequest, engine: EngineReady
     ) -> tuple[Sequence[str], list[list[int]]]:
-        """Returns each prompt as echo shows it (ids: only with echo), and as ids."""
+        """Returns the prompts as echo shows them (for ids, only with echo), and as ids."""
         if isinstance(text.prompts[0], str):
             texts = cast(Sequence[str], text.prompts)
             for one in texts:

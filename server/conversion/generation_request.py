@@ -1,4 +1,4 @@
-"""A request to generate, understood: what conversion makes and generation serves."""
+"""The request that conversion makes and generation serves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A request as conversion takes it, whichever API it came by: messages, tools and options, and no wire types.
+"""A request in neutral form, whichever API it came by: messages, tools and options, and no wire types.
 
-A second API is a reader that makes one of these, a route, and a reply. Errors name fields of the request as it was
-sent, so the few names that differ are told here too.
+Another API needs a reader that makes one of these, a route, and a reply. Errors name fields of the request as it was
+sent, so the names that differ between APIs are attributes here.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ReplyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A conversation to go on with.
+    """A conversation to continue.
 
     Attributes:
         messages: at least one; results of tools name calls that were made before them.
@@ -123,7 +123,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRequest:
-    """Texts to go on with.
+    """Texts to continue.
 
     Attributes:
         prompts: each a text, or each a list of token ids; at least one.

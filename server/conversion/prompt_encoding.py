@@ -1,4 +1,4 @@
-"""From what a request says to the token ids a model sees.
+"""Encodes conversations and texts into the token ids that the model sees.
 
 Text from a request only ever becomes ordinary tokens here, unless a completion opts in to control tokens.
 """
@@ -57,7 +57,7 @@ class PromptEncoder:
 
     @property
     def speaks_chatml(self) -> bool:
-        """Whether the model can chat."""
+        """Tells whether the model can chat."""
         return (self.defaults.chat_format if self.chat_format == "auto" else self.chat_format) == CHATML
 
     @property

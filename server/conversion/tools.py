@@ -1,4 +1,4 @@
-"""Tools and functions as they come over the wire: read, checked, and turned into what prompts/ renders.
+"""Reads and checks tools and the choice among them, for prompts/ to render.
 
 Both spellings end up the same: `tools` with `tool_choice`, and the older `functions` with `function_call`.
 """
@@ -126,7 +126,7 @@ def _legacy_choice(value: str | Mapping[str, Any]) -> ToolChoice:
 
 
 def _choice(value: str | Mapping[str, Any]) -> tuple[ToolChoice, list[str] | None]:
-    """Returns the choice, and the names it is limited to, if it is."""
+    """Returns the choice, and the names to which `allowed_tools` limits it, or None."""
     if value == "none":
         return "none", None
     if value == "auto":

@@ -82,7 +82,7 @@ class ChatReply(ChunkReply):
         token_ids = delta.token_ids if self._request.return_token_ids else []
         pieces = self._pieces(delta)
         if not pieces and (delta.logprobs or (token_ids and delta.finish_reason is None)):
-            pieces = [{"content": ""}]  # nothing to show yet, but something to tell of the tokens
+            pieces = [{"content": ""}]  # no text yet, but ids or log-probabilities
         logprobs = delta.logprobs
         for piece in pieces:
             chunk = self._chunk(index, piece)

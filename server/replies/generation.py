@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # These take ten milliseconds; a request of thousands of choices, or one that was not read for a while, has more.
 _MAX_SCORES_AT_ONCE = 4096
-# The engine's callback goes through all requests in one go: more than half a millisecond is not for it.
+# The engine's callback serves all requests in one go: what takes more than half a millisecond is not done there.
 _MAX_SCORES_IN_CALLBACK = 128
 
 
@@ -53,14 +53,14 @@ class DeltaSink(Protocol):
     """Takes deltas without waking the task that waits for them."""
 
     def is_open(self) -> bool:
-        """Whether it takes any now."""
+        """Tells whether it takes deltas now."""
 
     def write(self, deltas: list[ChoiceDelta]) -> None:
         """Takes deltas."""
 
 
 class Generation:
-    """A request in the engine, and the text that comes of it.
+    """A request in the engine, and the text of its replies.
 
     Args:
         handle: the mailbox of the request, which was submitted already.
@@ -164,7 +164,7 @@ class Generation:
             self.close()
 
     def _take(self, sink: DeltaSink, news: News) -> bool:
-        """Gives news to a sink, from the engine's own callback; False leaves news that end or are much to `deltas`."""
+        """Gives news to a sink, in the engine's callback; False leaves endings, and much work, to `deltas`."""
         num_scores = 0
         for _, output in news:
             if output.finish_reason is not None:
@@ -240,7 +240,7 @@ class Generation:
 
 
 def _raise_failure(output: SequenceOutput) -> None:
-    """Raises what an output says went wrong, if it says so."""
+    """Raises the failure that an output reports, if there is one."""
     if output.finish_reason == "error":
         raise ApiError(
             500,

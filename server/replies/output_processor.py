@@ -46,7 +46,7 @@ class ChoiceDelta:
     stop_reason: str | int | None = None
 
     def as_events(self) -> list[Event]:
-        """Returns what is new as events, whether or not a parser made them; the text of one may be empty."""
+        """Returns the events, or the text as one event, which may be empty, where no parser makes events."""
         return [Content(self.text)] if self.events is None else self.events
 
     def extend(self, later: ChoiceDelta) -> None:

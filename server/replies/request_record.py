@@ -1,4 +1,4 @@
-"""What a request's metrics and its line in the log say: when its tokens came, how many, and how it ended."""
+"""Records how a request goes, for the metrics and its line in the log: its tokens, their times, and how it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class RequestRecord:
-    """Takes down how one request goes.
+    """Times, counts and ending of one request.
 
     Args:
         arrived: `time.monotonic()` when the request arrived.
@@ -25,7 +25,7 @@ class RequestRecord:
 
     Attributes:
         num_cached_tokens: prompt tokens found in the prefix cache.
-        num_expected_tokens: tokens that came as the text so far, or the client, let expect.
+        num_expected_tokens: tokens that the text so far, or the client's prediction, had foretold.
         failure: why the request failed, if it did.
     """
 
@@ -69,7 +69,7 @@ class RequestRecord:
                 self._metrics.time_to_first_token.observe(now - self._arrived)
 
     def note_finished(self, index: int, reason: str) -> None:
-        """Takes down why a choice ended."""
+        """Records why a choice ended."""
         self._finish_reasons[index] = reason
         self._metrics.count_finished(STOP if reason == TOOL_CALLS else reason)
 
@@ -98,7 +98,7 @@ class RequestRecord:
             return
         metrics.e2e_latency.observe(now - self._arrived)
         if self._first_token_at is None:
-            # Who gave up before the first step has only waited: as zero it would make a longer queue look shorter.
+            # A client that left before the first step only waited: counted as zero, a longer queue would look shorter.
             metrics.queue_time.observe(now - self._arrived)
             return
         metrics.queue_time.observe(self._queue_time_s)

@@ -23,7 +23,7 @@ _FAILURES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def new_response(id: str, request: ResponsesRequest, model: str, *, truncation: str) -> ResponseObject:
-    """Returns a response that nothing has been done for.
+    """Returns a response before any work for it.
 
     Args:
         model: the name the request asked for.
@@ -181,7 +181,7 @@ class ResponsesReply:
         events: list[JsonObject] = []
         if self._item is None and not self.response["output"]:
             events += self._open_message()  # a reply without a text is an empty one
-        # A call that the model broke off by itself is none that a client should make.
+        # Clients should not make a call that the model broke off by itself.
         is_broken = isinstance(self._item, CallItem) and self._finish_reason != TOOL_CALLS
         events += self._close("incomplete" if is_cut or is_broken else "completed")
         self._end("incomplete" if is_cut else "completed")
@@ -192,14 +192,14 @@ class ResponsesReply:
         return self._tail
 
     def fail(self, error: ApiError) -> bytes:
-        """Says that the response broke, and why; returns the events before its last one."""
+        """Ends a response that failed; returns the events before its last one."""
         written = self._written(self._close("incomplete"))
         self._end("failed")
         self.response["error"] = {"code": _FAILURES.get(error.status_code, "server_error"), "message": error.message}
         return written + self._event(_error_event(error))
 
     def cancel(self) -> bytes:
-        """Ends a response that is not wanted any more; returns the events before its last one."""
+        """Ends a response that its client cancelled; returns the events before its last one."""
         written = self._written(self._close("incomplete"))
         self._end("cancelled")
         return written
@@ -254,7 +254,7 @@ def _error_event(error: ApiError) -> JsonObject:
 
 
 def follower_failure(error: ApiError, number: int) -> bytes:
-    """Returns the event that a stream ends with which cannot be followed further; the response itself goes on."""
+    """Returns the last event of a stream that cannot be followed further; the response itself goes on."""
     return numbered(_error_event(error), number)
 
 

@@ -1,4 +1,4 @@
-"""How events are written: OpenAI's chunks are nothing but data, the events of other APIs have names."""
+"""Writes server-sent events: OpenAI's chunks are nothing but data, the events of other APIs have names."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class EventsResponse(EventSourceResponse):
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             headers={"Cache-Control": "no-cache"},
         )
-        # Whether the connection is kept is the protocol's to say, and it says it once.
+        # The HTTP protocol writes this header, and must write it once.
         del self.headers["connection"]
         self._close = close
 

@@ -1,6 +1,6 @@
-"""Responses in the background: made to their end whatever becomes of their client, the engine and, stored, the server.
+"""Makes responses in the background to their end, whether or not their client, the engine or the server stays.
 
-A record of each that has not ended lies in the store; a start makes what it finds there again. What is made again is
+The store has a record of each response that has not ended, and a start of the server makes these again. They come out
 the same: a response in the background always has a seed, and its events are one a token.
 """
 
@@ -132,7 +132,7 @@ class Background:
                 return
             except asyncio.CancelledError:
                 if not run.is_cancelled:
-                    raise  # the server ends; the record is there for the next one
+                    raise  # the server ends; the next one finds the record
                 await self._give_up(run, new, _further(furthest, reply), None)
                 return
             except Exception as error:
@@ -152,7 +152,7 @@ class Background:
         """Hands a response to an engine once there is one."""
 
         async def receive() -> Message:
-            await asyncio.get_running_loop().create_future()  # nobody is there who could leave
+            await asyncio.get_running_loop().create_future()  # there is no client that could leave
             raise AssertionError
 
         while True:
@@ -182,11 +182,11 @@ class Background:
         changes: list[Change] = [Delete(_record_id(new)), *changed]
         if run.log.events:
             changes.append(await asyncio.to_thread(append_events, new.id, list(run.log.events)))
-        await self._write_at_last(changes)
+        await self._write_with_retries(changes)
         run.log.write(reply.last())
 
-    async def _write_at_last(self, changes: Sequence[Change]) -> None:
-        """Tries again where the store fails, which a disk may do for a while; one that is full says so at once."""
+    async def _write_with_retries(self, changes: Sequence[Change]) -> None:
+        """Writes to the store, again where that fails, as a disk may for a while; a full one is reported at once."""
         for tries_left in reversed(range(_NUM_TRIES)):
             try:
                 await self._stored.write(*changes)
@@ -212,16 +212,16 @@ class Background:
             run.log.write(reply.fail(api_error))
         try:
             await self._keep(run, new, reply)
-        except StoreFullError:  # for what it says; that it has ended takes no more than the record did
+        except StoreFullError:  # without its output, the ended response takes no more room than the record did
             reply.response["output"] = []
-            await self._write_at_last([Delete(_record_id(new)), put_response(new.caller.owner, reply.response)])
+            await self._write_with_retries([Delete(_record_id(new)), put_response(new.caller.owner, reply.response)])
             run.log.write(reply.last())
         except StoreError:
             self._lost.add(new.id)
             raise
 
     def as_known(self, response: ResponseObject) -> ResponseObject:
-        """Returns a kept response, of one whose end could not be kept that it failed; the next start makes it again."""
+        """Returns a kept response; one whose end could not be stored has failed, until a start makes it again."""
         if response["id"] not in self._lost or response["status"] not in ("queued", "in_progress"):
             return response
         error: ResponseFailure = {"code": "server_error", "message": "The end of this response could not be stored."}

@@ -44,8 +44,8 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> 
         raise ApiError(400, f"The model itself is served as '{body.lora_name}'.", param="lora_name")
     root = services.settings.lora_root
     try:
-        folder = await asyncio.to_thread(_find, body.lora_path, root, services)  # it may fetch them from a hub
-        services.engine.require_open()  # a download takes long enough for an engine to go: it would never answer
+        folder = await asyncio.to_thread(_find, body.lora_path, root, services)  # it may download from a hub
+        services.engine.require_open()  # the engine may have gone while the download took its time
         adapter = ServedAdapter(body.lora_name, body.lora_path, folder)
         await services.engine.adapters.load(adapter, replace=bool(body.load_inplace))
     except StartupError as error:
@@ -82,7 +82,7 @@ def _require_allowed(services: Services) -> None:
 
 
 def _find(source: str, root: Path | None, services: Services) -> Path:
-    """Returns an adapter's folder; with a root that, and all that is read of it, lies below it.
+    """Returns an adapter's folder; if there is a root, the folder and the files read from it must lie below.
 
     Raises:
         AdapterError: it is not there, or outside.

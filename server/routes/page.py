@@ -42,13 +42,13 @@ async def index(request: Request, services: ServicesDep) -> Response:
 @router.api_route("/docs", methods=_METHODS)
 @router.api_route("/redoc", methods=_METHODS)
 async def reference(request: Request, services: ServicesDep) -> Response:
-    """Returns the page that shows /openapi.json. FastAPI's run another host's scripts where the chat keeps its key."""
+    """Returns the page that shows /openapi.json; FastAPI's would run another host's scripts beside the chat's key."""
     return services.web_files[REFERENCE].response(request.headers)
 
 
 @router.api_route("/web/settings.json", methods=_METHODS)
 async def page_settings(services: ServicesDep) -> Response:
-    """Says how to get in, and the real defaults and limits of sampling."""
+    """Returns the ways to authenticate, and the real defaults and limits of sampling."""
     credentials = services.credentials
     settings = {
         "version": server_version().version,

@@ -49,7 +49,7 @@ async def create_response(
 ) -> Response:
     """Answers a conversation that is sent, kept from before, or both."""
     model = services.resolve_model(body.model)
-    if body.background and body.seed is None:  # so that it can be made again
+    if body.background and body.seed is None:  # with a seed it can be generated again after a restart
         body = body.model_copy(update={"seed": secrets.randbits(63)})
     response = new_response(f"resp_{uuid.uuid4().hex}", body, model, truncation=services.converter.truncation)
     new = NewResponse(body, response, caller_of(request.scope))
@@ -97,7 +97,7 @@ async def get_response(
 
 
 def _run_of(services: Services, caller: Caller, id: str) -> Run | None:
-    """Returns a response that is being made; chats that go on without their clients have no state to tell."""
+    """Returns the run of a response that is being made; resumable chats are runs too, but have no state."""
     run = services.runs.get(caller, id)
     return run if run is not None and run.state else None
 

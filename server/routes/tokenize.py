@@ -71,7 +71,7 @@ async def _tokenized(body: TokenizeRequest, services: Services) -> bytes:
 
 def _special_names(body: TokenizeRequest, encoder: PromptEncoder) -> frozenset[str]:
     if body.allowed_special is None and body.add_special_tokens is False:
-        # Evaluation harnesses learn the id of the end token so: a prompt that is nothing but its name.
+        # Evaluation harnesses learn the id of the end token by a prompt that is nothing but its name.
         return encoder.tokenizer.special_names & {body.prompt or ""}
     return encoder.special_names(body.allowed_special, bool(body.add_special_tokens))
 

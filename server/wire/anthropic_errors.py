@@ -38,7 +38,7 @@ def message_error(
 ) -> tuple[int, dict[str, Any]]:
     """Returns status and body of an error that has this status, code and message in OpenAI's API."""
     if status == 429 and code == "server_overloaded":
-        status = _OVERLOADED  # not the client's own doing
+        status = _OVERLOADED  # the server's load, not the client's limit
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
     return status, body | ({} if request_id is None else {"request_id": request_id})

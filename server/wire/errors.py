@@ -169,7 +169,7 @@ def validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     return ApiError(400, f"'{param}': {'; or '.join(messages)}.", param=param)
 
 
-# How compressed bodies begin, where nobody says so in a header.
+# First bytes of compressed bodies, for clients that send no Content-Encoding.
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x78\x9c": "deflate", b"\x78\xda": "deflate"}
 
 

@@ -100,13 +100,13 @@ def refuse_contradictions(request: SamplingFields) -> None:
 
 
 def refuse_stream_options(request: SamplingFields | ResponsesRequest) -> None:
-    """Refuses options of a stream for a reply that is none."""
+    """Refuses stream options without a stream."""
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
 
 
 def speaks_functions(request: ChatCompletionRequest) -> bool:
-    """Whether the client speaks the older form of tools, `functions` and `function_call`."""
+    """Tells whether the client uses the older form of tools, `functions` and `function_call`."""
     return bool(request.functions) or any(
         message.role == "function" or message.function_call is not None for message in request.messages
     )

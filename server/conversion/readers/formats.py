@@ -1,4 +1,4 @@
-"""Formats a reply can be held to: `response_format`, `structured_outputs` as vLLM has it, and what peers call the same.
+"""Forms that a reply must have: `response_format`, `structured_outputs` as vLLM has it, and peers' names for these.
 
 Each becomes the rule of a grammar, or a whole grammar; whether it can be compiled is checked elsewhere.
 """
@@ -166,7 +166,7 @@ def _of_schema(schema: Mapping[str, Any], place: str, param: str) -> AnswerForma
 
 
 def _lark(text: str, name: str, param: str) -> str:
-    """Grammars come in Lark's notation or llama.cpp's (GBNF)."""
+    """Returns a grammar in Lark's notation; it may come in llama.cpp's (GBNF)."""
     if "::=" not in text:
         return text
     if len(text) > _MAX_GBNF_CHARS:

@@ -30,7 +30,7 @@ def read_messages(request: MessagesRequest) -> ChatRequest:
 
 
 def _answer(request: MessagesRequest) -> AnswerFormat | None:
-    """Returns what the reply is held to, in the place it has now or had in the beta."""
+    """Returns the form that the reply must have, from its present field or that of the beta."""
     place, form = "output_config.format", (request.output_config or {}).get("format")
     if form is None:
         place, form = "output_format", request.output_format
@@ -58,7 +58,7 @@ def _read(request: CountTokensRequest, options: ReplyOptions) -> ChatRequest:
     if messages[-1].calls:
         where = f"messages[{len(request.messages) - 1}]"
         raise InvalidRequestError(f"'{where}' makes calls; append a user message with their tool_result.", param=where)
-    # A result stands in a block of its own here, so nothing in it was meant as the assistant's words.
+    # Results have blocks of their own in this API, so that nothing in one was meant as the assistant's words.
     return ChatRequest(messages=messages, calling=_calling(request), options=options, guards_results=True)
 
 
@@ -80,7 +80,7 @@ def _conversation(sent: Sequence[InputMessage]) -> Iterator[Message]:
 
 
 def _read_message(message: InputMessage, where: str, calls: OpenCalls) -> list[Message]:
-    """Returns one message, of the user one more for each result in it; these come first, as what they answer did."""
+    """Returns the message, and before a user's message one for each result in it: the calls came first, too."""
     if isinstance(message.content, str):
         return [Message(message.role, message.content)]
     texts: list[str] = []

@@ -1,7 +1,7 @@
-"""Reads requests of the Responses API: items of a conversation to neutral messages.
+"""Reads requests of the Responses API: from items of a conversation to neutral messages.
 
-Items that are kept, of a response before or of a conversation, stand in front of those that are sent. How they are kept
-is not known here.
+Kept items, of an earlier response or of a conversation, stand in front of the new ones. How they are kept is not known
+here.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]
 
 
 def _without_namespaces(tools: Sequence[JsonObject]) -> list[JsonObject]:
-    """Returns tools in a row; those in a namespace are called `namespace.name` before the model."""
+    """Returns all tools in one list; the model knows those of a namespace as `namespace.name`."""
     flat: list[JsonObject] = []
     for number, tool in enumerate(tools):
         if tool.get("type") != "namespace":

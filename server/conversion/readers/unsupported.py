@@ -20,7 +20,7 @@ from server.wire.shapes.responses import ResponsesRequest
 
 logger = logging.getLogger(__name__)
 
-# Names come from clients: so many are remembered, and then no new one is logged.
+# Names come from clients: after so many, no new ones are remembered and logged.
 _MAX_LOGGED_NAMES = 256
 _MAX_NAME_CHARS = 60
 
@@ -101,7 +101,7 @@ _UNSERVED_IN_MESSAGES = {
                      "stop_token_ids", "ignore_eos", "logprobs", "structured_outputs", *PEER_NAMES), _CHATS),
     **dict.fromkeys(("repetition_penalty", "repeat_penalty"), _Unserved(_CHATS.hint, (1,))),
 }  # fmt: skip
-# OpenAI's, about what this server does not have: storage, tiers, caches to be named; and vLLM's, about its own insides.
+# OpenAI's fields about storage, tiers and caches, which this server does not have, and vLLM's about its own insides.
 _WITHOUT_EFFECT = frozenset(
     {
         "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -141,7 +141,7 @@ def _asks(value: Any, neutral: tuple[float, ...]) -> bool:
 
 
 class UnknownFields:
-    """Names, once each, the fields of requests that are ignored: a misspelt one looks like one that does nothing."""
+    """Logs the names of ignored fields, once each: a misspelt one looks like one that does nothing."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
