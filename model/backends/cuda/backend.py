@@ -26,16 +26,14 @@ from model.backends.cuda.steps.attention_plan import AttentionPlan, make_plan
 from model.backends.cuda.steps.recorded_steps import RecordedSteps
 from model.backends.cuda.steps.recording import CudaRecorder
 from model.backends.memory import available_device_bytes, measure_step_bytes
+from model.backends.torch_backend import require_known_dtype
 from model.backends.weights import GPTQTensors, GroupedWeight
 from model.contract.config import ModelConfig
-from model.contract.errors import ConfigError
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import KVCache
 from model.sampling.sampling_row import SampleTokens
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _MAX_NUM_BATCHED_TOKENS = 4096
 
@@ -75,10 +73,7 @@ class CudaBackend(RecordedSteps):
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
         """See `Backend`."""
-        name = requested if requested != "auto" else declared or "bfloat16"
-        if name not in _DTYPES:
-            raise ConfigError(f"unknown dtype {name!r}; use one of {', '.join(_DTYPES)}")
-        return _DTYPES[name]
+        return require_known_dtype(requested if requested != "auto" else declared or "bfloat16")
 
     def available_memory_bytes(self, gpu_memory_utilization: float) -> int:
         """See `Backend`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
+from model.backends.cuda.kernels.sampling.parts import begin_part, places_of_part
 
 # Bits of a threshold that one round settles, by looking at 32 of them.
 ROUND_BITS = tl.constexpr(5)
@@ -50,11 +50,7 @@ def narrow_kernel(
     IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Settles what the round before found, and sums what is above the 32 thresholds of the next five bits."""
-    wait_for_predecessor(IS_DEPENDENT)
-    let_successor_start(IS_DEPENDENT)
-    part = tl.program_id(0)
-    row = tl.program_id(1)
-    num_parts = tl.num_programs(0)
+    part, row, num_parts = begin_part(IS_DEPENDENT)
     if _is_searched(temperature_ptr, top_k_ptr, top_p_ptr, row, vocab_size, BY_MASS):
         place = row * num_parts + part
         steps = tl.arange(0, 32)
@@ -95,8 +91,7 @@ def narrow_kernel(
             tl.store(above_ptr + row, above)
         amounts = tl.zeros([32], tl.float32) + inside
         if not is_empty:
-            columns = part * PART + tl.arange(0, PART)
-            places = logits_ptr + row.to(tl.int64) * row_stride + columns
+            columns, places = places_of_part(logits_ptr, row, part, row_stride, PART)
             weights = tl.load(places, mask=columns < vocab_size, other=-1.0)
             for number in tl.range(0, 32):
                 threshold = (low + (number << shift)).to(tl.float32, bitcast=True)
@@ -113,11 +108,7 @@ def keep_kernel(
     BY_MASS: tl.constexpr, PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Makes what a search found the row's threshold; then sums what each part keeps."""
-    wait_for_predecessor(IS_DEPENDENT)
-    let_successor_start(IS_DEPENDENT)
-    part = tl.program_id(0)
-    row = tl.program_id(1)
-    num_parts = tl.num_programs(0)
+    part, row, num_parts = begin_part(IS_DEPENDENT)
     if tl.load(temperature_ptr + row) > 0:
         threshold = tl.load(last_thresholds_ptr + row)
         limit = tl.load(last_limits_ptr + row)
@@ -139,8 +130,7 @@ def keep_kernel(
             tl.store(limits_ptr + row, limit)
         # The mass that top_p shares out is that of top_k, whatever min_p says.
         floor = tl.load(min_p_ptr + row) if BY_MASS else 0.0
-        columns = part * PART + tl.arange(0, PART)
-        places = logits_ptr + row.to(tl.int64) * row_stride + columns
+        columns, places = places_of_part(logits_ptr, row, part, row_stride, PART)
         weights = tl.load(places, mask=columns < vocab_size, other=-1.0)
         is_kept = (weights > threshold) & (weights >= floor) & (weights > 0)
         mass = tl.sum(tl.where(is_kept, weights, 0.0), 0)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from model.backends.cuda.kernels.dependent_launch import let_successor_start, wait_for_predecessor
+from model.backends.cuda.kernels.sampling.parts import begin_part, places_of_part
 
 
 @triton.jit
@@ -17,16 +18,12 @@ def survey_kernel(
     logits_ptr, highest_ptr, best_ptr, row_stride, vocab_size, PART: tl.constexpr, IS_DEPENDENT: tl.constexpr
 ):
     """Finds the largest logit of each part, and its column."""
-    wait_for_predecessor(IS_DEPENDENT)
-    let_successor_start(IS_DEPENDENT)
-    part = tl.program_id(0)
-    row = tl.program_id(1)
-    columns = part * PART + tl.arange(0, PART)
-    mask = columns < vocab_size
-    logits = tl.load(logits_ptr + row.to(tl.int64) * row_stride + columns, mask=mask, other=float("-inf"))
+    part, row, num_parts = begin_part(IS_DEPENDENT)
+    columns, places = places_of_part(logits_ptr, row, part, row_stride, PART)
+    logits = tl.load(places, mask=columns < vocab_size, other=float("-inf"))
     highest = tl.max(logits, 0)
     num_broken = tl.sum((logits != logits).to(tl.int32), 0)
-    place = row * tl.num_programs(0) + part
+    place = row * num_parts + part
     tl.store(highest_ptr + place, tl.where(num_broken > 0, float("nan"), highest))
     tl.store(best_ptr + place, part * PART + tl.argmax(logits, 0))
 
@@ -50,17 +47,12 @@ def weigh_kernel(
     PART: tl.constexpr, BLOCK_PARTS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Overwrites logits with exp((logit - highest) / temperature), and sums each part, of which all is kept so far."""
-    wait_for_predecessor(IS_DEPENDENT)
-    let_successor_start(IS_DEPENDENT)
-    part = tl.program_id(0)
-    row = tl.program_id(1)
-    num_parts = tl.num_programs(0)
+    part, row, num_parts = begin_part(IS_DEPENDENT)
     temperature = tl.load(temperature_ptr + row)
     highest, _, is_valid = _highest_of_row(highest_ptr, row, num_parts, BLOCK_PARTS)
     if temperature > 0:
-        columns = part * PART + tl.arange(0, PART)
+        columns, places = places_of_part(logits_ptr, row, part, row_stride, PART)
         mask = columns < vocab_size
-        places = logits_ptr + row.to(tl.int64) * row_stride + columns
         logits = tl.load(places, mask=mask, other=float("-inf"))
         # A row that is not of numbers goes on as one in which all weigh the same.
         distances = tl.where(is_valid, logits, 0.0) - tl.where(is_valid, highest, 0.0)
@@ -105,8 +97,7 @@ def draw_kernel(
             target -= tl.sum(tl.where(is_chosen, running - mass, 0.0), 0)
             limit = tl.sum(tl.where(is_chosen, taken, 0.0), 0)
 
-            columns = part * PART + tl.arange(0, PART)
-            places = logits_ptr + row.to(tl.int64) * row_stride + columns
+            columns, places = places_of_part(logits_ptr, row, part, row_stride, PART)
             weights = tl.load(places, mask=columns < vocab_size, other=-1.0)
             is_possible = (weights >= tl.load(min_p_ptr + row)) & (weights > 0)
             is_equal = (weights == threshold) & is_possible
