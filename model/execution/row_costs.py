@@ -1,4 +1,4 @@
-"""How long small steps take on this machine with this model: measured once, so that what is nearly free can be used."""
+"""How long small steps take on this machine with this model: measured once, to know how many guesses cost little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.scheduling.speculation import RowCosts
 _NUM_ROWS = (1, 2, 4, 8, 16)
 MAX_GUESSED_ROWS = _NUM_ROWS[-1]
 _LONG_CONTEXT = 1024
-# The faster of two steps counts: what holds one up, or is done in the first of a kind, has nothing to do with its rows.
+# The faster of two steps counts: interruptions, and work done in the first of a kind, have nothing to do with rows.
 _NUM_REPEATS = 2
 # Where more rows take so many times as long as one they are not nearly free, and no more are tried.
 _TOO_LONG = 3.0
@@ -21,7 +21,7 @@ def measure_row_costs(run: Callable[[int, int], object], max_model_len: int) -> 
     """Measures steps of few rows.
 
     Args:
-        run: runs a step of so many rows of one token each, with so many tokens before them.
+        run: runs a step, given the number of rows of one token each and the number of tokens before them.
         max_model_len: the most tokens of a sequence.
     """
 

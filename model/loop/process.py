@@ -53,7 +53,7 @@ def run(connection: Connection[ToEngine]) -> int:
     """
     # What is imported and loaded stays; a search for garbage in it would take a tenth of a second, now and amid steps.
     gc.disable()
-    import_error = _import_engine()  # while the server does the same, and does not know yet what to load
+    import_error = _import_engine()  # meanwhile the server finds out what to load
     config = connection.receive()
     assert isinstance(config, EngineConfig)
     configure_logging(config)

@@ -1,8 +1,8 @@
 """Runs steps so that what one sequence breaks, it breaks alone, and a full device slows the loop instead of ending it.
 
-It knows which errors concern the device (those end the process; the server starts another), which mean that memory ran
-out (the step is planned again, smaller) and that all others are somebody's: it finds out whose by running the parts.
-It must not know requests, outputs or how the loop plans.
+Errors of the device end the process, and the server starts another. Where memory ran out the step is planned again,
+smaller. Any other error is one sequence's: running parts of the batch finds out whose. It must not know requests,
+outputs or how the loop plans.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ _STEPS_UNTIL_REGROWTH = 64
 _MAX_LONELY_FAILURES = 3
 
 
+# Nothing on this device, or between these ranks, works from here on.
+FATAL_ERRORS = (torch.AcceleratorError, OutOfStepError)
+
+
 class StepGuard:
-    """Between the loop and the model runner.
+    """Runs batches, and decides what an error means.
 
     Args:
         execute: runs a batch.
@@ -74,8 +78,8 @@ class StepGuard:
         """Runs a batch, or returns why that cannot be: without the traceback, which holds on to the step's tensors."""
         try:
             return self._execute(batch)
-        except (torch.AcceleratorError, OutOfStepError):
-            raise  # nothing on this device, or between these ranks, works from here on
+        except FATAL_ERRORS:
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 logger.error("a step of %d sequences failed", len(batch), exc_info=error)

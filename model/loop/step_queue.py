@@ -9,13 +9,10 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 
-import torch
-
 from model.contract.watchdog import Watchdog
-from model.distributed.ranks import OutOfStepError
 from model.execution.launched_step import LaunchedStep, ModelRunnerOutput
 from model.execution.model_runner import ModelRunner
-from model.loop.step_guard import StepGuard
+from model.loop.step_guard import FATAL_ERRORS, StepGuard
 from model.scheduling.scheduler import Scheduler
 from model.scheduling.sequence import ScheduledBatch
 
@@ -111,8 +108,8 @@ class StepQueue:
         """Starts a step; returns why it cannot be started."""
         try:
             launched = self._runner.launch(batch)
-        except (torch.AcceleratorError, OutOfStepError):
-            raise  # nothing on this device, or between these ranks, works from here on
+        except FATAL_ERRORS:
+            raise
         except Exception as error:
             self._runner.undo([entry.seq_id for entry in batch])
             return error.with_traceback(None)  # which would hold on to the step's tensors
@@ -126,8 +123,8 @@ class StepQueue:
         try:
             with self._watchdog.excused():
                 output = launched.wait()
-        except (torch.AcceleratorError, OutOfStepError):
-            raise  # nothing on this device, or between these ranks, works from here on
+        except FATAL_ERRORS:
+            raise
         except Exception as error:
             return self.guard.give_up(launched.batch, error)
         self.guard.note_success()

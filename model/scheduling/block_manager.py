@@ -50,8 +50,6 @@ class BlockManager:
         max_step_tokens: int = 1,
         max_steps_ahead: int = 0,
     ) -> None:
-        if num_blocks < 1 or block_size < 1:
-            raise ValueError(f"a pool needs blocks and tokens in them, got {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching

@@ -110,8 +110,8 @@ class TextIndex:
 class Drafter:
     """Follows one sequence along texts that it may repeat.
 
-    It always has an opinion of the next token if it can have one, whether or not that is tried on the device. So what
-    comes tells how much its guesses are worth, at no cost.
+    It guesses the next token wherever it can, whether or not the guess is tried on the device: so the tokens that come
+    tell how much its guesses are worth, at no cost.
 
     Args:
         token_ids: prompt and output, a list that grows.

@@ -32,8 +32,8 @@ from model.scheduling.sequence import (
 from model.scheduling.speculation import Speculator
 from model.scheduling.step_plan import StepPlan
 
-# The background's part of a step that others take part in, one of so many tokens: about what they would not notice, as
-# a step of few rows takes as long as one of a single row.
+# The background gets one in so many tokens of a step that others take part in: they hardly notice, as a step of a few
+# rows more takes as long.
 _BACKGROUND_PART = 64
 
 
@@ -67,8 +67,6 @@ class Scheduler:
         speculator: Speculator | None = None,
         num_parts: int = 1,
     ) -> None:
-        if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
-            raise ValueError("limits of a scheduler are at least 1")
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
@@ -124,8 +122,8 @@ class Scheduler:
         Returns:
             Decodes, then the prefill chunk that was under way, then newly admitted sequences.
         """
-        preempted = self.residents.secure_blocks(self._going_on())
-        chosen = self._going_on()
+        preempted = self.residents.secure_blocks(self._unfinished_running())
+        chosen = self._unfinished_running()
         is_alone = all(caller.is_background for caller in self.residents.callers)
         # Nobody waits for the next token of what runs in the background.
         keeps_waiting = any(not seq.is_prefilling and (is_alone or not seq.is_background) for seq in chosen)
@@ -213,7 +211,7 @@ class Scheduler:
                     self.residents.release_followers(seq)
                 self.block_manager.release_passed(seq, end + max(0, len(token_ids) - 1))
             if entry.needs_sampling:
-                update = self._judge(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
+                update = self._check_stop(seq, token_ids, end + len(token_ids), seq.seq_id in completed)
             elif end == seq.num_tokens:
                 update = SequenceUpdate(seq, [], "length", None)
             else:
@@ -251,7 +249,7 @@ class Scheduler:
             num_accepted_tokens_total=0 if guesses is None else guesses.num_accepted_tokens_total,
         )
 
-    def _going_on(self) -> list[Sequence]:
+    def _unfinished_running(self) -> list[Sequence]:
         """Returns the running sequences that the step in flight, if any, does not end."""
         running = [seq for caller in self.residents.callers for seq in caller.running]
         return [seq for seq in running if not self._is_about_to_end(seq)] if self._num_in_flight else running
@@ -322,7 +320,7 @@ class Scheduler:
         if self._speculator is not None:
             self._speculator.note(len(entry.draft_ids), num_accepted)
 
-    def _judge(self, seq: Sequence, token_ids: list[int], num_tokens: int, is_complete: bool) -> SequenceUpdate:
+    def _check_stop(self, seq: Sequence, token_ids: list[int], num_tokens: int, is_complete: bool) -> SequenceUpdate:
         last, sampling = token_ids[-1], seq.sampling
         is_ending = last in sampling.stop_token_ids or (last in sampling.eos_token_ids and not sampling.ignore_eos)
         if is_ending or is_complete:

@@ -377,10 +377,6 @@ class TestRefusals:
         engine.add([1] * 8)
         engine.run()
 
-    def test_limits_below_one(self) -> None:
-        with pytest.raises(ValueError, match="at least 1"):
-            FakeEngine(max_num_seqs=0)
-
 
 class TestOrder:
     def test_decodes_come_first_and_prefill_takes_what_is_left(self) -> None:
