@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from model.contract.errors import EngineUnavailableError
 from server.engine.client import EngineClient
-from server.engine.unstarted import MAX_ATTEMPTS
+from server.engine.open_requests import MAX_ATTEMPTS
 from server.gates.callers import Caller, caller_var
 from server.wire.errors import server_error
 

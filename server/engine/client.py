@@ -6,7 +6,6 @@ ids, never text or HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +15,13 @@ import msgspec
 
 from model.contract.engine_config import EngineConfig
 from model.contract.errors import EngineUnavailableError
-from model.contract.messages import Abort, AddRequest, EngineReady, EngineStats, SequenceOutput, StepOutputs
+from model.contract.messages import AddRequest, EngineReady, EngineStats, StepOutputs
 from model.contract.sampling_params import SamplingParams
 from server.engine.adapters import EngineAdapters, ServedAdapter
 from server.engine.handle import RequestHandle
+from server.engine.open_requests import OpenRequests
 from server.engine.process import ENGINE_MODULE, EngineProcess
 from server.engine.supervisor import EngineState, EngineSupervisor
-from server.engine.unstarted import MAX_ATTEMPTS, UnstartedRequests
 from server.gates.callers import NOBODY, Caller, WaitingLine
 
 logger = logging.getLogger(__name__)
@@ -90,14 +89,9 @@ class EngineClient:
         self._tell_fatal = on_fatal
         self._is_leaving = self._is_closed = False
         self._seq_ids = itertools.count(1)
-        self._handles: dict[int, RequestHandle] = {}
-        self._open_requests: set[RequestHandle] = set()
-        self._adapter_of: dict[RequestHandle, int] = {}
-        self._unstarted = UnstartedRequests()
+        self._requests = OpenRequests(lambda message: self._supervisor.send(message), self.adapters)
         self._stops_at_once = False
-        self._with_news: list[RequestHandle] = []
         self._step_listeners: list[Callable[[EngineStats], None]] = []
-        self._start_listeners: list[Callable[[int], None]] = []
         self._first_ready_listeners: list[Callable[[], None]] = []
         self.stats = EngineStats()
 
@@ -114,7 +108,7 @@ class EngineClient:
     async def stop(self) -> None:
         """Ends the engine; open requests end with an error."""
         self.drain()
-        self._fail_all("The server has shut down.")
+        self._requests.fail_all("The server has shut down.")
         await self._supervisor.stop(now=self._stops_at_once)
 
     def leave(self) -> None:
@@ -143,12 +137,11 @@ class EngineClient:
     @property
     def waiting(self) -> WaitingLine:
         """Requests and prompts of which the engine has not said anything yet; not those in the background."""
-        return self._unstarted.waiting
+        return self._requests.waiting
 
     def adapters_in_use(self) -> tuple[list[str], list[str]]:
         """Returns the names of the adapters with a request that has a token, and of those whose requests all wait."""
-        running = {i for handle, i in self._adapter_of.items() if handle not in self._unstarted}
-        waiting = set(self._adapter_of.values()) - running
+        running, waiting = self._requests.adapters_in_use()
         return self.adapters.names_of(running), self.adapters.names_of(waiting)
 
     @property
@@ -173,7 +166,7 @@ class EngineClient:
     @property
     def num_open_requests(self) -> int:
         """HTTP requests with at least one unfinished sequence."""
-        return len(self._open_requests)
+        return len(self._requests)
 
     def on_step(self, listener: Callable[[EngineStats], None]) -> None:
         """Registers a listener for the state after each step."""
@@ -181,7 +174,7 @@ class EngineClient:
 
     def on_start(self, listener: Callable[[int], None]) -> None:
         """Registers a listener for requests that have their first token; it is told their prompts' tokens."""
-        self._start_listeners.append(listener)
+        self._requests.start_listeners.append(listener)
 
     def on_first_ready(self, listener: Callable[[], None]) -> None:
         """Registers a listener for when requests are served for the first time."""
@@ -243,17 +236,9 @@ class EngineClient:
         is_back_soon = self._supervisor.state is EngineState.RECOVERING
         if not is_back_soon:
             self.require_ready()
-        seq_ids = [next(self._seq_ids) for _ in range(len(prompts) * n)]
-        handle = RequestHandle(request_id, seq_ids, self._abort, self._on_news)
-        self._open_requests.add(handle)
-        if adapter_id:
-            self._adapter_of[handle] = adapter_id
-            self.adapters.add_user(adapter_id)
-        for seq_id in seq_ids:
-            self._handles[seq_id] = handle
         messages = [
             AddRequest(
-                seq_ids=tuple(seq_ids[number * n : (number + 1) * n]),
+                seq_ids=tuple(itertools.islice(self._seq_ids, n)),
                 request_id=request_id,
                 prompt_ids=prompt.ids,
                 sampling=prompt.sampling,
@@ -268,7 +253,7 @@ class EngineClient:
             )
             for number, prompt in enumerate(prompts)
         ]
-        self._unstarted.add(handle, messages, caller, is_background=is_background)
+        handle = self._requests.open(messages, caller)
         if not is_back_soon:
             for message in messages:
                 self._supervisor.send(message)
@@ -276,95 +261,34 @@ class EngineClient:
 
     def fail_open_requests(self, message: str) -> None:
         """Ends every open request with an error, and its sequences in the engine."""
-        if self._handles:
-            self._supervisor.send(Abort(tuple(self._handles)))
-        self._fail_all(message)
-
-    def _abort(self, handle: RequestHandle, seq_ids: tuple[int, ...]) -> None:
-        self._forget(seq_ids)
-        if not handle.open_seq_ids:
-            self._unstarted.remove(handle)
-            self._close(handle)
-        self._supervisor.send(Abort(seq_ids))
-
-    def _forget(self, seq_ids: tuple[int, ...]) -> None:
-        for seq_id in seq_ids:
-            self._handles.pop(seq_id, None)
-            self._unstarted.remove_prompt(seq_id)
-
-    def _close(self, handle: RequestHandle) -> None:
-        self._open_requests.discard(handle)
-        adapter_id = self._adapter_of.pop(handle, None)
-        if adapter_id is not None:
-            self.adapters.remove_user(adapter_id)
+        self._requests.abort_all(message)
 
     def _on_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
         for output in step.outputs:
-            self._deliver(output)
+            self._requests.deliver(output)
         for listener in self._step_listeners:
             listener(step.stats)
-
-    def _deliver(self, output: SequenceOutput) -> None:
-        handle = self._handles.get(output.seq_id)
-        if handle is None:
-            return  # aborted while this was on its way
-        if output.finish_reason is not None:
-            del self._handles[output.seq_id]
-        self._unstarted.remove_prompt(output.seq_id)
-        handle.deliver(output)
-        submission = self._unstarted.remove(handle)
-        if submission is not None and submission.line is self.waiting:
-            for listener in self._start_listeners:
-                listener(submission.num_tokens)
-        if output.finish_reason is not None and not handle.open_seq_ids:
-            self._close(handle)
-
-    def _on_news(self, handle: RequestHandle) -> None:
-        """Lets a request have its news when all that has come was delivered: what came together is written together."""
-        if not self._with_news:
-            asyncio.get_running_loop().call_soon(self._dispatch)
-        self._with_news.append(handle)
-
-    def _dispatch(self) -> None:
-        handles, self._with_news = self._with_news, []
-        for handle in handles:
-            handle.dispatch()
 
     def _on_ready(self) -> None:
         """Sends again what the engine before this one took along unheard."""
         if self.ready is not None:
             self.adapters.on_ready(self.ready.adapters)
-        if self._unstarted:
-            logger.info("sending %d requests to the new engine", len(self._unstarted))
-        for message in self._unstarted.send_again():
+        waiting = list(self._requests.take_waiting())
+        if waiting:
+            logger.info("sending %d prompts to the new engine", len(waiting))
+        for message in waiting:
             self._supervisor.send(message)
         self.adapters.after_ready()
         while self._first_ready_listeners:
             self._first_ready_listeners.pop()()
 
     def _on_lost(self) -> None:
-        """Ends what cannot be told twice; the rest waits for the next engine."""
         self.stats = EngineStats()
         self.adapters.on_lost()
-        for handle in list(self._open_requests):
-            submission = self._unstarted.get(handle)
-            if submission is None:
-                self._fail(handle, "The engine stopped while the request ran; please send it again.")
-            elif submission.num_attempts >= MAX_ATTEMPTS:
-                self._fail(handle, f"The engine stopped {MAX_ATTEMPTS} times before this request's first token.")
+        self._requests.fail_lost()
 
     def _on_fatal(self, reason: str) -> None:
-        self._fail_all(_UNAVAILABLE[EngineState.DEAD])
+        self._requests.fail_all(_UNAVAILABLE[EngineState.DEAD])
         if self._tell_fatal is not None:
             self._tell_fatal(reason)
-
-    def _fail_all(self, message: str) -> None:
-        for handle in list(self._open_requests):
-            self._fail(handle, message)
-
-    def _fail(self, handle: RequestHandle, message: str) -> None:
-        self._forget(handle.open_seq_ids)
-        self._unstarted.remove(handle)
-        self._close(handle)
-        handle.fail(EngineUnavailableError(message))

@@ -21,8 +21,8 @@ from starlette.types import Message
 from model.contract.errors import EngineUnavailableError, QwenServerError
 from server.detached.event_log import RepeatedOtherwiseError
 from server.detached.runs import Run
+from server.engine.open_requests import MAX_ATTEMPTS
 from server.engine.supervisor import EngineState
-from server.engine.unstarted import MAX_ATTEMPTS
 from server.gates.callers import Caller
 from server.replies.generation import Generation
 from server.replies.responses import ResponsesReply

@@ -293,7 +293,7 @@ async def test_what_had_not_ended_with_the_engine_is_made_by_the_next(demo_check
         server.engine._supervisor.send = lambda message: None  # type: ignore[method-assign]
         begun = (await post(server, BACKGROUND)).json()
         server.engine._supervisor.send = send  # type: ignore[method-assign]
-        server.engine._fail_all("The engine stopped while the request ran; please send it again.")
+        server.engine._requests.fail_all("The engine stopped while the request ran; please send it again.")
         stream = await get(server, begun["id"], params={"stream": "true"})
         assert events(stream.text)[-1]["response"]["status"] in ("completed", "incomplete")
 

@@ -19,9 +19,9 @@ from model.contract.sampling_params import SamplingParams
 from server.engine import supervisor as engine_supervisor
 from server.engine.client import EngineClient, Prompt
 from server.engine.handle import RequestHandle
+from server.engine.open_requests import MAX_ATTEMPTS
 from server.engine.process import child_environment
 from server.engine.supervisor import EngineState
-from server.engine.unstarted import MAX_ATTEMPTS
 from server.gates.callers import Caller
 
 PROMPT = Prompt([1, 2], SamplingParams(max_tokens=5))
@@ -143,7 +143,7 @@ async def test_prompts_wait_until_they_themselves_have_begun(tmp_path: Path) -> 
     caller = Caller("a")
     handle = client.submit([PROMPT] * 3, n=2, request_id="r", caller=caller)
     num_tokens = len(PROMPT.ids)
-    client._deliver(SequenceOutput(handle.open_seq_ids[0], [1]))
+    client._requests.deliver(SequenceOutput(handle.open_seq_ids[0], [1]))
     assert client.waiting.by_caller == {caller: (0, 2 * num_tokens)}
     client._abort(handle, handle.open_seq_ids[2:4])  # the second prompt
     assert client.waiting.total == (0, num_tokens)
