@@ -1,4 +1,4 @@
-"""A request that is given up frees its blocks with the next step, whatever its phase; so do clients that vanish."""
+"""A request that is cancelled, or whose client vanishes, frees its blocks with the next step, in every phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request and a key may ask for, on a server with small limits."""
+"""Limits of a request and of a key, on a server where they are small."""
 
 from __future__ import annotations
 

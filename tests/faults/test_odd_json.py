@@ -1,4 +1,4 @@
-"""Any JSON in any field: an answer, or an error that says what is wrong; never a failure of the server's own."""
+"""Any JSON in any field: an answer or an error that says what is wrong, and never a 500."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are stopped, ended and killed at bad moments: nothing promised is lost, and nothing is left behind."""
+"""Processes that are stopped, ended and killed at bad moments: no promise is broken, and no process stays behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/batches: every line done once and only once, whatever happens to the server in between."""
+"""/v1/batches: each line is done exactly once, whatever happens to the server meanwhile."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def line(number: int, url: str = COMPLETION, **body: Any) -> Json:
 
 
 class Client:
-    """Of files and batches, in plain JSON."""
+    """A client of files and batches, in plain JSON."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"} if key else {})

@@ -1,4 +1,4 @@
-"""What batches are made of: lines, slots, results that wait for room."""
+"""The parts of batches: lines, slots, results that wait for room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed: mistakes are one line that says what was meant, and shells complete the rest."""
+"""The command line: errors are one line with a suggestion, and shells complete commands and flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server listens, and what it says when it cannot; and the signals that end it."""
+"""Addresses and ports, the errors for those that cannot be listened on, and the signals that end the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published scripts' command lines, and a checkpoint in a command's place."""
+"""The published scripts' command lines, and a checkpoint where a command would stand."""
 
 from __future__ import annotations
 

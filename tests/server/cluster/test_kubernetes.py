@@ -1,4 +1,4 @@
-"""The manifests of docker/kubernetes: what is in them is what the server takes, and Kubernetes' own schemas pass."""
+"""The manifests of docker/kubernetes: their settings are the server's, and Kubernetes' schemas accept them."""
 
 from __future__ import annotations
 

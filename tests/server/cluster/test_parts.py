@@ -1,4 +1,4 @@
-"""What makes our app one of Ray Serve's, without Ray."""
+"""The parts of a cluster that need no Ray: arguments, routing, fronts, metrics."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_lost_replica_moves_only_its_own_share() -> None:
 
 
 class Replicas:
-    """Answers with the size of what came."""
+    """Answers with the size of the body."""
 
     def options(self, **options: Any) -> Replicas:
         return self
@@ -122,7 +122,7 @@ class Replicas:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
 async def test_a_front_holds_no_more_than_a_server(path: str) -> None:
-    """Whole, also of a file: nothing arrives cut short."""
+    """It holds whole bodies, also of files: none arrives cut short."""
     app = Front(cast(Any, Replicas()), 100).__serve_build_asgi_app__()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         assert (await client.post(path, content=b"x" * 100)).text == "100"

@@ -1,4 +1,4 @@
-"""Replicas on several nodes: one each, and a node that is lost takes only its own replica along, for a while."""
+"""Replicas on several nodes, one each: with a lost node only its own replica is gone, until it is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two replicas on a Ray of this machine: the same answers as one server, and only a dead replica's streams end."""
+"""Two replicas on a local Ray: the same answers as one server, and only a dead replica's streams end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that are replaced one after the other while they are used: nobody who asks a balancer notices."""
+"""Servers that are replaced one after the other under load: clients behind a balancer lose nothing."""
 
 from __future__ import annotations
 

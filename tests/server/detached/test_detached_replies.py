@@ -1,4 +1,4 @@
-"""Replies that go on without their clients: chats that are taken up again, responses that outlive engine and server."""
+"""Replies that go on without their clients: chats that are resumed, responses that outlive engine and server."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ async def test_a_response_ends_also_where_it_has_no_room() -> None:
 
 @pytest.mark.parametrize("num_failures", [3, 1000])
 async def test_a_disk_that_fails_for_a_while(num_failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a response is kept as soon as it can be; where it never can, nobody polls it for ever."""
+    """The end of a response is stored as soon as that works; where it never does, its polling ends too."""
     monkeypatch.setattr("server.responses.background._TRY_AGAIN_S", 0.0)
     kept: list[Change] = []
     failures = iter(range(num_failures))

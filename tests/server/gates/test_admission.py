@@ -1,4 +1,4 @@
-"""Who may wait, who is told to come back, and when."""
+"""Which requests may wait, which are refused, and the Retry-After of those."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE, OTHER = Caller("one"), Caller("other")
 
 
 class FakeEngine:
-    """As much of an engine client as admission looks at."""
+    """The part of an engine client that admission uses."""
 
     is_ready = True
 
@@ -44,7 +44,7 @@ class FakeMetrics:
 
 
 class Clock:
-    """A clock that tests wind."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0

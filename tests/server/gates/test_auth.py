@@ -1,4 +1,4 @@
-"""Keys: who gets in, and what is compared."""
+"""Keys: which headers let a caller in, and that only hashes are compared."""
 
 from __future__ import annotations
 

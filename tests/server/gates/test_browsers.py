@@ -1,4 +1,4 @@
-"""Pages of other origins cannot make a browser use the server for them; clients that are no browsers notice nothing."""
+"""Pages of other origins cannot use the server through a browser; other clients are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may make large is bounded, and what is large is done off the event loop."""
+"""Whatever a request can make large is bounded, and large work is done off the event loop."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_body_of_too_many_objects_is_refused_and_one_of_many_brackets_is_not(w
 
 
 def test_large_bodies_are_judged_like_small_ones(wire: Wire) -> None:
-    """They are parsed and checked elsewhere, with the same result."""
+    """They are parsed and checked on a thread, with the same result."""
     for padding in ("", "x" * SMALL_BYTES, "x" * HUGE_BYTES):
         assert wire.choice(user=padding, max_tokens=1)["finish_reason"] == "length"
         error = wire.refused(user=padding, messages=[*HI, {"role": "user", "content": [{"type": 5}]}])

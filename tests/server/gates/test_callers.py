@@ -1,4 +1,4 @@
-"""Who a request is from."""
+"""Which caller a request is from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that goes away frees its place, whatever its request was doing."""
+"""A client that goes away frees its place in the engine, in every phase of its request."""
 
 from __future__ import annotations
 

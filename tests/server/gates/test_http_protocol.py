@@ -1,4 +1,4 @@
-"""What the parser of requests does to connections that take too long or say too much."""
+"""Limits of one connection: slow and large heads, pipelining, slow readers; and old or odd clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.server_process import ServerProcess
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what it was sent."""
+    """Answers with the body of the request."""
     body = b""
     while (message := await receive())["type"] == "http.request":
         body += message["body"]
@@ -116,7 +116,7 @@ async def test_who_leaves_with_a_second_request_waiting_has_left_the_first_too(c
 
 
 async def test_requests_that_wait_on_one_connection_are_few(client: Client) -> None:
-    """A read of 256 KiB may hold nine thousand, and each takes some kilobytes."""
+    """A read of 256 KiB may hold nine thousand requests, each of which takes some kilobytes."""
     left: list[str] = []
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:

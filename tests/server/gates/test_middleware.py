@@ -1,4 +1,4 @@
-"""What surrounds a request, spoken to directly as ASGI."""
+"""The middlewares around a request, called directly as ASGI apps."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.Mon
 
 
 async def test_large_bodies_share_a_budget_and_nobody_has_all_of_it() -> None:
-    """Until their requests end; small ones always pass, and what is refused holds nothing."""
+    """They count until their requests end; small bodies always pass, and refused ones take nothing of the budget."""
     served = asyncio.Event()
 
     async def hold(scope: Scope, receive: Receive, send: Send) -> None:

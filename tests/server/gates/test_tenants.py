@@ -1,4 +1,4 @@
-"""Keys that share a server: none can stop, starve or see another."""
+"""Keys that share a server: no key can stop, starve or read another."""
 
 from __future__ import annotations
 

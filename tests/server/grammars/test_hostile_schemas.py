@@ -1,4 +1,4 @@
-"""Schemas that nobody means well with: each is refused in a bounded time, and nobody else waits for it."""
+"""Hostile schemas: each is refused in a bounded time, and no other request waits for it."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_a_closed_checker_refuses() -> None:
 
 
 def test_a_worker_that_hangs_before_it_reads_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vocabulary is larger than a pipe holds; whoever writes it holds nobody up."""
+    """The vocabulary is larger than a pipe holds; writing it must not block other trials."""
     started: list[str] = []
 
     def hang(module: str, *_: str) -> list[str]:
@@ -259,7 +259,7 @@ class _Lengths:
 
 
 def test_a_grammar_is_followed_deep_along_long_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a choice falls behind is what the tokens took beyond 5 ms each."""
+    """A choice falls behind by the time that its tokens took beyond 5 ms each."""
     grammar = _SlowerAndSlower()
     monkeypatch.setattr(grammar_worker.time, "process_time", lambda: grammar.spent_s)  # type: ignore[attr-defined]
     monkeypatch.setattr(grammar_worker, "_DEEP_S", 100.0)
@@ -302,7 +302,7 @@ print(json.dumps(b"".join(iter(lambda: ours.recv(4096), b"")).removeprefix(gramm
 
 
 async def test_a_machine_that_has_no_time_for_a_schema_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's silence is about the schema only where the schema had its time."""
+    """Only where a schema had its CPU time does a killed trial mean that it is too complex."""
     for limit_s, error in ((0.0, EngineUnavailableError), (60.0, InvalidRequestError)):
         monkeypatch.setattr(grammar_check, "WAIT_LIMIT_S", limit_s)
         with pytest.raises(error, match=r"try again later|too complex"):

@@ -1,4 +1,4 @@
-"""Replies held to a format, against the real server, each streamed and not."""
+"""Replies that must follow a format, from the real server, streamed and unstreamed."""
 
 from __future__ import annotations
 

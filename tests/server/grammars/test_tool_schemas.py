@@ -1,4 +1,4 @@
-"""Tools whose schemas cannot be enforced as they are: what is left out, what stays, what is refused and how."""
+"""Tools whose schemas cannot be enforced as they are: which keywords are left out, and which tools are refused."""
 
 from __future__ import annotations
 

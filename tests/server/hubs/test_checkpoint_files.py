@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and what its generation_config.json says."""
+"""Where checkpoints are found, and the defaults of their generation_config.json."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_where_a_checkpoint_lies_is_not_told(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_demo_is_what_is_served_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the command is started: it comes with the package, and a folder of that name is none of its business."""
+    """In every working folder: it comes with the package, and a local folder of that name is ignored."""
     (tmp_path / "qwen-demo").mkdir()
     monkeypatch.chdir(tmp_path)
     settings = load_settings({}, {})

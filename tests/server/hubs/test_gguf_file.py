@@ -1,4 +1,4 @@
-"""A GGUF file in the place of a checkpoint folder, from the export to the reply."""
+"""A GGUF file instead of a checkpoint folder, from the export to the reply."""
 
 from __future__ import annotations
 

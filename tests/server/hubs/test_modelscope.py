@@ -1,4 +1,4 @@
-"""Checkpoints from ModelScope, through its own library and a hub of our own on this machine."""
+"""Checkpoints from ModelScope, through ModelScope's library and a hub on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: what was acknowledged is there, what belongs to one key is hidden from others, and it never grows on."""
+"""The store: acknowledged changes are durable, a key cannot find the objects of another, and its size is bounded."""
 
 from __future__ import annotations
 

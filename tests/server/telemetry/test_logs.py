@@ -1,4 +1,4 @@
-"""How log lines look."""
+"""The format of log lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators rely on: effective settings, HTTPS, keys from everywhere, prompts kept out of logs, traces."""
+"""For operators: effective settings, HTTPS, keys from each source, prompts kept out of logs, traces."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_traces(guarded: ServerProcess, collector: Collector) -> None:
 def test_a_dead_collector_does_not_hold_up_the_end(
     listens: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether nobody is there, or somebody who never answers: by itself the exporter goes on for ten seconds."""
+    """With no listener, or one that never answers: by itself the exporter tries for ten seconds."""
     monkeypatch.setattr(tracing, "_LAST_SPANS_S", 0.05)
     at_exit: list[object] = []
     monkeypatch.setattr("atexit.register", lambda end, *_: at_exit.append(end))
