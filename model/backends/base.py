@@ -135,11 +135,7 @@ class Backend(Protocol):
     sample_tokens: SampleTokens | None
 
     def resolve_dtype(self, requested: str, declared: str | None) -> torch.dtype:
-        """Chooses the activation dtype.
-
-        Args:
-            requested: "auto" or a dtype's name.
-            declared: what the checkpoint says of itself, if anything.
+        """Chooses the activation dtype by the one requested, perhaps "auto", and the one the checkpoint declares.
 
         Raises:
             ConfigError: the device cannot compute in the requested dtype.
@@ -280,15 +276,7 @@ class Backend(Protocol):
         ...
 
     def capture_decode(self, context: StepContext, *, with_adapters: bool = False) -> DecodeGraphs | None:
-        """Records decode steps of several batch sizes.
-
-        Args:
-            context: what all steps share.
-            with_adapters: whether rows may have adapters.
-
-        Returns:
-            What replays them, or None where nothing is gained by it.
-        """
+        """Records decode steps of several batch sizes, perhaps with adapters; None where nothing is gained by it."""
         ...
 
     def make_steps(self, context: StepContext, *, is_recorded: bool = True) -> Steps | None:

@@ -63,15 +63,9 @@ def compile_functions(text: str, names: Sequence[str]) -> Code | None:
         text: the module in LLVM's language.
         names: the functions that are wanted of it.
     """
-    openmp = _openmp()
-    if openmp is None:
+    openmp, llvm = _openmp(), _llvm()
+    if openmp is None or llvm is None:
         return None
-    try:
-        import llvmlite.binding as llvm
-    except ImportError:
-        logger.info("llvmlite is not installed: torch's operators serve instead of the CPU kernels")
-        return None
-    _initialise(llvm)
     for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     try:
@@ -143,19 +137,21 @@ def has_permutes() -> bool:
 
 @functools.cache
 def _has(feature: str) -> bool:
-    """Whether the compiler is there and this processor has a feature, by LLVM's name."""
+    """Whether the compiler is there and this processor has a feature, of LLVM's name."""
+    llvm = _llvm()
+    return llvm is not None and bool(llvm.get_host_cpu_features().get(feature))
+
+
+def _llvm() -> Any | None:
+    """LLVM through llvmlite, ready to compile for this processor; None where it is not installed."""
     try:
         import llvmlite.binding as llvm
     except ImportError:
-        return False
-    _initialise(llvm)
-    return bool(llvm.get_host_cpu_features().get(feature))
-
-
-@functools.cache
-def _initialise(llvm: Any) -> None:
+        logger.info("llvmlite is not installed: torch's operators serve instead of the CPU kernels")
+        return None
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    return llvm
 
 
 @functools.cache

@@ -61,35 +61,16 @@ class Softmax(Part):
         it, perhaps none or more than 64, and `%passed`, with a window, how many are before that, likewise; `%factor` is
         its query's scale, for powers of 2.
         """
-        has_window = self.kernel.has_window
-        passed = "i64 %passed, " if has_window else ""
+        passed = "i64 %passed, " if self.kernel.has_window else ""
         signature = f"softmax(ptr %scratch, i64 %index, i64 %row, i64 %seen, {passed}float %factor)"
         self.begin(signature, (), 0, ())
         for name in ("scale", "score", "weight", "shrink", "best", "sum", "weight_unit"):
             self.part(name)
-        limit = self._limit("%seen")
-        first = self._limit("%passed") if has_window else None
         at = self.times("%index", KEYS)
         factor = self.splat("float", "%factor")
-        scores, masks = [], []
-        for v in range(VECTORS):
-            score = self.vector("%score", self.plus(at, v * LANES))
-            if self.kernel.cache_dtype == "int8":
-                score = self.mul(score, self.vector("%scale", str(v * LANES)))
-            places = lanes(range(v * LANES, (v + 1) * LANES))
-            mask = self.emit(f"icmp ult <16 x i32> {places}, {limit}")
-            if first is not None:
-                is_near = self.emit(f"icmp uge <16 x i32> {places}, {first}")
-                mask = self.emit(f"and <16 x i1> {mask}, {is_near}")
-            masks.append(mask)
-            scores.append(
-                self.emit(f"select <16 x i1> {masks[-1]}, <16 x float> {score}, <16 x float> {floats(MASKED)}")
-            )
+        scores, masks = self._masked_scores(at)
         before = self.splat("float", self.number("float", "%best", "%row"))
-        best = scores[0]
-        for score in scores[1:]:
-            best = self.larger(score, best)
-        best = self.larger(self.splat("float", self.largest(best)), before)
+        best = self.larger(self.splat("float", self._largest_of(scores)), before)
         self.put_number(self.emit(f"extractelement <16 x float> {best}, i32 0"), "%best", "%row")
         shrink = self._power(before, best, factor)
         self.put(shrink, "%shrink", self.times("%index", LANES))
@@ -102,6 +83,31 @@ class Softmax(Part):
         sum_at = self.times("%row", LANES)
         self.put(self.fma(self.vector("%sum", sum_at), shrink, part), "%sum", sum_at)
         return self.end()
+
+    def _masked_scores(self, at: str) -> tuple[list[str], list[str]]:
+        """A row's 64 scores, `MASKED` for keys that it does not see, and which it sees."""
+        limit = self._limit("%seen")
+        first = self._limit("%passed") if self.kernel.has_window else None
+        scores, masks = [], []
+        for v in range(VECTORS):
+            score = self.vector("%score", self.plus(at, v * LANES))
+            if self.kernel.cache_dtype == "int8":
+                score = self.mul(score, self.vector("%scale", str(v * LANES)))
+            places = lanes(range(v * LANES, (v + 1) * LANES))
+            mask = self.emit(f"icmp ult <16 x i32> {places}, {limit}")
+            if first is not None:
+                is_near = self.emit(f"icmp uge <16 x i32> {places}, {first}")
+                mask = self.emit(f"and <16 x i1> {mask}, {is_near}")
+            masks.append(mask)
+            scores.append(self.emit(f"select <16 x i1> {mask}, <16 x float> {score}, <16 x float> {floats(MASKED)}"))
+        return scores, masks
+
+    def _largest_of(self, vectors: list[str]) -> str:
+        """The largest number of some vectors."""
+        best = vectors[0]
+        for vector in vectors[1:]:
+            best = self.larger(vector, best)
+        return self.largest(best)
 
     def _limit(self, count: str) -> str:
         """A count of the 64 keys in all lanes."""
@@ -131,10 +137,7 @@ class Softmax(Part):
 
     def _put_integers(self, weights: list[str], places: list[str]) -> None:
         """The largest of the weights, which are not negative, becomes the largest integer."""
-        best = weights[0]
-        for weight in weights[1:]:
-            best = self.larger(weight, best)
-        unit, inverse = self.integer_unit(self.largest(best))
+        unit, inverse = self.integer_unit(self._largest_of(weights))
         self.put_number(unit, "%weight_unit", "%index")
         for weight, at in zip(weights, places, strict=True):
             self.put(self.to_integers(weight, inverse), "%weight", at, "i16")
