@@ -145,7 +145,7 @@ async def test_prompts_wait_until_they_themselves_have_begun(tmp_path: Path) -> 
     num_tokens = len(PROMPT.ids)
     client._requests.deliver(SequenceOutput(handle.open_seq_ids[0], [1]))
     assert client.waiting.by_caller == {caller: (0, 2 * num_tokens)}
-    client._abort(handle, handle.open_seq_ids[2:4])  # the second prompt
+    client._requests._abort(handle, handle.open_seq_ids[2:4])  # the second prompt
     assert client.waiting.total == (0, num_tokens)
     handle.abort()
     assert client.waiting.by_caller == {}
