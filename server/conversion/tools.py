@@ -16,6 +16,7 @@ from prompts.tool_format import Named, ToolChoice
 from server.conversion.tool_descriptions import DescribedTool, read_function, read_tool
 
 MAX_TOOLS = 128
+_CHOICES: dict[str, ToolChoice] = {"none": "none", "auto": "auto", "required": "required"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,8 @@ def _read_choices(
 def _legacy_choice(value: str | Mapping[str, Any]) -> ToolChoice:
     if isinstance(value, Mapping):
         return Named(_name_in(value, "function_call"))
-    if value == "none":
-        return "none"
-    if value == "auto":
-        return "auto"
+    if value in ("none", "auto"):
+        return _CHOICES[value]
     raise InvalidRequestError(
         f"'function_call' is 'none', 'auto' or {{\"name\": ...}}, not {value[:40]!r}.", param="function_call"
     )
@@ -127,30 +126,21 @@ def _legacy_choice(value: str | Mapping[str, Any]) -> ToolChoice:
 
 def _choice(value: str | Mapping[str, Any]) -> tuple[ToolChoice, list[str] | None]:
     """Returns the choice, and the names to which `allowed_tools` limits it, or None."""
-    if value == "none":
-        return "none", None
-    if value == "auto":
-        return "auto", None
-    if value == "required":
-        return "required", None
-    if isinstance(value, Mapping) and value.get("type") == "function":
-        return Named(_name_in(value.get("function", value), "tool_choice.function")), None
-    if isinstance(value, Mapping) and value.get("type") == "custom":
-        return Named(_name_in(value.get("custom", value), "tool_choice.custom")), None
-    if isinstance(value, Mapping) and value.get("type") == "allowed_tools":
+    if isinstance(value, str) and value in _CHOICES:
+        return _CHOICES[value], None
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping) and kind in ("function", "custom"):
+        return Named(_name_in(value.get(kind, value), f"tool_choice.{kind}")), None
+    if isinstance(value, Mapping) and kind == "allowed_tools":
         inner = value.get("allowed_tools", value)
-        mode = inner.get("mode", "auto") if isinstance(inner, Mapping) else None
-        tools = inner.get("tools") if isinstance(inner, Mapping) else None
+        mode, tools = (inner.get("mode", "auto"), inner.get("tools")) if isinstance(inner, Mapping) else (None, None)
         if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
             raise InvalidRequestError(
                 "'tool_choice.allowed_tools' needs a mode, 'auto' or 'required', and a list of tools.",
                 param="tool_choice",
             )
-        names = [
-            _name_in(t.get("function", t.get("custom", t)) if isinstance(t, Mapping) else t, "tool_choice")
-            for t in tools
-        ]
-        return ("required" if mode == "required" else "auto"), names
+        inners = (t.get("function", t.get("custom", t)) if isinstance(t, Mapping) else t for t in tools)
+        return _CHOICES[mode], [_name_in(one, "tool_choice") for one in inners]
     raise InvalidRequestError(
         "'tool_choice' is 'none', 'auto', 'required', {\"type\": \"function\", \"function\": {\"name\": ...}} or"
         ' {"type": "allowed_tools", ...}.',

@@ -5,13 +5,12 @@ Gates and handlers know one shape, OpenAI's. This middleware rewrites the errors
 
 from __future__ import annotations
 
-from typing import Any
-
 import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.wire.errors import dump_json
+from server.wire.shapes.messages import MessageError
 
 _PATH = "/v1/messages"
 _OVERLOADED = 529
@@ -35,13 +34,15 @@ def is_messages_path(path: str) -> bool:
 
 def message_error(
     status: int, code: str | None, message: str, request_id: str | None = None
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, MessageError]:
     """Returns status and body of an error that has this status, code and message in OpenAI's API."""
     if status == 429 and code == "server_overloaded":
         status = _OVERLOADED  # the server's load, not the client's limit
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
-    return status, body | ({} if request_id is None else {"request_id": request_id})
+    body: MessageError = {"type": "error", "error": {"type": kind, "message": message}}
+    if request_id is not None:
+        body["request_id"] = request_id
+    return status, body
 
 
 class AnthropicErrorMiddleware:

@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from model.contract.errors import EngineUnavailableError, InvalidRequestError
 from server.store.errors import StoreError, StoreFullError
@@ -28,6 +29,21 @@ _UNAVAILABLE_RETRY_S = "5"
 # orjson writes integers up to these bits; and so many levels, of the 254 at which it ends.
 _MAX_INT_BITS = 63
 _MAX_DEPTH = 200
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(TypedDict):
+    """Every error."""
+
+    error: ErrorDetail
 
 
 class ApiError(HTTPException):
@@ -56,7 +72,7 @@ class ApiError(HTTPException):
         self.code = code
         self.param = param
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> ErrorReply:
         """Returns the wire object; also what a broken stream ends with."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 

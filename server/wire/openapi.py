@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from typing_extensions import TypedDict
+
+from server.wire.errors import ErrorReply
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -49,21 +50,6 @@ def _name_bounds(node: Any) -> None:
                         branch[keyword] = bound
         for value in node.values():
             _name_bounds(value)
-
-
-class ErrorDetail(TypedDict):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorReply(TypedDict):
-    """Every error."""
-
-    error: ErrorDetail
 
 
 Responses = dict[int | str, dict[str, Any]]
