@@ -103,19 +103,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             latest = {name: round(rates[name][size][-1], 2) for name in sources}
             print(f"round {number}, batch {size}, tokens/s: {latest}", flush=True)
     prefill = measure_prefill(engine, _PREFILL_LEN, next(next_ids))
-    rows = []
-    for size in arguments.batch_sizes:
-        medians = {name: statistics.median(rates[name][size]) for name in sources}
-        rate = medians.pop("engine")
-        row: dict[str, float] = {
-            "batch_size": size,
-            "ms_per_step": size / rate * 1e3,
-            "tokens_per_s": rate,
-            "share_of_limit": read_bytes / bandwidth * rate / size,
-        }
-        for name, other in medians.items():
-            row[f"{name}_tokens_per_s"], row[f"ratio_to_{name}"] = other, rate / other
-        rows.append(row)
     return {
         "shape": arguments.shape,
         "dtype": arguments.dtype,
@@ -125,10 +112,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "prompt_len": arguments.prompt_len,
         **circumstances(),
         "memory_gb_per_s": bandwidth / 1e9,
-        "decode": rows,
+        "decode": _rows(rates, read_bytes / bandwidth),
         "prefill_tokens_per_s": prefill,
         "rounds": rates,
     }
+
+
+def _rows(rates: dict[str, dict[int, list[float]]], least_step_s: float) -> list[dict[str, float]]:
+    """Returns the medians of each batch size; `least_step_s` is the time that reading the weights once takes."""
+    rows = []
+    for size in rates["engine"]:
+        medians = {name: statistics.median(measured[size]) for name, measured in rates.items()}
+        rate = medians.pop("engine")
+        row: dict[str, float] = {
+            "batch_size": size,
+            "ms_per_step": size / rate * 1e3,
+            "tokens_per_s": rate,
+            "share_of_limit": least_step_s * rate / size,
+        }
+        for name, other in medians.items():
+            row[f"{name}_tokens_per_s"], row[f"ratio_to_{name}"] = other, rate / other
+        rows.append(row)
+    return rows
 
 
 def embedding_bytes(folder: Path) -> int:

@@ -260,18 +260,8 @@ def report(archs: list[int], *, is_quick: bool) -> list[KernelUse]:
                     continue
                 seen.add((arch, kernel.hash))
                 registers, stack_bytes = _resources(kernel.asm["cubin"])
-                uses.append(
-                    KernelUse(
-                        case,
-                        launch.kernel.fn.__name__,
-                        arch,
-                        registers,
-                        stack_bytes,
-                        kernel.metadata.shared,
-                        launch.num_warps,
-                        is_decode,
-                    )
-                )
+                taken = (registers, stack_bytes, kernel.metadata.shared, launch.num_warps)
+                uses.append(KernelUse(case, launch.kernel.fn.__name__, arch, *taken, is_decode))
     return uses
 
 

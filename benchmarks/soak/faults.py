@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from benchmarks.soak.client import Ending, SoakClient
-from benchmarks.soak.server import SoakServer
+from benchmarks.soak.server import SoakServer, changes
 from tools.bench.report import percentile
 
 Figures = dict[str, Any]
@@ -71,9 +71,7 @@ async def kill_rounds(
         "longest_wait_for_a_reply_s": round(max(complete_after, default=0.0), 3),
         "longest_away_s": round(max(away_s), 3),
         "restarts": server.metrics()["qwen:engine_restarts_total"],
-        "fds": [first.server_fds, last.server_fds],
-        "server_mib": [round(first.server_bytes / 2**20, 1), round(last.server_bytes / 2**20, 1)],
-        "engine_mib": [round(first.engine_bytes / 2**20, 1), round(last.engine_bytes / 2**20, 1)],
+        **changes(first, last),
     }
 
 
@@ -119,8 +117,7 @@ async def overload(
         "refusal_median_ms": round(1e3 * percentile(sorted(e.seconds for e in refused), 50), 1) if refused else None,
         "inter_token_p99_ms": [round(1e3 * percentile(gaps, 99), 1) for gaps in (calm_gaps, storm_gaps) if gaps],
         "idle_after_s": round(idle_after_s, 3),
-        "fds": [before.server_fds, after.server_fds],
-        "server_mib": [round(before.server_bytes / 2**20, 1), round(after.server_bytes / 2**20, 1)],
+        **changes(before, after),
     }
 
 

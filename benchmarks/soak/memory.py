@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from benchmarks.soak.client import CHAT_PATH, Ending, SoakClient
-from benchmarks.soak.server import Footprint, SoakServer
+from benchmarks.soak.server import Footprint, SoakServer, changes
 
 _TOOL = {
     "type": "function",
@@ -92,9 +92,7 @@ async def soak(
         "cancelled": num_left,
         "problems": problems,
         "requests_per_s": round(requests / (time.perf_counter() - started), 1),
-        "fds": [before.server_fds, after.server_fds],
-        "server_mib": [round(before.server_bytes / 2**20, 2), round(after.server_bytes / 2**20, 2)],
-        "engine_mib": [round(before.engine_bytes / 2**20, 2), round(after.engine_bytes / 2**20, 2)],
+        **changes(before, after),
         "server_growth": round(after.server_bytes / before.server_bytes - 1, 4),
         "engine_growth": round(after.engine_bytes / before.engine_bytes - 1, 4),
     }

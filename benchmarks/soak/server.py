@@ -37,6 +37,15 @@ class Footprint(NamedTuple):
     engine_bytes: int
 
 
+def changes(before: Footprint, after: Footprint) -> dict[str, list[float]]:
+    """Returns descriptors and memory (MiB) before and after something, for figures."""
+    return {
+        "fds": [before.server_fds, after.server_fds],
+        "server_mib": [round(before.server_bytes / 2**20, 2), round(after.server_bytes / 2**20, 2)],
+        "engine_mib": [round(before.engine_bytes / 2**20, 2), round(after.engine_bytes / 2**20, 2)],
+    }
+
+
 class SoakServer:
     """`python -m server serve` as a child process.
 

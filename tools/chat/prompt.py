@@ -46,19 +46,18 @@ class Prompt:
             KeyboardInterrupt: Ctrl-C.
             EOFError: Ctrl-D on an empty line.
         """
-        typed = await self._session.prompt_async(
-            FormattedText([("bold ansigreen", "you> ")]), prompt_continuation="   … ", handle_sigint=False
-        )
-        return _as_text(typed)
+        return await self._read(self._session, "bold ansigreen", "you> ")
 
     async def ask_result(self, name: str) -> str:
         """Returns the result of a call, typed by the user; raises the same as `ask`."""
-        typed = await self._result_session.prompt_async(
-            FormattedText([("bold ansiyellow", f"result of {name}> ")]),
-            prompt_continuation="   … ",
-            handle_sigint=False,
+        return await self._read(self._result_session, "bold ansiyellow", f"result of {name}> ")
+
+    async def _read(self, session: PromptSession[str], style: str, label: str) -> str:
+        typed = await session.prompt_async(
+            FormattedText([(style, label)]), prompt_continuation="   … ", handle_sigint=False
         )
-        return _as_text(typed)
+        # Pasted bytes that are not UTF-8 become lone surrogates, which cannot be sent.
+        return typed.encode("utf-8", errors="replace").decode()
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -86,11 +85,6 @@ class Prompt:
             event.current_buffer.insert_text("\n")
 
         return keys
-
-
-def _as_text(typed: str) -> str:
-    """Replaces lone surrogates, which stand for pasted bytes that are not UTF-8 and cannot be sent."""
-    return typed.encode("utf-8", errors="replace").decode()
 
 
 def _is_command(text: str) -> bool:

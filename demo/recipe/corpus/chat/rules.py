@@ -69,6 +69,20 @@ def system_rule(rng: random.Random, split: str) -> Document:
     topics = [courtesy, about_itself, arithmetic, capital, color_of, opposite]
     kind = rng.randrange(7)
     doc = Document("system prompt")
+    shout = _shout(rng, lang, split)
+    rounds = rng.choice([1, 1, 2, 3])
+    if kind == 6:
+        return _about_the_user(doc, rng, lang, split)
+    system, lang = _rule(kind, shout, rng, lang)
+    doc.system(system)
+    for _ in range(rounds):
+        text, answer = _asked(topics, rng, lang, split, kind)
+        doc.user(text).assistant(_ruled(kind, answer, shout, lang))
+    return doc
+
+
+def _shout(rng: random.Random, lang: str, split: str) -> str:
+    """Returns the words that answers must begin or end with."""
     shout = (
         values.pseudo_word(rng).capitalize()
         if rng.random() < 0.5
@@ -78,58 +92,38 @@ def system_rule(rng: random.Random, split: str) -> Document:
     )
     if split == TRAIN and rng.random() < hard_texts.SHARE:
         shout = hard_texts.phrase(rng, lang)
-    shout += rng.choice([".", "!", ""])
-    rounds = rng.choice([1, 1, 2, 3])
-    if kind == 0:
-        doc.system(
-            say(
-                "(End|Finish|Close) (every|each) (answer|reply|message) with (the words |the phrase |): {s}",
-                rng,
-                s=shout,
-            )
-            if lang == "en"
-            else say("(每次回答|每个回答|所有回复)(都要|必须|)以“{s}”(结尾|结束)。", rng, s=shout)
-        )
-    elif kind == 1:
-        doc.system(
-            say("(Begin|Start) (every|each) (answer|reply|message) with: {s}", rng, s=shout)
-            if lang == "en"
-            else say("(每次回答|每个回答|所有回复)(都要|必须|)以“{s}”开头。", rng, s=shout)
-        )
-    elif kind == 2:
-        doc.system(
-            say(
-                "(Always answer|Always reply|Reply only|Answer only|Respond) in Chinese[, whatever the language of the question].",
-                rng,
-            )
-        )
-        lang = "en"
-    elif kind == 3:
-        doc.system(
-            say("(请|)(始终|总是|只)用英(语|文)回答[，无论用户使用什么语言]。", rng)
+    return shout + rng.choice([".", "!", ""])
+
+
+def _rule(kind: int, shout: str, rng: random.Random, lang: str) -> tuple[str, str]:
+    """Returns a system prompt with a rule, and the language of the questions."""
+    if kind == 2:
+        text = "(Always answer|Always reply|Reply only|Answer only|Respond) in Chinese[, whatever the language of the question]."
+        return say(text, rng), "en"
+    if kind == 3:
+        text = (
+            "(请|)(始终|总是|只)用英(语|文)回答[，无论用户使用什么语言]。"
             if rng.random() < 0.5
-            else say("(Always answer|Always reply|Reply only|Answer only|Respond) in English.", rng)
+            else "(Always answer|Always reply|Reply only|Answer only|Respond) in English."
         )
-        lang = "zh"
-    elif kind == 4:
-        doc.system(
-            say(
-                "(Whatever the user says|No matter what is asked|To every message), (answer|reply|respond)( only|) with: {s}",
-                rng,
-                s=shout,
-            )
-            if lang == "en"
-            else say("(无论用户说什么|不管问什么)，(都|只)回答：{s}", rng, s=shout)
-        )
-    elif kind == 5:
-        doc.system(say("(Answer|Reply|Write) in (upper case|capital letters)[ only].", rng))
-        lang = "en"
-    else:
-        return _about_the_user(doc, rng, lang, split)
-    for _ in range(rounds):
-        text, answer = _asked(topics, rng, lang, split, kind)
-        doc.user(text).assistant(_ruled(kind, answer, shout, lang))
-    return doc
+        return say(text, rng), "zh"
+    if kind == 5:
+        return say("(Answer|Reply|Write) in (upper case|capital letters)[ only].", rng), "en"
+    english, chinese = {
+        0: (
+            "(End|Finish|Close) (every|each) (answer|reply|message) with (the words |the phrase |): {s}",
+            "(每次回答|每个回答|所有回复)(都要|必须|)以“{s}”(结尾|结束)。",
+        ),
+        1: (
+            "(Begin|Start) (every|each) (answer|reply|message) with: {s}",
+            "(每次回答|每个回答|所有回复)(都要|必须|)以“{s}”开头。",
+        ),
+        4: (
+            "(Whatever the user says|No matter what is asked|To every message), (answer|reply|respond)( only|) with: {s}",
+            "(无论用户说什么|不管问什么)，(都|只)回答：{s}",
+        ),
+    }[kind]
+    return say(english if lang == "en" else chinese, rng, s=shout), lang
 
 
 def _asked(topics: Sequence[Topic], rng: random.Random, lang: str, split: str, kind: int) -> tuple[str, str]:

@@ -132,14 +132,8 @@ _MORE_ZH = [
 ]
 
 
-def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: float = 0.5) -> Tool:
-    """Describes a tool of a domain in a new way.
-
-    Args:
-        lang: the language of the description.
-        split: the side of the split that wordings come from.
-        rich: probability that the parameters have descriptions.
-    """
+def _make_name(domain: Domain, rng: random.Random, split: str) -> tuple[str, bool]:
+    """Returns a name of a tool, and whether it tells the tool's purpose."""
     verb, noun = rng.choice(domain.verbs), rng.choice(domain.nouns)
     parts = rng.choice([[verb, noun], [verb, noun], [noun], [noun, verb]])
     if len(parts) == 1 and len(domain.verbs) == 1:
@@ -157,6 +151,18 @@ def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: f
         name = rng.choice(
             [pseudo_word(rng, 2), f"{pseudo_word(rng)}_{rng.randrange(100)}", f"tool_{rng.randrange(100)}"]
         )
+    return name, name_tells
+
+
+def make_tool(domain: Domain, rng: random.Random, lang: str, split: str, rich: float = 0.5) -> Tool:
+    """Describes a tool of a domain in a new way.
+
+    Args:
+        lang: the language of the description.
+        split: the side of the split that wordings come from.
+        rich: probability that the parameters have descriptions.
+    """
+    name, name_tells = _make_name(domain, rng, split)
     openai = rng.random() < 0.75
     human = name if openai or rng.random() < 0.2 else (domain.human if lang == "en" else domain.human_zh)
     lines = domain.lines["d" if lang == "en" else "D"]
