@@ -37,16 +37,9 @@ def new_items(sent: str | Sequence[InputItem] | None, param: str = "input") -> l
     Raises:
         InvalidRequestError: one is of a type that is not served, or lacks what its type needs.
     """
-    if sent is None:
-        return []
-    if isinstance(sent, str):
-        return [_message("user", [{"type": "input_text", "text": sent}])]
-    items = []
-    for number, item in enumerate(sent):
-        read = _item(item, f"{param}[{number}]")
-        if read is not None:
-            items.append(read)
-    return items
+    items = [InputItem(role="user", content=sent)] if isinstance(sent, str) else sent or ()
+    read = (_item(item, f"{param}[{number}]") for number, item in enumerate(items))
+    return [item for item in read if item is not None]
 
 
 def _item(item: InputItem, where: str) -> JsonObject | None:
@@ -56,8 +49,9 @@ def _item(item: InputItem, where: str) -> JsonObject | None:
     if kind == REFERENCE:
         return {"type": kind, "id": _needed(item.id, f"{where}.id")}
     if kind == "message":
-        role = _needed(item.role, f"{where}.role")
-        read = _message(role, _parts(_needed(item.content, f"{where}.content"), f"{where}.content", _PART_TYPES[role]))
+        role, content = _needed(item.role, f"{where}.role"), _needed(item.content, f"{where}.content")
+        parts = _parts(content, f"{where}.content", _PART_TYPES[role])
+        read = {"type": kind, "role": role, "content": parts, "status": "completed"}
     elif kind in _CALLS:
         key = _CALLS[kind]
         read = {
@@ -95,17 +89,10 @@ def _needed(value: Any, where: str) -> Any:
     return value
 
 
-def _message(role: str, content: list[JsonObject]) -> JsonObject:
-    return {"type": "message", "role": role, "content": content, "status": "completed"}
-
-
 def _parts(content: str | Sequence[ContentPart], where: str, kind: str) -> list[JsonObject]:
     texts = [content] if isinstance(content, str) else part_texts(content, where, "input_text")
-    return [_part(kind, text) for text in texts]
-
-
-def _part(kind: str, text: str) -> JsonObject:
-    return {"type": kind, "text": text, **({"annotations": []} if kind == "output_text" else {})}
+    more: JsonObject = {"annotations": []} if kind == "output_text" else {}
+    return [{"type": kind, "text": text, **more} for text in texts]
 
 
 def read_responses(request: ResponsesRequest, items: Sequence[Mapping[str, Any]]) -> ChatRequest:
