@@ -166,7 +166,7 @@ def _packed(
         in_features: K.
         group_size: inputs that share a scale.
         bits: 4 or 8.
-        others: what else a `PackedWeight` has.
+        others: the other attributes of the `PackedWeight`.
     """
     num_groups, out_features = scales.shape
     rows = _ROWS if num_groups == 1 or group_size % (2 * _ROWS) == 0 else _ROWS // 2

@@ -59,8 +59,8 @@ def check_kernels(operations: Operations, shape: KernelShape, notes: Notes, *, m
     """Tries every kernel that the checkpoint runs, and replaces those that fail.
 
     Args:
-        operations: what is in use; changed.
-        shape: what the checkpoint compiles.
+        operations: the operations in use; changed.
+        shape: the checkpoint's traits.
         notes: name the kernels that broke the device in an earlier start; those are not tried again.
         must_pass: whether to refuse to start where one fails.
 

@@ -51,7 +51,7 @@ def examine(
     """Examines the kernels of a shape.
 
     Args:
-        shape: what the checkpoint compiles.
+        shape: the checkpoint's traits.
         sizes: how large the timed calls are.
         time_us: returns the microseconds that a call takes.
     """

@@ -129,7 +129,7 @@ def drawn_gptq_weight(
 
     Args:
         draw: the numbers.
-        shape: what the checkpoint compiles.
+        shape: the checkpoint's traits.
         num_inputs: a multiple of the numbers in a word.
         num_outputs: likewise.
         is_plain: whether all zeros are the middle of the range and groups consecutive.

@@ -29,11 +29,11 @@ from model.execution.forward_batch import ForwardBatch, SequenceSpan
 # A product takes as long for 300 rows as for 320, so finer steps would save nothing.
 _NUM_TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
-# Recorded are steps with few decodes, whose keys must be cut into many parts, and with any number of them.
+# Each number of tokens is recorded with few decodes, whose keys must be cut into many parts, and with the most.
 _FEW_DECODES = 16
 _DECODES_TO_SPLIT_FOR = 64
 
-# Of a recorded step, beside the tiles that its tokens fill.
+# Tiles of a recorded step beside those that its tokens fill: chunks may end within a tile.
 _MAX_CHUNKS = 32
 
 _TILE_FIELDS = 4
@@ -66,7 +66,7 @@ class StepSize(NamedTuple):
 
     @property
     def decodes_stride(self) -> int:
-        """From one of those three columns to the next."""
+        """The distance from one of those three columns to the next."""
         return _aligned(self.num_decodes)
 
     @property

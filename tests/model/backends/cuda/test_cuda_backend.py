@@ -136,7 +136,7 @@ WARM_UP = Worker._warm_up
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.execution.model_loader.make_backend", lambda *_, **__: InterpretedBackend(CPU))
     monkeypatch.setattr(CudaBackend, "finish_loading", lambda *arguments: None)  # test_self_check.py has it
-    monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_steps.py has them
+    monkeypatch.setattr(CudaSteps, "_sizes_to_record", lambda *arguments: [])  # test_mixed_steps.py has them
     monkeypatch.setattr(Worker, "_warm_up", lambda self: None)  # the interpreter has nothing to compile
 
 

@@ -208,7 +208,7 @@ def decode_attention(
         decodes: B rows.
         out: [T, num_heads, head_dim], contiguous in the last two dimensions; the decodes' rows are written.
         block_size: tokens in a block.
-        num_splits: what `choose_num_splits` returned.
+        num_splits: the result of `choose_num_splits`.
         window: how many of the last positions a row reads; 0 for all.
     """
     num_seqs = len(decodes.rows)

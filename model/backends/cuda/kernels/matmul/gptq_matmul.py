@@ -53,7 +53,7 @@ class Tiles(NamedTuple):
         columns: outputs of a program.
         num_warps: warps of a program.
         num_stages: stages of software pipelining.
-        wanted_warps: where there are fewer warps the inputs are split.
+        wanted_warps: the inputs are split where there are fewer warps.
     """
 
     warp_tiles: int

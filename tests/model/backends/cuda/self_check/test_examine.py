@@ -15,7 +15,7 @@ from model.backends.cuda.self_check.examine import examine
 from model.backends.cuda.self_check.trials import TRIALS
 from model.backends.cuda.self_check.workloads import Sizes
 from model.backends.exam import KernelExam
-from tests.model.backends.cuda.test_self_check import SHAPE, broken, fails
+from tests.model.backends.cuda.self_check.test_self_check import SHAPE, broken, fails
 
 SIZES = Sizes(num_tokens=3, num_seqs=2, context=9, inner_size=24, vocab_size=300)
 

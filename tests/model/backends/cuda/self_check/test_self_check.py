@@ -27,7 +27,7 @@ from model.contract.sampling_params import SamplingParams
 from model.sampling.sampling_row import SamplingRow
 from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
 from tests.model.backends.cuda.fakes import CPU, InterpretedBackend
-from tests.model.backends.cuda.test_sampling_kernel import expected_token
+from tests.model.backends.cuda.kernels.test_sampling_kernel import expected_token
 from tests.support.engine_driver import make_driver
 from tests.support.paths import GOLDEN
 

@@ -1,0 +1,1 @@
+"""Kernels alone, in the interpreter or on a device."""

@@ -1,0 +1,1 @@
+"""Kernels tried beside torch before they serve, and timed by the doctor."""
