@@ -1,7 +1,7 @@
 """The containers' health check: requests /health from the server, at the address set in the environment.
 
-/health is 200 while the process need not be restarted, also while it loads. Whether requests would be served now is what
-/ready reports, for load balancers.
+/health is 200 while the process need not be restarted, also while it loads. Whether requests would be served now is
+what /ready reports, for load balancers.
 """
 
 from __future__ import annotations
