@@ -49,7 +49,7 @@ class LowRankTable(Protocol):
         Args:
             out: [T, N], the layer's own results; may be overwritten.
             x: [T, K].
-            plan: from `Backend.plan_adapters`.
+            plan: what `Backend.plan_adapters` returned for the step.
         """
         ...
 

@@ -227,6 +227,9 @@ def test_two_products_in_one_call_have_the_bits_of_two(
     gate, up = _product(gate_bits, num_outputs, dtype, act_order=True), _product(up_bits, num_outputs, dtype)
     backend = TorchBackend(torch.device("cpu"))
     both = backend.gated_linear(gate, up)
+    if dtype == torch.bfloat16 and not jit.has_bf16_products():  # products are in float32, and rounded once more
+        assert both is None
+        return
     assert both is not None
     for num_rows in (0, 1, 6, 13):
         x = torch.randn(num_rows, 256).to(dtype)
