@@ -1,1 +1,1 @@
-"""What both processes live by: no torch here."""
+"""What the HTTP process and the engine process share; no torch here."""

@@ -16,6 +16,9 @@ MAX_DEFAULT_MODEL_LEN = 32768
 
 PUBLISHED_CLASS = "QWenLMHeadModel"
 
+# A flag of config.json -> the dtype that it declares.
+DTYPE_FLAGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
 NO_QUANTIZATION = "none"
 # How weights are quantised while they are loaded (`--quantization`): bits that a weight takes in memory, scales
 # included: a float32 for 128 inputs, a scale and an offset for 64, a scale for 64.

@@ -28,7 +28,7 @@ from model.contract.config import (
     QuantizationConfig,
     require_can_quantize,
 )
-from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
+from model.contract.files.linears import QWEN2_LINEARS, LinearShape, linear_shapes
 from model.contract.parallel import layers_of_stages, require_divisible
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -99,12 +99,21 @@ class MemoryPlan:
         if config.stored_weights is not None and self.at_load == NO_QUANTIZATION:
             wholes = [packed + plain * width for packed, plain in zip(*config.stored_weights, strict=True)]
             return [-(-whole // self.num_ranks) for whole in wholes]
-        hidden, part = config.hidden_size, config.hidden_size // self.num_ranks
-        inner = config.intermediate_size // 2 // self.num_ranks
+        hidden = config.hidden_size
         rows = -(-config.vocab_size // self.num_ranks) * hidden * width
-        linears = ((hidden, 3 * part), (part, hidden), (hidden, inner), (hidden, inner), (inner, hidden))
-        layer = sum(self._linear_bytes(*shape) for shape in linears) + self._bias_bytes(linears) + 2 * hidden * width
+        layer = sum(self._linear_bytes(*shape) for shape in self._linears.values())
+        layer += self._bias_bytes + 2 * hidden * width
         return [rows, *[layer] * config.num_layers, hidden * width + rows - self._saved_bytes]
+
+    @property
+    def _linears(self) -> dict[str, LinearShape]:
+        """The shapes of a rank's part of the linears of a block: c_proj is split along its inputs."""
+        return {
+            name: LinearShape(num_inputs // self.num_ranks, num_outputs)
+            if name.endswith("c_proj")
+            else LinearShape(num_inputs, num_outputs // self.num_ranks)
+            for name, (num_inputs, num_outputs) in linear_shapes(self.config).items()
+        }
 
     def _linear_bytes(self, num_inputs: int, num_outputs: int) -> int:
         quantization = self.config.quantization
@@ -117,10 +126,12 @@ class MemoryPlan:
         words = num_inputs * num_outputs * quantization.bits // 8
         return words + num_groups * (2 * num_outputs + num_outputs * quantization.bits // 8)
 
-    def _bias_bytes(self, linears: tuple[tuple[int, int], ...]) -> int:
+    @property
+    def _bias_bytes(self) -> int:
+        num_outputs = {name: shape.num_outputs for name, shape in self._linears.items()}
         if self.config.quantization is not None:
-            return 2 * sum(num_outputs for _, num_outputs in linears)
-        num_biases = sum(n for _, n in linears) if self.config.has_bias else linears[0][1]
+            return 2 * sum(num_outputs.values())
+        num_biases = sum(num_outputs.values()) if self.config.has_bias else num_outputs["attn.c_attn"]
         return num_biases * DTYPE_BYTES[self.dtype]
 
     @property
@@ -196,13 +207,8 @@ class MemoryPlan:
         )
 
     def adapter_bytes(self, rank: int) -> int:
-        """Of a LoRA adapter that may have factors of this rank for all linears of the blocks, on a GPU."""
-        num_factors = 0
-        for name, (num_inputs, num_outputs) in linear_shapes(self.config).items():
-            if name.endswith("c_proj"):  # row-parallel
-                num_factors += num_inputs // self.num_ranks + num_outputs
-            else:
-                num_factors += len(QWEN2_LINEARS[name]) * num_inputs + num_outputs // self.num_ranks
+        """Bytes of a LoRA adapter that may have factors of this rank for all linears of the blocks, on a GPU."""
+        num_factors = sum(len(QWEN2_LINEARS[name]) * k + n for name, (k, n) in self._linears.items())
         num_layers = max(num_layers for _, num_layers in self._stages)
         held_rank = -(-rank // _RANKS_AT_ONCE) * _RANKS_AT_ONCE
         return held_rank * num_factors * num_layers * DTYPE_BYTES[self.dtype]

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 
 from model.contract.errors import AdapterError, CheckpointError, ConfigError
-from model.contract.files.adapter_config import ADAPTER_CONFIG
-from model.contract.files.checkpoint_folder import describe_file, gguf_in, require_checkpoint
+from model.contract.files.checkpoint_folder import ADAPTER_CONFIG, describe_file, gguf_in, require_checkpoint
 from model.contract.gguf.file import is_gguf
 from server.hubs.demo import demo_folder, demo_name
 from server.hubs.download import Hub, download

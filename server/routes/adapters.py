@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from model.contract.errors import AdapterError, StartupError
-from model.contract.files.adapter_config import ADAPTER_CONFIG
+from model.contract.files.checkpoint_folder import ADAPTER_CONFIG
 from server.config.types import check_adapter_name
 from server.engine.adapters import ServedAdapter
 from server.hubs.resolve import resolve_adapter

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.contract.config import ModelConfig
+from model.contract.config import DTYPE_FLAGS, ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.checkpoint_folder import CONVERTED_KEY
 from model.contract.files.json_file import read_generation_config, read_json
 
-_DTYPE_FLAGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _NOT_KEPT = ("auto_map", "quantization_config", "transformers_version", "torch_dtype", "dtype")
 # Keys of generation_config.json that both know; without sampling transformers warns of the second ones.
 _SHARED = ("do_sample", "max_new_tokens", "repetition_penalty")
@@ -152,7 +151,7 @@ class Qwen2Source:
             "layer_norm_epsilon": self._raw.get("rms_norm_eps", 1e-6),
             "vocab_size": vocab_size,
             "tie_word_embeddings": False,
-            **{flag: name == dtype for name, flag in _DTYPE_FLAGS.items()},
+            **{flag: name == dtype for flag, name in DTYPE_FLAGS.items()},
         }
 
     def published_generation(self, ids: Mapping[str, int]) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def _object(value: Any) -> dict[str, Any]:
 def without_quantization(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Makes config.json of a published checkpoint whose weights are plain numbers of a dtype now."""
     kept = {key: value for key, value in raw.items() if key not in ("quantization_config", "torch_dtype", "dtype")}
-    return {**kept, **{flag: name == dtype for name, flag in _DTYPE_FLAGS.items()}}
+    return {**kept, **{flag: name == dtype for flag, name in DTYPE_FLAGS.items()}}
 
 
 def published_raw(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:

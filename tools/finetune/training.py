@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from model.contract.errors import ConfigError, StartupError
+from model.contract.files.checkpoint_folder import training_steps
 from model.contract.files.json_file import read_json
 from tools.convert.options import ConvertOptions
 from tools.convert.run import convert
@@ -129,9 +130,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def last_checkpoint(out: Path) -> Path | None:
     """Returns the newest whole checkpoint of a folder."""
-    steps = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    whole = [path for path in steps if _is_whole(path)]
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return next(filter(_is_whole, training_steps(out)), None)
 
 
 def _arguments(options: FinetuneOptions, *, checkpoints_gradients: bool) -> Any:

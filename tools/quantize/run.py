@@ -23,6 +23,7 @@ from model.contract.errors import CheckpointError
 from model.contract.files.json_file import read_json
 from model.contract.files.linears import linear_shapes
 from model.contract.files.model_config import read_model_config
+from model.contract.files.weight_files import EMBEDDING
 from model.contract.memory_plan import plan_memory
 from model.contract.tokenizer import Tokenizer
 from model.quantization.offline.block_stages import STAGES, CalibrationRun, Weights
@@ -36,7 +37,6 @@ from tools.quantize.options import QuantizeOptions, add_arguments
 
 logger = logging.getLogger(__name__)
 
-_EMBEDDING = "transformer.wte.weight"
 _LINEARS = tuple(name for stage in STAGES for name in stage)
 _DISK_MARGIN = 1.05
 
@@ -81,8 +81,8 @@ def quantize(options: QuantizeOptions, on_linear: OnLinear | None = None) -> dic
             on_linear(name, error)
 
     with CheckpointWriter(options.target) as writer, torch.inference_mode():
-        run = CalibrationRun(config, samples, source.read([_EMBEDDING])[_EMBEDDING], device)
-        writer.add(_as_float16(source.read([_EMBEDDING])))
+        run = CalibrationRun(config, samples, source.read([EMBEDDING])[EMBEDDING], device)
+        writer.add(_as_float16(source.read([EMBEDDING])))
         for layer in range(config.num_layers):
             writer.add(_quantize_block(options, config, run, source, layer, record))
         writer.add(_as_float16(source.read(["transformer.ln_f.weight", "lm_head.weight"])))

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.errors import AdapterError, CheckpointError
+from model.contract.files.checkpoint_folder import ADAPTER_CONFIG, training_steps
 from model.contract.files.json_file import MAX_CONFIG_BYTES, read_json
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 # Modules that may have low-rank factors, by the last part of their names in the published spelling and in transformers'
 # Qwen2 layout.
@@ -94,7 +93,9 @@ class AdapterConfig:
         folder = Path(folder)
         path = folder / ADAPTER_CONFIG
         if not path.is_file():
-            raise AdapterError(f"{folder}: holds no {ADAPTER_CONFIG}: not an adapter as peft saves it{_below(folder)}")
+            steps = [step for step in training_steps(folder) if (step / ADAPTER_CONFIG).exists()]
+            newest = f"; {steps[0]} is one" if steps else ""
+            raise AdapterError(f"{folder}: holds no {ADAPTER_CONFIG}: not an adapter as peft saves it{newest}")
         try:
             raw = read_json(path, MAX_CONFIG_BYTES)
         except CheckpointError as error:
@@ -128,14 +129,6 @@ class AdapterConfig:
         """Returns the number that multiplies the product of a module's factors."""
         rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-def _below(folder: Path) -> str:
-    """Names the newest `checkpoint-N` of a trainer's folder, for a message; empty if there is none."""
-    steps = [path.parent for path in folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}")]
-    numbered = [path for path in steps if path.name.removeprefix("checkpoint-").isdecimal()]
-    newest = max(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-    return "" if newest is None else f"; {newest} is one"
 
 
 def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 _NUM_FIRST_BYTES = 64
 _FETCHED = ("*.safetensors", "*.bin", "*.tiktoken", "*.json")
-_ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # model_type of later generations, and what those call themselves.
 _GENERATIONS = {"qwen2": "Qwen1.5, Qwen2 or Qwen2.5", "qwen3": "Qwen3"}
 
@@ -48,8 +48,8 @@ def require_checkpoint(folder: Path) -> None:
         if model_type != MODEL_TYPE:
             raise CheckpointError(f"{folder / 'config.json'}: {describe_model_type(model_type)}")
         return
-    if _ADAPTER in names:
-        raise CheckpointError(f"{folder}: {_describe_adapter(folder / _ADAPTER)}")
+    if ADAPTER_CONFIG in names:
+        raise CheckpointError(f"{folder}: {_describe_adapter(folder / ADAPTER_CONFIG)}")
     gguf = _gguf_files(folder)
     if gguf:
         names_told = ", ".join(path.name for path in gguf[:5]) + (" ..." if len(gguf) > 5 else "")
@@ -59,6 +59,12 @@ def require_checkpoint(folder: Path) -> None:
     if below:
         raise CheckpointError(f"{folder}: is no checkpoint itself, but holds {below[-1].relative_to(folder)}: serve"
                               f" {below[-1]}")  # fmt: skip
+
+
+def training_steps(folder: Path) -> list[Path]:
+    """Lists the `checkpoint-N` folders that a trainer left in a folder, newest first."""
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    return sorted((p for p, n in numbers.items() if n.isdecimal()), key=lambda p: int(numbers[p]), reverse=True)
 
 
 def gguf_in(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.contract.attention_windows import windows_of
-from model.contract.config import PUBLISHED_CLASS, ModelConfig, QuantizationConfig, StoredWeights
+from model.contract.config import DTYPE_FLAGS, PUBLISHED_CLASS, ModelConfig, QuantizationConfig, StoredWeights
 from model.contract.errors import CheckpointError
 from model.contract.files.checkpoint_folder import MODEL_TYPE, describe_model_type, gguf_in, require_checkpoint
 from model.contract.files.json_file import MAX_CONFIG_BYTES, read_json
@@ -43,7 +43,6 @@ _MISSPELT = {
 }
 # Parts that other models of the same model_type have, and what those are called.
 _OTHER_MODELS = {"visual": "Qwen-VL", "audio": "Qwen-Audio"}
-_DTYPE_FLAGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def read_model_config(folder: str | Path, stored_rows: Callable[[Path], int | None] = rows_of_embedding) -> ModelConfig:
@@ -152,11 +151,11 @@ def _from_fields(fields: _Fields, quantization: QuantizationConfig | None) -> Mo
         windows = windows_of(fields.get("window_attn"), num_layers)
     except ValueError as error:
         raise CheckpointError(f"{fields.path}: 'window_attn' {error}") from error
-    dtypes = [flag for flag in _DTYPE_FLAGS if fields.flag(flag)]
+    dtypes = [flag for flag in DTYPE_FLAGS if fields.flag(flag)]
     int8_kv_cache = fields.flag("use_cache_quantization")
     remarks = []
     if len(dtypes) > 1:
-        used = _DTYPE_FLAGS[dtypes[0]]
+        used = DTYPE_FLAGS[dtypes[0]]
         remarks.append(f"config.json sets {' and '.join(dtypes)} at once: {used} is used; --dtype decides")
     if int8_kv_cache:
         remarks.append("config.json asks for an int8 KV cache (use_cache_quantization); --kv-cache-dtype decides")
@@ -176,7 +175,7 @@ def _from_fields(fields: _Fields, quantization: QuantizationConfig | None) -> Mo
         use_dynamic_ntk=fields.flag("use_dynamic_ntk"),
         use_logn_attn=fields.flag("use_logn_attn"),
         has_bias=not fields.flag("no_bias", default=True),
-        declared_dtype=_DTYPE_FLAGS[dtypes[0]] if dtypes else None,
+        declared_dtype=DTYPE_FLAGS[dtypes[0]] if dtypes else None,
         quantization=quantization,
         int8_kv_cache=int8_kv_cache,
         remarks=tuple(remarks),

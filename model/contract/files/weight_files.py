@@ -12,6 +12,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from model.contract.errors import CheckpointError
+from model.contract.files.checkpoint_folder import training_steps
 from model.contract.files.json_file import read_json
 from model.contract.files.safetensors_header import read_header
 from model.contract.gguf.file import is_gguf
@@ -95,8 +96,7 @@ def rows_of_embedding(folder: Path) -> int | None:
 
 def weights_below(folder: Path) -> str:
     """Names the newest `checkpoint-N` subfolder that has weights, for a message; empty if there is none."""
-    steps = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    for path in sorted(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+    for path in training_steps(folder):
         if any((path / name).is_file() for name in _SETS):
             return f"; {path.name} has weights: serve {path}, with what it lacks copied from here"
     return ""

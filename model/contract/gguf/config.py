@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from model.contract.config import DTYPE_FLAGS
 from model.contract.errors import CheckpointError
 from model.contract.gguf.file import GGUFFile, read_gguf
 from model.contract.gguf.tensor_names import EMBEDDING
@@ -97,7 +98,7 @@ def _refuse_scaled_positions(file: GGUFFile) -> None:
 
 def _dtype_flag(file: GGUFFile) -> str:
     """Returns config.json's flag for the dtype of the weights; "bf16", as published, where they are quantised."""
-    if file.metadata.get(DTYPE) in ("bf16", "fp16", "fp32"):
+    if file.metadata.get(DTYPE) in tuple(DTYPE_FLAGS):
         return str(file.metadata[DTYPE])
     kinds = {tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) == 2}
     if kinds <= {"F32", "F64"}:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.contract.config import ModelConfig
+from model.contract.config import DTYPE_FLAGS, ModelConfig
 from model.contract.errors import CheckpointError
 from model.contract.files.byte_pairs import letters, merges_of
 from model.contract.files.json_file import read_generation_config
@@ -98,7 +98,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _metadata(source: Path, config: ModelConfig) -> dict[str, Any]:
     generation = read_generation_config(source)
-    dtypes = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    dtypes = {dtype: flag for flag, dtype in DTYPE_FLAGS.items()}
     chat_format = str(generation.get("chat_format") or "chatml")
     found: dict[str, Any] = {
         "general.architecture": keys.ARCHITECTURE,
