@@ -90,6 +90,8 @@ _UNSERVED_IN_RESPONSES = {
     **dict.fromkeys(("context_management", "moderation", "image"), _HOSTED),
 }
 _UNSERVED_IN_MESSAGES = {
+    # Without the hints, which name fields that this API does not have.
+    **{name: _Unserved("", refused.neutral) for name, refused in _UNSERVED.items() if refused in (_WORDS, _BEAMS)},
     "mcp_servers": _Unserved("this server calls no tools; send them as 'tools' and run them yourself"),
     "container": _Unserved("this server runs no code"),
     "response_format": _Unserved("here it is 'output_config.format'"),
