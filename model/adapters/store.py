@@ -8,7 +8,6 @@ loop calls between two steps.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,16 @@ class PreparedAdapter:
     num_bytes: int
 
 
+@dataclass(slots=True)
+class _Loaded:
+    """An adapter that the layers know; `num_users` sequences use it."""
+
+    slot: int
+    num_bytes: int
+    num_users: int = 0
+    is_leaving: bool = False
+
+
 class AdapterStore:
     """The adapters of a model, whose layers it replaces with adapted ones.
 
@@ -81,13 +90,10 @@ class AdapterStore:
         self._max_rank = max_rank
         self._tables: dict[str, LowRankTable] = {}
         self._shards: dict[str, LinearShard] = {}  # only layers that several ranks share
-        self._slots: dict[int, int] = {}  # adapter id -> slot
+        self._loaded: dict[int, _Loaded] = {}  # by adapter id
         self._max_adapters = max_adapters
         num_slots = max_adapters + has_spare_slot
         self._free = list(reversed(range(num_slots)))
-        self._num_bytes: dict[int, int] = {}
-        self._num_users: Counter[int] = Counter()
-        self._leaving: set[int] = set()
         self._embeddings: dict[int, torch.Tensor] = {}
         self._heads: dict[int, LinearKernel] = {}
         self._with_own_layers: set[int] = set()
@@ -121,7 +127,7 @@ class AdapterStore:
     @property
     def num_bytes(self) -> int:
         """Memory of all adapters that are loaded."""
-        return sum(self._num_bytes.values())
+        return sum(adapter.num_bytes for adapter in self._loaded.values())
 
     @torch.inference_mode()
     def prepare(self, folder: Path) -> PreparedAdapter:
@@ -167,14 +173,14 @@ class AdapterStore:
 
     def _num_kept(self, replaces: int) -> int:
         """Adapters that stay when another takes the place of `replaces`."""
-        return len(self._slots.keys() - self._leaving - {replaces})
+        return sum(not adapter.is_leaving and adapter_id != replaces for adapter_id, adapter in self._loaded.items())
 
     def install(self, adapter_id: int, prepared: PreparedAdapter, replaces: int = 0) -> None:
         """Makes an adapter known to the layers.
 
         Args:
             adapter_id: requests name it by this.
-            prepared: what `prepare` returned.
+            prepared: made by `prepare`.
             replaces: the adapter that is unloaded next, and so does not count; 0 for none.
 
         Raises:
@@ -186,8 +192,7 @@ class AdapterStore:
                 f"{num_kept} adapters are loaded, and there may be no more (--max-loras); unload one first"
             )
         slot = self._free.pop()
-        self._slots[adapter_id] = slot
-        self._num_bytes[adapter_id] = prepared.num_bytes
+        self._loaded[adapter_id] = _Loaded(slot, prepared.num_bytes)
         for name, factors in prepared.linears.items():
             self._tables[name].put(slot, factors)
         if prepared.embedding is not None:
@@ -199,43 +204,38 @@ class AdapterStore:
 
     def unload(self, adapter_id: int) -> None:
         """Lets an adapter go as soon as no sequence uses it; unknown ids are ignored."""
-        if adapter_id in self._slots:
-            self._leaving.add(adapter_id)
+        if adapter_id in self._loaded:
+            self._loaded[adapter_id].is_leaving = True
             self._drop_if_unused(adapter_id)
 
     def knows(self, adapter_id: int) -> bool:
         """Whether a new sequence may use an adapter."""
-        return adapter_id in self._slots and adapter_id not in self._leaving
+        return adapter_id in self._loaded and not self._loaded[adapter_id].is_leaving
 
     def add_user(self, adapter_id: int) -> None:
         """Counts a sequence that uses an adapter."""
-        self._num_users[adapter_id] += 1
+        self._loaded[adapter_id].num_users += 1
 
     def remove_user(self, adapter_id: int) -> None:
         """Counts off a sequence that has ended."""
-        self._num_users[adapter_id] -= 1
+        self._loaded[adapter_id].num_users -= 1
         self._drop_if_unused(adapter_id)
 
     def _drop_if_unused(self, adapter_id: int) -> None:
-        if self._num_users[adapter_id] <= 0:
-            del self._num_users[adapter_id]
-            if adapter_id in self._leaving:
-                self._leaving.remove(adapter_id)
-                self._drop(adapter_id)
-
-    def _drop(self, adapter_id: int) -> None:
-        slot = self._slots.pop(adapter_id)
-        del self._num_bytes[adapter_id]
+        adapter = self._loaded[adapter_id]
+        if adapter.num_users or not adapter.is_leaving:
+            return
+        del self._loaded[adapter_id]
         for table in self._tables.values():
-            table.put(slot, None)
-        self._embeddings.pop(slot, None)
-        self._heads.pop(slot, None)
-        self._with_own_layers.discard(slot)
-        self._free.append(slot)
+            table.put(adapter.slot, None)
+        self._embeddings.pop(adapter.slot, None)
+        self._heads.pop(adapter.slot, None)
+        self._with_own_layers.discard(adapter.slot)
+        self._free.append(adapter.slot)
 
     def slot_of(self, adapter_id: int) -> int:
         """Returns the slot of an adapter that a sequence uses; -1 for the base model, which is adapter 0."""
-        return self._slots[adapter_id] if adapter_id else -1
+        return self._loaded[adapter_id].slot if adapter_id else -1
 
     def has_own_layers(self, slots: AbstractSequence[int]) -> bool:
         """Whether any of these has an embedding or an output layer of its own: recorded steps know the model's only."""

@@ -186,13 +186,13 @@ def test_loading_and_unloading_while_requests_run(base: Path, pair: list[Path]) 
     driver.engine.unload_adapter(1)
     driver.add([request(5, 1), request(6, 2)])
     assert driver.engine._runner.worker.adapters is not None
-    assert len(driver.engine._runner.worker.adapters._slots) == 2  # the one that leaves is still used
+    assert len(driver.engine._runner.worker.adapters._loaded) == 2  # the one that leaves is still used
     replies = driver.finish()
     assert_same(replies[3], expected[1])
     assert_same(replies[4], expected[2])
     assert replies[5].finish_reason == "error" and "unloaded" in str(replies[5].error)
     assert_same(replies[6], with_adapters(base, pair).run([request(1, 2)])[1])
-    assert driver.engine._runner.worker.adapters._slots.keys() == {2}
+    assert driver.engine._runner.worker.adapters._loaded.keys() == {2}
     assert driver.engine._runner.worker.adapters.num_bytes > 0
 
 
@@ -217,7 +217,7 @@ def test_an_adapter_takes_the_place_of_one_that_requests_use(base: Path, pair: l
     driver.engine.unload_adapter(3)
     assert_same(driver.run([request(5, 4, max_tokens=60)])[5], expected)
     assert driver.engine._runner.worker.adapters is not None
-    assert driver.engine._runner.worker.adapters._slots.keys() == {4}
+    assert driver.engine._runner.worker.adapters._loaded.keys() == {4}
 
 
 def test_a_slot_is_used_again_without_a_trace(base: Path, pair: list[Path]) -> None:
