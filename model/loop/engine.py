@@ -15,7 +15,14 @@ from msgspec.structs import replace
 from model.adapters.loading import AdapterLoader
 from model.contract.engine_config import EngineConfig, LoadAdapter
 from model.contract.errors import InvalidRequestError
-from model.contract.messages import AdapterLoaded, AddRequest, EngineReady, SequenceOutput, StepOutputs
+from model.contract.messages import (
+    AdapterLoaded,
+    AddRequest,
+    EngineReady,
+    SequenceOutput,
+    StepOutputs,
+    TokenLogprob,
+)
 from model.contract.watchdog import Watchdog
 from model.distributed.ranks import ONE_RANK, Ranks
 from model.execution.checkpoint import ProgressCallback
@@ -26,7 +33,6 @@ from model.loop.output_builder import OutputBuilder
 from model.loop.step_guard import OUT_OF_MEMORY
 from model.loop.step_queue import StepQueue
 from model.sampling.compiled_grammars import GrammarCompiler
-from model.sampling.sampler import SampledToken
 from model.scheduling.block_manager import BlockManager
 from model.scheduling.scheduler import Scheduler
 from model.scheduling.sequence import Sequence
@@ -254,7 +260,7 @@ class Engine:
     def _commit(self, result: ModelRunnerOutput) -> list[SequenceOutput]:
         """Reports what a step did; it was advanced before."""
         outputs: list[SequenceOutput] = []
-        tokens: dict[int, list[SampledToken]] = {}
+        logprobs: dict[int, list[TokenLogprob]] = {}
         broken = dict(result.failures)
         for entry, sampled, scores in zip(result.batch, result.tokens, result.prompt_logprobs, strict=True):
             seq_id = entry.seq_id
@@ -265,9 +271,10 @@ class Engine:
                 self._outputs.keep_scores(seq_id, entry.start, scores)
                 if any(math.isnan(score.logprob) for score in scores):
                     broken[seq_id] = _NOT_NUMBERS
-            tokens[seq_id] = sampled
             if sampled and not sampled[0].is_valid:
                 broken[seq_id] = _NOT_NUMBERS
+            if sampled and sampled[0].logprob is not None:
+                logprobs[seq_id] = [token.logprob for token in sampled if token.logprob is not None]
         unfollowed = {seq_id: message for seq_id, message in result.ended.items() if message is not None}
         for seq in self._scheduler.abort(broken | unfollowed):
             message = broken.get(seq.seq_id) or unfollowed[seq.seq_id]
@@ -277,11 +284,11 @@ class Engine:
             self._forget([seq.seq_id])
         ids = [[token.token_id for token in sampled] for sampled in result.tokens]
         for update in self._scheduler.update_from_output(result.batch, ids, result.ended):
-            logprobs = [token.logprob for token in tokens[update.seq.seq_id] if token.logprob is not None]
-            num_expected = 0 if self._speculator is None else self._speculator.num_newly_expected(update.seq.seq_id)
-            outputs.append(self._outputs.build(update, logprobs or None, num_expected))
+            seq_id = update.seq.seq_id
+            num_expected = 0 if self._speculator is None else self._speculator.num_newly_expected(seq_id)
+            outputs.append(self._outputs.build(update, logprobs.get(seq_id), num_expected))
             if update.finish_reason is not None:
-                self._forget([update.seq.seq_id])
+                self._forget([seq_id])
         return outputs
 
     def _forget(self, seq_ids: Iterable[int]) -> None:
