@@ -22,9 +22,9 @@ from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from prompts.schemas.schema import json_rule, whole_grammar
 from tests.faults.conftest import StartServer
-from tests.server.gates.test_disconnect import raw_request
-from tests.server.grammars.test_hostile_schemas import HUNGRY
 from tests.support.engine_driver import Driver, make_driver
+from tests.support.grammars import HUNGRY
+from tests.support.wire import raw_request
 
 TINY = Shape(num_layers=1, hidden_size=16, num_heads=1, intermediate_size=32, vocab_size=512, seq_length=512)
 GRAMMAR = whole_grammar(json_rule({"type": "array", "items": {"type": "integer"}, "minItems": 100}))

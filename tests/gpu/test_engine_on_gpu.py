@@ -26,10 +26,10 @@ from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
 from model.loop.engine import Engine
 from model.quantization import linear_maker
-from tests.model.architectures.test_golden import FOLDERS, assert_golden, greedy_requests, read_cases
-from tests.model.loop.test_run_ahead import facts, random_requests, run_staggered
 from tests.support.engine_driver import Driver, make_driver
+from tests.support.golden import FOLDERS, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN, ROOT
+from tests.support.staggered_requests import facts, random_requests, run_staggered
 
 MODES = [
     pytest.param({}, id="graphs, ahead"),

@@ -181,3 +181,24 @@ def make_driver(folder: Path, num_blocks: int = 256, block_size: int = 16, **cha
     settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0}
     settings |= {"kv_cache_memory_bytes": num_blocks * block_bytes, **changes}
     return Driver(Engine(EngineConfig(checkpoint_path=str(folder), block_size=block_size, **settings)))
+
+
+def stepwise_logits(
+    model: LoadedModel, ids: list[int], kv_dtype: torch.dtype, num_prompt_tokens: int = 48
+) -> torch.Tensor:
+    """Logits of the positions after the prompt: [T - num_prompt_tokens, vocab_size].
+
+    All goes token by token, the prompt too, so that every key is read as it is kept.
+    """
+    num_blocks = -(-len(ids) // 16)
+    cache = allocate_kv_cache(
+        model.config, num_blocks=num_blocks, block_size=16, dtype=kv_dtype, device=torch.device("cpu")
+    )
+    alpha = model.config.rope_alpha(num_prompt_tokens)
+    rows = []
+    for start in range(len(ids)):
+        span = SequenceSpan([ids[start]], start, alpha, list(range(num_blocks)), 1)
+        batch = ForwardBatch.build([span], model.config, 16, torch.device("cpu"))
+        with torch.inference_mode():
+            rows.append(model.model.logits(model.model(batch, cache)[-1:]))
+    return torch.cat(rows[num_prompt_tokens:])

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.quantization.offline.gguf_export import export_gguf
+
 # (numbers in a block, its bytes, where its float16 scales stand) by type number
 BLOCKS = {
     "Q4_0": (2, 32, 18, (0,)),
@@ -182,3 +184,8 @@ def tiny_tensors(kinds: Mapping[str, str], seed: int = 0) -> dict[str, Stored]:
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Path:
     path.write_bytes(gguf_bytes(metadata, tensors))
     return path
+
+
+def exported(source: Path, target: Path, weight_type: str) -> Path:
+    export_gguf(source, target, weight_type, lambda name, total: None)
+    return target

@@ -184,3 +184,9 @@ class Wire:
 
 
 _HI = {"role": "user", "content": "hi"}
+
+
+def raw_request(path: str, body: dict[str, object]) -> bytes:
+    content = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    return "\r\n".join((*head, f"Content-Length: {len(content)}", "", "")).encode() + content

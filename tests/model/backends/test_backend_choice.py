@@ -15,8 +15,8 @@ from model.backends import make_backend
 from model.backends.torch_backend import TorchBackend
 from model.backends.torch_device_backend import TorchDeviceBackend
 from model.contract.errors import ConfigError
-from tests.model.architectures.test_golden import FOLDERS, assert_golden, greedy_requests, read_cases
 from tests.support.engine_driver import Driver, make_driver
+from tests.support.golden import FOLDERS, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
 
 CPU = torch.device("cpu")

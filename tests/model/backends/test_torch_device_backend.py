@@ -18,7 +18,7 @@ from model.contract.sampling_params import SamplingParams
 from model.quantization.gptq import dequantize
 from model.sampling.sampling_row import SamplingRow
 from model.sampling.torch_sampling import sample_tokens
-from tests.model.quantization.test_gptq import pack_rows
+from tests.support.quantized_tensors import pack_rows
 from tests.support.random_attention import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 
 CPU = torch.device("cpu")

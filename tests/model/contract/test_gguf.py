@@ -29,12 +29,12 @@ from model.contract.tokenizer import Tokenizer
 from model.distributed.shard import Cut
 from model.quantization.gguf_tensors import read_tensor
 from model.quantization.grouped import expand, part_of
-from model.quantization.offline.gguf_export import export_gguf
 from server.conversion.defaults import GenerationDefaults
 from tests.support.engine_driver import LoadedModel
 from tests.support.gguf_files import (
     BLOCKS,
     Stored,
+    exported,
     gguf_bytes,
     plain,
     random_blocks,
@@ -390,11 +390,6 @@ def test_keys_that_nobody_knows_are_skipped(tmp_path: Path) -> None:
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
-
-
-def exported(source: Path, target: Path, weight_type: str) -> Path:
-    export_gguf(source, target, weight_type, lambda name, total: None)
-    return target
 
 
 @pytest.mark.parametrize("weight_type", ["bf16", "q8_0", "q4_0"])

@@ -23,9 +23,7 @@ from model.contract.messages import AddRequest
 from model.contract.parallel import Placement, layers_of_stages
 from model.contract.sampling_params import SamplingParams
 from model.loop.step_guard import STEP_FAILED
-from tests.model.architectures.test_golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.model.conftest import TINY
-from tests.model.contract.test_gguf import exported
 from tests.model.distributed.test_tensor_parallel import (
     PLAN,
     REQUESTS,
@@ -35,11 +33,12 @@ from tests.model.distributed.test_tensor_parallel import (
     driver_on,
     run,
 )
-from tests.model.scheduling.test_speculation import FREE, REQUEST, SETTINGS, facts
-from tests.model.scheduling.test_speculation import run as run_mixed
 from tests.support.adapters import adapter_config, factors, write_adapter
 from tests.support.engine_driver import Driver
+from tests.support.gguf_files import exported
+from tests.support.golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
+from tests.support.speculative_requests import FREE, REQUEST, SETTINGS, facts, run_requests
 
 
 @pytest.mark.parametrize(
@@ -99,8 +98,8 @@ def speculating(tiny_checkpoint: Path) -> Iterator[list[Driver]]:
 def test_any_sampling(speculating: list[Driver], requests: list[dict[str, Any]]) -> None:
     """Grammars, penalties, seeds, stops, and guesses that are tried by all stages at once."""
     one, two = speculating
-    expected = run_mixed(one, requests)
-    found = run_mixed(two, requests, expected)
+    expected = run_requests(one, requests)
+    found = run_requests(two, requests, expected)
     assert {i: facts(reply) for i, reply in found.items()} == {i: facts(reply) for i, reply in expected.items()}
 
 

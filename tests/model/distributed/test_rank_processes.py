@@ -19,8 +19,8 @@ from model.contract.messages import EngineFailed, EngineReady, Ping, encode
 from model.loop import rank_leader, rank_process
 from model.loop.connection import Connection, ConnectionClosed
 from model.loop.rank_leader import RankLeader
-from tests.model.architectures.test_golden import MAX_MODEL_LEN, read_cases
-from tests.model.loop.test_engine_process import EngineProcess, make_config, request
+from tests.support.engine_process import EngineProcess, make_config, request
+from tests.support.golden import MAX_MODEL_LEN, read_cases
 from tests.support.paths import GOLDEN, ROOT
 
 FOLDER = "gptq_int4_asym_desc_act"

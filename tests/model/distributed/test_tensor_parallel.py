@@ -24,13 +24,13 @@ from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.distributed.shard import column_parallel, row_parallel
 from model.execution.forward_batch import ForwardBatch, SequenceSpan
-from tests.model.architectures.test_golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.model.conftest import TINY
-from tests.model.contract.test_gguf import exported
-from tests.model.quantization.test_awq import write_awq
 from tests.support.adapters import PUBLISHED_TARGETS, QWEN2_TARGETS, adapter_config, factors, write_adapter
 from tests.support.engine_driver import Driver, Reply
+from tests.support.gguf_files import exported
+from tests.support.golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
+from tests.support.quantized_tensors import write_awq
 from tests.support.thread_ranks import engine_on_threads
 
 

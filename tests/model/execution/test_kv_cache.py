@@ -12,14 +12,13 @@ from model.backends.torch_attention import rotate_and_cache
 from model.contract.files.model_config import read_model_config
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
-from model.execution.forward_batch import ForwardBatch, SequenceSpan
+from model.execution.forward_batch import ForwardBatch
 from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes, quantize
-from tests.model.architectures.test_golden import read_cases
-from tests.support.engine_driver import LoadedModel, make_driver
+from tests.support.engine_driver import LoadedModel, make_driver, stepwise_logits
+from tests.support.golden import read_cases
 from tests.support.paths import GOLDEN
 
 FOLDERS = ["ntk_logn_fp32", "plain_theta1e6_fp32"]
-PROMPT = 48  # whose alpha is taken; all goes token by token, so that every key is read as it is kept
 
 
 def test_quantising_is_off_by_half_a_step_at_most() -> None:
@@ -54,22 +53,6 @@ def rotate_and_round(
     scale = (high - low) / 255
     data[:, :, batch.slots] = ((x - low) / scale).round() * scale + low
     return rotated
-
-
-def stepwise_logits(model: LoadedModel, ids: list[int], kv_dtype: torch.dtype) -> torch.Tensor:
-    """Logits of the positions after the prompt, each decoded from the cache: [T - PROMPT, vocab_size]."""
-    num_blocks = -(-len(ids) // 16)
-    cache = allocate_kv_cache(
-        model.config, num_blocks=num_blocks, block_size=16, dtype=kv_dtype, device=torch.device("cpu")
-    )
-    alpha = model.config.rope_alpha(PROMPT)
-    rows = []
-    for start in range(len(ids)):
-        span = SequenceSpan([ids[start]], start, alpha, list(range(num_blocks)), 1)
-        batch = ForwardBatch.build([span], model.config, 16, torch.device("cpu"))
-        with torch.inference_mode():
-            rows.append(model.model.logits(model.model(batch, cache)[-1:]))
-    return torch.cat(rows[PROMPT:])
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -19,18 +19,7 @@ from model.quantization.gptq import GPTQLinear, dequantize
 from model.quantization.packing import unpack_rows
 from tests.support.engine_driver import LoadedModel
 from tests.support.paths import GOLDEN
-
-
-def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """The inverse of `unpack_rows`, word by word in Python integers."""
-    per_word = 32 // bits
-    rows = []
-    for low in range(0, values.shape[0], per_word):
-        word = torch.zeros(values.shape[1], dtype=torch.int64)
-        for place in range(per_word):
-            word |= values[low + place].to(torch.int64) << (place * bits)
-        rows.append(torch.where(word >= 1 << 31, word - (1 << 32), word).to(torch.int32))
-    return torch.stack(rows)
+from tests.support.quantized_tensors import pack_rows
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from model.scheduling.sequence import SequenceStatus
-from tests.model.scheduling.test_fairness import num_running, num_tokens
-from tests.model.scheduling.test_scheduler import FakeEngine
+from tests.support.fake_engine import FakeEngine, num_running, num_tokens
 
 
 def test_alone_it_has_everything() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -10,22 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.scheduling.callers import Caller, split
-from model.scheduling.sequence import Sequence, SequenceStatus
-from tests.model.scheduling.test_scheduler import FakeEngine
-
-
-def num_tokens(engine: FakeEngine, num_steps: int) -> Counter[str]:
-    """Computed tokens of each caller in so many steps."""
-    counts = Counter[str]()
-    for _ in range(num_steps):
-        batch, _ = engine.step()
-        for entry in batch:
-            counts[engine.callers[entry.seq_id]] += entry.num_tokens
-    return counts
-
-
-def num_running(engine: FakeEngine) -> Counter[str]:
-    return Counter(seq.caller for seq in engine.live.values() if seq.status is SequenceStatus.RUNNING)
+from model.scheduling.sequence import Sequence
+from tests.support.fake_engine import FakeEngine, num_running, num_tokens
 
 
 def streams(engine: FakeEngine) -> None:

@@ -13,22 +13,16 @@ from hypothesis import strategies as st
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.execution.launched_step import accept
-from model.execution.row_costs import measure_row_costs
+from model.execution.row_costs import MAX_GUESSED_ROWS, measure_row_costs
 from model.sampling.sampler import SampledToken
 from model.scheduling.drafting import Drafter, TextIndex
 from model.scheduling.sequence import Sequence
 from model.scheduling.speculation import MAX_DRAFT_TOKENS, RowCosts, Speculator
-from tests.support.engine_driver import Driver, Reply, make_driver
+from tests.support.engine_driver import Driver, make_driver
+from tests.support.speculative_requests import FREE, REQUEST, SETTINGS, facts, run_requests
 
-FREE = RowCosts((1, 32), (1.0, 1.0), 0.0)
 STEEP = RowCosts((1, 8), (1.0, 8.0), 0.0)
 NOTHING: Mapping[int, list[int]] = {}
-GRAMMAR = (
-    'start: "{\\"name\\": \\"" NAME "\\", \\"delivery_address\\": \\"" NAME "\\"}" ("," | "")\nNAME: /[a-c]{1,9}/\n'
-)
-SETTINGS: dict[str, Any] = {
-    "num_blocks": 40, "block_size": 4, "max_model_len": 100, "max_num_seqs": 6, "max_num_batched_tokens": 24
-}  # fmt: skip
 
 
 def speculating(folder: Path, **settings: Any) -> Driver:
@@ -44,62 +38,6 @@ def pair(tiny_checkpoint: Path) -> tuple[Driver, Driver]:
     return make_driver(tiny_checkpoint, **SETTINGS, speculation="off"), speculating(tiny_checkpoint, **SETTINGS)
 
 
-SAMPLING = st.fixed_dictionaries(
-    {
-        "max_tokens": st.integers(1, 40),
-        "min_tokens": st.sampled_from([0, 0, 9]),
-        "temperature": st.sampled_from([0.0, 0.0, 0.2, 1.0]),
-        "top_p": st.sampled_from([1.0, 0.9]),
-        "presence_penalty": st.sampled_from([0.0, 0.0, 1.5, -2.0]),
-        "frequency_penalty": st.sampled_from([0.0, 0.0, 0.5, -1.0]),
-        "repetition_penalty": st.sampled_from([1.0, 1.0, 1.3]),
-        "logit_bias": st.sampled_from([(), ((97, 8.0), (98, 8.0))]),
-        "seed": st.sampled_from([None, 7]),
-        "num_logprobs": st.sampled_from([None, 2]),
-        "stop_token_ids": st.sampled_from([(), (97,), (3, 200)]),
-        "ignore_eos": st.booleans(),
-        "grammar": st.sampled_from([None, None, None, GRAMMAR]),
-    }
-)
-REQUEST = st.fixed_dictionaries(
-    {
-        "sampling": SAMPLING,
-        "prompt": st.lists(st.sampled_from([[97, 98, 99, 5], [97, 98, 7], [9, 3, 200, 41]]), min_size=1, max_size=8),
-        "n": st.sampled_from([1, 1, 3]),
-        "is_expected": st.sampled_from([False, True, True]),
-        "wait": st.integers(0, 5),
-    }
-)
-
-
-def run(driver: Driver, requests: list[dict[str, Any]], expected: dict[int, Reply] | None = None) -> dict[int, Reply]:
-    """Adds requests one after another while others run; some expect what came before, but for every seventh token."""
-    driver.replies = {}
-    for number, request in enumerate(requests):
-        seq_ids = tuple(range(10 * number, 10 * number + request["n"]))
-        expects = request["is_expected"] and expected is not None
-        known = expected[seq_ids[0]].token_ids if expects and expected is not None else []
-        driver.add(
-            [
-                AddRequest(
-                    seq_ids=seq_ids,
-                    request_id=str(number),
-                    prompt_ids=[token_id for part in request["prompt"] for token_id in part],
-                    sampling=SamplingParams(**request["sampling"]),
-                    caller=str(number % 2),
-                    prediction_ids=[token_id if i % 7 else 500 for i, token_id in enumerate(known, 1)],
-                )
-            ]
-        )
-        for _ in range(request["wait"]):
-            driver.step()
-    return driver.finish()
-
-
-def facts(reply: Reply) -> tuple[Any, ...]:
-    return reply.token_ids, reply.finish_reason, reply.stop_token_id, reply.error, len(reply.logprobs)
-
-
 @given(requests=st.lists(REQUEST, min_size=1, max_size=7))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_replies_are_those_without(pair: tuple[Driver, Driver], requests: list[dict[str, Any]]) -> None:
@@ -108,8 +46,8 @@ def test_replies_are_those_without(pair: tuple[Driver, Driver], requests: list[d
     In float32 the library's products of several rows may differ in their last digits from those of one.
     """
     plain, guessing = pair
-    expected = run(plain, requests)
-    found = run(guessing, requests, expected)
+    expected = run_requests(plain, requests)
+    found = run_requests(guessing, requests, expected)
     assert {seq_id: facts(reply) for seq_id, reply in found.items()} == {
         seq_id: facts(reply) for seq_id, reply in expected.items()
     }
@@ -123,7 +61,7 @@ def test_guesses_were_tried_and_some_were_right(pair: tuple[Driver, Driver]) -> 
     plain, guessing = pair
     sampling = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}
     requests = [{"sampling": sampling, "prompt": [[97, 98, 99, 5]] * 4, "n": 1, "is_expected": True, "wait": 0}]
-    run(guessing, requests, run(plain, requests))
+    run_requests(guessing, requests, run_requests(plain, requests))
     stats = guessing.stats
     assert 0 < stats.num_accepted_tokens_total < stats.num_draft_tokens_total
     assert stats.num_drafts_total > 0
@@ -214,7 +152,7 @@ def test_as_much_is_guessed_as_is_likely_to_pay() -> None:
 
 def test_guesses_stop_under_load() -> None:
     assert plan(FREE, [REPEATING] * 40) == [0] * 40
-    assert sum(plan(FREE, [REPEATING] * 30)) == 2
+    assert sum(plan(FREE, [REPEATING] * 14)) == MAX_GUESSED_ROWS - 14
     assert sum(plan(FREE, [REPEATING] * 3, max_rows=8)) == 5
 
 

@@ -14,7 +14,7 @@ from server.wire.shapes.completions import CompletionRequest
 from server.wire.shapes.generation import RequestBody
 from server.wire.shapes.messages import CountTokensRequest, MessagesRequest
 from server.wire.shapes.responses import ResponsesRequest
-from tests.server.conversion.test_conversion import chat, completion
+from tests.support.conversion import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 JSON = {"structured_outputs": {"json": SCHEMA}}

@@ -31,8 +31,8 @@ from server.store.records import Change, Delete, Put
 from server.wire.errors import ApiError
 from server.wire.shapes.responses import ResponsesRequest
 from tests.conftest import SMALL
-from tests.server.responses.test_responses import events
 from tests.support.light_server import LightServer, light_server
+from tests.support.responses_api import events
 from tests.support.server_process import running_server
 from tests.support.vocabulary import score
 from tests.support.wire import Wire

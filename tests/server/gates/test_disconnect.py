@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import socket
 import time
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.readable_requests import HI
 from tests.support.server_process import ServerProcess
+from tests.support.wire import raw_request
 
 
 def post(server: ServerProcess, path: str, body: dict[str, object]) -> socket.socket:
@@ -24,12 +24,6 @@ def post(server: ServerProcess, path: str, body: dict[str, object]) -> socket.so
 def address(server: ServerProcess) -> tuple[str, int]:
     host, port = server.url.removeprefix("http://").split(":")
     return host, int(port)
-
-
-def raw_request(path: str, body: dict[str, object]) -> bytes:
-    content = json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
-    return "\r\n".join((*head, f"Content-Length: {len(content)}", "", "")).encode() + content
 
 
 def endless(stream: bool) -> dict[str, object]:

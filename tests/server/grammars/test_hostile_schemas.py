@@ -22,7 +22,7 @@ from server.grammars import worker as grammar_worker
 from server.grammars.check import GrammarChecker
 from server.wire.shapes.chat import ChatCompletionRequest
 from server.wire.shapes.fields import MAX_CHOICE_TEXTS
-from tests.support.grammars import GRAMMARS
+from tests.support.grammars import GRAMMARS, HUNGRY
 from tests.support.paths import ROOT
 from tests.support.vocabulary import byte_tokenizer
 from tests.support.wire import Wire
@@ -38,8 +38,6 @@ def nested(depth: int) -> JsonDict:
     return schema
 
 
-# Multiples of many primes: an automaton with millions of states.
-HUNGRY: JsonDict = {"type": "integer", "allOf": [{"multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]}
 RECURSIVE: JsonDict = {"type": "object", "properties": {"child": {"$ref": "#"}}, "required": ["child"]}
 HOSTILE: dict[str, JsonDict] = {
     "hungry": HUNGRY,

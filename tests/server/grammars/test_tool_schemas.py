@@ -23,7 +23,7 @@ from server.conversion.readers.chat import read_chat
 from server.grammars.schema_enforcement import EnforcedSchema, SchemaEnforcer
 from server.off_loop import OffLoop
 from server.wire.shapes.chat import ChatCompletionRequest
-from tests.server.conversion.test_conversion import ENGINE, chat, converter
+from tests.support.conversion import ENGINE, chat, converter
 from tests.support.grammars import GRAMMARS
 from tests.support.hypothesis_settings import BATCHES
 from tests.support.paths import ROOT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.server.responses.test_responses import URL, respond, said
+from tests.support.responses_api import URL, respond, said
 from tests.support.wire import Wire
 
 JsonDict = dict[str, Any]

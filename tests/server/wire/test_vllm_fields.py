@@ -12,8 +12,8 @@ from server.conversion.generation_request import GenerationRequest
 from server.engine.client import Prompt
 from server.replies.chat import ChatReply
 from server.replies.completion import CompletionReply
-from tests.server.conversion.test_conversion import chat, completion
 from tests.server.replies.test_streaming import TOKENIZER, Script, streamed, whole
+from tests.support.conversion import chat, completion
 from tests.support.wire import Wire, events
 
 JsonDict = dict[str, Any]

@@ -167,7 +167,7 @@ def test_what_it_cannot_serve_is_left_to_torch(dtype: torch.dtype, head_dim: int
 
 
 def test_the_engine_without_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.model.execution.test_kv_cache import stepwise_logits
+    from tests.support.engine_driver import stepwise_logits
 
     ids = [(7 * i) % 250 for i in range(80)]
     model = LoadedModel(GOLDEN / "ntk_logn_fp32")

@@ -18,7 +18,7 @@ from model.backends.torch_backend import TorchBackend
 from model.backends.weights import GPTQTensors
 from model.quantization.gptq import dequantize
 from model.quantization.packing import unpack_rows
-from tests.model.quantization.test_gptq import pack_rows
+from tests.support.quantized_tensors import pack_rows
 
 pytest.importorskip("llvmlite", reason="the kernels need llvmlite")
 

@@ -25,9 +25,9 @@ from model.execution.cache_sizing import step_bytes
 from model.execution.forward_batch import ForwardBatch, SequenceSpan, inverse_frequencies, query_scale
 from model.execution.kv_cache import allocate_kv_cache, kv_cache_block_bytes
 from model.execution.worker import Worker
-from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
 from tests.model.backends.cuda.fakes import CPU, InterpretedBackend
 from tests.support.engine_driver import Driver, make_driver
+from tests.support.golden import assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
 from tests.support.random_attention import CONFIG, TOLERANCE, RandomSequence, deal_blocks, nan_cache, run_step
 

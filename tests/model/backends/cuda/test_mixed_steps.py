@@ -23,9 +23,9 @@ from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
 from model.scheduling.sequence import UNKNOWN_TOKEN
 from tests.model.backends.cuda.fakes import ANGLES, CPU, FailingRecorder, FakeRecorder
-from tests.model.loop.test_run_ahead import facts, random_requests, run_staggered
 from tests.support.engine_driver import Driver, make_driver
 from tests.support.random_attention import CONFIG
+from tests.support.staggered_requests import facts, random_requests, run_staggered
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the native ones")
 

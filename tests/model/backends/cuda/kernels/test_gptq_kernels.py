@@ -14,7 +14,7 @@ from model.backends.weights import GPTQTensors, GroupedWeight
 from model.quantization.at_load import quantize_at_load
 from model.quantization.gptq import dequantize
 from model.quantization.grouped import expand, moved
-from tests.model.quantization.test_gptq import pack_rows
+from tests.support.quantized_tensors import pack_rows
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 

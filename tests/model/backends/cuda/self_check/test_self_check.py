@@ -25,10 +25,10 @@ from model.backends.exam import KernelExam
 from model.contract.errors import ConfigError, RestartNeededError
 from model.contract.sampling_params import SamplingParams
 from model.sampling.sampling_row import SamplingRow
-from tests.model.architectures.test_golden import assert_golden, greedy_requests, read_cases
 from tests.model.backends.cuda.fakes import CPU, InterpretedBackend
 from tests.model.backends.cuda.kernels.test_sampling_kernel import expected_token
 from tests.support.engine_driver import make_driver
+from tests.support.golden import assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
 
 SHAPE = KernelShape(
