@@ -34,12 +34,16 @@ def refuse_hopeless_length(texts: Iterable[str], tokenizer: Tokenizer, max_model
         num_chars += len(text)
         num_least_bytes += len(text) // (1 if text.isascii() else _MAX_JOINED_CHARS)
     if num_least_bytes > limit:
-        raise InvalidRequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your {param} has"
-            f" {num_chars} characters of text, which cannot fit. Please reduce the length of the {param}.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        had = f"your {param} has {num_chars} characters of text, which cannot fit"
+        raise _too_long(max_model_len, had, f"the length of the {param}", param)
+
+
+def _too_long(max_model_len: int, had: str, to_reduce: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"This model's maximum context length is {max_model_len} tokens. However, {had}. Please reduce {to_reduce}.",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def prompt_window(truncation: str, max_tokens: int | None, max_model_len: int, *, clamp: bool = False) -> int | None:
@@ -90,24 +94,16 @@ def budget(
     """
     left = max_model_len - num_prompt_tokens
     if left < (0 if max_tokens == 0 else 1):
-        raise InvalidRequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your {prompt_param} resulted in"
-            f" {num_prompt_tokens} tokens. Please reduce the length of the {prompt_param}.",
-            param=prompt_param,
-            code="context_length_exceeded",
-        )
+        had = f"your {prompt_param} resulted in {num_prompt_tokens} tokens"
+        raise _too_long(max_model_len, had, f"the length of the {prompt_param}", prompt_param)
     if max_tokens is None:
         return left if default is None else min(default, left)
     if clamp:
         return min(max_tokens, left)
     if max_tokens > left:
-        raise InvalidRequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested"
-            f" {num_prompt_tokens + max_tokens} tokens ({num_prompt_tokens} in the {prompt_param}, {max_tokens} in the"
-            f" completion). Please reduce the length of the {prompt_param} or '{param}' (at most {left}).",
-            param=param,
-            code="context_length_exceeded",
-        )
+        parts = f"{num_prompt_tokens} in the {prompt_param}, {max_tokens} in the completion"
+        had = f"you requested {num_prompt_tokens + max_tokens} tokens ({parts})"
+        raise _too_long(max_model_len, had, f"the length of the {prompt_param} or '{param}' (at most {left})", param)
     return max_tokens
 
 
