@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,38 @@ from model.contract.files.weight_files import find_weight_files
 from model.execution.tensor_files import iterate_tensors
 
 
+def qwen2_config(sizes: Mapping[str, Any], **options: Any) -> Any:
+    """Returns the Qwen2Config of a first-generation model; `sizes` has the fields of the published config.json."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=sizes["intermediate_size"] // 2,
+        num_hidden_layers=sizes["num_hidden_layers"],
+        num_attention_heads=sizes["num_attention_heads"],
+        num_key_value_heads=sizes["num_attention_heads"],
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+
+
 def load_as_qwen2(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Returns a Qwen2ForCausalLM with a first-generation checkpoint's weights (no NTK, no LogN)."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     config = json.loads((folder / "config.json").read_text())
-    hidden = config["hidden_size"]
+    rotary = {"rope_type": "default", "rope_theta": float(config["rotary_emb_base"])}
     with torch.device("meta"):
         model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=config["vocab_size"],
-                hidden_size=hidden,
-                intermediate_size=config["intermediate_size"] // 2,
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=config["num_attention_heads"],
-                num_key_value_heads=config["num_attention_heads"],
+            qwen2_config(
+                config,
                 max_position_embeddings=config["max_position_embeddings"],
                 rms_norm_eps=config["layer_norm_epsilon"],
-                rope_parameters={"rope_type": "default", "rope_theta": float(config["rotary_emb_base"])},
-                tie_word_embeddings=False,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=0,
+                rope_parameters=rotary,
             )
         )
     state: dict[str, torch.Tensor] = {}

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if arguments.peer and not SHAPES[name].quantized_bits:
-            from benchmarks.roofline.transformers_peer import measure_peer
+            from benchmarks.peers.transformers_on_device import measure_peer
 
             shapes[-1]["transformers"] = measure_peer(SHAPES[name], arguments, device, dtype)
         write(arguments, figures | {"shapes": shapes})  # what comes next may not end well

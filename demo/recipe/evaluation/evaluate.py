@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from demo.recipe.corpus.chat import courtesies, creative, facts, memory, rules, texts
 from demo.recipe.corpus.document import Document, Turn, encode_prompt
 from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.tools import episodes, math_episodes, react
+from demo.recipe.evaluation.chat_kinds import CHAT_KINDS, chat_document
 from demo.recipe.evaluation.generate import generate
 from demo.recipe.training.export import load_checkpoint
 from model.contract.tokenizer import Tokenizer
@@ -84,30 +84,9 @@ def _tool_case(kind: str, rng: random.Random) -> Case:
     return Case("tools: no call" if read_reply(steps[0]).tool is None else f"tools: {kind}", document, "", steps[0])
 
 
-_CHAT = {
-    "identity": courtesies.small_talk,
-    "arithmetic": facts.question,
-    "facts": facts.question,
-    "memory": memory.remember,
-    "system prompt": rules.system_rule,
-    "json": texts.json_answer,
-    "copying": texts.copying,
-    "small talk": courtesies.small_talk,
-    "refusals": courtesies.small_talk,
-    "lists": texts.listing,
-    "code": creative.code,
-    "stories": creative.story,
-}
-
-
 def _chat_case(category: str, rng: random.Random) -> Case:
     while True:
-        if category == "system prompt" and rng.random() < 0.4:
-            document = rules.persona(rng, HELD_OUT)
-        elif category == "memory" and rng.random() < 0.3:
-            document = memory.in_one_message(rng, HELD_OUT)
-        else:
-            document = _CHAT[category](rng, HELD_OUT)
+        document = chat_document(category, rng)
         if document.category == category:
             return Case(f"chat: {category}", document, "", document.turns[-1].text)
 
@@ -130,7 +109,7 @@ def make_cases(per_category: int, seed: int = 20) -> list[Case]:
         ("many tools", 1),
     ):
         cases += [_tool_case(kind, random.Random(f"{seed}/{kind}/{i}")) for i in range(per_category * share)]
-    for category in _CHAT:
+    for category in CHAT_KINDS:
         cases += [_chat_case(category, random.Random(f"{seed}/{category}/{i}")) for i in range(per_category)]
     return cases
 

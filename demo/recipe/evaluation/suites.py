@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.recipe.corpus.chat import courtesies, facts, memory, rules
+from demo.recipe.corpus.chat import memory
 from demo.recipe.corpus.document import DEFAULT_SYSTEM, Document
 from demo.recipe.corpus.split import HELD_OUT, TRAIN
 from demo.recipe.corpus.tools import episodes, react
 from demo.recipe.corpus.tools.tools import Tool
+from demo.recipe.evaluation.chat_kinds import chat_document
 
 Message = dict[str, Any]
 Case = dict[str, Any]
@@ -150,19 +151,8 @@ def _tool_case(shape: ToolShape, language: str, purposes: str, rng: random.Rando
     }
 
 
-def _chat_document(category: str, rng: random.Random) -> Document:
-    if category == "identity":
-        return courtesies.small_talk(rng, HELD_OUT)
-    if category == "arithmetic":
-        return facts.question(rng, HELD_OUT)
-    if category == "memory":
-        make = memory.in_one_message if rng.random() < 0.3 else memory.remember
-        return make(rng, HELD_OUT)
-    return (rules.persona if rng.random() < 0.4 else rules.system_rule)(rng, HELD_OUT)
-
-
 def _chat_case(category: str, language: str, rng: random.Random) -> dict[str, Any] | None:
-    document = _chat_document(category, rng)
+    document = chat_document(category, rng)
     messages = to_messages(document)
     asked = messages[-1]["content"]
     spoken = "zh" if re.search(r"[\u4e00-\u9fff]", asked) else "en"

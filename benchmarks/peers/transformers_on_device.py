@@ -8,27 +8,23 @@ from typing import Any
 
 import torch
 
+from benchmarks.peers.transformers_peer import qwen2_config
 from benchmarks.roofline.device_limits import synchronize
 from demo.random_checkpoint import Shape
 
 
 def _make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
-    """Random weights; w2 is the gate, w1 the up projection, and the arithmetic is that of our blocks."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """Returns a model with random weights, whose arithmetic is that of our blocks."""
+    from transformers import Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size // 2,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    sizes = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+    }
+    config = qwen2_config(sizes, max_position_embeddings=32768)
     with torch.device(device):
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
