@@ -1,0 +1,1 @@
+"""Steps laid out on the device, and recorded."""
