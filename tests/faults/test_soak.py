@@ -16,16 +16,16 @@ from tests.faults.conftest import StartServer
 TIMINGS = {"the admitted are served as fast", "refusing is quick", "it is back soon", "first tokens come soon"}
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
-async def test_an_engine_that_is_killed_again_and_again(start_server: StartServer, rounds: int) -> None:
+@pytest.mark.parametrize(("rounds", "streams"), [(2, 32), pytest.param(20, 64, marks=pytest.mark.slow)])
+async def test_an_engine_that_is_killed_again_and_again(start_server: StartServer, rounds: int, streams: int) -> None:
     server = start_server()
-    figures = await kill_rounds(server, rounds=rounds, streams=64, max_tokens=100)
+    figures = await kill_rounds(server, rounds=rounds, streams=streams, max_tokens=100)
     assert not set(broken_promises("kill", figures)) - TIMINGS, figures
     assert "SIGKILL" in server.log()
     assert "Traceback" not in server.log()
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 async def test_more_load_than_it_can_carry(start_server: StartServer, seconds: int) -> None:
     server = start_server("--max-num-seqs", "8", "--max-queue-requests", "8")
     figures = await overload(server, concurrency=8, seconds=seconds, max_tokens=24)
