@@ -12,26 +12,10 @@ from prompts.react.line_format import quote_steps
 from prompts.react.render import forced_opening, render
 from prompts.segments import Text
 from prompts.tool_format import Named, ToolChoice
+from tests.prompts.conversations import PING, assistant, call, result, user
 from tests.support.segments import display
 
-PING = ToolSpec.from_dict({"name": "ping", "description": "d"})
 PONG = ToolSpec.from_dict({"name": "pong"})
-
-
-def _user(text: str) -> Message:
-    return Message("user", text)
-
-
-def _assistant(text: str) -> Message:
-    return Message("assistant", text)
-
-
-def _call(name: str, arguments: str = "{}", content: str = "", id: str | None = None) -> Message:
-    return Message("assistant", content, calls=(FunctionCall(name, arguments, id),))
-
-
-def _result(text: str, id: str | None = None) -> Message:
-    return Message("tool", text, tool_call_id=id)
 
 
 def _reply_so_far(messages: list[Message], tools: list[ToolSpec] | None = None, **options: Any) -> str:
@@ -75,11 +59,11 @@ def _questions(messages: list[Message]) -> list[str]:
 @pytest.mark.parametrize(
     ("messages", "questions"),
     [
-        ([_user("1"), _user("2")], ["", "2"]),
-        ([_user("1"), _user("2"), _assistant("a"), _user("3")], ["", "2", ""]),
-        ([_user("1"), Message("system", "s"), _assistant("a"), _user("2")], ["1", ""]),
-        ([_user("1"), _assistant("a"), _user("2"), _assistant("b")], ["", "2"]),
-        ([_assistant("a"), _user("1")], ["1"]),
+        ([user("1"), user("2")], ["", "2"]),
+        ([user("1"), user("2"), assistant("a"), user("3")], ["", "2", ""]),
+        ([user("1"), Message("system", "s"), assistant("a"), user("2")], ["1", ""]),
+        ([user("1"), assistant("a"), user("2"), assistant("b")], ["", "2"]),
+        ([assistant("a"), user("1")], ["1"]),
     ],
 )
 def test_the_instruction_stands_once(messages: list[Message], questions: list[str]) -> None:
@@ -93,7 +77,7 @@ def test_without_a_question_the_instruction_is_a_turn_of_its_own() -> None:
 
 
 def test_braces_in_descriptions_are_text() -> None:
-    text = display(render([_user("q")], [replace(PING, description="{tools} {0} {")]).segments)
+    text = display(render([user("q")], [replace(PING, description="{tools} {0} {")]).segments)
     assert "useful for? {tools} {0} { Parameters:" in text
 
 
@@ -102,15 +86,15 @@ def test_braces_in_descriptions_are_text() -> None:
 
 def test_a_multi_step_episode() -> None:
     messages = [
-        _user("q"),
-        _call("ping", '{"a": 1}', "t"),
-        _result("r"),
-        _call("pong"),
-        _result("s"),
-        _assistant("done"),
+        user("q"),
+        call("ping", '{"a": 1}', "t"),
+        result("r"),
+        call("pong"),
+        result("s"),
+        assistant("done"),
     ]
-    assert _reply_so_far([*messages, _user("next")]) == ""
-    text = display(render([*messages, _user("next")], [PING]).segments)
+    assert _reply_so_far([*messages, user("next")]) == ""
+    text = display(render([*messages, user("next")], [PING]).segments)
     assert (
         'assistant\nThought: t\nAction: ping\nAction Input: {"a": 1}\nObservation: r\n'
         "Thought: \nAction: pong\nAction Input: {}\nObservation: s\n"
@@ -120,7 +104,7 @@ def test_a_multi_step_episode() -> None:
 
 def test_several_results_in_a_row() -> None:
     step = "Thought: \nAction: ping\nAction Input: {}\n"
-    assert _reply_so_far([_user("q"), _call("ping"), _result("1"), _result("2")]) == (
+    assert _reply_so_far([user("q"), call("ping"), result("1"), result("2")]) == (
         step + "Observation: 1\nObservation: 2\nThought:"
     )
 
@@ -131,44 +115,44 @@ PARALLEL = Message("assistant", "t", calls=(FunctionCall("ping", "1", "a"), Func
 @pytest.mark.parametrize(
     ("results", "observations"),
     [
-        ([_result("x", "a"), _result("y", "b")], ("x", "y")),
-        ([_result("y", "b"), _result("x", "a")], ("x", "y")),
-        ([_result("x"), _result("y")], ("x", "y")),
-        ([_result("y", "b"), _result("x", "unknown")], ("x", "y")),
-        ([_result("y", "b")], ("", "y")),
-        ([_result("x", "a")], ("x", "")),
-        ([_result("x"), _result("y"), _result("z")], ("x", "y\nObservation: z")),
+        ([result("x", "a"), result("y", "b")], ("x", "y")),
+        ([result("y", "b"), result("x", "a")], ("x", "y")),
+        ([result("x"), result("y")], ("x", "y")),
+        ([result("y", "b"), result("x", "unknown")], ("x", "y")),
+        ([result("y", "b")], ("", "y")),
+        ([result("x", "a")], ("x", "")),
+        ([result("x"), result("y"), result("z")], ("x", "y\nObservation: z")),
     ],
 )
 def test_results_of_several_calls_stand_behind_their_calls(
     results: list[Message], observations: tuple[str, str]
 ) -> None:
-    assert _reply_so_far([_user("q"), PARALLEL, *results]) == (
+    assert _reply_so_far([user("q"), PARALLEL, *results]) == (
         f"Thought: t\nAction: ping\nAction Input: 1\nObservation: {observations[0]}\n"
         f"Thought: \nAction: pong\nAction Input: 2\nObservation: {observations[1]}\nThought:"
     )
 
 
 def test_a_result_without_a_call_opens_a_turn() -> None:
-    assert _reply_so_far([_user("q"), _result("r")]) == "Observation: r\nThought:"
+    assert _reply_so_far([user("q"), result("r")]) == "Observation: r\nThought:"
 
 
 def test_a_call_that_was_never_answered() -> None:
     step = "Thought: \nAction: ping\nAction Input: {}"
-    assert _reply_so_far([_user("q"), _call("ping")]) == step + "\nObservation: \nThought:"
-    closed = display(render([_user("q"), _call("ping"), _user("r")], [PING]).segments)
+    assert _reply_so_far([user("q"), call("ping")]) == step + "\nObservation: \nThought:"
+    closed = display(render([user("q"), call("ping"), user("r")], [PING]).segments)
     assert f"assistant\n{step}<|im_end|>\n<|im_start|>user\nr" in closed
-    closed = display(render([_user("q"), _call("ping")], [PING], open_turn=False).segments)
+    closed = display(render([user("q"), call("ping")], [PING], open_turn=False).segments)
     assert closed.endswith(step + "<|im_end|>")
 
 
 def test_answers_in_a_row_are_one_turn_as_published() -> None:
-    text = display(render([_user("q"), _assistant("a"), _assistant("b"), _user("r")]).segments)
+    text = display(render([user("q"), assistant("a"), assistant("b"), user("r")]).segments)
     assert "assistant\na\nb<|im_end|>" in text
 
 
 def test_a_thought_is_not_labelled_twice() -> None:
-    assert _reply_so_far([_user("q"), _call("ping", content="Thought: t"), _result("r")]).startswith(
+    assert _reply_so_far([user("q"), call("ping", content="Thought: t"), result("r")]).startswith(
         "Thought: t\nAction"
     )
 
@@ -176,8 +160,8 @@ def test_a_thought_is_not_labelled_twice() -> None:
 # -- how the turn opens
 
 
-FRESH = [_user("q")]
-AFTER_RESULT = [_user("q"), _call("ping"), _result("r")]
+FRESH = [user("q")]
+AFTER_RESULT = [user("q"), call("ping"), result("r")]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +207,7 @@ def test_a_forced_step_is_shaped_like_one_in_the_history() -> None:
     ],
 )
 def test_a_continued_turn(tool_choice: ToolChoice, written: str) -> None:
-    assert _reply_so_far([*FRESH, _assistant("so far \n")], tool_choice=tool_choice) == written
+    assert _reply_so_far([*FRESH, assistant("so far \n")], tool_choice=tool_choice) == written
 
 
 PLACES: dict[ToolChoice, str] = {
@@ -241,11 +225,11 @@ def test_where_the_prompt_leaves_off(tool_choice: ToolChoice) -> None:
     after_result = {"turn": "thought", "text": "answer"}.get(place, place)
     assert render(AFTER_RESULT, [PING], tool_choice=tool_choice).place == after_result
     continued = {"turn": "answer"}.get(place, place)
-    assert render([*AFTER_RESULT, _assistant("a")], [PING], tool_choice=tool_choice).place == continued
+    assert render([*AFTER_RESULT, assistant("a")], [PING], tool_choice=tool_choice).place == continued
 
 
 def test_a_continued_turn_after_a_result() -> None:
-    messages = [*AFTER_RESULT, _assistant("so far")]
+    messages = [*AFTER_RESULT, assistant("so far")]
     assert _reply_so_far(messages).endswith(
         "Observation: r\nThought: I now know the final answer.\nFinal Answer: so far"
     )
@@ -253,7 +237,7 @@ def test_a_continued_turn_after_a_result() -> None:
 
 
 def test_the_last_answer_is_closed_if_it_shall_not_be_continued() -> None:
-    text = display(render([*FRESH, _assistant("a")], [PING], continue_final=False).segments)
+    text = display(render([*FRESH, assistant("a")], [PING], continue_final=False).segments)
     assert text.endswith("Final Answer: a<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -270,7 +254,7 @@ def test_no_call_can_be_forced_without_tools() -> None:
 
 
 def test_choice_none_leaves_the_tools_out_and_the_history_in() -> None:
-    prompt = render([*AFTER_RESULT, _assistant("a"), _user("r")], [PING], tool_choice="none")
+    prompt = render([*AFTER_RESULT, assistant("a"), user("r")], [PING], tool_choice="none")
     text = display(prompt.segments)
     assert "Answer the following" not in text
     assert "Thought: \nAction: ping\nAction Input: {}\nObservation: r\na<|im_end|>" in text
@@ -278,8 +262,8 @@ def test_choice_none_leaves_the_tools_out_and_the_history_in() -> None:
 
 
 def test_without_tools_the_reply_is_text() -> None:
-    for history in ([_user("q"), _assistant("Thought: x")], [*AFTER_RESULT, _assistant("a")]):
-        for messages in (history, [*history, _user("r")]):
+    for history in ([user("q"), assistant("Thought: x")], [*AFTER_RESULT, assistant("a")]):
+        for messages in (history, [*history, user("r")]):
             prompt = render(messages)
             assert (prompt.place, prompt.opening) == ("text", "")
 
