@@ -26,7 +26,8 @@ from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from model.execution.kv_cache import allocate_kv_cache
 from model.loop.engine import Engine
 from model.quantization import linear_maker
-from tests.support.engine_driver import Driver, make_driver
+from tests.gpu.on_gpu import drive, greedy_prompts
+from tests.support.engine_driver import Driver
 from tests.support.golden import FOLDERS, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN, ROOT
 from tests.support.staggered_requests import facts, random_requests, run_staggered
@@ -37,10 +38,6 @@ MODES = [
     pytest.param({"run_ahead": False}, id="graphs"),
     pytest.param({"cuda_graphs": False, "run_ahead": False}, id="plain"),
 ]
-
-
-def drive(folder: Path, **changes: Any) -> Driver:
-    return make_driver(folder, **{"device": "cuda", "max_model_len": 320, "max_num_seqs": 16, **changes})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -311,9 +308,3 @@ def test_a_capture_that_fails_is_survived(tiny_checkpoint: Path, monkeypatch: py
     assert [found[i].token_ids for i in found] == [expected[i].token_ids for i in expected]
 
 
-def greedy_prompts(num_requests: int, length: int) -> list[AddRequest]:
-    sampling = SamplingParams(max_tokens=8, temperature=0.0, repetition_penalty=1.1)
-    return [
-        AddRequest(seq_ids=(i,), request_id=str(i), prompt_ids=[1 + i % 200] * length, sampling=sampling)
-        for i in range(num_requests)
-    ]

@@ -17,7 +17,7 @@ from model.backends.cuda.operations import KERNELS, TORCH, Operations
 from model.backends.cuda.self_check.check import check_kernels, try_kernel
 from model.backends.cuda.self_check.inputs import KernelShape
 from model.backends.cuda.self_check.trials import TRIALS, trials_for
-from tests.gpu.test_engine_on_gpu import drive
+from tests.gpu.on_gpu import drive
 from tests.support.golden import assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
 

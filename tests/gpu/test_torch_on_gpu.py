@@ -11,7 +11,7 @@ import torch
 from model.backends.torch_device_backend import TorchDeviceBackend
 from model.contract.engine_config import EngineConfig
 from model.loop.engine import Engine
-from tests.gpu.test_engine_on_gpu import drive, greedy_prompts
+from tests.gpu.on_gpu import drive, greedy_prompts
 from tests.support.engine_driver import Driver
 from tests.support.golden import FOLDERS, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN

@@ -17,28 +17,8 @@ from model.contract.files.model_config import read_model_config
 from model.contract.files.vocabulary import read_ranks
 from model.contract.memory_plan import plan_memory
 from tests.support.paths import GOLDEN
+from tests.support.published_config import PUBLISHED_CONFIG
 
-TODAY: dict[str, Any] = {
-    "model_type": "qwen",
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "kv_channels": 128,
-    "intermediate_size": 11008,
-    "max_position_embeddings": 8192,
-    "seq_length": 8192,
-    "rotary_emb_base": 10000,
-    "rotary_pct": 1.0,
-    "layer_norm_epsilon": 1e-06,
-    "no_bias": True,
-    "tie_word_embeddings": False,
-    "use_dynamic_ntk": True,
-    "use_logn_attn": True,
-    "bf16": True,
-    "fp16": False,
-    "fp32": False,
-}
 FIRST_RELEASE_NAMES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -46,7 +26,7 @@ FIRST_RELEASE_NAMES = {
     "intermediate_size": "ffn_hidden_size",
     "max_position_embeddings": "n_positions",
 }
-FIRST_RELEASE = {FIRST_RELEASE_NAMES.get(name, name): value for name, value in TODAY.items()}
+FIRST_RELEASE = {FIRST_RELEASE_NAMES.get(name, name): value for name, value in PUBLISHED_CONFIG.items()}
 
 
 def read(tmp_path: Path, raw: dict[str, Any], **changes: Any) -> ModelConfig:
@@ -58,7 +38,7 @@ def read(tmp_path: Path, raw: dict[str, Any], **changes: Any) -> ModelConfig:
 
 def refusal(tmp_path: Path, **changes: Any) -> str:
     with pytest.raises(CheckpointError) as e:
-        read(tmp_path, TODAY, **changes)
+        read(tmp_path, PUBLISHED_CONFIG, **changes)
     message = str(e.value)
     assert "\n" not in message
     assert str(tmp_path / "config.json") in message
@@ -66,7 +46,7 @@ def refusal(tmp_path: Path, **changes: Any) -> str:
 
 
 def test_todays_spelling(tmp_path: Path) -> None:
-    assert read(tmp_path, TODAY) == ModelConfig(
+    assert read(tmp_path, PUBLISHED_CONFIG) == ModelConfig(
         vocab_size=151936,
         hidden_size=2048,
         num_layers=24,
@@ -87,7 +67,7 @@ def test_todays_spelling(tmp_path: Path) -> None:
 
 
 def test_the_first_releases_spelling_means_the_same(tmp_path: Path) -> None:
-    assert read(tmp_path, FIRST_RELEASE) == read(tmp_path, TODAY)
+    assert read(tmp_path, FIRST_RELEASE) == read(tmp_path, PUBLISHED_CONFIG)
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in GOLDEN.glob("*/config.json")))
@@ -108,13 +88,13 @@ def test_golden_configs_are_read(folder: str) -> None:
     ],
 )
 def test_declared_dtype(tmp_path: Path, flags: dict[str, Any], dtype: str | None) -> None:
-    assert read(tmp_path, TODAY, **flags).declared_dtype == dtype
+    assert read(tmp_path, PUBLISHED_CONFIG, **flags).declared_dtype == dtype
 
 
 def test_fields_that_may_be_absent(tmp_path: Path) -> None:
     absent = ["kv_channels", "rotary_emb_base", "rotary_pct", "layer_norm_epsilon", "no_bias", "use_dynamic_ntk"]
     absent += ["use_logn_attn", "seq_length", "tie_word_embeddings"]
-    config = read(tmp_path, TODAY, **dict.fromkeys(absent))
+    config = read(tmp_path, PUBLISHED_CONFIG, **dict.fromkeys(absent))
     assert config.head_dim == 128
     assert config.rotary_base == 10000.0
     assert config.rotary_dim == 128
@@ -123,20 +103,20 @@ def test_fields_that_may_be_absent(tmp_path: Path) -> None:
     assert not config.use_dynamic_ntk
     assert not config.use_logn_attn
     assert config.seq_length == 8192, "max_position_embeddings stands in"
-    assert read(tmp_path, TODAY, seq_length=None, max_position_embeddings=None).seq_length == 2048
+    assert read(tmp_path, PUBLISHED_CONFIG, seq_length=None, max_position_embeddings=None).seq_length == 2048
 
 
 def test_padded_vocab_size_is_that_of_the_tensors(tmp_path: Path) -> None:
-    assert read(tmp_path, TODAY, vocab_size=151851, padded_vocab_size=151936).vocab_size == 151936
+    assert read(tmp_path, PUBLISHED_CONFIG, vocab_size=151851, padded_vocab_size=151936).vocab_size == 151936
 
 
 def test_biases_of_the_other_linears(tmp_path: Path) -> None:
-    assert read(tmp_path, TODAY, no_bias=False).has_bias
+    assert read(tmp_path, PUBLISHED_CONFIG, no_bias=False).has_bias
 
 
 def test_partial_rotary(tmp_path: Path) -> None:
-    assert read(tmp_path, TODAY, rotary_pct=0.25).rotary_dim == 32
-    assert read(tmp_path, TODAY, rotary_pct=0.26).rotary_dim == 32, "always even"
+    assert read(tmp_path, PUBLISHED_CONFIG, rotary_pct=0.25).rotary_dim == 32
+    assert read(tmp_path, PUBLISHED_CONFIG, rotary_pct=0.26).rotary_dim == 32, "always even"
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"])
@@ -226,25 +206,25 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
 def test_gptq_is_described(tmp_path: Path) -> None:
     raw = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     expected = QuantizationConfig(quant_method="gptq", bits=4, group_size=128)
-    assert read(tmp_path, TODAY, quantization_config=raw).quantization == expected
+    assert read(tmp_path, PUBLISHED_CONFIG, quantization_config=raw).quantization == expected
 
 
 def test_gptq_in_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 8, "group_size": -1, "sym": False}))
     expected = QuantizationConfig(quant_method="gptq", bits=8, group_size=-1)
-    assert read(tmp_path, TODAY).quantization == expected
+    assert read(tmp_path, PUBLISHED_CONFIG).quantization == expected
 
 
 @pytest.mark.parametrize("layout", ["marlin", 2, ["gptq"]])
 def test_gptq_in_a_layout_that_is_not_read(tmp_path: Path, layout: object) -> None:
     raw = {"quant_method": "gptq", "bits": 4, "checkpoint_format": layout}
     with pytest.raises(CheckpointError, match=r"in the format .* is not supported; 'gptq' and 'gptq_v2' are"):
-        read(tmp_path, TODAY, quantization_config=raw)
+        read(tmp_path, PUBLISHED_CONFIG, quantization_config=raw)
 
 
 @pytest.mark.parametrize("seq_length", [64, 2048, 8192])
 def test_rope_alpha_at_its_boundaries(tmp_path: Path, seq_length: int) -> None:
-    config = read(tmp_path, TODAY, seq_length=seq_length)
+    config = read(tmp_path, PUBLISHED_CONFIG, seq_length=seq_length)
     # alpha is 2**k - 1 on (seq_length * 2**(k - 2), seq_length * 2**(k - 1)], k >= 2
     table = [(1, 1.0), (seq_length // 2, 1.0), (seq_length // 2 + 1, 1.0), (seq_length, 1.0)]
     for doublings in range(5):
@@ -254,14 +234,14 @@ def test_rope_alpha_at_its_boundaries(tmp_path: Path, seq_length: int) -> None:
 
 
 def test_rope_alpha_is_the_published_formula_everywhere(tmp_path: Path) -> None:
-    config = read(tmp_path, TODAY, seq_length=64)
+    config = read(tmp_path, PUBLISHED_CONFIG, seq_length=64)
     for length in range(1, 64 * 40):
         published = max(2 ** math.ceil(math.log(length / 64, 2) + 1) - 1, 1)
         assert config.rope_alpha(length) == published, length
 
 
 def test_rope_alpha_without_ntk(tmp_path: Path) -> None:
-    assert read(tmp_path, TODAY, use_dynamic_ntk=False).rope_alpha(100_000) == 1.0
+    assert read(tmp_path, PUBLISHED_CONFIG, use_dynamic_ntk=False).rope_alpha(100_000) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -277,7 +257,11 @@ def test_rope_alpha_without_ntk(tmp_path: Path) -> None:
 )
 def test_default_max_model_len(tmp_path: Path, seq_length: int, use_dynamic_ntk: bool, expected: int) -> None:
     config = read(
-        tmp_path, TODAY, seq_length=seq_length, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=seq_length
+        tmp_path,
+        PUBLISHED_CONFIG,
+        seq_length=seq_length,
+        use_dynamic_ntk=use_dynamic_ntk,
+        max_position_embeddings=seq_length,
     )
     assert config.default_max_model_len == expected
 
@@ -288,7 +272,7 @@ def test_what_the_file_declares_is_the_default(
     tmp_path: Path, use_dynamic_ntk: bool, declared: int, expected: int
 ) -> None:
     config = read(
-        tmp_path, TODAY, seq_length=2048, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=declared
+        tmp_path, PUBLISHED_CONFIG, seq_length=2048, use_dynamic_ntk=use_dynamic_ntk, max_position_embeddings=declared
     )
     assert config.default_max_model_len == expected
 
@@ -300,28 +284,28 @@ def test_what_the_file_declares_is_the_default(
     ("wrong", "right"), [("use_dynamc_ntk", "use_dynamic_ntk"), ("use_long_attn", "use_logn_attn")]
 )
 def test_misspelt_keys_of_the_published_cards(wrong: str, right: str, tmp_path: Path) -> None:
-    config = read(tmp_path, TODAY, **{right: None, wrong: True})
+    config = read(tmp_path, PUBLISHED_CONFIG, **{right: None, wrong: True})
     assert (config.use_dynamic_ntk, config.use_logn_attn) == (True, True)
     assert config.remarks == (f"config.json says {wrong!r}: taken for {right!r}",)
-    assert not read(tmp_path, TODAY, **{right: True, wrong: True}).remarks
-    config = read(tmp_path, TODAY, **{right: False, wrong: True})
+    assert not read(tmp_path, PUBLISHED_CONFIG, **{right: True, wrong: True}).remarks
+    config = read(tmp_path, PUBLISHED_CONFIG, **{right: False, wrong: True})
     assert [config.use_dynamic_ntk, config.use_logn_attn].count(False) == 1
     assert f"{right!r}: False, which counts" in config.remarks[0]
 
 
 def test_several_dtype_flags(tmp_path: Path) -> None:
-    config = read(tmp_path, TODAY, bf16=True, fp16=True)
+    config = read(tmp_path, PUBLISHED_CONFIG, bf16=True, fp16=True)
     assert config.declared_dtype == "bfloat16"
     assert config.remarks == ("config.json sets bf16 and fp16 at once: bfloat16 is used; --dtype decides",)
-    assert not read(tmp_path, TODAY).remarks
+    assert not read(tmp_path, PUBLISHED_CONFIG).remarks
 
 
 def test_a_quantised_cache_is_what_the_file_asks_for(tmp_path: Path) -> None:
-    config = read(tmp_path, TODAY, use_cache_quantization=True)
+    config = read(tmp_path, PUBLISHED_CONFIG, use_cache_quantization=True)
     assert plan_memory(config).kv_dtype == "int8"
     assert plan_memory(config, kv_cache_dtype="bfloat16").kv_dtype == "bfloat16"
     assert "--kv-cache-dtype" in config.remarks[0]
-    config = read(tmp_path, TODAY, use_cache_quantization=False)
+    config = read(tmp_path, PUBLISHED_CONFIG, use_cache_quantization=False)
     assert plan_memory(config).kv_dtype == "bfloat16" and not config.remarks
 
 

@@ -19,7 +19,7 @@ from model.contract.files.safetensors_header import read_header
 from model.contract.files.weight_files import find_weight_files, rows_of_embedding
 from model.contract.memory_plan import plan_memory
 from server.conversion.defaults import GenerationDefaults
-from tests.model.contract.test_config import TODAY
+from tests.support.published_config import PUBLISHED_CONFIG
 from tools.convert.qwen2_config import Qwen2Source
 
 HUGE = 10**400  # a whole number in JSON, and no float
@@ -75,14 +75,14 @@ def config_file(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantization(fields: dict[str, Any]) -> dict[str, Any]:
-    return config_file(TODAY | {"quantization_config": fields})
+    return config_file(PUBLISHED_CONFIG | {"quantization_config": fields})
 
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]], Callable[[Path], object]]] = {
-    "config": (TODAY | {"window_attn": 0, "architectures": [], "visual": None}, config_file, read_config),
+    "config": (PUBLISHED_CONFIG | {"window_attn": 0, "architectures": [], "visual": None}, config_file, read_config),
     "gptq": (GPTQ, quantization, read_config),
     "awq": (AWQ, quantization, read_config),
-    "whole": ({"quantization_config": GPTQ}, lambda fields: config_file(TODAY | fields), read_config),
+    "whole": ({"quantization_config": GPTQ}, lambda fields: config_file(PUBLISHED_CONFIG | fields), read_config),
     "adapter": (ADAPTER, lambda fields: {"adapter_config.json": fields}, read_adapter),
     "index": ({"weight_map": {}}, lambda fields: {"model.safetensors.index.json": fields}, read_index),
     "shards": (
@@ -127,7 +127,7 @@ def test_nothing_is_nested_deep(depth: int, read: Callable[[Path], object], tmp_
 
 
 def test_a_config_of_a_megabyte_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(TODAY | {"x": [[]] * 400_000}))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | {"x": [[]] * 400_000}))
     with pytest.raises(StartupError, match="is larger than 1,048,576 bytes"):
         read_model_config(tmp_path)
 
@@ -142,6 +142,6 @@ def test_a_step_of_deepspeed_that_cannot_be(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["use_dynamic_ntk", "use_logn_attn", "no_bias", "bf16", "tie_word_embeddings"])
 def test_a_flag_is_true_or_false(flag: str, tmp_path: Path) -> None:
     """Python would take any text for true, "false" too."""
-    (tmp_path / "config.json").write_text(json.dumps(TODAY | {flag: "false"}))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | {flag: "false"}))
     with pytest.raises(StartupError, match=f"'{flag}' must be true or false, not 'false'"):
         read_model_config(tmp_path)

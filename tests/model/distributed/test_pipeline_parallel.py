@@ -24,20 +24,12 @@ from model.contract.parallel import Placement, layers_of_stages
 from model.contract.sampling_params import SamplingParams
 from model.loop.step_guard import STEP_FAILED
 from tests.model.conftest import TINY
-from tests.model.distributed.test_tensor_parallel import (
-    PLAN,
-    REQUESTS,
-    TIGHT,
-    assert_same,
-    capture_decode,
-    driver_on,
-    run,
-)
 from tests.support.adapters import adapter_config, factors, write_adapter
 from tests.support.engine_driver import Driver
 from tests.support.gguf_files import exported
 from tests.support.golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
+from tests.support.rank_drivers import PLAN, REQUESTS, TIGHT, assert_same, capture_decode, driver_on, run_plan
 from tests.support.speculative_requests import FREE, REQUEST, SETTINGS, facts, run_requests
 
 
@@ -77,7 +69,7 @@ def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None
 
     Stages alone change no bit; ranks that share a layer add its parts up in another order.
     """
-    expected, *others = [run(driver, plan) for driver in drivers]
+    expected, *others = [run_plan(driver, plan) for driver in drivers]
     for replies in others:
         assert_same(replies, expected)
     on_one_rank, on_stages = ([(reply.logprobs, reply.prompt_logprobs) for reply in r] for r in (expected, others[0]))
@@ -188,7 +180,7 @@ def test_other_ways(three_layers: Path, changes: dict[str, Any]) -> None:
     replies = []
     for num_stages in (1, 2):
         with driver_on(1, three_layers, num_stages=num_stages, **changes) as driver:
-            replies.append(run(driver, PLAN))
+            replies.append(run_plan(driver, PLAN))
     assert_same(*replies)
 
 
@@ -197,10 +189,10 @@ def test_as_on_a_gpu(three_layers: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(TorchBackend, "runs_ahead", True)
     monkeypatch.setattr(TorchBackend, "capture_decode", capture_decode)
     with driver_on(1, three_layers, run_ahead=False) as driver:
-        expected = run(driver, PLAN)
+        expected = run_plan(driver, PLAN)
     with driver_on(1, three_layers, num_stages=3) as driver:
         assert driver.engine._speculator is None
-        assert_same(run(driver, PLAN), expected)
+        assert_same(run_plan(driver, PLAN), expected)
 
 
 def test_gguf(three_layers: Path, tmp_path: Path) -> None:
@@ -208,7 +200,7 @@ def test_gguf(three_layers: Path, tmp_path: Path) -> None:
     replies, held = [], []
     for num_stages in (1, 3):
         with driver_on(1, path, num_stages=num_stages) as driver:
-            replies.append(run(driver, PLAN))
+            replies.append(run_plan(driver, PLAN))
             held.append(driver.engine._runner.worker.loaded.weights_bytes)
     assert_same(*replies)
     assert held[0] == held[1]

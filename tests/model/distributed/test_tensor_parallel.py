@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from demo.random_checkpoint import write
 from model.adapters.low_rank import LowRankUpdate
-from model.backends.base import StepContext
 from model.backends.torch_backend import TorchBackend
-from model.contract.engine_config import EngineConfig, LoadAdapter
+from model.contract.engine_config import LoadAdapter
 from model.contract.files.linears import QWEN2_LINEARS, linear_shapes
 from model.contract.files.model_config import read_model_config
 from model.contract.memory_plan import plan_memory
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
 from model.distributed.shard import column_parallel, row_parallel
-from model.execution.forward_batch import ForwardBatch, SequenceSpan
 from tests.model.conftest import TINY
 from tests.support.adapters import PUBLISHED_TARGETS, QWEN2_TARGETS, adapter_config, factors, write_adapter
-from tests.support.engine_driver import Driver, Reply
+from tests.support.engine_driver import Driver
 from tests.support.gguf_files import exported
 from tests.support.golden import MAX_MODEL_LEN, assert_golden, greedy_requests, read_cases
 from tests.support.paths import GOLDEN
 from tests.support.quantized_tensors import write_awq
-from tests.support.thread_ranks import engine_on_threads
-
-
-@contextmanager
-def driver_on(
-    size: int, folder: Path, *, num_stages: int = 1, num_blocks: int = 256, block_size: int = 16, **changes: Any
-) -> Iterator[Driver]:
-    """An engine of so many ranks in each of so many stages, with so many blocks."""
-    plan = plan_memory(
-        read_model_config(folder),
-        dtype="float32",
-        kv_cache_dtype=changes.get("kv_cache_dtype", "auto"),
-        block_size=block_size,
-        num_ranks=size,
-        num_stages=num_stages,
-    )
-    made: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "seed": 0, "block_size": block_size}
-    made |= {"kv_cache_memory_bytes": num_blocks * plan.kv_block_bytes}
-    made |= {"tensor_parallel_size": size, "pipeline_parallel_size": num_stages, **changes}
-    with engine_on_threads(EngineConfig(checkpoint_path=str(folder), **made)) as engine:
-        yield Driver(engine)
+from tests.support.rank_drivers import PLAN, REQUESTS, TIGHT, assert_same, capture_decode, driver_on, run_plan
 
 
 @pytest.mark.parametrize(
@@ -82,67 +59,13 @@ def drivers(four_heads: Path) -> Iterator[list[Driver]]:
         yield [stack.enter_context(driver_on(size, four_heads, **TIGHT)) for size in (1, 4)]
 
 
-TIGHT: dict[str, Any] = {"num_blocks": 14, "max_model_len": 160, "max_num_batched_tokens": 24, "max_num_seqs": 5}
-
-
-REQUESTS = st.lists(
-    st.fixed_dictionaries(
-        {
-            "start": st.integers(1, 3),
-            "length": st.sampled_from([1, 5, 17, 40, 90]),
-            "num_choices": st.sampled_from([1, 1, 3]),
-            "max_tokens": st.sampled_from([0, 1, 6, 30]),
-            "repetition_penalty": st.sampled_from([1.0, 1.3]),
-            "num_prompt_logprobs": st.sampled_from([None, None, 1]),
-            "wait": st.integers(0, 4),
-        }
-    ),
-    min_size=1,
-    max_size=7,
-)
-
-
-def run(driver: Driver, plan: list[dict[str, Any]]) -> list[Reply]:
-    """Adds each request some steps after the one before."""
-    num_made = 0
-    for item in plan:
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=item["max_tokens"],
-            repetition_penalty=item["repetition_penalty"],
-            num_prompt_logprobs=item["num_prompt_logprobs"],
-            num_logprobs=0,
-        )
-        seq_ids = tuple(range(num_made, num_made + item["num_choices"]))
-        num_made += len(seq_ids)
-        prompt = [(item["start"] * 37 + i * i) % 303 for i in range(item["length"])]
-        driver.add([AddRequest(seq_ids=seq_ids, request_id="r", prompt_ids=prompt, sampling=sampling)])
-        for _ in range(item["wait"]):
-            driver.step()
-    return [reply for _, reply in sorted(driver.finish().items())]
-
-
 @settings(max_examples=5)
 @given(plan=REQUESTS)
 def test_any_schedule(drivers: list[Driver], plan: list[dict[str, Any]]) -> None:
     """Prefix cache, preemption, chunks, choices, scores: all ranks see the same step; replies are one rank's."""
-    expected, replies = [run(driver, plan) for driver in drivers]
+    expected, replies = [run_plan(driver, plan) for driver in drivers]
     assert_same(replies, expected)
     assert [reply.num_cached_tokens for reply in replies] == [reply.num_cached_tokens for reply in expected]
-
-
-def assert_same(replies: list[Reply], expected: list[Reply]) -> None:
-    """The same tokens and ends, and as nearly the same scores as sums in another order allow."""
-    assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in expected]
-    for reply, single in zip(replies, expected, strict=True):
-        assert (reply.finish_reason, reply.stop_token_id) == (single.finish_reason, single.stop_token_id)
-        for ours, theirs in zip(
-            [*reply.logprobs, *(reply.prompt_logprobs or ())],
-            [*single.logprobs, *(single.prompt_logprobs or ())],
-            strict=True,
-        ):
-            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
-            assert ours.rank == theirs.rank
 
 
 @pytest.mark.parametrize("changes", [{"kv_cache_dtype": "int8"}, {"dtype": "bfloat16", "kv_cache_dtype": "float32"}])
@@ -157,40 +80,12 @@ def test_other_numbers(four_heads: Path, changes: dict[str, str]) -> None:
     replies = []
     for size in (1, 4):
         with driver_on(size, four_heads, **changes) as driver:
-            replies.append(run(driver, plan))
+            replies.append(run_plan(driver, plan))
     for one, four in zip(*replies, strict=True):
         scores = [[entry.logprob for entry in reply.prompt_logprobs or ()] for reply in (one, four)]
         assert scores[0] == pytest.approx(scores[1], abs=tolerance)
         if "dtype" not in changes:
             assert one.token_ids == four.token_ids
-
-
-PLAN = [
-    {"start": i, "length": 30, "num_choices": 1, "max_tokens": 10, "wait": 1, "repetition_penalty": 1.0,
-     "num_prompt_logprobs": None}
-    for i in (1, 2)
-]  # fmt: skip
-
-
-class Recorded:
-    """Decode steps as a GPU records them: without adapters or with them, whatever the rows have."""
-
-    max_num_rows = 16
-
-    def __init__(self, run: Callable[[list[SequenceSpan]], torch.Tensor]) -> None:
-        self._run = run
-
-    def run(self, spans: list[SequenceSpan], sources: list[int]) -> torch.Tensor:
-        return self._run(spans)
-
-
-def capture_decode(backend: Any, context: StepContext, *, with_adapters: bool = False) -> Recorded:
-    def run(spans: list[SequenceSpan]) -> torch.Tensor:
-        plan = backend.plan_adapters(spans) if with_adapters else None
-        batch = ForwardBatch.build(spans, context.config, context.cache.block_size, backend.device, plan)
-        return context.logits(context.forward(batch))
-
-    return Recorded(run)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +129,7 @@ def test_gguf(four_heads: Path, tmp_path: Path, weight_type: str) -> None:
     replies = []
     for size in (1, 4):
         with driver_on(size, path) as driver:
-            replies.append(run(driver, PLAN))
+            replies.append(run_plan(driver, PLAN))
     assert [reply.token_ids for reply in replies[1]] == [reply.token_ids for reply in replies[0]]
 
 
@@ -246,7 +141,7 @@ def test_packed_weights(kind: str, wide_checkpoint: Path, tmp_path: Path) -> Non
     replies = []
     for size in (1, 2):
         with driver_on(size, folder, **changes) as driver:
-            replies.append(run(driver, PLAN))
+            replies.append(run_plan(driver, PLAN))
     assert [reply.token_ids for reply in replies[1]] == [reply.token_ids for reply in replies[0]]
 
 
@@ -257,7 +152,7 @@ def test_windows(four_heads: Path) -> None:
     replies = []
     for size, num_stages in ((1, 1), (2, 1), (1, 2)):
         with driver_on(size, four_heads, num_stages=num_stages, num_blocks=24, block_size=4, **changes) as driver:
-            replies.append(run(driver, plan))
+            replies.append(run_plan(driver, plan))
     assert_same(replies[1], replies[0])
     assert_same(replies[2], replies[0])
 
