@@ -30,7 +30,11 @@ from tests.support.paths import ROOT
 MAX_SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 
 
-@pytest.mark.parametrize("is_quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "all"])
+@pytest.mark.parametrize(
+    "is_quick",
+    [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],  # three minutes of a quiet core
+    ids=["quick", "all"],
+)
 def test_kernels_compile(tmp_path: Path, is_quick: bool) -> None:
     """In a process of its own: this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
