@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 # What test modules import stays to the end: to look through all of it again and again takes a quarter of their import.
 gc.disable()
 
-# A worker for each core is enough: threads of two would only wait for one another, and OpenMP's wait busily.
+# The workers fill all cores: threads of two would only wait for one another, and OpenMP's wait busily.
 torch.set_num_threads(1)
 
 SMALL = ("--kv-cache-memory", "64MiB", "--threads", "1", "--device", "cpu")
