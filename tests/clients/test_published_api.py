@@ -136,7 +136,7 @@ def _(wire: Wire) -> None:
     assert credentials.basic_digest is not None and credentials.caller("Bearer k") is not None
 
 
-@row("pages of any origin may call it")
+@row("web pages of any origin may call it")
 def _(wire: Wire) -> None:
     assert load_settings({"model": "m", "cors_allow_origin": ("*",)}, {}).cors_allow_origin == ("*",)
 
