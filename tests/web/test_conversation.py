@@ -25,8 +25,8 @@ def test_a_conversation_that_a_reload_keeps(server: ServerProcess, open_page: Op
     assert chat.input.input_value() == ""
     assert chat.page.evaluate("document.activeElement.id") == "composer-input"
     assert chat.said() == ["first line\nsecond line"]
-    assert re.fullmatch(
-        r"first token [\d.,]+ m?s · [\d.,]+ tokens/s · 12 tokens · prompt \d+( \(\d+ cached\))?"
+    assert re.fullmatch(  # a reply that comes all at once, as on a busy machine, has no speed
+        r"first token [\d.,]+ m?s( · [\d.,]+ tokens/s)? · 12 tokens · prompt \d+( \(\d+ cached\))?"
         r" · token limit reached",
         chat.stats(),
     )

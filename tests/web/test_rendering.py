@@ -122,6 +122,15 @@ def test_streamed_is_as_whole_at_every_character(modules: Any) -> None:
     assert differing == []
 
 
+def test_the_line_under_a_reply(modules: Any) -> None:
+    parts = """async (message) => (await import("/web/message-view.js")).statsParts(message)"""
+    stats = {"first_ms": 41, "rate": 152.6, "completion_tokens": 12, "prompt_tokens": 9, "cached_tokens": 4}
+    shown = ["first token 41 ms", "153 tokens/s", "12 tokens", "prompt 9 (4 cached)", "token limit reached"]
+    assert modules.evaluate(parts, {"stats": stats, "finish": "length"}) == shown
+    del shown[1]
+    assert modules.evaluate(parts, {"stats": {**stats, "rate": None}, "finish": "length"}) == shown
+
+
 def test_what_was_shown_stays_the_same_node(modules: Any) -> None:
     assert modules.evaluate(
         """async () => {
