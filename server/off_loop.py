@@ -76,12 +76,26 @@ class FairPool:
             future.set_exception(error)
 
     def close(self) -> None:
-        """Begins nothing more."""
+        """Begins nothing more; what has not begun is cancelled."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for _, _, future, _ in self._due:
+                future.cancel()
 
 
 # The turn of the request being served, in the pool that its size chooses.
 _turn_var: ContextVar[Turn | None] = ContextVar("off_loop_turn", default=None)
+
+
+def begin_request(caller: Caller) -> None:
+    """Has work that follows be done for a new request of `caller`, whose body has not been read.
+
+    A request may find the variables of another one: asyncio calls a connection in the context of whoever resumed it, so
+    that the next request would keep the turn of the last one, and so would the lines of a batch that of their batch.
+    """
+    caller_var.set(caller)
+    body_bytes_var.set(0)
+    _turn_var.set(None)
 
 
 class OffLoop:

@@ -16,7 +16,8 @@ from starlette.types import Message
 from model.contract.errors import EngineUnavailableError
 from server.engine.client import EngineClient
 from server.engine.open_requests import MAX_ATTEMPTS
-from server.gates.callers import Caller, caller_var
+from server.gates.callers import Caller
+from server.off_loop import begin_request
 from server.wire.errors import server_error
 
 _LATER = frozenset({429, 503})
@@ -90,7 +91,7 @@ async def ask_once(app: FastAPI, path: str, body: bytes, caller: Caller) -> tupl
         else:
             parts.append(message.get("body", b""))
 
-    caller_var.set(caller)
+    begin_request(caller)
     try:
         await app(scope, receive, send)
     except Exception:  # the app has logged it, and answered in text

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.contract.errors import EngineUnavailableError
 from server.gates.admission import Admission
-from server.gates.callers import Network, caller_var, find_caller
+from server.gates.callers import Network, find_caller
 from server.gates.credentials import Credentials
 from server.gates.rate_limits import RateLimiter
+from server.off_loop import begin_request
 from server.telemetry.metrics import Metrics
 from server.wire.errors import ApiError, as_api_error
 from server.wire.json_body import JsonBodyRoute
@@ -85,7 +86,7 @@ class GateMiddleware:
             self.metrics.count_rejected(error.code or "")
             raise
         scope.setdefault("state", {})["caller"] = caller
-        caller_var.set(caller)
+        begin_request(caller)
         if is_work:
             declared = Headers(scope=scope).get("content-length", "")
             num_bytes = int(declared[:19]) if declared.isdecimal() else 0

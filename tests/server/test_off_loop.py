@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from server.gates.callers import Caller
 from server.gates.request_context import body_bytes_var
-from server.off_loop import HUGE_BYTES, SMALL_BYTES, FairPool, OffLoop
+from server.off_loop import HUGE_BYTES, SMALL_BYTES, FairPool, OffLoop, begin_request
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,41 @@ def test_a_pool_forgets_the_turns_that_have_passed() -> None:
         pool.submit(pool.next_turn(Caller("often")), lambda: None)
     assert len(pool._next_turns) < 2000
     pool.close()
+
+
+async def test_a_request_takes_a_turn_of_its_own_also_in_the_context_of_another() -> None:
+    """Connections are called, and the lines of a batch run, in the context of a request before them."""
+    off_loop = OffLoop()
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    async def serve(caller: str, work: Callable[[], object]) -> None:
+        begin_request(Caller(caller))
+        assert body_bytes_var.get() == 0
+        body_bytes_var.set(HUGE_BYTES + 1)
+        await off_loop.run(work)
+
+    await serve("flood", lambda: None)  # its context is what the tasks inherit
+    tasks = [asyncio.create_task(serve("flood", lambda: (begun.set(), go_on.wait())))]
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    tasks += [asyncio.create_task(serve("flood", partial(done.append, "flood"))) for _ in range(3)]
+    tasks.append(asyncio.create_task(serve("other", partial(done.append, "other"))))
+    while len(off_loop._huge._due) < 4:
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*tasks)
+    off_loop.close()
+    assert done == ["other", "flood", "flood", "flood"]
+
+
+async def test_work_that_waits_when_the_pool_closes_is_cancelled() -> None:
+    pool = FairPool(1, "closing")
+    begun, go_on = threading.Event(), threading.Event()
+    running = pool.submit((0.0, 0), lambda: (begun.set(), go_on.wait()))
+    assert begun.wait(5)
+    waiting = pool.submit((1.0, 0), lambda: None)
+    pool.close()
+    go_on.set()
+    running.result(5)
+    assert waiting.cancelled()
