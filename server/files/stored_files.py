@@ -73,12 +73,12 @@ class Uploads:
 
     @contextmanager
     def reserve(self, caller: Caller) -> Iterator[None]:
-        """Holds one of the places for uploads, of which a caller may have half.
+        """Holds one of the places for uploads, which callers share.
 
         Raises:
-            ApiError: 429, there is none.
+            ApiError: 429, all are taken, and the caller has its share of them.
         """
-        if self._open.total() >= _MAX_UPLOADS or self._open[caller] >= _MAX_UPLOADS // 2:
+        if not self._open.may_have_more(caller, _MAX_UPLOADS):
             raise server_overloaded(
                 "Too many files are being sent; please try again later.", retry_after_s=_RETRY_AFTER_S
             )

@@ -21,7 +21,8 @@ _DRAIN_TIMEOUT_S = 5.0
 _DRAIN_FACTOR = 8
 # From the first byte of a body to its last.
 _BODY_TIMEOUT_S = 60.0
-# Files have more time: a second more for so many bytes that have come.
+# Files have more time: a second more for so many bytes that have come, but never more than that ahead, so that a file
+# which stops coming ends then, however fast its beginning was.
 _MIN_UPLOAD_RATE = 16384
 # So many bodies of the largest size may be held at a time, half of them by one caller. Small ones are not counted: the
 # number of connections bounds what they take together.
@@ -93,7 +94,7 @@ class _Body:
         self._is_stored = is_stored
         self._num_bytes = 0
         self.is_complete = False
-        self._ends_at: float | None = None
+        self._left_s = _BODY_TIMEOUT_S  # of the time that it may be waited for
         self.refusal: ApiError | None = None
         self.num_held = 0
 
@@ -107,15 +108,15 @@ class _Body:
             return await self._receive()  # the news that the client has left
         if self.refusal is not None:
             raise self.refusal
-        if self._ends_at is None:
-            self._ends_at = time.monotonic() + _BODY_TIMEOUT_S
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(self._ends_at - time.monotonic()):
+            async with asyncio.timeout(self._left_s):
                 message = await self._receive()
+            self._left_s -= time.monotonic() - started
             self.is_complete = not message.get("more_body", False)
             self._count(len(message.get("body", b"")))
         except TimeoutError:
-            self.refusal = _too_slow()
+            self.refusal = _file_too_slow() if self._is_stored else _too_slow()
         except ApiError as error:
             self.refusal = error
         if self.refusal is not None:
@@ -127,8 +128,7 @@ class _Body:
         if self._num_bytes > self._max_bytes:
             raise _file_too_large(self._max_bytes) if self._is_stored else _too_large(self._max_bytes)
         if self._is_stored:
-            assert self._ends_at is not None
-            self._ends_at += num_bytes / _MIN_UPLOAD_RATE
+            self._left_s = min(self._left_s + num_bytes / _MIN_UPLOAD_RATE, _BODY_TIMEOUT_S)
         elif self._num_bytes > _SMALL_BODY_BYTES:
             self._budget.hold(self._caller, self._num_bytes - self.num_held)
             self.num_held = self._num_bytes
@@ -225,6 +225,16 @@ def _file_too_large(max_bytes: int) -> ApiError:
         413,
         f"The file is larger than the {max_bytes} bytes it may have (half of --max-store-bytes, at most 512 MiB).",
         code="request_too_large",
+        param="file",
+    )
+
+
+def _file_too_slow() -> ApiError:
+    return ApiError(
+        408,
+        f"The file came too slowly, with less than {_MIN_UPLOAD_RATE} bytes a second for {_BODY_TIMEOUT_S:g} s;"
+        " please send it again.",
+        code="request_timeout",
         param="file",
     )
 

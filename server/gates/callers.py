@@ -57,6 +57,16 @@ class CallerCounts(Counter[Caller]):
         if not self[caller]:
             del self[caller]
 
+    def may_have_more(self, caller: Caller, limit: int) -> bool:
+        """Whether a caller may have one more of `limit`: while there are any, or with less than its share of them.
+
+        So nobody waits for those who have most, and with k callers at most 1 + 1/2 + ... + 1/k times the limit is had.
+        """
+        if self.total() < limit:
+            return True
+        share = caller.weight / sum(other.weight for other in {*self, caller})
+        return bool(self[caller] + 1 <= share * limit)
+
     @contextmanager
     def one_more(self, caller: Caller) -> Iterator[None]:
         """Gives a caller one more for as long as the context lasts."""

@@ -129,6 +129,29 @@ async def test_a_body_has_a_deadline_also_if_it_trickles(monkeypatch: pytest.Mon
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
+async def test_a_file_that_stops_coming_is_ended_however_fast_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_limits, "_BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body_limits, "_DRAIN_TIMEOUT_S", 0.0)
+    pieces = [b"x" * (1 << 20)] * 4  # four minutes' worth at the slowest rate
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.get_running_loop().create_future()
+        return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": []}
+    async with asyncio.timeout(30):
+        await BodyLimitMiddleware(echo_size, 10, Metrics("m"))(scope, receive, send)
+    assert sent[0]["status"] == 408
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["code"] == "request_timeout"
+    assert "too slowly" in error["message"]
+
+
 async def test_large_bodies_share_a_budget_and_nobody_has_all_of_it() -> None:
     """They count until their requests end; small bodies always pass, and refused ones take nothing of the budget."""
     served = asyncio.Event()

@@ -185,9 +185,13 @@ async def test_what_a_client_left_unfinished_is_gone(demo_checkpoint: Path, tmp_
         while not (uploads := await services.store.all_of("upload")):
             await asyncio.sleep(0.01)
         assert len(uploads) == 1
-        with contextlib.ExitStack() as places, pytest.raises(ApiError, match="Too many files"):
-            for _ in range(9):
-                places.enter_context(services.uploads.reserve(Caller("somebody")))
+        with contextlib.ExitStack() as places:
+            one, two, three = Caller("one", 1), Caller("two", 1), Caller("three", 2)
+            for caller, num_places in ((one, 15), (two, 5), (three, 6)):  # the client above has one
+                for _ in range(num_places):
+                    places.enter_context(services.uploads.reserve(caller))
+                with pytest.raises(ApiError, match="Too many files"):
+                    services.uploads.reserve(caller).__enter__()
         writer.close()
         while await services.store.all_of("upload"):
             await asyncio.sleep(0.01)
