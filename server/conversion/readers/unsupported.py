@@ -90,8 +90,9 @@ _UNSERVED_IN_RESPONSES = {
     **dict.fromkeys(("context_management", "moderation", "image"), _HOSTED),
 }
 _UNSERVED_IN_MESSAGES = {
-    # Without the hints, which name fields that this API does not have.
-    **{name: _Unserved("", refused.neutral) for name, refused in _UNSERVED.items() if refused in (_WORDS, _BEAMS)},
+    # Without the hints, which name fields that this API does not have; `stop_sequences` is its own, also where tokens
+    # are only counted.
+    **{name: _Unserved("", refused.neutral) for name, refused in _UNSERVED.items() if name != "stop_sequences"},
     "mcp_servers": _Unserved("this server calls no tools; send them as 'tools' and run them yourself"),
     "container": _Unserved("this server runs no code"),
     "response_format": _Unserved("here it is 'output_config.format'"),
@@ -99,6 +100,7 @@ _UNSERVED_IN_MESSAGES = {
     "n": _Unserved("a message has one reply", (1,)),
     "functions": _Unserved("here they are 'tools'"),
     **dict.fromkeys(("max_completion_tokens", "max_output_tokens"), _called("max_tokens")),
+    **dict.fromkeys(("max_new_tokens", "n_predict", "num_predict"), _called("max_tokens", -1)),
     **dict.fromkeys(("min_tokens", "min_new_tokens", "min_p", "presence_penalty", "frequency_penalty", "logit_bias",
                      "stop_token_ids", "ignore_eos", "logprobs", "structured_outputs", *PEER_NAMES), _CHATS),
     **dict.fromkeys(("repetition_penalty", "repeat_penalty"), _Unserved(_CHATS.hint, (1,))),
@@ -115,10 +117,9 @@ _UNSERVED_IN: dict[type[RequestBody], dict[str, _Unserved]] = {
     ChatCompletionRequest: _UNSERVED | _UNSERVED_IN_CHAT,
     CompletionRequest: _UNSERVED | _UNSERVED_IN_COMPLETIONS,
     ResponsesRequest: _UNSERVED | _UNSERVED_IN_RESPONSES,
-    MessagesRequest: _UNSERVED | _UNSERVED_IN_MESSAGES,
-    CountTokensRequest: _UNSERVED | _UNSERVED_IN_MESSAGES,
+    MessagesRequest: _UNSERVED_IN_MESSAGES,
+    CountTokensRequest: _UNSERVED_IN_MESSAGES,
 }
-_KNOWN = _WITHOUT_EFFECT.union(*_UNSERVED_IN.values())
 
 
 def refuse_unserved(request: RequestBody) -> None:
@@ -153,9 +154,10 @@ class UnknownFields:
         """Logs what is new in a request that is being served."""
         if isinstance(request, CompletionRequest):
             self._note_written_chatml(request)
+        unserved = _UNSERVED_IN.get(type(request), {})
         for name in itertools.islice(request.model_extra or (), _MAX_LOGGED_NAMES):
             name = name[:_MAX_NAME_CHARS]
-            if name in _KNOWN:
+            if name in _WITHOUT_EFFECT or name in unserved:
                 continue
             if name not in self._logged and len(self._logged) < _MAX_LOGGED_NAMES:
                 self._logged.add(name)

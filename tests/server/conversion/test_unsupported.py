@@ -191,3 +191,25 @@ def test_every_api_refuses_what_constrains_a_reply(kind: type[RequestBody], body
         with pytest.raises(InvalidRequestError, match=f"'{name}' is not served"):
             refuse_unserved(kind.model_validate(body | {name: value}))
     refuse_unserved(kind.model_validate(body | {"bad_words": [], "use_beam_search": False, "typical_p": 1.0}))
+
+
+def test_counting_takes_a_message_s_body_as_it_is() -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "stop_sequences": ["x"], "top_k": 1}
+    refuse_unserved(MessagesRequest.model_validate(body))
+    refuse_unserved(CountTokensRequest.model_validate(body))
+
+
+def test_refusals_of_messages_name_no_field_of_other_apis() -> None:
+    for name in ("stop_regex", "format", "grammar_string", "typical_p", "truncate_prompt_tokens"):
+        request = CountTokensRequest.model_validate({"messages": [{"role": "user", "content": "a"}], name: "x"})
+        with pytest.raises(InvalidRequestError, match=rf"^'{name}' is not served\.$"):
+            refuse_unserved(request)
+
+
+def test_fields_that_only_another_api_refuses_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """They are ignored here, as a misspelt field is."""
+    unknown = UnknownFields()
+    body = {"messages": [{"role": "user", "content": "a"}], "max_output_tokens": 1, "echo": None, "store": True}
+    unknown.note(ChatCompletionRequest.model_validate(body))
+    unknown.note(CompletionRequest.model_validate({"prompt": "a", "max_completion_tokens": 1, "tools": None}))
+    assert [text.split("'")[1] for text in caplog.messages] == ["max_output_tokens", "max_completion_tokens"]
