@@ -10,12 +10,13 @@ import orjson
 from server.responses.stored_responses import ITEMS
 from server.store.store import MAX_READ_BYTES, Store
 from server.wire.errors import ApiError, dump_json
-from server.wire.shapes.pages import page_around
+from server.wire.shapes.pages import page_ends
 
 
 def page_of(ids: Sequence[str], items: Sequence[bytes], *, has_more: bool) -> bytes:
     """Returns a page of a list: items, each of them JSON already, with their ids."""
-    return dump_json({**page_around(ids, has_more=has_more), "data": [orjson.Fragment(item) for item in items]})
+    data = [orjson.Fragment(item) for item in items]
+    return dump_json({"object": "list", "data": data, **page_ends(ids, has_more=has_more)})
 
 
 async def read_page(

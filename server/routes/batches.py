@@ -16,7 +16,7 @@ from server.wire.errors import ApiError, JsonResponse
 from server.wire.json_body import BoundedJsonRoute
 from server.wire.openapi import error_reply, success_reply
 from server.wire.shapes.files import ENDPOINTS, STORE_ERRORS, BatchList, BatchObject, BatchRequest
-from server.wire.shapes.pages import Limit, page_around
+from server.wire.shapes.pages import Limit, page_ends
 
 router = APIRouter(
     tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response, responses=STORE_ERRORS
@@ -62,7 +62,8 @@ async def list_batches(
     if page is None:
         raise ApiError(400, "'after': you have no such batch.", param="after")
     data = [batch_object(stored) for stored in page[:limit]]
-    batches: BatchList = {**page_around([batch["id"] for batch in data], has_more=len(page) > limit), "data": data}
+    ends = page_ends([batch["id"] for batch in data], has_more=len(page) > limit)
+    batches: BatchList = {"object": "list", "data": data, **ends}
     return JsonResponse(batches)
 
 

@@ -29,7 +29,7 @@ from server.wire.shapes.files import (
     FileList,
     FileObject,
 )
-from server.wire.shapes.pages import page_around
+from server.wire.shapes.pages import page_ends
 
 router = APIRouter(
     tags=["files"], route_class=BoundedJsonRoute, default_response_class=Response, responses=STORE_ERRORS
@@ -147,7 +147,8 @@ async def list_files(
             break
         after = page[-1].id
     data = found[:limit]
-    files: FileList = {**page_around([file["id"] for file in data], has_more=len(found) > limit), "data": data}
+    ends = page_ends([file["id"] for file in data], has_more=len(found) > limit)
+    files: FileList = {"object": "list", "data": data, **ends}
     return JsonResponse(files)
 
 

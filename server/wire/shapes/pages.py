@@ -13,16 +13,23 @@ Order = Annotated[Literal["asc", "desc"], Query(description="by default the newe
 After = Annotated[str | None, Query(description="id of the item before the page")]
 
 
-class Page(TypedDict):
-    """A page of a list, but for its `data`."""
+class PageEnds(TypedDict):
+    """The fields of a page after its `data`."""
 
-    object: Literal["list"]
     first_id: str | None
     last_id: str | None
     has_more: bool
 
 
-def page_around(ids: Sequence[str], *, has_more: bool) -> Page:
-    """Returns what stands around the objects with these ids."""
+class _List(TypedDict):
+    object: Literal["list"]
+
+
+class Page(_List, PageEnds):
+    """A page of a list, but for its `data`."""
+
+
+def page_ends(ids: Sequence[str], *, has_more: bool) -> PageEnds:
+    """Returns the fields after the objects with these ids."""
     first_id, last_id = (ids[0], ids[-1]) if ids else (None, None)
-    return {"object": "list", "first_id": first_id, "last_id": last_id, "has_more": has_more}
+    return {"first_id": first_id, "last_id": last_id, "has_more": has_more}

@@ -126,6 +126,7 @@ async def test_chats_and_lists(server: ServerProcess) -> None:
             assert result["response"]["body"]["object"] == kind and batch["error_file_id"] is None
         first = (await client.http.get("/v1/batches?limit=2")).json()
         assert [b["id"] for b in first["data"]] == [ids[2], ids[1]] and first["has_more"]
+        assert list(first) == ["object", "data", "first_id", "last_id", "has_more"]
         rest = (await client.http.get(f"/v1/batches?after={first['last_id']}")).json()
         assert rest["data"][0]["id"] == ids[0] and not rest["has_more"]
         assert (await client.http.get("/v1/batches?after=none")).status_code == 400

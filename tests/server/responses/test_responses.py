@@ -369,6 +369,7 @@ async def test_pages() -> None:
         assert await ids(order="asc", after="0", before="3") == ["1", "2"]
         assert await ids(order="asc", after="3", before="1") == []
         last = await page(order="asc", after="2")
+        assert list(last) == ["object", "data", "first_id", "last_id", "has_more"]
         assert (last["object"], last["first_id"], last["last_id"], last["has_more"]) == ("list", "3", "4", False)
         assert (await page())["has_more"] and not (await page(before="2"))["has_more"]
         with pytest.raises(ApiError):
