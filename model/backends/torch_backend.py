@@ -234,11 +234,13 @@ class _Plan:
         return self._attend(qkv, layer)
 
     def _choose(self, dtype: torch.dtype) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        code = attention_code(self._cache, dtype) if self._own_kernels else None
+        batch, cache = self._batch, self._cache
+        code = attention_code(cache, dtype) if self._own_kernels else None
         if code is not None:
-            return StepAttention(code, self._batch, self._cache, dtype).attend
-        plan = plan_attention(self._batch, self._cache)
-        return lambda qkv, layer: attention(qkv, layer, self._batch, plan)
+            return StepAttention(code, batch, cache, dtype).attend
+        plan = plan_attention(batch, cache)
+        # Without `self`: a cycle would keep the step's tensors on the device until Python's collector runs.
+        return lambda qkv, layer: attention(qkv, layer, batch, plan)
 
 
 def require_known_dtype(name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
@@ -524,6 +525,26 @@ def test_a_small_pool_shortens_the_default_context(tiny_checkpoint: Path) -> Non
 
 
 # --- state over time
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_steps_leave_no_tensors_to_the_collector(tiny_checkpoint: Path, kernels: str) -> None:
+    """What is part of a cycle stays on the device until Python's collector happens to run."""
+    driver = make_driver(tiny_checkpoint, kernels=kernels)
+    driver.add([request((0, 1), PROMPT * 3, num_logprobs=2, num_prompt_logprobs=1), request(2, PROMPT, top_p=0.5)])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            driver.step()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [found.shape for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
 
 
 @pytest.mark.parametrize("seed", range(3))
