@@ -60,7 +60,8 @@ class ModelRunner:
 
         def run(num_rows: int, context_len: int) -> None:
             blocks = [0] * -(-(context_len + num_rows) // worker.cache.block_size)
-            spans = [SequenceSpan([0], context_len + i, 1.0, blocks, 1) for i in range(num_rows)]
+            last = worker.max_model_len - 1  # angles of later positions are not kept on a device
+            spans = [SequenceSpan([0], min(context_len + i, last), 1.0, blocks, 1) for i in range(num_rows)]
             step = RankStep(spans, [-1] * num_rows, False, [list(range(num_rows))])
             # How many steps there are is decided by the clock, so only the leader's decides.
             worker.ranks.tell(step)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.contract.messages import AddRequest
 from model.contract.sampling_params import SamplingParams
+from model.distributed.step import RankStep
 from model.execution.launched_step import accept
 from model.execution.row_costs import MAX_GUESSED_ROWS, measure_row_costs
+from model.execution.worker import Worker
 from model.sampling.sampler import SampledToken
 from model.scheduling.drafting import Drafter, TextIndex
 from model.scheduling.sequence import Sequence
@@ -193,3 +196,19 @@ def test_row_costs_are_measured_as_far_as_rows_are_nearly_free(monkeypatch: pyte
     assert (1, 300) in seen
     assert costs.step_s(3, 0) == 2.25
     assert costs.step_s(1, 100) == 2.0 + 100 * costs.key_s
+
+
+def test_row_costs_are_measured_within_the_context(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has tables of so many positions, and what lies behind them is not its own."""
+    ends: list[int] = []
+    forward = Worker.forward
+
+    def watched(self: Worker, step: RankStep) -> torch.Tensor:
+        ends.extend(span.context_len for span in step.spans)
+        return forward(self, step)
+
+    monkeypatch.setattr(Worker, "forward", watched)
+    monkeypatch.setattr("model.execution.row_costs._TOO_LONG", float("inf"))
+    make_driver(tiny_checkpoint, max_model_len=MAX_GUESSED_ROWS // 2)
+    assert len(ends) > MAX_GUESSED_ROWS
+    assert max(ends) == MAX_GUESSED_ROWS // 2
