@@ -55,7 +55,8 @@ def post(body: dict[str, Any], *headers: bytes) -> bytes:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_half_closes_is_answered(server: ServerProcess, stream: bool) -> None:
-    reply = say(server, post({"messages": HI, "max_tokens": 3, "stream": stream}, b"Host: localhost"), half_close=True)
+    body = {"messages": HI, "max_tokens": 3, "ignore_eos": True, "stream": stream}
+    reply = say(server, post(body, b"Host: localhost"), half_close=True)
     assert b"HTTP/1.1 200 OK" in reply
     assert (b"data: [DONE]" if stream else b'"finish_reason":"length"') in reply
 
