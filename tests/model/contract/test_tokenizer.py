@@ -65,6 +65,14 @@ def test_control_tokens_are_shown_only_when_asked_for(tokenizer: Tokenizer) -> N
     assert [tokenizer.is_special(i) for i in ids] == [False, True, False]
 
 
+def test_characters_that_lie_in_two_of_the_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [*tokenizer.encode("x🜁y"), tokenizer.im_end_id]
+    assert len(ids) > 4  # the sign takes several tokens
+    monkeypatch.setattr(tokenizer_module, "_DECODED_AT_ONCE", 1)
+    assert tokenizer.decode(ids) == "x🜁y"
+    assert tokenizer.decode(ids, show_special_tokens=True) == "x🜁y<|im_end|>"
+
+
 @pytest.mark.parametrize("padding", [151851, 151935, 152063, 10**9])
 def test_padding_rows_decode_to_nothing(padding: int, tokenizer: Tokenizer) -> None:
     token = tokenizer.encode("a")[0]
